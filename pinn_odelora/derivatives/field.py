@@ -1,0 +1,60 @@
+"""What a residual may ask of a solution: ``f.x``, ``f.u``, ``f.u_t``, ``f.u_xx`` by name, whatever engine answers.
+
+Problems are written against this class alone, so that an engine can be replaced without touching an equation.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from pinn_odelora.points import Points
+
+
+class Field(ABC):
+    """The fields of a solution at given points; every quantity is a column (N, 1).
+
+    ``f.x`` is a coordinate (or an extra column of the points), ``f.u`` a field, ``f.u_xt`` its derivative along
+    one-letter coordinates. A name that is neither raises ``AttributeError`` saying what exists.
+
+    Args:
+        points: where; the columns named in ``coords`` are the coordinates.
+        fields: names of the solution's components, in order.
+        coords: names of the coordinates, one letter each.
+    """
+
+    def __init__(self, points: Points, fields: Sequence[str], coords: Sequence[str]) -> None:
+        self.points = points
+        self.fields = tuple(fields)
+        self.coords = tuple(coords)
+
+    @abstractmethod
+    def derivative(self, field: str, along: str) -> Tensor:
+        """∂^k field / ∂along₁ … ∂along_k, (N, 1); ``along`` is empty for the value."""
+
+    def __getattr__(self, name: str) -> Tensor:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if name in self.points:
+            return self.points[name]
+        field, _, along = name.partition("_")
+        if field in self.fields and set(along) <= set(self.coords):
+            return self.derivative(field, along)
+        raise AttributeError(
+            f"the solution has no {name!r}: fields are {', '.join(self.fields)}, columns {', '.join(self.points)}, "
+            f"and a derivative is written like {self.fields[0]}_{self.coords[0]}{self.coords[0]}"
+        )
+
+    def lap(self, field: str, along: Sequence[str] = ()) -> Tensor:
+        """The Laplacian Σ_c ∂²field/∂c² over the named coordinates (all of them by default)."""
+        return self.op(field, {2 * c: 1.0 for c in along or self.coords})
+
+    def op(self, field: str, coefficients: Mapping[str, float | Tensor]) -> Tensor:
+        """The linear operator Σ c·∂_key field; ``op("u", {"t": 1, "xx": -nu})`` is u_t − ν u_xx.
+
+        Coefficients are numbers or columns (N, 1); the key ``""`` is the field itself.
+        """
+        terms = [c * self.derivative(field, along) for along, c in coefficients.items()]
+        return sum(terms[1:], terms[0])

@@ -1,0 +1,88 @@
+"""Where the terms of a loss live: boxes, their faces, and clouds of given points.
+
+A region places points of the unit cube, so that any low-discrepancy sequence can drive it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pinn_odelora.points import Points
+
+Uniform = Callable[[int, int], Tensor]
+"""``uniform(n, d)``: n points in [0, 1)^d, (n, d)."""
+
+
+class Region(Protocol):
+    """A set of points that can be sampled evenly."""
+
+    interior: bool
+    """True for a region of full dimension; it receives ``points.interior`` points, others ``points.boundary``."""
+
+    def sample(self, n: int, uniform: Uniform) -> Points:
+        """n points of the region, columns (n, 1)."""
+        ...
+
+
+@dataclass(frozen=True, init=False)
+class Box:
+    """A product of intervals, ``Box(x=(-1, 1), t=(0, 1))``; an interval of length zero fixes that coordinate."""
+
+    bounds: Mapping[str, tuple[float, float]]
+
+    def __init__(self, **bounds: tuple[float, float]) -> None:
+        object.__setattr__(self, "bounds", bounds)
+
+    @property
+    def interior(self) -> bool:
+        return all(low < high for low, high in self.bounds.values())
+
+    def face(self, **fixed: float) -> Box:
+        """The part where the named coordinates have the given values, for instance ``face(t=0.0)``."""
+        return Box(**{**self.bounds, **{name: (value, value) for name, value in fixed.items()}})
+
+    def boundary(self, *names: str) -> Union:
+        """Both ends of each named coordinate (all coordinates when none is named)."""
+        return Union(*(self.face(**{name: end}) for name in names or self.bounds for end in self.bounds[name]))
+
+    def sample(self, n: int, uniform: Uniform) -> Points:
+        free = [name for name, (low, high) in self.bounds.items() if low < high]
+        return self.place(Points.from_rows(free, uniform(n, len(free))), n)
+
+    def place(self, unit: Points, n: int) -> Points:
+        """Map unit-interval columns onto the box; fixed coordinates are filled in."""
+        columns = {}
+        for name, (low, high) in self.bounds.items():
+            fixed = torch.full((n, 1), low, dtype=torch.float64)
+            columns[name] = low + (high - low) * unit[name] if name in unit else fixed
+        return Points(columns)
+
+
+class Union:
+    """Several boxes of one lower dimension, each with an equal share of the points (at least one)."""
+
+    interior = False
+
+    def __init__(self, *parts: Region) -> None:
+        self.parts = parts
+
+    def sample(self, n: int, uniform: Uniform) -> Points:
+        share, rest = divmod(max(n, len(self.parts)), len(self.parts))
+        samples = [part.sample(share + (i < rest), uniform) for i, part in enumerate(self.parts)]
+        return Points({name: torch.cat([s[name] for s in samples]) for name in samples[0]})
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """Given points, all of them at every draw: measurements with their extra columns."""
+
+    points: Points
+    interior: bool = False
+
+    def sample(self, n: int, uniform: Uniform) -> Points:
+        return self.points

@@ -1,0 +1,104 @@
+"""The adapted linear layer  W = W0 + s·(B A − B₀ A₀),  x ↦ W x + b,  with only A and B trained.
+
+The start (A₀, B₀) is subtracted so that the layer computes what the pretrained one did at the first step, whatever
+the factors start from. The user's W0 is never changed. Factors carry the names that PEFT gives them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Factors(NamedTuple):
+    """A point of the factor space, or a gradient or velocity there: A (…, r, n) and B (…, m, r)."""
+
+    A: Tensor
+    B: Tensor
+
+
+class LowRankLinear(nn.Module):
+    """A frozen ``nn.Linear`` (m, n) with a trained product s·B·A of rank r beside it.
+
+    Args:
+        base: the pretrained layer, kept as ``base_layer`` and frozen.
+        start: factors (A₀, B₀) to start from; the layer's function does not change.
+        scale: s, the factor in front of the product.
+    """
+
+    def __init__(self, base: nn.Linear, start: Factors, scale: float) -> None:
+        super().__init__()
+        self.base_layer = base.requires_grad_(False)
+        self.scale = scale
+        self.lora_A = nn.ModuleDict({"default": _factor(start.A)})
+        self.lora_B = nn.ModuleDict({"default": _factor(start.B)})
+        self.register_buffer("start_A", start.A.detach().clone())
+        self.register_buffer("start_B", start.B.detach().clone())
+        self._gradient: Tensor | None = None
+
+    @property
+    def A(self) -> nn.Parameter:
+        return self.lora_A["default"].weight
+
+    @property
+    def B(self) -> nn.Parameter:
+        return self.lora_B["default"].weight
+
+    @property
+    def factors(self) -> Factors:
+        return Factors(self.A, self.B)
+
+    @property
+    def rank(self) -> int:
+        return len(self.A)
+
+    @property
+    def scaling(self) -> dict[str, float]:
+        """The scale as PEFT keeps it, by adapter name."""
+        return {"default": self.scale}
+
+    def update(self) -> Tensor:
+        """The exact change of the user's weight, s·(B A − B₀ A₀), (m, n)."""
+        return self.scale * (self.B @ self.A - self.start_B @ self.start_A)
+
+    @property
+    def weight(self) -> Tensor:
+        """The effective weight W, (m, n)."""
+        return self.base_layer.weight + self.update()
+
+    def forward(self, x: Tensor) -> Tensor:
+        # One product with the merged weight: with derivative channels in flight it costs less than two thin ones.
+        weight = self.weight
+        if self._gradient is not None and weight.requires_grad:
+            weight.register_hook(self._gradient.add_)
+        return nn.functional.linear(x, weight, self.base_layer.bias)
+
+
+def _factor(weight: Tensor) -> nn.Linear:
+    linear = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0], bias=False)
+    linear.weight = nn.Parameter(weight.detach().clone())
+    return linear
+
+
+def adapters(module: nn.Module) -> dict[str, LowRankLinear]:
+    """The adapted layers of a module by name."""
+    return {name: layer for name, layer in module.named_modules() if isinstance(layer, LowRankLinear)}
+
+
+@contextmanager
+def weight_gradients(layers: dict[str, LowRankLinear]) -> Iterator[dict[str, Tensor]]:
+    """Collect G = ∂L/∂W, (m, n), of every layer from the backward passes run inside; full fine-tuning's gradient.
+
+    It costs nothing beyond the pass itself: the chain to A and B runs through W.
+    """
+    for layer in layers.values():
+        layer._gradient = torch.zeros_like(layer.base_layer.weight)
+    try:
+        yield {name: layer._gradient for name, layer in layers.items()}
+    finally:
+        for layer in layers.values():
+            layer._gradient = None

@@ -1,0 +1,5 @@
+"""Networks."""
+
+from pinn_odelora.nets.mlp import MLP
+
+__all__ = ["MLP"]

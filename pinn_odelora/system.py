@@ -1,0 +1,86 @@
+"""Where problem, network and points meet: residuals, and the loss  L = Σ_k w_k · mean_i |r_k(x_i)|²."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from pinn_odelora.derivatives import AutogradField, Field
+from pinn_odelora.geometry import sobol
+from pinn_odelora.points import Points
+from pinn_odelora.problem import Problem, Term
+
+
+class Solution(nn.Module):
+    """The solution that a network represents: u(p) = g(p) + m(p) · N(e(p)), Points -> (N, fields).
+
+    e is the problem's embedding of the coordinates, (g, m) its ansatz for hard conditions; with soft conditions
+    u(p) = N(e(p)).
+    """
+
+    def __init__(self, problem: Problem, net: nn.Module) -> None:
+        super().__init__()
+        self.problem = problem
+        self.net = net
+
+    def forward(self, p: Points) -> Tensor:
+        N = self.net(self.problem.embed(p))
+        if self.problem.conditions == "soft":
+            return N
+        g, m = self.problem.ansatz(p)
+        return g + m * N
+
+
+class Loss(NamedTuple):
+    """L and its terms w_k · mean_i |r_k(x_i)|², each a scalar tensor."""
+
+    total: Tensor
+    terms: dict[str, Tensor]
+
+
+class System:
+    """The residual system of a problem under a solution.
+
+    Args:
+        problem: equation, conditions and weights.
+        solution: the map Points -> (N, fields) whose residuals are asked for.
+        extra: further terms, for instance measurements.
+    """
+
+    def __init__(
+        self, problem: Problem, solution: Callable[[Points], Tensor], extra: Mapping[str, Term] | None = None
+    ) -> None:
+        self.problem = problem
+        self.solution = solution
+        self.terms = {**problem.loss_terms(), **(extra or {})}
+
+    def field(self, p: Points) -> Field:
+        """The solution at p with its derivatives."""
+        return AutogradField(self.solution, p, self.problem.fields, self.problem.coords)
+
+    def residuals(self, points: Mapping[str, Points]) -> dict[str, Tensor]:
+        """r_k at the points of term k, (N_k, components), unweighted."""
+        return {name: term.rows(self.field(points[name])) for name, term in self.terms.items()}
+
+    def loss(self, points: Mapping[str, Points]) -> Loss:
+        """The loss at one set of points for each term."""
+        terms = {
+            name: self.terms[name].weight * r.square().sum(dim=1).mean() for name, r in self.residuals(points).items()
+        }
+        return Loss(sum(terms.values()), terms)
+
+
+def draw_points(
+    terms: Mapping[str, Term], interior: int, boundary: int, seed: int, draw: int = 0
+) -> dict[str, Points]:
+    """Points for every term, float64: ``interior`` for terms of full dimension, ``boundary`` for the others.
+
+    Each term has its own Sobol sequence; the same (seed, draw) gives the same points.
+    """
+    samples = {}
+    for k, (name, term) in enumerate(terms.items()):
+        n = interior if term.where.interior else boundary
+        samples[name] = term.where.sample(n, lambda n, d, k=k: sobol(n, d, seed=1000 * seed + k, draw=draw))
+    return samples
