@@ -1,0 +1,6 @@
+"""Velocities on the factor space: pure functions of a point and a gradient there."""
+
+from pinn_odelora.flows.balanced import balanced_flow
+from pinn_odelora.flows.gradient import gradient_flow
+
+__all__ = ["balanced_flow", "gradient_flow"]

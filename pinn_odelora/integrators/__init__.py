@@ -1,0 +1,6 @@
+"""Time discretisations of a flow."""
+
+from pinn_odelora.integrators.explicit import RungeKutta, rk_step
+from pinn_odelora.integrators.tableau import Tableau
+
+__all__ = ["RungeKutta", "Tableau", "rk_step"]

@@ -1,0 +1,47 @@
+"""L-BFGS with a strong Wolfe line search (Liu and Nocedal, 1989) that keeps working when the loss is small."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class LBFGS(torch.optim.LBFGS):
+    """``torch.optim.LBFGS`` without tolerances, on a scaled loss: the budget ends it.
+
+    torch leaves a pair (s, y) out of its memory when yᵀs ≤ 1e-10, an absolute number. Residual losses reach it at
+    about 1e-6, and the iteration then stalls on a stale memory. The method itself does not depend on the scale of
+    the loss, so it is given ``scale`` · L; ``step`` returns L.
+
+    Args:
+        parameters: what is minimised over.
+        history: pairs kept.
+        iterations: iterations in one ``step``.
+        scale: the factor.
+    """
+
+    def __init__(
+        self, parameters: Sequence[nn.Parameter], history: int = 100, iterations: int = 1, scale: float = 1e8
+    ) -> None:
+        super().__init__(
+            parameters,
+            lr=1.0,
+            max_iter=iterations,
+            max_eval=25 * iterations,
+            history_size=history,
+            tolerance_grad=0.0,
+            tolerance_change=0.0,
+            line_search_fn="strong_wolfe",
+        )
+        self.scale = scale
+
+    def step(self, closure: Callable[[], Tensor]) -> Tensor:
+        def scaled() -> Tensor:
+            loss = closure()
+            for p in self.param_groups[0]["params"]:
+                p.grad = p.grad * self.scale
+            return loss * self.scale
+
+        return super().step(scaled) / self.scale

@@ -1,0 +1,59 @@
+"""The methods of a comparison: which parameters are trained, and by which optimiser.
+
+A method is a function of its settings that returns a ``Method``; ``configs/method/<name>.yaml`` names the function.
+A method that takes an ``integrator`` is a time discretisation of a flow; the others are rivals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from pinn_odelora.flows import gradient_flow
+from pinn_odelora.integrators import RungeKutta
+from pinn_odelora.optim.flow import ODELoRA
+from pinn_odelora.optim.lbfgs import LBFGS
+
+
+class Method(NamedTuple):
+    """What is trained and how.
+
+    ``trains``: the low-rank ``factors``, or all ``weights`` of the network.
+    ``optimizer``: from parameter groups (pairs for factors) to the optimiser; it is stepped with a closure.
+    """
+
+    trains: Literal["factors", "weights"]
+    optimizer: Callable[[Sequence[dict[str, Any]]], Optimizer]
+
+
+def odelora(integrator: RungeKutta, retract: bool = True) -> Method:
+    """Full fine-tuning's gradient flow projected on balanced rank-r factors (Gao and Tan, 2026, arXiv 2602.07479)."""
+    return Method("factors", lambda pairs: ODELoRA(pairs, integrator=integrator, retract=retract))
+
+
+def lora_gd(integrator: RungeKutta) -> Method:
+    """Gradient descent on the factors, the flow of plain LoRA by Euler's scheme (Hu et al., 2022, arXiv 2106.09685)."""
+    return Method("factors", lambda pairs: ODELoRA(pairs, integrator=integrator, flow=gradient_flow, retract=False))
+
+
+def lora_adam(lr: float = 3e-3, betas: Sequence[float] = (0.9, 0.999)) -> Method:
+    """Adam on the factors (Kingma and Ba, 2015, arXiv 1412.6980; Hu et al., 2022, arXiv 2106.09685)."""
+    return Method("factors", lambda groups: torch.optim.Adam(_parameters(groups), lr=lr, betas=tuple(betas)))
+
+
+def full_adam(lr: float = 1e-3, betas: Sequence[float] = (0.9, 0.999)) -> Method:
+    """Adam on all weights (Kingma and Ba, 2015, arXiv 1412.6980)."""
+    return Method("weights", lambda groups: torch.optim.Adam(_parameters(groups), lr=lr, betas=tuple(betas)))
+
+
+def full_lbfgs(history: int = 100) -> Method:
+    """L-BFGS on all weights with a strong Wolfe line search (Liu and Nocedal, 1989), one iteration a step."""
+    return Method("weights", lambda groups: LBFGS(_parameters(groups), history))
+
+
+def _parameters(groups: Sequence[dict[str, Any]]) -> list[nn.Parameter]:
+    return [p for group in groups for p in group["params"]]

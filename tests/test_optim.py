@@ -1,0 +1,208 @@
+"""ODELoRA as a torch optimiser: order on a trajectory of an adapted network, and the habits of torch.optim."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from pinn_odelora.errors import InputError
+from pinn_odelora.flows import gradient_flow
+from pinn_odelora.integrators import RungeKutta, Tableau, tableau
+from pinn_odelora.lowrank.balance import balance_defect
+from pinn_odelora.lowrank.layer import LowRankLinear, adapters, weight_gradients
+from pinn_odelora.lowrank.start import orthonormal, pissa, zero
+from pinn_odelora.nets import MLP
+from pinn_odelora.optim import ODELoRA, factor_pairs
+from pinn_odelora.system import Solution, System, draw_points
+from problems.burgers import Burgers
+
+SCALE = 0.7
+TABLEAUX = {name: value for name, value in vars(tableau).items() if isinstance(value, Tableau)}
+
+
+def adapted(start=orthonormal, rank=2, seed=1):
+    """A small network on Burgers' equation with adapters on its two square layers."""
+    generator = torch.Generator().manual_seed(seed)
+    net = MLP(2, 1, width=8, depth=3, generator=generator)
+    for name in ("1", "2"):
+        base = net.linears[int(name)]
+        net.linears[int(name)] = LowRankLinear(base, start(base.weight, rank, SCALE, generator), SCALE)
+    for p in (net.linears[0], net.linears[3]):
+        p.requires_grad_(False)
+    return net
+
+
+def closure_of(net, n=64):
+    problem = Burgers()
+    system = System(problem, Solution(problem, net))
+    points = draw_points(system.terms, n, 0, seed=3)
+
+    def closure():
+        net.zero_grad()
+        loss = system.loss(points).total
+        loss.backward()
+        return loss.detach()
+
+    return closure
+
+
+def products(net):
+    return torch.cat([layer.update().detach().flatten() for layer in adapters(net).values()])
+
+
+def follow(scheme, retract, steps, time=0.075):
+    """The adapters after a stretch of flow time, two units of the stiffest mode long."""
+    net = adapted()
+    optimizer = ODELoRA(factor_pairs(net), integrator=RungeKutta(scheme, h=time / steps), retract=retract)
+    closure = closure_of(net)
+    for _ in range(steps):
+        optimizer.step(closure)
+    return products(net)
+
+
+@pytest.fixture(scope="module")
+def trajectory_end():
+    return follow(tableau.DORMAND_PRINCE, False, 24)
+
+
+@pytest.mark.parametrize("scheme", TABLEAUX.values(), ids=TABLEAUX.keys())
+@pytest.mark.parametrize("retract", [False, True])
+def test_order_by_slope_on_a_trajectory_of_an_adapted_network(scheme, retract, trajectory_end):
+    """The product's path does not depend on the factors, so retracting after each step leaves the order as it is."""
+    errors = [float((follow(scheme, retract, steps) - trajectory_end).norm()) for steps in (4, 8)]
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(scheme.order, abs=0.4)
+
+
+def test_one_euler_step_moves_the_product_against_the_projected_gradient():
+    net, h = adapted(), 1e-7
+    before, closure = products(net), closure_of(net)
+    layers = adapters(net)
+    with weight_gradients(layers) as G:
+        closure()
+    expected = []
+    for name, layer in layers.items():
+        Q_B, Q_A = torch.linalg.qr(layer.B.detach()).Q, torch.linalg.qr(layer.A.detach().T).Q
+        P_B, P_A = Q_B @ Q_B.T, Q_A @ Q_A.T
+        expected.append((P_B @ G[name] + G[name] @ P_A - P_B @ G[name] @ P_A).flatten())
+    ODELoRA(factor_pairs(net), lr=h).step(closure)
+    velocity = (products(net) - before) / h
+    assert torch.allclose(velocity, -torch.cat(expected), atol=1e-5 * float(velocity.abs().max()))
+
+
+def test_step_returns_the_loss_it_started_from_and_counts_one_closure_a_stage():
+    net = adapted()
+    closure, calls = closure_of(net), []
+    start = float(closure())
+    counted = lambda: calls.append(1) or closure()
+    loss = ODELoRA(factor_pairs(net), lr=1e-3, integrator=RungeKutta(tableau.RK4)).step(counted)
+    assert float(loss) == start
+    assert len(calls) == 4
+
+
+def test_retraction_changes_the_factors_and_not_the_function(generator):
+    net = adapted()
+    for layer in adapters(net).values():
+        with torch.no_grad():
+            layer.A.mul_(3.0)
+            layer.B.div_(3.0)
+    before = products(net)
+    optimizer = ODELoRA(factor_pairs(net), lr=0.0)
+    optimizer.step(closure_of(net))
+    assert torch.allclose(products(net), before, atol=1e-13)
+    assert max(float(balance_defect(layer.factors).detach()) for layer in adapters(net).values()) < 1e-13
+
+
+@pytest.mark.parametrize("scheme", ["HEUN", "DORMAND_PRINCE"])
+def test_state_dict_round_trip_continues_with_the_same_bits(scheme):
+    def fresh():
+        net = adapted()
+        return net, ODELoRA(factor_pairs(net), integrator=RungeKutta(TABLEAUX[scheme], renew=3)), closure_of(net)
+
+    net, optimizer, closure = fresh()
+    for _ in range(4):
+        optimizer.step(closure)
+    other, resumed, other_closure = fresh()
+    other.load_state_dict(copy.deepcopy(net.state_dict()))
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for _ in range(3):
+        optimizer.step(closure)
+        resumed.step(other_closure)
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), other.parameters(), strict=True))
+
+
+def test_a_learning_rate_schedule_scales_the_step():
+    net = adapted()
+    optimizer, closure = ODELoRA(factor_pairs(net), lr=1e-6, flow=gradient_flow, retract=False), closure_of(net)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=0.5)
+    moves = []
+    for _ in range(2):
+        before = products(net)
+        optimizer.step(closure)
+        schedule.step()
+        moves.append(float((products(net) - before).norm()))
+    assert moves[1] / moves[0] == pytest.approx(0.5, rel=1e-3)
+
+
+def test_without_closure_the_present_gradients_make_an_euler_step():
+    net, other = adapted(), adapted()
+    closure = closure_of(net)
+    closure()
+    ODELoRA(factor_pairs(net), lr=1e-3).step()
+    ODELoRA(factor_pairs(other), lr=1e-3).step(closure_of(other))
+    assert torch.equal(products(net), products(other))
+    with pytest.raises(InputError, match="closure"):
+        ODELoRA(factor_pairs(net), lr=1e-3, integrator=RungeKutta(tableau.RK4)).step()
+
+
+def test_the_zero_start_is_refused_by_name_and_taken_by_the_gradient_flow():
+    net = adapted(zero)
+    with pytest.raises(InputError, match=r"linears\.1, linears\.2.*factor B has lost rank"):
+        ODELoRA(factor_pairs(net), lr=1e-3).step(closure_of(net))
+    ODELoRA(factor_pairs(net), lr=1e-3, flow=gradient_flow, retract=False).step(closure_of(net))
+    assert float(products(net).norm()) > 0
+
+
+def test_a_failing_loss_leaves_the_factors_as_they_were():
+    net = adapted(pissa)
+    before, calls, closure = products(net), [], closure_of(net)
+
+    def fails_in_the_second_stage():
+        calls.append(1)
+        if len(calls) == 2:
+            raise FloatingPointError
+        return closure()
+
+    with pytest.raises(FloatingPointError):
+        ODELoRA(factor_pairs(net), lr=1e-3, integrator=RungeKutta(tableau.HEUN)).step(fails_in_the_second_stage)
+    assert torch.equal(products(net), before)
+
+
+def test_groups_that_are_not_pairs_are_refused():
+    net = MLP(2, 1, width=8)
+    with pytest.raises(InputError, match="no LoRA pairs"):
+        factor_pairs(net)
+    with pytest.raises(InputError, match="one pair"):
+        ODELoRA([{"params": list(net.parameters())[:2], "name": "dense"}])
+    with pytest.raises(InputError, match="step size"):
+        ODELoRA(factor_pairs(adapted()), lr=-1.0)
+
+
+def test_pairs_of_peft_are_found_and_trained():
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 1))
+    model = peft.get_peft_model(base, peft.LoraConfig(r=2, lora_alpha=3, target_modules=["2"], init_lora_weights="pissa"))
+    x, target = torch.randn(32, 3), torch.randn(32, 1)
+
+    def closure():
+        model.zero_grad()
+        loss = (model(x) - target).square().mean()
+        loss.backward()
+        return loss.detach()
+
+    optimizer = ODELoRA(factor_pairs(model), lr=0.05)
+    losses = [float(optimizer.step(closure)) for _ in range(5)]
+    assert optimizer.param_groups[0]["scale"] == 1.5
+    assert losses == sorted(losses, reverse=True)
