@@ -1,0 +1,223 @@
+"""A finished adapter as a file, in the format of PEFT, for the network that the user had before.
+
+The layer subtracts the start's product, W = W0 + s (B A - B₀A₀), so that the trained pair alone says nothing about W0.
+What is saved is therefore the exact difference
+
+    W - W0 = s (B A - B₀A₀) = s [B, -B₀] [A; A₀],
+
+a pair of rank at most 2r, or r when B₀A₀ = 0.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from pinn_odelora.checkpoints import read_state_dict, write_atomically
+from pinn_odelora.errors import InputError
+from pinn_odelora.lowrank.layer import Factors, LowRankLinear, adapters
+from pinn_odelora.lowrank.targets import linear_layers
+
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+
+_FACTOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
+
+_PLAIN: Mapping[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA",),
+    "bias": ("none",),
+    "use_dora": (False, None),
+    "use_rslora": (False, None),
+    "init_lora_weights": (True, False, None, "gaussian", "orthogonal"),
+}
+"""Settings with which a PEFT adapter means W0 + (alpha/r)·B A, for the W0 of the file it is put on."""
+
+
+def difference(layer: LowRankLinear) -> Factors:
+    """Factors A (R, n) and B (m, R) with s·B A = W - W0, R = 2r, or r when the start's product is zero."""
+    if not (layer.start_A.any() and layer.start_B.any()):
+        return layer.factors
+    return Factors(torch.cat([layer.A, layer.start_A]), torch.cat([layer.B, -layer.start_B], dim=1))
+
+
+def merged_state_dict(net: nn.Module) -> dict[str, Tensor]:
+    """The ``state_dict`` of the network before it was adapted, same names, with the effective weights W; copies."""
+    layers = adapters(net)
+    owners = {f"{name}.{key}": name for name, layer in layers.items() for key in layer.state_dict()}
+    merged = {}
+    for key, value in net.state_dict().items():
+        name = owners.get(key)
+        if name is None:
+            merged[key] = value
+        elif key == f"{name}.base_layer.weight":
+            merged[f"{name}.weight"] = layers[name].weight
+        elif key == f"{name}.base_layer.bias":
+            merged[f"{name}.bias"] = value
+    return {key: value.detach().clone() for key, value in merged.items()}
+
+
+def save_adapter(net: nn.Module, folder: str | Path, base: str) -> None:
+    """Write W - W0 of every adapted layer as ``adapter_model.safetensors`` and ``adapter_config.json``.
+
+    Args:
+        net: an adapted network.
+        folder: made if it does not exist; each file is replaced as a whole.
+        base: name or path of the user's network, for the record.
+
+    Raises:
+        InputError: if ``net`` has no adapted layer, or the folder cannot be written.
+    """
+    layers = adapters(net)
+    if not layers:
+        raise InputError("The network has no adapted layer to save.")
+    pairs = {name: difference(layer) for name, layer in layers.items()}
+    tensors = {
+        f"base_model.model.{name}.lora_{letter}.weight": factor.detach().cpu().clone().contiguous()
+        for name, pair in pairs.items()
+        for letter, factor in pair._asdict().items()
+    }
+    ranks = {name: len(pair.A) for name, pair in pairs.items()}
+    config = _config(ranks, {name: layer.scale for name, layer in layers.items()})
+    targets = _target_modules(net, layers)
+    config |= {"target_modules": targets, "base_model_name_or_path": base}
+    write_atomically(Path(folder) / WEIGHTS, safetensors.torch.save(tensors, {"format": "pt"}))
+    write_atomically(Path(folder) / CONFIG, json.dumps(config, indent=2).encode())
+
+
+def _config(ranks: Mapping[str, int], scales: Mapping[str, float]) -> dict[str, Any]:
+    """PEFT's settings of plain LoRA; PEFT computes the scale of a layer as alpha / r."""
+    alphas = {name: scales[name] * rank for name, rank in ranks.items()}
+    rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
+    return {
+        "peft_type": "LORA",
+        "task_type": None,
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": alpha,
+        "rank_pattern": {_exactly(name): r for name, r in ranks.items() if r != rank},
+        "alpha_pattern": {_exactly(name): a for name, a in alphas.items() if a != alpha},
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "modules_to_save": None,
+        "use_dora": False,
+        "use_rslora": False,
+    }
+
+
+def _exactly(name: str) -> str:
+    """The pattern that PEFT matches with this layer alone."""
+    return "^" + re.escape(name)
+
+
+def _target_modules(net: nn.Module, layers: Mapping[str, LowRankLinear]) -> list[str] | str:
+    """The names as a list, or as one expression where PEFT would take a name for the end of another one, too."""
+    others = [name for name, _ in net.named_modules() if name not in layers]
+    if any(other.endswith(f".{name}") for other in others for name in layers):
+        return "|".join(map(re.escape, layers))
+    return [*layers]
+
+
+class _Adapter(NamedTuple):
+    """What a folder says about one layer."""
+
+    pair: Factors
+    scale: float
+
+
+def load_adapter(net: nn.Module, folder: str | Path) -> dict[str, LowRankLinear]:
+    """Put a saved adapter, ours or a plain LoRA adapter of PEFT, on the network that it was saved for.
+
+    The adapted layers start from the loaded factors with nothing subtracted; everything else is frozen.
+
+    Raises:
+        InputError: if a file is missing, damaged or of another method, or a layer or shape does not fit; ``net`` is
+            then unchanged.
+    """
+    linears = linear_layers(net)
+    saved = _read(Path(folder))
+    for name, adapter in saved.items():
+        _check_layer(name, adapter.pair, linears, Path(folder) / WEIGHTS)
+    net.requires_grad_(False)
+    layers = {name: _with_factors(linears[name], *adapter) for name, adapter in saved.items()}
+    for name, layer in layers.items():
+        net.set_submodule(name, layer)
+    return layers
+
+
+def _with_factors(base: nn.Linear, pair: Factors, scale: float) -> LowRankLinear:
+    A, B = (factor.to(base.weight) for factor in pair)
+    layer = LowRankLinear(base, Factors(A, torch.zeros_like(B)), scale)
+    with torch.no_grad():
+        layer.B.copy_(B)
+    return layer
+
+
+def _read(folder: Path) -> dict[str, _Adapter]:
+    config = _read_config(folder / CONFIG)
+    pairs = _read_pairs(folder / WEIGHTS)
+    try:
+        return {name: _Adapter(pair, _scale(config, name, len(pair.A))) for name, pair in pairs.items()}
+    except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError, re.error) as error:
+        raise InputError(f"{folder / CONFIG} does not give the scale of each layer by r and lora_alpha.") from error
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"Cannot read the adapter's settings {path}: {error.strerror}.") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON, so it is no adapter's settings.") from error
+    if not isinstance(config, dict) or "peft_type" not in config:
+        raise InputError(f"{path} has no peft_type, so it is no adapter's settings.")
+    for key, allowed in _PLAIN.items():
+        if config.get(key, allowed[0]) not in allowed:
+            raise InputError(f"{path} sets {key} to {config[key]!r}, but only {allowed[0]!r} can be read here.")
+    return config
+
+
+def _read_pairs(path: Path) -> dict[str, Factors]:
+    factors: dict[str, dict[str, Tensor]] = {}
+    for key, value in read_state_dict(path).items():
+        match = _FACTOR.fullmatch(key)
+        if not match:
+            raise InputError(f"{path} holds {key}, which is no LoRA factor of a linear layer.")
+        if not value.isfinite().all():
+            raise InputError(f"{key} in {path} holds NaN or infinite values.")
+        factors.setdefault(match[1], {})[match[2]] = value
+    for name, pair in factors.items():
+        if len(pair) < 2:
+            raise InputError(f"{path} holds only lora_{next(iter(pair))} of layer {name}; both factors are needed.")
+    return {name: Factors(**pair) for name, pair in factors.items()}
+
+
+def _scale(config: Mapping[str, Any], name: str, rank: int) -> float:
+    """alpha / r, each from the first pattern that matches the layer's name or the common value."""
+    r, alpha = (
+        next((v for key, v in (config.get(kind) or {}).items() if re.match(rf"(.*\.)?({key})$", name)), config[common])
+        for kind, common in (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha"))
+    )
+    if r != rank or not math.isfinite(alpha):
+        raise ValueError(f"layer {name} has rank {rank}, not {r}, or an infinite scale")
+    return float(alpha) / r
+
+
+def _check_layer(name: str, pair: Factors, linears: Mapping[str, nn.Linear], path: Path) -> None:
+    if name not in linears:
+        raise InputError(f"{path} adapts {name}, but the linear layers are {', '.join(linears)}.")
+    m, n = linears[name].weight.shape
+    found = f"A {tuple(pair.A.shape)} and B {tuple(pair.B.shape)}"
+    r = len(pair.A)
+    if pair.A.shape != (r, n) or pair.B.shape != (m, r):
+        raise InputError(f"{path} has {found} for layer {name}, which needs A (r, {n}) and B ({m}, r).")

@@ -1,0 +1,113 @@
+"""Which linear layers are adapted, and putting adapters in their place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from numbers import Integral, Real
+
+import torch
+from torch import nn
+
+from pinn_odelora.errors import InputError, unknown
+from pinn_odelora.lowrank.layer import LowRankLinear, adapters
+from pinn_odelora.lowrank.start import Start
+
+
+def linear_layers(net: nn.Module) -> dict[str, nn.Linear]:
+    """All linear layers by module name, in module order.
+
+    Raises:
+        InputError: if the network is already adapted.
+    """
+    if adapters(net):
+        raise InputError("The network already has adapted layers; merge them before adapting it again.")
+    return {name: layer for name, layer in net.named_modules() if isinstance(layer, nn.Linear) and name}
+
+
+def linear_targets(net: nn.Module, patterns: Sequence[str] | str | None = None) -> dict[str, nn.Linear]:
+    """The linear layers whose names match a pattern, in module order.
+
+    Args:
+        patterns: shell patterns on module names, ``linears.*`` or ``*``; None takes the hidden layers, which are all
+            but the first and the last.
+
+    Raises:
+        InputError: if a pattern matches no linear layer, there is no hidden layer, or the network is already adapted.
+    """
+    linears = linear_layers(net)
+    if patterns is None:
+        return _hidden(linears)
+    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in linears):
+            raise unknown("layer pattern in lora.targets:", pattern, linears)
+    if not patterns:
+        raise InputError(f"lora.targets is empty; allowed: patterns matching {', '.join(linears)}, or null.")
+    return {name: layer for name, layer in linears.items() if any(fnmatchcase(name, p) for p in patterns)}
+
+
+def _hidden(linears: Mapping[str, nn.Linear]) -> dict[str, nn.Linear]:
+    if len(linears) < 3:
+        raise InputError(
+            f"The network has no hidden linear layer between a first and a last one (it has "
+            f"{', '.join(linears) or 'none'}); set lora.targets to the layers to adapt, or net.depth to 2 or more."
+        )
+    return dict([*linears.items()][1:-1])
+
+
+def adapt(
+    net: nn.Module,
+    targets: Mapping[str, nn.Linear],
+    rank: int,
+    scale: float,
+    start: Start,
+    generator: torch.Generator,
+) -> dict[str, LowRankLinear]:
+    """Replace the targets in ``net`` by adapted layers and freeze everything else; the function of ``net`` stays.
+
+    Args:
+        targets: layers of ``net`` by module name.
+        rank: r, from 1 to min(m, n) of every target.
+        scale: s > 0.
+        start: where the factors start, see ``lowrank.start``.
+        generator: source of the random starts, on the CPU.
+
+    Raises:
+        InputError: if rank or scale is not allowed, or a target's weight is shared or computed; ``net`` is unchanged.
+    """
+    _check_rank(rank, targets)
+    if not isinstance(scale, Real) or isinstance(scale, bool) or not 0 < scale < math.inf:
+        raise InputError(f"lora.scale is {scale!r}, but it must be a positive finite number.")
+    for name, layer in targets.items():
+        _check_weight(net, name, layer)
+    net.requires_grad_(False)
+    layers = {
+        name: LowRankLinear(layer, start(layer.weight, int(rank), float(scale), generator), float(scale))
+        for name, layer in targets.items()
+    }
+    for name, layer in layers.items():
+        net.set_submodule(name, layer)
+    return layers
+
+
+def _check_rank(rank: int, targets: Mapping[str, nn.Linear]) -> None:
+    if not isinstance(rank, Integral) or isinstance(rank, bool) or rank < 1:
+        raise InputError(f"lora.rank is {rank!r}, but it must be a whole number of at least 1.")
+    for name, layer in targets.items():
+        largest = min(layer.weight.shape)
+        if rank > largest:
+            shape = tuple(layer.weight.shape)
+            raise InputError(f"lora.rank is {rank}, but layer {name} of shape {shape} allows at most {largest}.")
+
+
+def _check_weight(net: nn.Module, name: str, layer: nn.Linear) -> None:
+    """A weight that another layer uses too, or that weight_norm and the like compute, has no W0 of its own."""
+    if "weight" not in dict(layer.named_parameters(recurse=False)):
+        raise InputError(f"The weight of layer {name} is computed by a parametrization; remove that first.")
+    owners = [n for n, p in net.named_parameters(remove_duplicate=False) if p is layer.weight]
+    if len(owners) > 1:
+        raise InputError(
+            f"{' and '.join(owners)} are one shared weight, which cannot be adapted; leave these layers out."
+        )

@@ -1,0 +1,154 @@
+"""Measured values from a file as one more term of the loss: r = √w · (u - u_measured), one component for each field.
+
+A file is an archive of arrays by name (.npz) or a table with a header line (.csv). Its columns are all the
+coordinates, at least one field, and maybe a weight w ≥ 0 for each point.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pinn_odelora.derivatives.field import Field
+from pinn_odelora.errors import InputError, unknown
+from pinn_odelora.geometry import Cloud
+from pinn_odelora.points import Points
+from pinn_odelora.problem import Term
+
+Column = NDArray[np.float64]
+
+
+def read_measurements(
+    path: str | Path, coords: Sequence[str], fields: Sequence[str], weight_column: str = "weight"
+) -> Term:
+    """The data term of a file. Rows are counted from 1, the header not counted.
+
+    Its region is the cloud of the measured points, with the measured values as columns ``measured_<field>`` and the
+    weights as ``weight``, all float64; points outside the problem's region are kept.
+
+    Args:
+        path: a ``.npz`` or ``.csv`` file.
+        coords, fields: names of the problem's coordinates and fields.
+        weight_column: name of the optional column of weights.
+
+    Raises:
+        InputError: if the file cannot be read; a column is missing, unknown, of another length or not finite; there
+            is no row; or weights are negative or all zero.
+    """
+    arrays = _read(Path(path))
+    _check_names(path, arrays, coords, fields, weight_column)
+    columns = {name: _column(path, name, array) for name, array in arrays.items()}
+    _check_rows(path, columns)
+    _check_values(path, columns, weight_column)
+    measured = [name for name in fields if name in columns]
+    names = {**{c: c for c in coords}, **{f: f"measured_{f}" for f in measured}, weight_column: "weight"}
+    points = Points({names[name]: torch.from_numpy(values)[:, None] for name, values in columns.items()})
+    return Term(Cloud(points), _mismatch(measured, weighted=weight_column in columns))
+
+
+def _mismatch(measured: Sequence[str], weighted: bool) -> Callable[[Field], tuple[Tensor, ...]]:
+    def residual(f: Field) -> tuple[Tensor, ...]:
+        errors = [f.derivative(name, "") - getattr(f, f"measured_{name}") for name in measured]
+        return tuple(f.weight.sqrt() * e for e in errors) if weighted else tuple(errors)
+
+    return residual
+
+
+def _read(path: Path) -> dict[str, NDArray]:
+    readers = {".npz": _read_npz, ".csv": _read_csv}
+    if path.suffix.lower() not in readers:
+        raise InputError(f"{path} is not a file of measurements; allowed: .npz with named arrays, .csv with a header.")
+    try:
+        return readers[path.suffix.lower()](path)
+    except OSError as error:
+        raise InputError(f"Cannot read measurements from {path}: {error.strerror or error}.") from error
+
+
+def _read_npz(path: Path) -> dict[str, NDArray]:
+    with path.open("rb") as file:
+        try:
+            with np.load(file, allow_pickle=False) as archive:
+                return {name: np.asarray(archive[name]) for name in archive.files}
+        except Exception as error:  # A damaged archive can fail in any way.
+            found = "pickled objects, never loaded" if "Object arrays" in str(error) else "no readable arrays by name"
+            raise InputError(f"{path} holds {found}; write it by numpy.savez(path, x=..., u=...).") from error
+
+
+def _read_csv(path: Path) -> dict[str, NDArray]:
+    """Columns of words, numbers not yet read."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            header, *rows = [row for row in csv.reader(file, skipinitialspace=True, strict=True) if row] or [[]]
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not a table of comma-separated values ({error}).") from error
+    # numpy.savetxt writes its header as a comment.
+    names = [name.strip().removeprefix("#").strip() for name in header]
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise InputError(f"Column {name!r} of {path} occurs {count} times.")
+    for number, row in enumerate(rows, start=1):
+        if len(row) != len(names):
+            raise InputError(f"Row {number} of {path} has {len(row)} values, but the header has {len(names)} columns.")
+    return {name: np.array([row[i] for row in rows], dtype=str) for i, name in enumerate(names)}
+
+
+def _column(path: str | Path, name: str, array: NDArray) -> Column:
+    if array.ndim == 0 or array.ndim > 2 or (array.ndim == 2 and array.shape[1] != 1):
+        raise InputError(f"Column {name!r} of {path} has shape {array.shape}; columns have shape (N,) or (N, 1).")
+    if array.dtype.kind == "U":
+        return _numbers(path, name, array)
+    if array.dtype.kind not in "fiu":
+        raise InputError(f"Column {name!r} of {path} is of type {array.dtype}; columns are real numbers.")
+    return array.reshape(-1).astype(np.float64)
+
+
+def _numbers(path: str | Path, name: str, words: NDArray[np.str_]) -> Column:
+    values = np.empty(words.size)
+    for i, word in enumerate(words.flat):
+        try:
+            values[i] = float(word)
+        except ValueError:
+            raise InputError(f"Column {name!r} of {path} is {str(word)!r} in row {i + 1}, not a number.") from None
+    return values
+
+
+def _check_names(
+    path: str | Path, columns: Collection[str], coords: Sequence[str], fields: Sequence[str], weight_column: str
+) -> None:
+    for name in columns:
+        if name not in (*coords, *fields, weight_column):
+            raise unknown(f"column of {path}:", name, (*coords, *fields, weight_column))
+    if missing := [name for name in coords if name not in columns]:
+        raise InputError(f"{path} has no column {missing[0]!r}; needed are all the coordinates {', '.join(coords)}.")
+    if not any(name in columns for name in fields):
+        raise InputError(f"{path} has no measured field; needed is at least one of {', '.join(fields)}.")
+
+
+def _check_rows(path: str | Path, columns: Mapping[str, Column]) -> None:
+    first, number = next((name, len(values)) for name, values in columns.items())
+    for name, values in columns.items():
+        if len(values) != number:
+            raise InputError(f"Column {name!r} of {path} has {len(values)} rows, but {first!r} has {number}.")
+    if number == 0:
+        raise InputError(f"{path} has no rows.")
+
+
+def _check_values(path: str | Path, columns: Mapping[str, Column], weight_column: str) -> None:
+    for name, values in columns.items():
+        if (bad := ~np.isfinite(values)).any():
+            raise InputError(
+                f"Column {name!r} of {path} is {values[bad][0]} in row {bad.argmax() + 1}; it must be finite."
+            )
+    weights = columns.get(weight_column, np.ones(1))
+    column = f"Column {weight_column!r} of {path}"
+    if (bad := weights < 0).any():
+        raise InputError(f"{column} is {weights[bad][0]} in row {bad.argmax() + 1}; weights are at least 0.")
+    if not weights.any():
+        raise InputError(f"{column} is 0 in every row; at least one weight must be positive.")
