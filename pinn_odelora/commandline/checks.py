@@ -1,0 +1,207 @@
+"""All that can be refused from the configuration and what was typed, without building anything."""
+
+from __future__ import annotations
+
+import ast
+import math
+import os
+import re
+from collections.abc import Container, Iterable, Iterator
+from functools import reduce
+from operator import or_
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pinn_odelora.commandline.folders import CONFIG, chosen_folder
+from pinn_odelora.commandline.keys import COMPONENT_RULES, KEYS, OPEN, PROVIDED, inside, unknown_key, unknown_member
+from pinn_odelora.commandline.request import Request
+from pinn_odelora.commandline.rules import Rule, boolean, null, number, one_of, text, whole
+from pinn_odelora.commandline.signature import Parameter, Signature, signature
+from pinn_odelora.errors import InputError
+
+RESERVED = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
+ANNOTATIONS = {"int": whole(), "float": number(), "bool": boolean, "str": text, "None": null}
+TRAINER = "lightning.pytorch.trainer.trainer.Trainer"
+Leaf = tuple[str, Any]
+
+
+def check(cfg: DictConfig, request: Request) -> None:
+    """Refuse unknown keys, values out of range, files that are not there and choices that do not go together.
+
+    Values are put into ``cfg`` as they were read: 1e4 evaluations as an integer, paths as absolute ones.
+
+    Raises:
+        InputError: one sentence on the first thing that is wrong.
+    """
+    config = resolved(cfg)
+    known_keys(config)
+    finite(config)
+    values = dict(_leaves(config, KEYS))
+    for key, known in KEYS.items():
+        if key not in values:
+            raise InputError(f"{key} is missing from the configuration, but it must be {known.rule.allowed}.")
+        OmegaConf.update(cfg, key, known.rule.check(key, values[key]))
+    for group, provided in PROVIDED.items():
+        for key, value in component(group, config[group], provided):
+            OmegaConf.update(cfg, key, value)
+    source_parameters(config)
+    trainer_settings(config["trainer"])
+    budget(config["budget"])
+    combination(config, request)
+    if cfg.resume is None:
+        free_folder(chosen_folder(cfg, request))
+
+
+def resolved(cfg: DictConfig) -> dict[str, Any]:
+    """Plain dictionaries with every ``${…}`` replaced."""
+    try:
+        return OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        raise InputError(f"{error.full_key} cannot be resolved: {str(error).splitlines()[0]}.") from None
+
+
+def known_keys(config: Any, prefix: str = "") -> None:
+    """Only keys that a run has, outside the parts that are open."""
+    for name, value in config.items():
+        key = f"{prefix}{name}"
+        if key in KEYS or key in OPEN or key in PROVIDED or key == "choices":
+            continue
+        if not inside(key):
+            raise unknown_key(key)
+        known_keys(_mapping(key, value, inside(key)), f"{key}.")
+
+
+def _mapping(key: str, value: Any, keys: Iterable[str]) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise InputError(f"{key} is {value!r}, but it is not a key with a value: set {', '.join(keys)}.")
+    return value
+
+
+def finite(config: Any) -> None:
+    """No number that is NaN or infinite, wherever it stands."""
+    for key, value in _leaves(config):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"{key} is {value}, but it must be a finite number.")
+
+
+def _leaves(value: Any, units: Container[str] = (), prefix: str = "") -> Iterator[Leaf]:
+    """Keys in full with their values, down to single values or to the keys that are ``units``."""
+    if prefix in units or not isinstance(value, dict | list):
+        yield prefix, value
+        return
+    for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
+        yield from _leaves(inner, units, f"{prefix}.{name}" if prefix else str(name))
+
+
+def component(key: str, node: Any, provided: tuple[str, ...] = ()) -> Iterator[Leaf]:
+    """The settings of a ``_target_`` as read, each by the rule of its parameter."""
+    takes = _signature(key, node)
+    parameters = {name: p for name, p in takes.parameters.items() if name not in provided}
+    for name, value in node.items():
+        full = f"{key}.{name}"
+        if name in RESERVED:
+            continue
+        if name not in parameters and not takes.accepts_any:
+            raise unknown_member(key, name, parameters)
+        if isinstance(value, dict) and "_target_" in value:
+            yield from component(full, value)
+        elif full in OPEN:
+            yield from ((leaf, number(above=0).check(leaf, x)) for leaf, x in _weights(full, value))
+        else:
+            rules = [COMPONENT_RULES.get(full), _rule(parameters.get(name, Parameter()))]
+            yield from ((full, rule.check(full, value)) for rule in rules if rule)
+    missing = [name for name, p in parameters.items() if p.required and name not in node]
+    if missing and "_args_" not in node:
+        raise InputError(f"{node['_target_']} needs a value for {', '.join(f'{key}.{name}' for name in missing)}.")
+
+
+def _weights(key: str, value: Any) -> Iterator[Leaf]:
+    return _leaves(_mapping(key, value, [f"{key}.<term>"]), prefix=key)
+
+
+def _signature(key: str, node: Any) -> Signature:
+    target = node.get("_target_") if isinstance(node, dict) else None
+    if not isinstance(target, str):
+        raise InputError(f"{key} has no _target_, but it must name a class or function.")
+    try:
+        return signature(target)
+    except LookupError as error:
+        raise InputError(
+            f"{key}._target_ is {target!r}, but it must be the dotted name of a class or function ({error})."
+        ) from None
+
+
+def _rule(parameter: Parameter) -> Rule | None:
+    """What annotation and declared bounds tell of a parameter; None if they tell nothing."""
+    options = parameter.options
+    if choices := options.get("choices"):
+        return one_of(*choices)
+    if "above" in options:
+        above = options["above"]
+        return whole(math.floor(above) + 1) if options.get("integer") else number(above)
+    kinds = [_kind(kind) for kind in parameter.annotation.split(" | ")]
+    return None if None in kinds else reduce(or_, kinds)
+
+
+def _kind(annotation: str) -> Rule | None:
+    if literal := re.fullmatch(r"Literal\[(.*)\]", annotation):
+        return one_of(*ast.literal_eval(f"({literal[1]},)"))
+    return ANNOTATIONS.get(annotation)
+
+
+def source_parameters(config: Any) -> None:
+    """``pretrain.source`` names parameters of the problem, within their bounds."""
+    takes = _signature("problem", config["problem"])
+    declared = {name: p for name, p in takes.parameters.items() if name not in ("conditions", "weights")}
+    source = _mapping("pretrain.source", config["pretrain"]["source"], ["pretrain.source.<parameter>"])
+    for name, value in source.items():
+        key = f"pretrain.source.{name}"
+        if name not in declared and not takes.accepts_any:
+            raise unknown_member("pretrain.source", name, declared)
+        if rule := _rule(declared.get(name, Parameter())):
+            rule.check(key, value)
+
+
+def trainer_settings(settings: Any) -> None:
+    """Lightning's Trainer takes them all; its source is read only when there is something unusual."""
+    if _mapping("trainer", settings, ["trainer.<setting>"]).keys() - {"accelerator", "devices"}:
+        takes = signature(TRAINER)
+        for name in settings.keys() - takes.parameters.keys():
+            raise unknown_member("trainer", name, takes.parameters)
+
+
+def budget(limits: Any) -> None:
+    if all(limit is None for limit in limits.values()):
+        raise InputError(f"No budget is set, but a run needs one of {', '.join(f'budget.{name}' for name in limits)}.")
+
+
+def combination(config: Any, request: Request) -> None:
+    """Settings that the chosen method would not look at."""
+    target = config["method"]["_target_"]
+    name = target.rpartition(".")[2]
+    if (given := request.gives("integrator")) and not takes_integrator(target):
+        others = [m for m, path in request.members("method").items() if takes_integrator(path)]
+        advice = f"; methods that do: {', '.join(others)}" if others else ""
+        raise InputError(f"{given[0]} is given, but method {name} takes no integrator{advice}.")
+    if (given := request.gives("lora")) and name.startswith("full_"):
+        raise InputError(f"{given[0]} is given, but method {name} trains all weights and has no low-rank factors.")
+
+
+def takes_integrator(method: str) -> bool:
+    """Whether a method is a time discretisation of a flow."""
+    return "integrator" in signature(method).parameters
+
+
+def free_folder(folder: Path) -> None:
+    """A folder that can be written and holds no run."""
+    if (folder / CONFIG).exists():
+        raise InputError(
+            f"The output folder {folder} already holds a run; continue it with resume={folder}, "
+            "or give another output_dir."
+        )
+    existing = next(f for f in (folder, *folder.parents) if f.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f"The output folder {folder} cannot be written; give an output_dir in a folder that can.")

@@ -1,0 +1,86 @@
+"""What a value on the command line may be: in words for the refusal, and as a function that reads it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pinn_odelora.errors import InputError
+
+
+class Rule(NamedTuple):
+    """``allowed`` in words; ``read`` gives the value as the program wants it, or raises ``ValueError``."""
+
+    allowed: str
+    read: Callable[[Any], Any]
+
+    def __or__(self, other: Rule) -> Rule:
+        def read(value: Any) -> Any:
+            try:
+                return self.read(value)
+            except ValueError:
+                return other.read(value)
+
+        return Rule(f"{self.allowed} or {other.allowed}", read)
+
+    def check(self, key: str, value: Any) -> Any:
+        """The value as read; ``InputError`` if it is not allowed."""
+        try:
+            return self.read(value)
+        except ValueError:
+            shown = "null" if value is None else repr(value)
+            raise InputError(f"{key} is {shown}, but it must be {self.allowed}.") from None
+
+
+def _rule(allowed: str, holds: Callable[[Any], bool], read: Callable[[Any], Any] = lambda value: value) -> Rule:
+    def checked(value: Any) -> Any:
+        if not holds(value):
+            raise ValueError
+        return read(value)
+
+    return Rule(allowed, checked)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def number(above: float = -math.inf) -> Rule:
+    """A finite number, with an exclusive lower bound."""
+    bound = f" above {above:g}" if math.isfinite(above) else ""
+    return _rule(f"a finite number{bound}", lambda value: _is_number(value) and value > above)
+
+
+def whole(least: float = -math.inf) -> Rule:
+    """A whole number with an inclusive lower bound; 1e4 is one, and is read as the integer."""
+    bound = f" of at least {least:g}" if math.isfinite(least) else ""
+    return _rule(f"a whole number{bound}", lambda value: _is_number(value) and value == int(value) >= least, int)
+
+
+def one_of(*choices: Any) -> Rule:
+    """One of a few values, of the same type."""
+    listed = ", ".join(map(str, choices[:-1])) + " or " * (len(choices) > 1) + str(choices[-1])
+    return _rule(listed, lambda value: any(value == c and type(value) is type(c) for c in choices))
+
+
+def list_of(rule: Rule, plural: str) -> Rule:
+    """A list, each entry by the same rule."""
+    return _rule(f"a list of {plural}", lambda value: isinstance(value, list), lambda value: [*map(rule.read, value)])
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
+
+
+boolean = _rule("true or false", lambda value: isinstance(value, bool))
+null = _rule("null", lambda value: value is None)
+# A name like 007 arrives as a number.
+text = _rule("text", lambda value: isinstance(value, str) or _is_number(value), str)
+path = _rule("a path", lambda value: isinstance(value, str) and value != "", _absolute)
+file = _rule(
+    "the path of an existing file",
+    lambda value: isinstance(value, str) and Path(value).expanduser().is_file(),
+    _absolute,
+)
