@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor, linalg
 
 
-def relative_l2(prediction: Tensor, reference: Tensor) -> float:
-    """‖u − u*‖₂ / ‖u*‖₂ over all points and fields together; both (N, fields)."""
+def relative_l2(prediction: Tensor, reference: Tensor | None) -> float:
+    """‖u − u*‖₂ / ‖u*‖₂ over all points and fields together, both (N, fields); NaN without a reference."""
+    if reference is None:
+        return math.nan
     return float(linalg.vector_norm(prediction - reference) / linalg.vector_norm(reference))
 
 
-def max_error(prediction: Tensor, reference: Tensor) -> float:
-    """max |u − u*| over all points and fields, in the units of u."""
-    return float((prediction - reference).abs().max())
+def max_error(prediction: Tensor, reference: Tensor | None) -> float:
+    """max |u − u*| over all points and fields, in the units of u; NaN without a reference."""
+    return math.nan if reference is None else float((prediction - reference).abs().max())

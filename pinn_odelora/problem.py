@@ -120,9 +120,9 @@ class Problem(ABC):
     def terms(self) -> Mapping[str, Term]:
         """Every term by name, those that hard conditions would enforce included."""
 
-    @abstractmethod
-    def reference(self, p: Points) -> Tensor:
-        """The solution at p, (N, fields), differentiable with respect to the coordinates."""
+    def reference(self, p: Points) -> Tensor | None:
+        """The solution at p, (N, fields), differentiable with respect to the coordinates; None where none is known."""
+        return None
 
     def ansatz(self, p: Points) -> tuple[Tensor, Tensor]:
         """(g, m), each (N, 1) or (N, fields), with u = g + m · N; only asked under hard conditions."""
@@ -136,10 +136,10 @@ class Problem(ABC):
         for name, declared in self.parameters().items():
             declared.check(name, getattr(self, name))
         for name, weight in self.weights.items():
-            if name not in self.loss_terms() and name != "data":
-                raise unknown(f"loss term in problem.weights of {type(self).__name__}:", name, self.loss_terms())
             if not (isinstance(weight, Real) and 0 < weight < math.inf):
                 raise InputError(f"problem.weights.{name} is {weight!r}, but a loss weight is a positive number.")
+        for name in self.weights.keys() - self.loss_terms().keys() - {"data"}:
+            raise unknown(f"loss term in problem.weights of {type(self).__name__}:", name, self.loss_terms())
 
     @classmethod
     def parameters(cls) -> dict[str, Parameter]:

@@ -72,9 +72,7 @@ class System:
         return Loss(sum(terms.values()), terms)
 
 
-def draw_points(
-    terms: Mapping[str, Term], interior: int, boundary: int, seed: int, draw: int = 0
-) -> dict[str, Points]:
+def draw_points(terms: Mapping[str, Term], interior: int, boundary: int, seed: int, draw: int = 0) -> dict[str, Points]:
     """Points for every term, float64: ``interior`` for terms of full dimension, ``boundary`` for the others.
 
     Each term has its own Sobol sequence; the same (seed, draw) gives the same points.

@@ -1,7 +1,11 @@
 """Tests run on one thread: two are many times slower for networks of this size."""
 
+from pathlib import Path
+
 import pytest
 import torch
+
+CONFIGS = Path(__file__).parent.parent / "configs"
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -13,3 +17,50 @@ def one_thread():
 @pytest.fixture
 def generator():
     return torch.Generator().manual_seed(7)
+
+
+@pytest.fixture
+def compose(tmp_path, monkeypatch):
+    """Compose a configuration as the command line does, for a run that is short and makes no W&B files."""
+    from hydra import compose, initialize_config_dir
+
+    from pinn_odelora import commandline
+
+    monkeypatch.setenv("PINN_ODELORA_CACHE", str(tmp_path / "cache"))
+    short = [
+        "logger=csv",
+        "points.interior=40",
+        "points.boundary=12",
+        "pretrain.adam_steps=3",
+        "pretrain.lbfgs_evals=0",
+        "net.width=12",
+        "log.test=64",
+        "log.heldout=32",
+        "log.every=5",
+    ]
+
+    def composed(*overrides):
+        commandline.register()
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            folder = overrides and next((o for o in overrides if o.startswith("output_dir=")), None)
+            where = [] if folder else [f"output_dir={tmp_path / 'run'}"]
+            cfg, _ = commandline.begin(compose("train", [*short, *where, *overrides]))
+        return cfg
+
+    return composed
+
+
+@pytest.fixture
+def adapt():
+    """Build, pretrain and fit as train.py does, without pictures."""
+    from pinn_odelora import commandline
+    from pinn_odelora.training import build, run
+
+    def adapted(cfg):
+        folder = Path(cfg.output_dir)
+        built = build.experiment(cfg)
+        commandline.save_config(cfg, folder)
+        facts = run.pretrained_network(cfg, built, folder)
+        return run.fit(cfg, built, [], folder), facts
+
+    return adapted

@@ -1,0 +1,145 @@
+"""python -m pinn_odelora list | predict | compare | export: what one does with problems and finished runs."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import inspect
+import os
+import pkgutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pinn_odelora.errors import InputError
+
+
+def list_(_: argparse.Namespace) -> None:
+    """Problems with their equation, source and target; methods with their paper."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from pinn_odelora.optim import methods
+
+    problems = Table("problem", "equation", "parameter", "source → target", "conditions", title="Problems")
+    for name, cls in problem_classes().items():
+        problem = cls()
+        declared = cls.parameters()
+        problems.add_row(
+            name,
+            inspect.getdoc(cls).splitlines()[0],
+            "\n".join(declared),
+            "\n".join(f"{p.source} → {getattr(problem, key)}" for key, p in declared.items()),
+            ", ".join(cls.supports),
+        )
+    table = Table("method", "what it is", "integrator", title="Methods")
+    for name, function in vars(methods).items():
+        if inspect.isfunction(function) and function.__annotations__.get("return") == "Method":
+            integrator = "yes" if "integrator" in inspect.signature(function).parameters else "-"
+            table.add_row(name, inspect.getdoc(function).splitlines()[0], integrator)
+    console = Console(width=max(Console().width, 120))
+    console.print(problems)
+    console.print(table)
+
+
+def problem_classes() -> dict[str, type]:
+    """The problem class of every module in ``problems``."""
+    import problems
+    from pinn_odelora.problem import Problem
+
+    found = {}
+    for module in pkgutil.iter_modules(problems.__path__):
+        for cls in vars(importlib.import_module(f"problems.{module.name}")).values():
+            if inspect.isclass(cls) and issubclass(cls, Problem) and cls.__module__ == f"problems.{module.name}":
+                found[module.name] = cls
+    return found
+
+
+def predict(args: argparse.Namespace) -> None:
+    """Evaluate a run at given points: an .npz with one array for each coordinate."""
+    import numpy as np
+
+    import pinn_odelora
+
+    u = pinn_odelora.load(args.run)
+    coords, fields = u.problem.coords, u.problem.fields
+    try:
+        with np.load(args.points) as file:
+            points = {name: file[name] for name in file.files}
+    except (OSError, ValueError) as error:
+        raise InputError(f"{args.points} cannot be read as an .npz file of named arrays: {error}.") from None
+    if missing := [name for name in coords if name not in points]:
+        raise InputError(f"{args.points} has no array {', '.join(missing)}; the coordinates are {', '.join(coords)}.")
+    values = u(*(points[name] for name in coords))
+    columns = [values] if len(fields) == 1 else list(np.moveaxis(values, -1, 0))
+    out = args.output or args.points.with_name(f"{args.points.stem}-predicted.npz")
+    np.savez(out, **{name: points[name] for name in coords}, **dict(zip(fields, columns, strict=True)))
+    print(out)
+
+
+def compare(args: argparse.Namespace) -> None:
+    """Finished runs side by side, seeds averaged."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from pinn_odelora.training.compare import COLUMNS, summaries, write_csv
+    from pinn_odelora.training.compare import compare as side_by_side
+
+    rows = side_by_side(summaries(args.runs))
+    table = Table(*COLUMNS)
+    for row in rows:
+        table.add_row(*(f"{x:.3g}" if isinstance(x, float) else str(x) for x in row.values()))
+    Console(width=max(Console().width, 160)).print(table)
+    if args.csv:
+        write_csv(rows, args.csv)
+
+
+def export(args: argparse.Namespace) -> None:
+    """The adapted network as a plain torch state_dict with the names of the user's own network."""
+    import torch
+
+    import pinn_odelora
+    from pinn_odelora.lowrank.files import merged_state_dict
+
+    out = args.output or args.run / "network.pt"
+    partial = out.with_suffix(".partial")
+    torch.save(merged_state_dict(pinn_odelora.load(args.run).solution.net), partial)
+    os.replace(partial, out)
+    print(out)
+
+
+def parser() -> argparse.ArgumentParser:
+    main = argparse.ArgumentParser(prog="python -m pinn_odelora", description=__doc__)
+    commands = main.add_subparsers(required=True, metavar="command")
+
+    def command(name: str, function: object) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=inspect.getdoc(function), description=inspect.getdoc(function))
+        added.set_defaults(function=function)
+        return added
+
+    command("list", list_)
+    predicting = command("predict", predict)
+    predicting.add_argument("run", type=Path)
+    predicting.add_argument("points", type=Path)
+    predicting.add_argument("-o", "--output", type=Path)
+    comparing = command("compare", compare)
+    comparing.add_argument("runs", type=Path, nargs="+")
+    comparing.add_argument("--csv", type=Path)
+    exporting = command("export", export)
+    exporting.add_argument("run", type=Path)
+    exporting.add_argument("-o", "--output", type=Path)
+    return main
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    args = parser().parse_args(arguments)
+    try:
+        args.function(args)
+    except InputError as refusal:
+        print(refusal, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Training: Lightning modules, points, measurements and files of a run."""

@@ -1,0 +1,59 @@
+"""Pretrained networks kept between runs, each under a key made of everything that determines it.
+
+The key is a digest of the source problem with its source file, the network with its source file, the settings of
+pretraining, the version of torch, and the code of this package that takes part.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import inspect
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import pinn_odelora
+from pinn_odelora.problem import Problem
+
+PARTS = ("derivatives", "geometry", "nets", "optim/lbfgs.py", "points.py", "problem.py", "reference.py", "system.py")
+
+
+def folder() -> Path:
+    """The user's cache folder, or what PINN_ODELORA_CACHE names."""
+    if chosen := os.environ.get("PINN_ODELORA_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pinn_odelora"
+
+
+def key(problem: Problem, net: nn.Module, settings: Any) -> str:
+    """The digest of all that determines a pretrained network, 16 hexadecimal digits."""
+    weights = hashlib.sha256()
+    for name, tensor in net.state_dict().items():
+        weights.update(name.encode() + tensor.detach().cpu().double().numpy().tobytes())
+    identity = {
+        "problem": [type(problem).__qualname__, dataclasses.asdict(problem), _source(type(problem))],
+        "net": [repr(net), weights.hexdigest(), _source(type(net))],
+        "pretraining": [dataclasses.asdict(settings), _source(type(settings))],
+        "torch": torch.__version__,
+        "code": _code(),
+    }
+    return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _source(cls: type) -> str:
+    path = inspect.getsourcefile(cls)
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""
+
+
+def _code() -> str:
+    root = Path(pinn_odelora.__file__).parent
+    digest = hashlib.sha256()
+    for part in PARTS:
+        for file in sorted([root / part] if part.endswith(".py") else (root / part).glob("*.py")):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,121 @@
+"""What a run leaves behind when it ends: weights, summary, pictures, tracking, and a last line."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig
+
+import pinn_odelora
+from pinn_odelora import report
+from pinn_odelora.checkpoints import save_network
+from pinn_odelora.errors import NonFiniteError
+from pinn_odelora.lowrank.files import save_adapter
+from pinn_odelora.training import tracking
+from pinn_odelora.training.files import ADAPTER, BASE, HISTORY, WEIGHTS
+from pinn_odelora.training.history import History
+from pinn_odelora.training.module import Adaptation
+
+
+def save_weights(module: Adaptation, folder: Path) -> None:
+    """The result as the user takes it away: an adapter for their network, or the network itself."""
+    if module.method.trains == "factors":
+        save_adapter(module.solution.net, folder / ADAPTER, base=BASE)
+    else:
+        save_network(module.solution.net, folder / WEIGHTS, {})
+
+
+def summary(cfg: DictConfig, module: Adaptation, facts: dict[str, Any]) -> dict[str, Any]:
+    """What a comparison reads of a run."""
+    errors, p = module.yardstick.errors(), module.progress
+    diverged = module.failure is not None or not p.heldout_loss <= p.first_heldout_loss
+    return {
+        "problem": cfg.choices.problem,
+        "method": cfg.choices.method,
+        "integrator": cfg.choices.integrator,
+        "seed": cfg.seed,
+        "rel_l2": errors["error/rel_l2"],
+        "max_error": errors["error/max"],
+        "loss": p.loss,
+        "heldout_loss": p.heldout_loss,
+        "loss_rises": p.rises / max(p.step, 1),
+        "largest_rise": p.largest_rise,
+        "diverged": diverged,
+        "failure": str(module.failure or ""),
+        "gradient_evals": p.gradient_evals,
+        "steps": p.step,
+        "seconds": p.seconds,
+        **{k: v for k, v in facts.items() if k != "tracking_id"},
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    return {
+        "pinn_odelora": pinn_odelora.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "lightning": L.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def pictures(module: Adaptation, folder: Path) -> dict[str, Path]:
+    """solution.png and history.png in the run folder."""
+    paths = {name: folder / f"{name}.png" for name in ("solution", "history")}
+    report.solution_figure(module.yardstick.system.problem, module.solution, paths["solution"])
+    report.history_figure(History(folder / HISTORY).rows, paths["history"])
+    return paths
+
+
+def publish(loggers: list[Logger], module: Adaptation, result: dict[str, Any], images: dict[str, Path]) -> None:
+    """Summary, pictures and the final table to every tracker; then end it and say where the run can be seen."""
+    for logger in loggers:
+        run = logger.experiment
+        tracking.log_summary(run, result)
+        tracking.log_images(run, images)
+        tracking.log_final_table(run, *_points(module))
+        line = tracking.sync_line(run)
+        tracking.finish(run, failed=module.failure is not None)
+        say(f"W&B: {line}")
+
+
+@torch.no_grad()
+def _points(module: Adaptation) -> tuple[list[str], list[list[float]]]:
+    """Columns and rows: coordinates, fields, reference values and errors at the first 500 test points."""
+    yardstick, problem = module.yardstick, module.yardstick.system.problem
+    u = module.solution(yardstick.test)
+    ref = u * torch.nan if yardstick.reference is None else yardstick.reference
+    names = [*problem.coords, *problem.fields]
+    names += [f"{field}_{kind}" for kind in ("ref", "error") for field in problem.fields]
+    return names, torch.cat([yardstick.test.rows(problem.coords), u, ref, u - ref], dim=1)[:500].tolist()
+
+
+def interrupted(module: Adaptation, loggers: list[Logger], folder: Path) -> None:
+    """End an interrupted run: its state is saved; say how to continue."""
+    for logger in loggers:
+        tracking.finish(logger.experiment)
+    say(f"Interrupted at step {module.progress.step}; continue with: python train.py resume={folder}")
+    raise SystemExit(130)
+
+
+def last_words(module: Adaptation, result: dict[str, Any], folder: Path) -> None:
+    """One line of result, and a failure raised where there was one."""
+    say(
+        f"{result['problem']}, {result['method']}: relative L2 {result['rel_l2_before']:.2e} -> {result['rel_l2']:.2e} "
+        f"in {result['steps']} steps, {result['gradient_evals']} gradient evaluations, {result['seconds']:.1f} s; "
+        f"files in {folder}"
+    )
+    if module.failure is not None:
+        raise NonFiniteError(f"{module.failure} The last good state is kept in {folder}.")
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

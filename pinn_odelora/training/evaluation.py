@@ -1,0 +1,137 @@
+"""Evaluate loss and gradient for an optimiser: counted, checked to be finite, and never done twice at one point.
+
+An optimiser asks through a closure. Every evaluation counts one, whoever asks for it. A second question at the same
+parameters and the same points is answered from memory: it is how an embedded pair whose last stage is its next first
+stage, or a line search that ends where it last looked, pay once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pinn_odelora.errors import NonFiniteError
+from pinn_odelora.lowrank.layer import LowRankLinear, weight_gradients
+from pinn_odelora.system import System
+from pinn_odelora.training.data import Draw
+
+
+class Evaluation(NamedTuple):
+    """Loss, terms and gradients at one point, all detached; ``weights`` holds G = ∂L/∂W of every adapted layer."""
+
+    draw: int
+    parameters: list[Tensor]
+    total: Tensor
+    terms: dict[str, Tensor]
+    gradients: list[Tensor]
+    weights: dict[str, Tensor]
+
+
+class Evaluator:
+    """The closure of a run.
+
+    Args:
+        system: the residual system.
+        parameters: what is trained.
+        layers: the adapted layers by name, whose weight gradients are wanted.
+    """
+
+    def __init__(
+        self, system: System, parameters: Sequence[nn.Parameter], layers: dict[str, nn.Linear | LowRankLinear]
+    ) -> None:
+        self.system = system
+        self.parameters = list(parameters)
+        self.layers = layers
+        self.count = 0
+        self.last: Evaluation | None = None
+        self.good: Evaluation | None = None
+        self.first: Evaluation | None = None
+
+    def begin(self, draw: Draw) -> None:
+        """A step starts: its first evaluation is where the network stands."""
+        self.draw = draw
+        self.first = None
+
+    def closure(self) -> Tensor:
+        """Loss at the parameters as they are now; their ``.grad`` is set."""
+        if not self._known():
+            self.last = self._evaluate()
+            self.count += 1
+        if self.first is None:
+            self.first = self.good = self.last
+        for p, g in zip(self.parameters, self.last.gradients, strict=True):
+            p.grad = g.clone()
+        return self.last.total
+
+    def restore(self) -> None:
+        """Put the parameters back to the last point that a step started from with finite loss and gradient."""
+        if self.good is not None:
+            with torch.no_grad():
+                for p, x in zip(self.parameters, self.good.parameters, strict=True):
+                    p.copy_(x)
+
+    def _known(self) -> bool:
+        if self.last is None or self.last.draw != self.draw.number:
+            return False
+        return all(torch.equal(p, x) for p, x in zip(self.parameters, self.last.parameters, strict=True))
+
+    def _evaluate(self) -> Evaluation:
+        adapted = {name: layer for name, layer in self.layers.items() if isinstance(layer, LowRankLinear)}
+        with weight_gradients(adapted) as G:
+            loss = self.system.loss(self.draw.points)
+            gradients = torch.autograd.grad(loss.total, self.parameters)
+        self._check(loss.total, loss.terms, gradients)
+        if not adapted:
+            by_parameter = dict(zip(map(id, self.parameters), gradients, strict=True))
+            G = {name: by_parameter[id(layer.weight)] for name, layer in self.layers.items()}
+        return Evaluation(
+            self.draw.number,
+            [p.detach().clone() for p in self.parameters],
+            loss.total.detach(),
+            {name: term.detach() for name, term in loss.terms.items()},
+            list(gradients),
+            G,
+        )
+
+    def _check(self, total: Tensor, terms: dict[str, Tensor], gradients: Sequence[Tensor]) -> None:
+        # One number that is finite only if all are: one host read instead of one for each tensor.
+        witness = total.detach() + sum(g.sum() for g in gradients)
+        if not bool(torch.isfinite(witness)) and not all(bool(torch.isfinite(x).all()) for x in (total, *gradients)):
+            self.count += 1
+            raise NonFiniteError(self._diagnosis(terms))
+
+    def _diagnosis(self, terms: dict[str, Tensor]) -> str:
+        term = next((name for name, x in terms.items() if not bool(torch.isfinite(x))), None)
+        quantity = "value" if term else "gradient"
+        term = term or self._term_of_bad_gradient()
+        return f"The {quantity} of loss term {term!r} is NaN or infinite; the first layer concerned: {self._layer()}."
+
+    def _term_of_bad_gradient(self) -> str:
+        for name, x in self.system.loss(self.draw.points).terms.items():
+            gradients = torch.autograd.grad(x, self.parameters, retain_graph=True, allow_unused=True)
+            if not all(g is None or bool(torch.isfinite(g).all()) for g in gradients):
+                return name
+        return "their sum"
+
+    def _layer(self) -> str:
+        """The first linear layer, in the order of evaluation, with a weight or an output that is not finite."""
+        found: list[str] = []
+
+        def look(name: str, layer: nn.Module, output: Tensor) -> None:
+            if not (bool(torch.isfinite(layer.weight).all()) and bool(torch.isfinite(output).all())):
+                found.append(name)
+
+        hooks = [
+            layer.register_forward_hook(lambda m, _, out, name=name: look(name, m, out))
+            for name, layer in self.system.solution.net.named_modules()
+            if isinstance(layer, nn.Linear | LowRankLinear)
+        ]
+        with torch.no_grad():
+            for p in self.draw.points.values():
+                self.system.solution(p)
+        for hook in hooks:
+            hook.remove()
+        return found[0] if found else "none (the derivatives overflow between layers)"

@@ -1,0 +1,90 @@
+"""The history of a run as a CSV file that survives the run being killed at any moment.
+
+A row is one ``write`` of one line, and a file is only ever replaced whole. So the worst that a kill can leave behind
+is a last line without its end, which is dropped when the file is opened again.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from pinn_odelora.errors import InputError
+
+Row = dict[str, float]
+
+
+class History:
+    """The logged steps of a run, in memory as ``rows`` and on disk; a value that a row lacks is an empty cell.
+
+    Args:
+        path: the CSV file; it is made at the first row.
+        up_to_step: keep only the rows of an existing file whose ``step`` is at most this, those that a run resumed
+            from that step will not write again.
+
+    Raises:
+        InputError: if an existing file is not a table of numbers.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], up_to_step: int | None = None) -> None:
+        self.path = Path(path)
+        self.columns: list[str] = []
+        self.rows: list[Row] = []
+        if self.path.exists():
+            self._open(up_to_step)
+
+    def append(self, metrics: Mapping[str, float]) -> None:
+        """Add one row; it is on its way to the disk when this returns."""
+        row = {name: float(value) for name, value in metrics.items()}
+        self.rows.append(row)
+        new = [name for name in row if name not in self.columns]
+        if new:
+            self.columns += new
+            self._rewrite()
+        else:
+            with self.path.open("a", encoding="utf-8", newline="") as file:
+                file.write(_text([self._cells(row)]))
+
+    def _open(self, up_to_step: int | None) -> None:
+        text = self.path.read_text(encoding="utf-8", errors="replace")
+        whole = text[: text.rfind("\n") + 1]
+        self.columns, self.rows = _parse(whole, self.path)
+        if up_to_step is not None:
+            self.rows = [row for row in self.rows if row.get("step", 0) <= up_to_step]
+        if self._table() != text:
+            self._rewrite()
+
+    def _rewrite(self) -> None:
+        new = self.path.with_name(self.path.name + ".new")
+        new.write_text(self._table(), encoding="utf-8", newline="")
+        os.replace(new, self.path)
+
+    def _table(self) -> str:
+        return _text([self.columns, *map(self._cells, self.rows)]) if self.columns else ""
+
+    def _cells(self, row: Row) -> list[str]:
+        # repr gives back the same float when read; counters look like counters.
+        return [repr(row[name]).removesuffix(".0") if name in row else "" for name in self.columns]
+
+
+def _text(lines: Iterable[Sequence[str]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(lines)
+    return text.getvalue()
+
+
+def _parse(text: str, path: Path) -> tuple[list[str], list[Row]]:
+    columns, *lines = list(csv.reader(io.StringIO(text))) or [[]]
+    rows = []
+    for number, cells in enumerate(lines, start=2):
+        try:
+            pairs = zip(columns, cells, strict=True)
+            rows.append({name: float(cell) for name, cell in pairs if cell})
+        except ValueError:
+            raise InputError(
+                f"Line {number} of {path} is not a row of the history; the file holds numbers only."
+            ) from None
+    return columns, rows

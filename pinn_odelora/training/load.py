@@ -1,0 +1,78 @@
+"""A finished run as a function: u = load(run); u(x, t)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from hydra.utils import instantiate
+from numpy.typing import ArrayLike
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from pinn_odelora.checkpoints import load_network
+from pinn_odelora.errors import InputError
+from pinn_odelora.lowrank.files import load_adapter
+from pinn_odelora.points import Points
+from pinn_odelora.problem import Problem
+from pinn_odelora.system import Solution
+from pinn_odelora.training.build import network
+from pinn_odelora.training.files import ADAPTER, BASE, CONFIG, WEIGHTS
+
+
+class AdaptedSolution:
+    """The solution of a run as a function of its coordinates, in the order of ``problem.coords``.
+
+    Tensors give a tensor, through which gradients flow; numbers and arrays give an array. Coordinates are broadcast
+    against each other; the result has their common shape, with a last axis of fields when there are several.
+    """
+
+    def __init__(self, problem: Problem, net: nn.Module) -> None:
+        self.problem = problem
+        self.solution = Solution(problem, net)
+
+    def __call__(self, *coordinates: ArrayLike | Tensor) -> np.ndarray | Tensor:
+        if len(coordinates) != len(self.problem.coords):
+            raise InputError(
+                f"the solution is a function of {', '.join(self.problem.coords)}, but {len(coordinates)} were given."
+            )
+        tensors = any(isinstance(c, Tensor) for c in coordinates)
+        columns = torch.broadcast_tensors(*(torch.as_tensor(c) for c in coordinates))
+        weight = next(self.solution.parameters())
+        points = Points(
+            {name: c.reshape(-1, 1).to(weight) for name, c in zip(self.problem.coords, columns, strict=True)}
+        )
+        values = self.solution(points)
+        shape = columns[0].shape if len(self.problem.fields) == 1 else (*columns[0].shape, len(self.problem.fields))
+        values = values.reshape(shape)
+        return values if tensors else values.detach().numpy()
+
+
+def load(run: str | Path) -> AdaptedSolution:
+    """The adapted solution of a run folder, on the CPU.
+
+    Raises:
+        InputError: if the folder holds no run, or the run is not finished.
+    """
+    folder = Path(run)
+    problem, net = base(folder)
+    if (folder / ADAPTER).exists():
+        load_adapter(net, folder / ADAPTER)
+    elif (folder / WEIGHTS).exists():
+        load_network(net, folder / WEIGHTS)
+    else:
+        raise InputError(f"{folder} holds no finished run; continue it with: python train.py resume={folder}")
+    return AdaptedSolution(problem, net)
+
+
+def base(folder: Path) -> tuple[Problem, nn.Module]:
+    """The problem of a run and the user's network as it was before adaptation."""
+    if not (folder / CONFIG).is_file():
+        raise InputError(f"{folder} holds no run: there is no {CONFIG} in it.")
+    cfg = OmegaConf.load(folder / CONFIG)
+    assert isinstance(cfg, DictConfig)
+    problem: Problem = instantiate(cfg.problem, _convert_="all")
+    net = network(cfg, problem)
+    load_network(net, folder / BASE)
+    return problem, net

@@ -1,0 +1,217 @@
+"""One method adapting one network, as a LightningModule under manual optimisation.
+
+Lightning's batch is a block of several steps, so that its own cost vanishes beside ours; the step axis is ours. The
+row of step n describes the point y_n that step n starts from, and the step that leaves it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pinn_odelora.errors import NonFiniteError
+from pinn_odelora.lowrank.layer import LowRankLinear, adapters
+from pinn_odelora.metrics import max_error, relative_l2
+from pinn_odelora.optim.flow import factor_pairs
+from pinn_odelora.optim.methods import Method
+from pinn_odelora.points import Points
+from pinn_odelora.system import System
+from pinn_odelora.training import measure
+from pinn_odelora.training.budget import Budget, Progress
+from pinn_odelora.training.data import Draw
+from pinn_odelora.training.evaluation import Evaluation, Evaluator
+
+Row = dict[str, float]
+
+
+class Yardstick:
+    """What a solution is held against: reference values at test points, and a held-out set of points for the loss."""
+
+    def __init__(self, system: System, test: Points, heldout: Mapping[str, Points]) -> None:
+        self.system = system
+        self.test = test
+        self.heldout = dict(heldout)
+        self.reference = system.problem.reference(test)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> None:
+        self.test = self.test.to(device, dtype)
+        self.reference = None if self.reference is None else self.reference.to(device, dtype)
+        self.heldout = {name: p.to(device, dtype) for name, p in self.heldout.items()}
+
+    @torch.no_grad()
+    def errors(self) -> Row:
+        """Relative L2 and largest error of the solution at the test points."""
+        prediction = self.system.solution(self.test)
+        return {
+            "error/rel_l2": relative_l2(prediction, self.reference),
+            "error/max": max_error(prediction, self.reference),
+        }
+
+    def loss(self) -> float:
+        """The loss on the held-out points."""
+        frozen = [p for p in self.system.solution.parameters() if p.requires_grad]
+        for p in frozen:
+            p.requires_grad_(False)
+        try:
+            return float(self.system.loss(self.heldout).total.detach())
+        finally:
+            for p in frozen:
+                p.requires_grad_(True)
+
+
+class Adaptation(L.LightningModule):
+    """A run of one method within a budget.
+
+    Args:
+        system: the residual system; its solution is trained.
+        layers: the layers that are adapted, by name; ``LowRankLinear`` when the method trains factors.
+        method: what is trained and how.
+        budget: when to stop.
+        yardstick: what the solution is held against.
+        record: receives a row of measurements at every ``every``-th step and at the end.
+        every: steps between two rows.
+    """
+
+    def __init__(
+        self,
+        system: System,
+        layers: Mapping[str, nn.Linear | LowRankLinear],
+        method: Method,
+        budget: Budget,
+        yardstick: Yardstick,
+        record: Callable[[Row], None],
+        every: int = 10,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.solution = system.solution
+        self.layers = dict(layers)
+        self.method = method
+        self.budget = budget
+        self.yardstick = yardstick
+        self.record = record
+        self.every = every
+        self.progress = Progress()
+        self.groups = factor_pairs(self.solution.net) if adapters(self.solution.net) else [{"params": self._weights()}]
+        self.evaluator = Evaluator(system, [p for group in self.groups for p in group["params"]], self.layers)
+        self.pretrained = measure.weights(self.layers)
+        self.failure: NonFiniteError | None = None
+        self.interrupted = False
+
+    def _weights(self) -> list[nn.Parameter]:
+        return [p.requires_grad_(True) for p in self.solution.net.parameters()]
+
+    def configure_optimizers(self) -> Optimizer:
+        return self.method.optimizer(self.groups)
+
+    def on_fit_start(self) -> None:
+        self.yardstick.to(self.device, next(self.solution.parameters()).dtype)
+        self.pretrained = {name: W.to(self.device) for name, W in self.pretrained.items()}
+
+    def training_step(self, block: list[Draw], _: int) -> None:
+        for draw in block:
+            if self.over:
+                self.trainer.should_stop = True
+                return
+            self._step(draw)
+
+    @property
+    def over(self) -> bool:
+        """Whether the budget is spent, the numbers failed, or somebody asked to stop."""
+        return self.failure is not None or self.interrupted or self.budget.used(self.progress) >= 1
+
+    def _step(self, draw: Draw) -> None:
+        observed = self.progress.step % self.every == 0
+        row = self._state() if observed else {}
+        before = measure.weights(self.layers) if observed else {}
+        try:
+            self._advance(draw)
+        except NonFiniteError as failure:
+            self.failure = failure
+            self.evaluator.restore()
+            return
+        if observed:
+            self.record(row | self._left(self.evaluator.first, before))
+        self.progress.step += 1
+
+    def _advance(self, draw: Draw) -> None:
+        """One step of the optimiser, timed, its evaluations counted."""
+        self.evaluator.begin(draw)
+        start = time.perf_counter()
+        try:
+            self.optimizers(use_pl_optimizer=False).step(self.evaluator.closure)
+        finally:
+            self.progress.seconds += time.perf_counter() - start
+            self.progress.gradient_evals = self.evaluator.count
+        loss = float(self.evaluator.first.total)
+        self.progress.rises += loss > self.progress.loss
+        self.progress.loss = loss
+
+    def _state(self) -> Row:
+        """What can be said of the point itself."""
+        heldout = self.yardstick.loss()
+        p = self.progress
+        rise = heldout / p.heldout_loss - 1 if p.heldout_loss > 0 else 0.0
+        p.largest_rise = max(p.largest_rise, rise)
+        p.heldout_loss = heldout
+        if math.isnan(p.first_heldout_loss):
+            p.first_heldout_loss = heldout
+        return (
+            {
+                "step": p.step,
+                "cost/gradient_evals": p.gradient_evals,
+                "cost/seconds": p.seconds,
+                "stability/heldout_loss": heldout,
+                "stability/rose": float(rise > 0),
+                "stability/largest_rise": p.largest_rise,
+            }
+            | self.yardstick.errors()
+            | measure.conditioning(self.layers)
+            | measure.spectrum(self.layers, self.pretrained)
+        )
+
+    def _left(self, first: Evaluation, before: Mapping[str, Tensor]) -> Row:
+        """What can be said of the loss at the point, and of the step that left it."""
+        after = measure.weights(self.layers)
+        return {
+            "loss": float(first.total),
+            **{f"loss/{name}": float(value) for name, value in first.terms.items()},
+            "gradient/norm": measure.norm_of(first.gradients),
+            "update/norm": measure.norm_of([after[name] - before[name] for name in before]),
+            "flow/alignment": measure.alignment(before, after, first.weights),
+            "integrator/h": self._step_size(),
+        }
+
+    def _step_size(self) -> float:
+        """h of the step just taken; for a rival its learning rate."""
+        group = self.optimizers(use_pl_optimizer=False).param_groups[0]
+        h = group.get("memory", {}).get("last_h", group["lr"])
+        return math.nan if h is None else float(h)
+
+    def on_train_end(self) -> None:
+        """The last row: where the run ended, with the loss on the points that the next step would have had."""
+        if self.interrupted:
+            return
+        draw: Draw = self.trainer.datamodule.draw(self.progress.step)
+        loss = self.evaluator.system.loss({name: p.to(self.device) for name, p in draw.points.items()})
+        terms = {f"loss/{name}": float(x.detach()) for name, x in loss.terms.items()}
+        self.record(self._state() | {"loss": float(loss.total.detach())} | terms)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        last = self.evaluator.last
+        checkpoint["progress"] = self.progress.as_dict()
+        checkpoint["evaluation"] = None if last is None else dict(last._asdict())
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.progress = Progress(**checkpoint["progress"])
+        self.evaluator.count = self.progress.gradient_evals
+        if checkpoint["evaluation"] is not None:
+            self.evaluator.last = Evaluation(**checkpoint["evaluation"])
+        self.trainer.datamodule.first_step = self.progress.step

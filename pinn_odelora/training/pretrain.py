@@ -1,0 +1,181 @@
+"""The pretrained network: the user's own, or one trained here at the source parameter and kept for the next run.
+
+Training here is Adam with a cosine schedule, then L-BFGS, on one fixed set of points, all weights, float64.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pinn_odelora.checkpoints import load_network, save_network
+from pinn_odelora.errors import InputError
+from pinn_odelora.geometry import sobol
+from pinn_odelora.metrics import relative_l2
+from pinn_odelora.optim.lbfgs import LBFGS
+from pinn_odelora.points import Points
+from pinn_odelora.problem import Problem
+from pinn_odelora.system import Solution, System, draw_points
+from pinn_odelora.training import cache
+
+
+class Pretrained(NamedTuple):
+    """What is known of a pretrained network at the source parameter.
+
+    ``rel_l2``: relative error there; ``loss``: its loss there; ``seconds``: time its training took, NaN for a network
+    of the user's own; ``origin``: ``checkpoint``, ``cache`` or ``trained``.
+    """
+
+    rel_l2: float
+    loss: float
+    seconds: float
+    origin: str
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """How a network is trained at the source parameter.
+
+    Args:
+        adam_steps: steps of Adam, its learning rate falling from ``adam_lr`` to zero by a cosine.
+        lbfgs_evals: gradient evaluations of L-BFGS after it, line searches included, at most.
+        target: relative L2 error that ends it before, where the problem has a reference.
+        interior, boundary: points for terms of full dimension, and for the others.
+        seed: of the initial weights and the points.
+    """
+
+    adam_steps: int = 500
+    adam_lr: float = 5e-3
+    lbfgs_evals: int = 10_000
+    target: float = 1e-4
+    interior: int = 1000
+    boundary: int = 200
+    seed: int = 0
+
+    def run(self, problem: Problem, net: nn.Module, report: Callable[[str], None]) -> None:
+        """Train ``net`` in place on the problem; one report for each tenth of a phase."""
+        system = System(problem, Solution(problem, net))
+        parameters = list(net.parameters())
+        points = {
+            name: p.to(parameters[0])
+            for name, p in draw_points(system.terms, self.interior, self.boundary, self.seed).items()
+        }
+        adam = torch.optim.Adam(parameters, lr=self.adam_lr)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, max(self.adam_steps, 1))
+        for done in range(self.adam_steps):
+            loss = _step(adam, system, points, parameters)
+            schedule.step()
+            if (done + 1) % max(self.adam_steps // 10, 1) == 0:
+                report(f"Adam {done + 1}/{self.adam_steps}: loss {float(loss):.2e}")
+        self._quasi_newton(system, points, parameters, report)
+
+    def _quasi_newton(
+        self,
+        system: System,
+        points: Mapping[str, Points],
+        parameters: list[nn.Parameter],
+        report: Callable[[str], None],
+    ) -> None:
+        if self.lbfgs_evals == 0:
+            return
+        optimizer, chunk = LBFGS(parameters, iterations=20), 20
+        spent, reported, error = 0, 0, unseen_error(system, self.seed)
+        while spent < self.lbfgs_evals and not error <= self.target:
+            loss = float(_step(optimizer, system, points, parameters))
+            before, spent = spent, optimizer.state[parameters[0]]["func_evals"]
+            error = unseen_error(system, self.seed)
+            if spent - reported >= 300:
+                reported = spent
+                report(f"L-BFGS {spent}/{self.lbfgs_evals}: loss {loss:.2e}, relative L2 {error:.2e}")
+            if spent - before > 10 * chunk:
+                report("L-BFGS: the line search has come to the rounding of float64")
+                return
+
+
+@torch.no_grad()
+def unseen_error(system: System, seed: int) -> float:
+    """Relative L2 error at points that training does not see."""
+    p = system.problem.region.sample(2048, lambda n, d: sobol(n, d, seed=seed + 1))
+    p = p.to(next(system.solution.parameters()))
+    return relative_l2(system.solution(p), system.problem.reference(p))
+
+
+def _step(optimizer: Optimizer, system: System, points: Mapping[str, Points], parameters: list[nn.Parameter]) -> Tensor:
+    def closure() -> Tensor:
+        loss = system.loss(points).total
+        for p, g in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+            p.grad = g
+        return loss.detach()
+
+    return optimizer.step(closure)
+
+
+def pretrained(
+    problem: Problem,
+    net: nn.Module,
+    settings: Pretraining,
+    checkpoint: str | None = None,
+    kept: Path | None = None,
+    report: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+) -> Pretrained:
+    """Put pretrained weights into ``net``: from a checkpoint, from the cache, or by training.
+
+    Args:
+        problem: the problem at its source parameter.
+        net: the network, float64, changed in place.
+        settings: how it is trained if it has to be.
+        checkpoint: the user's own weights.
+        kept: folder of the cache; the default is the user's cache folder.
+
+    Raises:
+        InputError: if the checkpoint does not fit the network, or training gave no finite network.
+    """
+    if checkpoint is not None:
+        load_network(net, checkpoint)
+        return _assess(problem, net, settings, float("nan"), "checkpoint", report)
+    name = f"{type(problem).__name__.lower()}-{cache.key(problem, net, settings)}"
+    file = (kept or cache.folder()) / f"{name}.safetensors"
+    facts = file.with_suffix(".json")
+    if file.exists() and facts.exists():
+        load_network(net, file)
+        return _assess(problem, net, settings, json.loads(facts.read_text())["seconds"], "cache", report)
+    report(f"Pretraining {type(problem).__name__} at the source parameter; the result is kept for the next run.")
+    start = time.perf_counter()
+    settings.run(problem, net, report)
+    seconds = time.perf_counter() - start
+    if not all(bool(torch.isfinite(p).all()) for p in net.parameters()):
+        raise InputError("Pretraining ended in NaN or infinite weights; choose a smaller pretrain.adam_lr.")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    facts.write_text(json.dumps({"seconds": seconds}))
+    save_network(net, file, {"problem": repr(problem)})
+    return _assess(problem, net, settings, seconds, "trained", report)
+
+
+def _assess(
+    problem: Problem,
+    net: nn.Module,
+    settings: Pretraining,
+    seconds: float,
+    origin: str,
+    report: Callable[[str], None],
+) -> Pretrained:
+    """Error and loss at the source parameter: shapes alone do not show a wrong activation or a wrong problem."""
+    system = System(problem, Solution(problem, net))
+    error = unseen_error(system, settings.seed)
+    loss = float(system.loss(draw_points(system.terms, 1000, 200, settings.seed + 1)).total.detach())
+    report(f"Pretrained network ({origin}): relative L2 {error:.2e}, loss {loss:.2e} at the source parameter.")
+    if error > 0.1:
+        report(
+            f"WARNING: the pretrained network misses the solution at the source parameter by {100 * error:.0f} %; "
+            "check net.* (activation, inputs), problem.conditions and pretrain.source against how it was trained."
+        )
+    return Pretrained(error, loss, seconds, origin)

@@ -1,0 +1,135 @@
+"""The stations of a run up to its end: threads, pretrained network, tracking, fit. ``report`` has what follows."""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig, OmegaConf
+
+from pinn_odelora.checkpoints import load_network, save_network
+from pinn_odelora.errors import InputError
+from pinn_odelora.metrics import relative_l2
+from pinn_odelora.system import Solution
+from pinn_odelora.training import build, pretrain, tracking
+from pinn_odelora.training.callbacks import ProgressLine, Saver, StopOnSignal
+from pinn_odelora.training.files import BASE, HISTORY, START, STATE, write_json
+from pinn_odelora.training.history import History
+from pinn_odelora.training.module import Adaptation, Row
+
+
+def use_threads(cfg: DictConfig) -> None:
+    """One thread unless told otherwise: for small networks a second one makes every step slower."""
+    torch.set_num_threads(1 if cfg.threads == "auto" else cfg.threads)
+
+
+def accelerator(cfg: DictConfig) -> str:
+    """``auto`` is a CUDA device where there is one, else the CPU: no other accelerator has float64 throughout."""
+    chosen = cfg.trainer.accelerator
+    if chosen == "auto":
+        return "gpu" if torch.cuda.is_available() else "cpu"
+    if chosen == "mps" and cfg.precision == 64:
+        raise InputError("trainer.accelerator=mps has no float64; use precision=32 or trainer.accelerator=cpu.")
+    return chosen
+
+
+def pretrained_network(cfg: DictConfig, built: build.Experiment, folder: Path) -> dict[str, Any]:
+    """Give ``built.net`` its pretrained weights, keep them in the run folder, and return the facts of the start."""
+    facts_file, base = folder / START, folder / BASE
+    if facts_file.exists():
+        load_network(built.net, base)
+        return json.loads(facts_file.read_text())
+    device = "cuda" if accelerator(cfg) == "gpu" else "cpu"
+    built.net.to(device)
+    kept = None if cfg.pretrain.cache is None else Path(cfg.pretrain.cache)
+    known = pretrain.pretrained(built.source, built.net, build.pretraining(cfg), cfg.pretrain.checkpoint, kept)
+    built.net.to("cpu")
+    save_network(built.net, base, {"problem": repr(built.source)})
+    facts = {
+        "pretrain_rel_l2": known.rel_l2,
+        "pretrain_loss": known.loss,
+        "pretrain_seconds": known.seconds,
+        "pretrain_origin": known.origin,
+        "rel_l2_before": _error(built),
+        "tracking_id": secrets.token_hex(4),
+    }
+    write_json(facts_file, facts)
+    return facts
+
+
+@torch.no_grad()
+def _error(built: build.Experiment) -> float:
+    p = built.problem.region.sample(2048, lambda n, d: build.sobol(n, d, seed=999))
+    return relative_l2(Solution(built.problem, built.net)(p), built.problem.reference(p))
+
+
+def loggers(cfg: DictConfig, folder: Path, facts: dict[str, Any]) -> list[Logger]:
+    """The trackers of the run; a resumed run continues its own."""
+    choices, rank = cfg.choices, cfg.lora.rank
+    group = cfg.logger.group or f"{choices.problem}/{choices.method}/rank{rank}"
+    return tracking.make_loggers(
+        cfg.logger.kind,
+        folder,
+        project=cfg.logger.project,
+        group=group,
+        job_type=cfg.logger.job_type,
+        name=cfg.logger.name or f"{group}/seed{cfg.seed}",
+        tags=list(cfg.logger.tags),
+        config=OmegaConf.to_container(cfg, resolve=True),
+        run_id=facts["tracking_id"],
+    )
+
+
+def fit(cfg: DictConfig, built: build.Experiment, loggers: list[Logger], folder: Path) -> Adaptation:
+    """Adapt ``built.net`` until the budget is spent, from the resume state if the folder has one."""
+    state = folder / STATE
+    done = _steps_done(state)
+    history = History(folder / HISTORY, up_to_step=done - 1)
+    module: Adaptation
+
+    def record(row: Row) -> None:
+        history.append(row)
+        for logger in loggers:
+            logger.log_metrics(row, step=int(row["step"]))
+        line(row)
+
+    module = build.adaptation(cfg, built, record, {"test": cfg.log.test, "heldout": cfg.log.heldout})
+    line = ProgressLine(module)
+    trainer = _trainer(cfg, loggers, Saver(folder / STATE, cfg.checkpoint.every))
+    points = build.stream(cfg, module.evaluator.system.terms)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning|torch")
+        trainer.fit(module, points, ckpt_path=state if state.exists() else None, weights_only=True)
+    line.close()
+    return module.cpu()
+
+
+def _steps_done(state: Path) -> int:
+    return torch.load(state, weights_only=True, map_location="cpu")["progress"]["step"] if state.exists() else 0
+
+
+def _trainer(cfg: DictConfig, loggers: list[Logger], saver: Saver) -> L.Trainer:
+    """Lightning without what a run of small steps does not need; ``trainer.*`` overrides any of it."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    settings = {
+        "max_epochs": -1,
+        "min_epochs": 0,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        **OmegaConf.to_container(cfg.trainer, resolve=True),
+        "accelerator": accelerator(cfg),
+    }
+    try:
+        return L.Trainer(logger=loggers or False, callbacks=[saver, StopOnSignal()], **settings)
+    except TypeError as error:
+        raise InputError(f"trainer.* holds a setting that Lightning's Trainer refuses: {error}.") from None

@@ -1,0 +1,142 @@
+"""An interrupted run continues with the same bits: factors, optimiser, points, counters, history."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pinn_odelora import commandline
+from pinn_odelora.training.history import History
+from pinn_odelora.training.module import Adaptation
+
+ROOT = Path(__file__).parent.parent
+CASES = [
+    ["method=odelora"],
+    ["method=odelora", "integrator=heun", "integrator.renew=7", "points=fresh"],
+    ["method=odelora", "method.retract=false"],
+    ["method=lora_adam", "points=fresh"],
+    ["method=full_adam"],
+    ["method=full_lbfgs"],
+]
+TIMED = ("cost/seconds",)
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::DeprecationWarning:lightning")
+
+
+@pytest.mark.parametrize("overrides", CASES, ids=" ".join)
+def test_an_interrupted_run_ends_with_the_bits_of_an_uninterrupted_one(
+    overrides, compose, adapt, tmp_path, monkeypatch
+):
+    common = [*overrides, "budget.steps=23", "checkpoint.every=4"]
+    whole, _ = adapt(compose(*common, f"output_dir={tmp_path / 'whole'}"))
+
+    step = Adaptation._step
+
+    def interrupting(module, draw):
+        step(module, draw)
+        module.interrupted = module.progress.step == 13
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Adaptation, "_step", interrupting)
+        stopped, _ = adapt(compose(*common, f"output_dir={tmp_path / 'parts'}"))
+    assert stopped.progress.step == 13
+    cfg, _ = commandline.begin(compose(f"resume={tmp_path / 'parts'}"))
+    resumed, _ = adapt(cfg)
+
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+    for name, value in whole.progress.as_dict().items():
+        if name != "seconds":
+            assert resumed.progress.as_dict()[name] == value, name
+    rows = [
+        [{k: v for k, v in row.items() if k not in TIMED} for row in History(tmp_path / part / "history.csv").rows]
+        for part in ("whole", "parts")
+    ]
+    assert [list(map(str, row.values())) for row in rows[0]] == [list(map(str, row.values())) for row in rows[1]]
+
+
+def kill_and_resume(kills, tmp_path, seed):
+    """A run killed at random moments until it has been killed often enough, then left to finish."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PINN_ODELORA_CACHE": str(tmp_path / "cache")}
+    short = [
+        *("logger=csv", "points.interior=100", "net.width=16", "pretrain.adam_steps=5", "pretrain.lbfgs_evals=0"),
+        *("log.every=10", "checkpoint.every=10", "points=fresh", "budget.gradient_evals=null", "budget.steps=200"),
+    ]
+    train = [sys.executable, "train.py"]
+
+    def start(arguments):
+        return subprocess.Popen([*train, *arguments], cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+
+    def begin_or_continue(folder):
+        begun = (folder / "config.yaml").exists()
+        return start([f"resume={folder}"] if begun else [*short, f"output_dir={folder}"])
+
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert start([*short, f"output_dir={whole}"]).wait() == 0
+    began = time.monotonic()
+    assert start([*short, f"output_dir={tmp_path / 'timed'}"]).wait() == 0
+    duration = time.monotonic() - began
+
+    dice, done = random.Random(seed), 0
+    while done < kills:
+        process = begin_or_continue(parts)
+        time.sleep(dice.uniform(0.3, 1.0) * duration)
+        if process.poll() is not None:
+            # It came to its end before the blow: start over, the kills so far stay counted.
+            assert process.returncode == 0
+            compare(whole, parts)
+            parts = tmp_path / f"parts{done}"
+            continue
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        done += 1
+    assert (
+        start([f"resume={parts}"] if (parts / "config.yaml").exists() else [*short, f"output_dir={parts}"]).wait() == 0
+    )
+    compare(whole, parts)
+
+
+def compare(whole, parts):
+    expected, found = (load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (whole, parts))
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_a_killed_run_ends_with_the_same_bits(tmp_path):
+    kill_and_resume(2, tmp_path, seed=0)
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments(tmp_path):
+    kill_and_resume(20, tmp_path, seed=1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_with_the_line_that_continues_it(number, tmp_path):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PINN_ODELORA_CACHE": str(tmp_path / "cache")}
+    arguments = ["logger=csv", "net.width=16", "pretrain.adam_steps=5", "pretrain.lbfgs_evals=0", "points.interior=100"]
+    command = [
+        sys.executable,
+        "train.py",
+        *arguments,
+        "budget.gradient_evals=1000000",
+        f"output_dir={tmp_path / 'run'}",
+    ]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    history = tmp_path / "run" / "history.csv"
+    for _ in range(600):
+        if history.exists() and len(history.read_text().splitlines()) > 2:
+            break
+        time.sleep(0.1)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"python train.py resume={tmp_path / 'run'}" in said
+    assert "Traceback" not in said
+    assert (tmp_path / "run" / "last.ckpt").exists()
