@@ -193,7 +193,9 @@ def test_pairs_of_peft_are_found_and_trained():
     peft = pytest.importorskip("peft")
     torch.manual_seed(0)
     base = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 1))
-    model = peft.get_peft_model(base, peft.LoraConfig(r=2, lora_alpha=3, target_modules=["2"], init_lora_weights="pissa"))
+    model = peft.get_peft_model(
+        base, peft.LoraConfig(r=2, lora_alpha=3, target_modules=["2"], init_lora_weights="pissa")
+    )
     x, target = torch.randn(32, 3), torch.randn(32, 1)
 
     def closure():

@@ -3,7 +3,9 @@
 A scheme  k_i = f(y + h Σ_j a_ij k_j),  y⁺ = y + h Σ_i b_i k_i  has order p if and only if, for every rooted tree τ
 with at most p nodes,  Σ_i b_i Φ_i(τ) = 1 / γ(τ), where for τ with subtrees τ₁ … τ_m
 
-    Φ_i(τ) = Π_k Σ_j a_ij Φ_j(τ_k),    γ(τ) = |τ| Π_k γ(τ_k)             (Butcher, 1963; Hairer, Nørsett and Wanner, II.2).
+    Φ_i(τ) = Π_k Σ_j a_ij Φ_j(τ_k),    γ(τ) = |τ| Π_k γ(τ_k)
+
+(Butcher, 1963; Hairer, Nørsett and Wanner, 1993, II.2).
 """
 
 from __future__ import annotations

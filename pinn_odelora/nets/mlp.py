@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from types import MappingProxyType
 
 import torch
@@ -49,8 +50,7 @@ class MLP(nn.Module):
         self.activation = ACTIVATIONS[activation]
         sizes = [inputs, *[width] * depth, outputs]
         self.linears = nn.ModuleList(
-            nn.utils.skip_init(nn.Linear, n, m, dtype=torch.float64)
-            for n, m in zip(sizes[:-1], sizes[1:], strict=True)
+            nn.utils.skip_init(nn.Linear, n, m, dtype=torch.float64) for n, m in pairwise(sizes)
         )
         generator = generator or torch.Generator().manual_seed(0)
         for linear in self.linears:

@@ -36,9 +36,7 @@ def factor_pairs(model: nn.Module) -> list[dict[str, Any]]:
         for adapter, A in getattr(layer, "lora_A", {}).items():
             B = layer.lora_B[adapter].weight
             if A.weight.ndim != 2 or B.ndim != 2:
-                raise InputError(
-                    f"the LoRA pair of {name!r} is not a pair of matrices; no other kind is supported."
-                )
+                raise InputError(f"the LoRA pair of {name!r} is not a pair of matrices; no other kind is supported.")
             groups.append({"params": [A.weight, B], "scale": float(layer.scaling[adapter]), "name": name})
     if not groups:
         raise InputError("the model has no LoRA pairs (layers with lora_A and lora_B); adapt it first.")
@@ -83,7 +81,7 @@ class ODELoRA(Optimizer):
             shapes = [tuple(p.shape) for p in group["params"]]
             if [len(shape) for shape in shapes] != [2, 2] or shapes[0][0] != shapes[1][1]:
                 raise InputError(
-                    f"parameter group {group['name']!r} holds shapes {shapes}, but it must be one pair A (r, n), B (m, r)."
+                    f"parameter group {group['name']!r} has shapes {shapes}, but it must be one pair A (r, n), B (m, r)."
                 )
 
     @torch.no_grad()

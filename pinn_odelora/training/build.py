@@ -24,6 +24,7 @@ from pinn_odelora.problem import Problem, Term
 from pinn_odelora.system import Solution, System, draw_points
 from pinn_odelora.training.budget import Budget
 from pinn_odelora.training.data import PointStream
+from pinn_odelora.training.measure import test_points
 from pinn_odelora.training.module import Adaptation, Row, Yardstick
 from pinn_odelora.training.pretrain import Pretraining
 
@@ -108,7 +109,7 @@ def adaptation(cfg: DictConfig, built: Experiment, record: Any, sizes: Mapping[s
     adapted = layers(cfg, built.net, built.method.trains)
     dtype = DTYPES[cfg.precision]
     system = System(built.problem, Solution(built.problem, built.net.to(dtype)), built.measurements)
-    test = built.problem.region.sample(sizes["test"], lambda n, d: sobol(n, d, seed=999))
+    test = test_points(built.problem, sizes["test"])
     held = draw_points(system.terms, sizes["heldout"], max(sizes["heldout"] // 5, 1), seed=998)
     yardstick = Yardstick(system, test, held)
     budget = Budget(**OmegaConf.to_container(cfg.budget))

@@ -18,7 +18,7 @@ from pinn_odelora import report
 from pinn_odelora.checkpoints import save_network
 from pinn_odelora.errors import NonFiniteError
 from pinn_odelora.lowrank.files import save_adapter
-from pinn_odelora.training import tracking
+from pinn_odelora.training import measure, tracking
 from pinn_odelora.training.files import ADAPTER, BASE, HISTORY, WEIGHTS
 from pinn_odelora.training.history import History
 from pinn_odelora.training.module import Adaptation
@@ -34,7 +34,8 @@ def save_weights(module: Adaptation, folder: Path) -> None:
 
 def summary(cfg: DictConfig, module: Adaptation, facts: dict[str, Any]) -> dict[str, Any]:
     """What a comparison reads of a run."""
-    errors, p = module.yardstick.errors(), module.progress
+    problem, p = module.yardstick.system.problem, module.progress
+    errors = measure.errors(problem, module.solution, measure.FINER * cfg.log.test)
     diverged = module.failure is not None or not p.heldout_loss <= p.first_heldout_loss
     return {
         "problem": cfg.choices.problem,

@@ -38,8 +38,9 @@ class AdaptedSolution:
                 f"the solution is a function of {', '.join(self.problem.coords)}, but {len(coordinates)} were given."
             )
         tensors = any(isinstance(c, Tensor) for c in coordinates)
-        columns = torch.broadcast_tensors(*(torch.as_tensor(c) for c in coordinates))
         weight = next(self.solution.parameters())
+        as_tensor = lambda c: c if isinstance(c, Tensor) else torch.as_tensor(c, dtype=weight.dtype)
+        columns = torch.broadcast_tensors(*map(as_tensor, coordinates))
         points = Points(
             {name: c.reshape(-1, 1).to(weight) for name, c in zip(self.problem.coords, columns, strict=True)}
         )

@@ -14,13 +14,32 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, linalg, nn
 
+from pinn_odelora.geometry import sobol
 from pinn_odelora.lowrank.balance import balance_defect
 from pinn_odelora.lowrank.layer import LowRankLinear
+from pinn_odelora.metrics import max_error, relative_l2
+from pinn_odelora.points import Points
+from pinn_odelora.problem import Problem
 
 Layers = Mapping[str, nn.Linear | LowRankLinear]
 
 SHOWN = 8
 """How many singular values of a layer are logged."""
+FINER = 8
+"""How many times more test points the errors before and after a run have than those of its history."""
+
+
+def errors(problem: Problem, solution: nn.Module, n: int) -> dict[str, float]:
+    """Relative L2 and largest error at n points that do not depend on the run."""
+    p = test_points(problem, n).to(next(solution.parameters()))
+    with torch.no_grad():
+        prediction, reference = solution(p), problem.reference(p)
+    return {"error/rel_l2": relative_l2(prediction, reference), "error/max": max_error(prediction, reference)}
+
+
+def test_points(problem: Problem, n: int) -> Points:
+    """The same n points of the region for every run, float64."""
+    return problem.region.sample(n, lambda n, d: sobol(n, d, seed=999))
 
 
 def weights(layers: Layers) -> dict[str, Tensor]:

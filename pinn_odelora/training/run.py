@@ -16,9 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from pinn_odelora.checkpoints import load_network, save_network
 from pinn_odelora.errors import InputError
-from pinn_odelora.metrics import relative_l2
 from pinn_odelora.system import Solution
-from pinn_odelora.training import build, pretrain, tracking
+from pinn_odelora.training import build, measure, pretrain, tracking
 from pinn_odelora.training.callbacks import ProgressLine, Saver, StopOnSignal
 from pinn_odelora.training.files import BASE, HISTORY, START, STATE, write_json
 from pinn_odelora.training.history import History
@@ -57,17 +56,16 @@ def pretrained_network(cfg: DictConfig, built: build.Experiment, folder: Path) -
         "pretrain_loss": known.loss,
         "pretrain_seconds": known.seconds,
         "pretrain_origin": known.origin,
-        "rel_l2_before": _error(built),
+        "rel_l2_before": _error_before(cfg, built),
         "tracking_id": secrets.token_hex(4),
     }
     write_json(facts_file, facts)
     return facts
 
 
-@torch.no_grad()
-def _error(built: build.Experiment) -> float:
-    p = built.problem.region.sample(2048, lambda n, d: build.sobol(n, d, seed=999))
-    return relative_l2(Solution(built.problem, built.net)(p), built.problem.reference(p))
+def _error_before(cfg: DictConfig, built: build.Experiment) -> float:
+    solution = Solution(built.problem, built.net)
+    return measure.errors(built.problem, solution, measure.FINER * cfg.log.test)["error/rel_l2"]
 
 
 def loggers(cfg: DictConfig, folder: Path, facts: dict[str, Any]) -> list[Logger]:

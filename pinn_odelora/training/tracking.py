@@ -34,9 +34,11 @@ KINDS = ("wandb", "csv")
 
 SUMMARIES = {
     "loss": "min",
-    "error/*": "min",
+    "error/rel_l2": "min",
+    "error/max": "min",
     "stability/largest_rise": "max",
-    "cost/*": "last",
+    "cost/gradient_evals": "last",
+    "cost/seconds": "last",
 }
 """What the table of runs shows of a metric, where that is not its last value."""
 
@@ -223,6 +225,7 @@ def _answers(settings: Settings) -> bool:
 def _define_metrics(run: Run) -> None:
     run.define_metric("step")
     run.define_metric("*", step_metric="step")
+    # By full name: of two patterns that fit, W&B takes either.
     for name, summary in SUMMARIES.items():
         run.define_metric(name, step_metric="step", summary=summary)
 

@@ -1,0 +1,203 @@
+"""Shapes from DeepXDE's constructive solid geometry as regions; the only file that imports ``deepxde``.
+
+    d = shapes()
+    plate = Shape(d.Rectangle([0, 0], [1, 1]) - d.Disk([0.5, 0.5], 0.25))
+
+DeepXDE answers which points are inside a shape, nothing else. The points are those of our own sequences: the
+bounding box is filled evenly, or the outlines of the primitives by arc length, and what is not inside the shape, or
+does not have it on exactly one side, is left out. So the same draw gives the same points, and no global stream is used.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pinn_odelora.errors import InputError
+from pinn_odelora.geometry.regions import Box, Uniform
+from pinn_odelora.points import Points
+
+Candidates = Callable[[NDArray], tuple[NDArray, NDArray]]
+"""Numbers in [0, 1), (m, k), to places (m, dim) and which of them belong to the shape (m,)."""
+
+
+class Curve(NamedTuple):
+    """A plane curve by arc length: its length, and places and unit normals (m, 2) at fractions s in [0, 1), (m, 1)."""
+
+    length: float
+    place: Callable[[NDArray], NDArray]
+    normal: Callable[[NDArray], NDArray]
+
+
+def shapes() -> ModuleType:
+    """``deepxde.geometry``: Rectangle, Disk, Polygon, …, combined by ``-``, ``|`` and ``&``.
+
+    The first call imports DeepXDE, which takes seconds, prints, draws random numbers and, on a GPU, moves torch's
+    default device; of all this nothing is left afterwards.
+    """
+    os.environ.setdefault("DDE_BACKEND", "pytorch")
+    with _undisturbed():
+        import deepxde
+
+    return deepxde.geometry
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Keep random states, torch's defaults, warning filters and stderr as they are."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    try:
+        with redirect_stderr(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+        torch.set_default_dtype(dtype)
+        # A default device that was never set is not the same as one set to the CPU: it costs nothing per call.
+        torch.set_default_device(None)
+        if torch.get_default_device() != device:
+            torch.set_default_device(device)
+
+
+class Shape:
+    """The region inside a DeepXDE geometry, times intervals for further coordinates.
+
+    ``Shape(disk, coords=("x", "y"), t=(0, 1))`` is a cylinder in space and time.
+
+    Args:
+        geometry: a shape of ``shapes()`` or a combination of them, of any dimension.
+        coords: names of its coordinates, in order.
+        intervals: further coordinates; one of length zero is fixed.
+
+    Raises:
+        InputError: if the number of names is not the dimension of the geometry.
+    """
+
+    def __init__(self, geometry: Any, coords: tuple[str, ...] = ("x", "y"), **intervals: tuple[float, float]) -> None:
+        if len(coords) != geometry.dim:
+            raise InputError(f"The shape has {geometry.dim} dimensions, but coords names {', '.join(coords)}.")
+        self.geometry = geometry
+        self.coords = tuple(coords)
+        self.rest = Box(**intervals)
+
+    @property
+    def interior(self) -> bool:
+        return self.rest.interior
+
+    def face(self, **fixed: float) -> Shape:
+        """The part where further coordinates have the given values, for instance ``face(t=0.0)``."""
+        return Shape(self.geometry, self.coords, **self.rest.face(**fixed).bounds)
+
+    def boundary(self) -> Boundary:
+        """The boundary of the geometry, times the intervals."""
+        return Boundary(self)
+
+    def sample(self, n: int, uniform: Uniform) -> Points:
+        return _draw(self, n, uniform, self.geometry.dim, self._candidates)
+
+    def _candidates(self, unit: NDArray) -> tuple[NDArray, NDArray]:
+        low, high = (np.asarray(corner, dtype=float) for corner in self.geometry.bbox)
+        places = low + (high - low) * unit
+        return places, self.geometry.inside(places)
+
+
+class Boundary:
+    """The boundary of a plane shape, times the shape's intervals, filled evenly by arc length.
+
+    An edge that two primitives have in common is filled twice.
+
+    Raises:
+        InputError: if the shape is made of anything but disks, rectangles, polygons and triangles.
+    """
+
+    interior = False
+
+    def __init__(self, shape: Shape) -> None:
+        self.shape = shape
+        self.curves = _curves(shape.geometry)
+
+    def sample(self, n: int, uniform: Uniform) -> Points:
+        return _draw(self.shape, n, uniform, 1, self._candidates)
+
+    def _candidates(self, unit: NDArray) -> tuple[NDArray, NDArray]:
+        lengths = np.array([curve.length for curve in self.curves])
+        ends = np.cumsum(lengths)
+        s = unit[:, 0] * ends[-1]
+        which = np.searchsorted(ends[:-1], s, side="right")
+        fraction = 1 - (ends[which] - s) / lengths[which]
+        places, steps = np.empty((2, len(s), 2))
+        for k, curve in enumerate(self.curves):
+            places[which == k] = curve.place(fraction[which == k, None])
+            steps[which == k] = 1e-6 * ends[-1] * curve.normal(fraction[which == k, None])
+        inside = self.shape.geometry.inside
+        return places, inside(places + steps) != inside(places - steps)
+
+
+def _draw(shape: Shape, n: int, uniform: Uniform, k: int, candidates: Candidates) -> Points:
+    """The first n candidates that belong to the shape, from as long a sequence as that takes."""
+    free = sum(low < high for low, high in shape.rest.bounds.values())
+    for m in (n << doubling for doubling in range(12)):
+        unit = uniform(m, k + free)
+        # DeepXDE's polygons call a form of numpy.cross that NumPy 2 warns about.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            places, belongs = candidates(unit[:, :k].numpy())
+        chosen = torch.from_numpy(np.flatnonzero(belongs)[:n])
+        if len(chosen) == n:
+            rest = shape.rest.sample(n, lambda n, d: unit[chosen, k:])  # noqa: B023
+            return Points(Points.from_rows(shape.coords, torch.from_numpy(places)[chosen]) | rest)
+    raise InputError("The shape is empty, or fills less than a thousandth of its bounding box.")
+
+
+def _curves(geometry: Any) -> list[Curve]:
+    """The outlines of every primitive of a combination; together they contain its boundary."""
+    d = shapes()
+    match geometry:
+        case d.CSGUnion() | d.CSGDifference() | d.CSGIntersection():
+            return _curves(geometry.geom1) + _curves(geometry.geom2)
+        case d.Disk():
+            return [_circle(np.asarray(geometry.center, dtype=float), float(geometry.radius))]
+        case d.Rectangle():
+            (left, bottom), (right, top) = geometry.xmin, geometry.xmax
+            return _closed([(left, bottom), (right, bottom), (right, top), (left, top)])
+        case d.Polygon():
+            return _closed(geometry.vertices)
+        case d.Triangle():
+            return _closed([geometry.x1, geometry.x2, geometry.x3])
+    raise InputError(
+        f"The boundary of a {type(geometry).__name__} cannot be sampled; allowed: Disk, Rectangle, Polygon, Triangle, "
+        "and their unions, differences and intersections."
+    )
+
+
+def _circle(center: NDArray, radius: float) -> Curve:
+    def normal(s: NDArray) -> NDArray:
+        return np.hstack([np.cos(2 * np.pi * s), np.sin(2 * np.pi * s)])
+
+    return Curve(2 * np.pi * radius, lambda s: center + radius * normal(s), normal)
+
+
+def _closed(vertices: Any) -> list[Curve]:
+    """The edges of a polygon."""
+    starts = np.asarray(vertices, dtype=float)
+    return [_edge(*ends) for ends in zip(starts, np.roll(starts, -1, axis=0), strict=True)]
+
+
+def _edge(start: NDArray, end: NDArray) -> Curve:
+    along = end - start
+    length = float(np.linalg.norm(along))
+    normal = np.array([along[1], -along[0]]) / length
+    return Curve(length, lambda s: start + s * along, lambda s: np.broadcast_to(normal, (len(s), 2)))
