@@ -14,12 +14,14 @@ from pinn_odelora import commandline
 def train(cfg: DictConfig) -> None:
     cfg, folder = commandline.begin(cfg)  # all that can be refused without torch is refused here
 
-    from pinn_odelora.training import build, conclude, files, run
+    from pinn_odelora.training import build
 
-    run.use_threads(cfg)
     built = build.experiment(cfg)  # problem, network, method, and one rehearsed step
     commandline.save_config(cfg, folder)
 
+    from pinn_odelora.training import conclude, files, run
+
+    run.use_threads(cfg)
     facts = run.pretrained_network(cfg, built, folder)
     loggers = run.loggers(cfg, folder, facts)
     module = run.fit(cfg, built, loggers, folder)

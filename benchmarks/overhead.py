@@ -86,10 +86,10 @@ def framework(cfg, built):
 
 def bare(cfg, built, steps, device):
     """Seconds per step of the loop that one would write by hand, block by block."""
-    module = build.adaptation(cfg, built._replace(net=copy.deepcopy(built.net)), None, {"test": 8, "heldout": 8})
+    module = run.adaptation(cfg, built._replace(net=copy.deepcopy(built.net)), None)
     module.to(device)
     system, parameters = module.evaluator.system, module.evaluator.parameters
-    points = {name: p.to(device) for name, p in build.stream(cfg, system.terms).draw(0).points.items()}
+    points = {name: p.to(device) for name, p in run.stream(cfg, system.terms).draw(0).points.items()}
     adam = torch.optim.Adam(parameters, lr=3e-3)
     marks = []
     for step in range(steps + BLOCK):

@@ -81,7 +81,7 @@ class ODELoRA(Optimizer):
             shapes = [tuple(p.shape) for p in group["params"]]
             if [len(shape) for shape in shapes] != [2, 2] or shapes[0][0] != shapes[1][1]:
                 raise InputError(
-                    f"parameter group {group['name']!r} has shapes {shapes}, but it must be one pair A (r, n), B (m, r)."
+                    f"parameter group {group['name']!r} has shapes {shapes}; it must be one pair A (r, n), B (m, r)."
                 )
 
     @torch.no_grad()

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from pinn_odelora.flows import gradient_flow
 from pinn_odelora.integrators import RungeKutta
-from pinn_odelora.optim.flow import ODELoRA
+from pinn_odelora.optim.flow import ODELoRA, factor_pairs
 from pinn_odelora.optim.lbfgs import LBFGS
 
 
@@ -28,6 +28,12 @@ class Method(NamedTuple):
 
     trains: Literal["factors", "weights"]
     optimizer: Callable[[Sequence[dict[str, Any]]], Optimizer]
+
+    def groups(self, net: nn.Module) -> list[dict[str, Any]]:
+        """The parameter groups of a network: its LoRA pairs, or one group of all weights, which are thawed."""
+        if self.trains == "factors":
+            return factor_pairs(net)
+        return [{"params": [p.requires_grad_(True) for p in net.parameters()]}]
 
 
 def odelora(integrator: RungeKutta, retract: bool = True) -> Method:

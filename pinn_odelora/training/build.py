@@ -1,12 +1,13 @@
-"""From a composed configuration to objects: the only place besides the command line that reads one."""
+"""From a composed configuration to the objects it names. Lightning is not needed for it, so a refusal is quick."""
 
 from __future__ import annotations
 
 import copy
 import inspect
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from hydra.utils import get_class, instantiate
@@ -22,13 +23,8 @@ from pinn_odelora.measurements import read_measurements
 from pinn_odelora.optim.methods import Method
 from pinn_odelora.problem import Problem, Term
 from pinn_odelora.system import Solution, System, draw_points
-from pinn_odelora.training.budget import Budget
-from pinn_odelora.training.data import PointStream
-from pinn_odelora.training.measure import test_points
-from pinn_odelora.training.module import Adaptation, Row, Yardstick
+from pinn_odelora.training.evaluation import Draw, Evaluator
 from pinn_odelora.training.pretrain import Pretraining
-
-DTYPES = {32: torch.float32, 64: torch.float64}
 
 
 class Experiment(NamedTuple):
@@ -104,45 +100,17 @@ def layers(cfg: DictConfig, net: nn.Module, trains: str) -> dict[str, nn.Linear 
     return adapt(net, targets, cfg.lora.rank, cfg.lora.scale, start, generator)
 
 
-def adaptation(cfg: DictConfig, built: Experiment, record: Any, sizes: Mapping[str, int]) -> Adaptation:
-    """The module that adapts ``built.net``, which is changed: factors are put in, or all weights are trained."""
-    adapted = layers(cfg, built.net, built.method.trains)
-    dtype = DTYPES[cfg.precision]
-    system = System(built.problem, Solution(built.problem, built.net.to(dtype)), built.measurements)
-    test = test_points(built.problem, sizes["test"])
-    held = draw_points(system.terms, sizes["heldout"], max(sizes["heldout"] // 5, 1), seed=998)
-    yardstick = Yardstick(system, test, held)
-    budget = Budget(**OmegaConf.to_container(cfg.budget))
-    return Adaptation(system, adapted, built.method, budget, yardstick, record, every=cfg.log.every)
-
-
-def stream(cfg: DictConfig, terms: Mapping[str, Term]) -> PointStream:
-    """The points of the run."""
-    p = cfg.points
-    return PointStream(terms, p.interior, p.boundary, cfg.seed, p.fresh, DTYPES[cfg.precision])
-
-
 def rehearse(cfg: DictConfig, built: Experiment) -> None:
     """One step on a copy with a few points: a rank, pattern or start that does not fit is refused before training."""
-    copied = built._replace(net=copy.deepcopy(built.net))
-
-    def ignore(row: Row) -> None:
-        del row
-
-    module = adaptation(cfg, copied, ignore, {"test": 8, "heldout": 8})
-    points = draw_points(module.evaluator.system.terms, 8, 8, seed=0)
-    optimizer = module.configure_optimizers()
-    module.evaluator.begin(_Few(0, {name: p.to(DTYPES[cfg.precision]) for name, p in points.items()}))
-    try:
-        optimizer.step(module.evaluator.closure)
-    except NonFiniteError:
-        # An untrained network may overflow where the pretrained one does not.
-        return
-
-
-class _Few(NamedTuple):
-    number: int
-    points: dict
+    net = copy.deepcopy(built.net)
+    adapted = layers(cfg, net, built.method.trains)
+    system = System(built.problem, Solution(built.problem, net), built.measurements)
+    groups = built.method.groups(net)
+    evaluator = Evaluator(system, [p for group in groups for p in group["params"]], adapted)
+    evaluator.begin(Draw(0, draw_points(system.terms, 8, 8, seed=0)))
+    # An untrained network may overflow where the pretrained one does not.
+    with suppress(NonFiniteError):
+        built.method.optimizer(groups).step(evaluator.closure)
 
 
 def pretraining(cfg: DictConfig) -> Pretraining:

@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
 
 import lightning as L
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from pinn_odelora.points import Points
 from pinn_odelora.problem import Term
 from pinn_odelora.system import draw_points
-
-
-class Draw(NamedTuple):
-    """Points for every term, and the number of the draw they come from: equal numbers mean equal points."""
-
-    number: int
-    points: dict[str, Points]
+from pinn_odelora.training.evaluation import Draw
 
 
 class PointStream(L.LightningDataModule):

@@ -15,8 +15,15 @@ from torch import Tensor, nn
 
 from pinn_odelora.errors import NonFiniteError
 from pinn_odelora.lowrank.layer import LowRankLinear, weight_gradients
+from pinn_odelora.points import Points
 from pinn_odelora.system import System
-from pinn_odelora.training.data import Draw
+
+
+class Draw(NamedTuple):
+    """Points for every term, and the number of the draw they come from: equal numbers mean equal points."""
+
+    number: int
+    points: dict[str, Points]
 
 
 class Evaluation(NamedTuple):

@@ -17,16 +17,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pinn_odelora.errors import NonFiniteError
-from pinn_odelora.lowrank.layer import LowRankLinear, adapters
+from pinn_odelora.lowrank.layer import LowRankLinear
 from pinn_odelora.metrics import max_error, relative_l2
-from pinn_odelora.optim.flow import factor_pairs
 from pinn_odelora.optim.methods import Method
 from pinn_odelora.points import Points
 from pinn_odelora.system import System
 from pinn_odelora.training import measure
 from pinn_odelora.training.budget import Budget, Progress
-from pinn_odelora.training.data import Draw
-from pinn_odelora.training.evaluation import Evaluation, Evaluator
+from pinn_odelora.training.evaluation import Draw, Evaluation, Evaluator
 
 Row = dict[str, float]
 
@@ -99,14 +97,11 @@ class Adaptation(L.LightningModule):
         self.record = record
         self.every = every
         self.progress = Progress()
-        self.groups = factor_pairs(self.solution.net) if adapters(self.solution.net) else [{"params": self._weights()}]
+        self.groups = method.groups(self.solution.net)
         self.evaluator = Evaluator(system, [p for group in self.groups for p in group["params"]], self.layers)
         self.pretrained = measure.weights(self.layers)
         self.failure: NonFiniteError | None = None
         self.interrupted = False
-
-    def _weights(self) -> list[nn.Parameter]:
-        return [p.requires_grad_(True) for p in self.solution.net.parameters()]
 
     def configure_optimizers(self) -> Optimizer:
         return self.method.optimizer(self.groups)

@@ -6,6 +6,7 @@ import json
 import logging
 import secrets
 import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,17 @@ from omegaconf import DictConfig, OmegaConf
 
 from pinn_odelora.checkpoints import load_network, save_network
 from pinn_odelora.errors import InputError
-from pinn_odelora.system import Solution
+from pinn_odelora.problem import Term
+from pinn_odelora.system import Solution, System, draw_points
 from pinn_odelora.training import build, measure, pretrain, tracking
+from pinn_odelora.training.budget import Budget
 from pinn_odelora.training.callbacks import ProgressLine, Saver, StopOnSignal
+from pinn_odelora.training.data import PointStream
 from pinn_odelora.training.files import BASE, HISTORY, START, STATE, write_json
 from pinn_odelora.training.history import History
-from pinn_odelora.training.module import Adaptation, Row
+from pinn_odelora.training.module import Adaptation, Row, Yardstick
+
+DTYPES = {32: torch.float32, 64: torch.float64}
 
 
 def use_threads(cfg: DictConfig) -> None:
@@ -98,15 +104,32 @@ def fit(cfg: DictConfig, built: build.Experiment, loggers: list[Logger], folder:
             logger.log_metrics(row, step=int(row["step"]))
         line(row)
 
-    module = build.adaptation(cfg, built, record, {"test": cfg.log.test, "heldout": cfg.log.heldout})
+    module = adaptation(cfg, built, record)
     line = ProgressLine(module)
     trainer = _trainer(cfg, loggers, Saver(folder / STATE, cfg.checkpoint.every))
-    points = build.stream(cfg, module.evaluator.system.terms)
+    points = stream(cfg, module.evaluator.system.terms)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning|torch")
         trainer.fit(module, points, ckpt_path=state if state.exists() else None, weights_only=True)
     line.close()
     return module.cpu()
+
+
+def adaptation(cfg: DictConfig, built: build.Experiment, record: Callable[[Row], None]) -> Adaptation:
+    """The module that adapts ``built.net``, which is changed: factors are put in, or all weights are trained."""
+    adapted = build.layers(cfg, built.net, built.method.trains)
+    solution = Solution(built.problem, built.net.to(DTYPES[cfg.precision]))
+    system = System(built.problem, solution, built.measurements)
+    held = draw_points(system.terms, cfg.log.heldout, max(cfg.log.heldout // 5, 1), seed=998)
+    yardstick = Yardstick(system, measure.test_points(built.problem, cfg.log.test), held)
+    budget = Budget(**OmegaConf.to_container(cfg.budget))
+    return Adaptation(system, adapted, built.method, budget, yardstick, record, every=cfg.log.every)
+
+
+def stream(cfg: DictConfig, terms: Mapping[str, Term]) -> PointStream:
+    """The points of the run."""
+    p = cfg.points
+    return PointStream(terms, p.interior, p.boundary, cfg.seed, p.fresh, DTYPES[cfg.precision])
 
 
 def _steps_done(state: Path) -> int:
