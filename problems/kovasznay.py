@@ -1,0 +1,62 @@
+"""Kovasznay flow: the steady Navier–Stokes equations behind a grid, with an exact solution."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pinn_odelora.derivatives import Field
+from pinn_odelora.geometry import Box
+from pinn_odelora.points import Points
+from pinn_odelora.problem import Problem, Term, parameter
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kovasznay(Problem):
+    """u·∇u + ∇p = Δu / Re,  ∇·u = 0  for u = (u, v) on [-0.5, 1] × [-0.5, 1.5].
+
+    Reference, with λ = Re/2 - √(Re²/4 + 4π²): u = 1 - exp(λx) cos 2πy, v = λ/2π · exp(λx) sin 2πy and
+    p = (1 - exp 2λx) / 2 (Kovasznay, 1948). Velocities are given on all sides; they leave the pressure free up to a
+    constant, so it is given on the outflow x = 1.
+    """
+
+    coords = ("x", "y")
+    fields = ("u", "v", "p")
+    region = Box(x=(-0.5, 1), y=(-0.5, 1.5))
+    supports = ("soft",)
+
+    re: float = parameter(20.0, 60.0, above=0)
+
+    def terms(self) -> dict[str, Term]:
+        return {
+            "pde": Term(self.region, self.navier_stokes),
+            "bc": Term(self.region.boundary(), lambda f: (f.u - self.u(f.x, f.y), f.v - self.v(f.x, f.y))),
+            "outflow": Term(self.region.face(x=1.0), lambda f: f.p - self.p(f.x)),
+        }
+
+    def navier_stokes(self, f: Field) -> tuple[Tensor, Tensor, Tensor]:
+        return (
+            f.u * f.u_x + f.v * f.u_y + f.p_x - (f.u_xx + f.u_yy) / self.re,
+            f.u * f.v_x + f.v * f.v_y + f.p_y - (f.v_xx + f.v_yy) / self.re,
+            f.u_x + f.v_y,
+        )
+
+    @property
+    def rate(self) -> float:
+        """λ, written so that nothing cancels at large Re."""
+        return -4 * math.pi**2 / (self.re / 2 + math.sqrt(self.re**2 / 4 + 4 * math.pi**2))
+
+    def u(self, x: Tensor, y: Tensor) -> Tensor:
+        return 1 - torch.exp(self.rate * x) * torch.cos(2 * math.pi * y)
+
+    def v(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.rate / (2 * math.pi) * torch.exp(self.rate * x) * torch.sin(2 * math.pi * y)
+
+    def p(self, x: Tensor) -> Tensor:
+        return (1 - torch.exp(2 * self.rate * x)) / 2
+
+    def reference(self, p: Points) -> Tensor:
+        return torch.cat([self.u(p.x, p.y), self.v(p.x, p.y), self.p(p.x)], dim=1)
