@@ -310,12 +310,13 @@ def history_figure(rows: Sequence[Mapping[str, float]], path: str | os.PathLike[
 
 
 def _column(rows: Sequence[Mapping[str, float]], name: str) -> NDArray:
-    """One quantity over the rows, (len(rows),), NaN where a logarithm has no place for it."""
+    """One quantity over the rows, (len(rows),), NaN where it is missing or infinite."""
     values = np.array([row.get(name, math.nan) for row in rows], dtype=float)
-    return np.where(np.isfinite(values) & (values >= 0), values, math.nan)
+    return np.where(np.isfinite(values), values, math.nan)
 
 
 def _curve(axes: Axes, x: NDArray, y: NDArray, **look: Any) -> None:
+    # A logarithmic axis would draw a zero as a fall out of the picture.
     shown = np.isfinite(x) & (y > 0)
     if shown.any():
         axes.plot(x, np.where(shown, y, math.nan), marker="o" if shown.sum() == 1 else "", markersize=3, **look)
@@ -337,3 +338,7 @@ def _finish_axes(axes: Axes) -> None:
         return
     axes.set_yscale("log")
     axes.margins(x=0.02)
+    low, high = axes.get_ylim()
+    if high < 6 * low:  # within a decade plain numbers are easier to read than powers of ten
+        axes.yaxis.set_major_formatter("{x:.4g}")
+        axes.yaxis.set_minor_formatter("{x:.4g}")

@@ -19,8 +19,11 @@ from torch import Tensor
 
 from pinn_odelora.errors import InputError
 from pinn_odelora.integrators.control import error_norm, first_step, next_step
-from pinn_odelora.integrators.stability import largest_eigenvalue
+from pinn_odelora.integrators.stability import largest_eigenvalue, norm
 from pinn_odelora.integrators.tableau import Tableau
+
+GROWTH = 1.1
+"""Growth of the velocity after which the largest eigenvalue is estimated anew."""
 
 State = list[Tensor]
 Velocity = Callable[[State], State]
@@ -62,7 +65,7 @@ class RungeKutta:
         h: the step size in units of flow time; absent, it is chosen as the file's docstring says.
         rtol, atol: tolerances of an embedded pair, relative to each entry of the state, and absolute.
         safety: the part of the stability limit that a scheme without error estimate uses.
-        renew: steps after which its estimate of the largest eigenvalue is made anew.
+        renew: steps after which its estimate of the largest eigenvalue is made anew, at the latest.
 
     Raises:
         InputError: for a step size or tolerance that is not positive.
@@ -121,10 +124,16 @@ class RungeKutta:
             h = min(next_step(h, error, 1.0, exponent), 0.9 * h)
 
     def _stable(self, f: Velocity, y: State, first: State, memory: dict[str, Any]) -> Step:
-        """A step inside the stability interval of the scheme, from an estimate that is renewed now and then."""
-        age = memory.get("age", self.renew)
+        """A step inside the stability interval of the scheme, from an estimate of the largest eigenvalue.
+
+        It is made anew after a number of steps, and when the velocity has grown: on a gradient flow that is the first
+        sign of a mode that the step amplifies.
+        """
+        age, speed = memory.get("age", self.renew), norm(first)
+        least = min(speed, memory.get("speed", speed))
         h = memory.get("h")
-        if age >= self.renew:
+        if age >= self.renew or speed > GROWTH * least:
             h, age = self.safety * self.tableau.real_stability / largest_eigenvalue(f, y, first), 0
+            least = speed
         new = combine(y, h, self.tableau.b, stages(f, y, h, self.tableau, first))
-        return Step(new, h, {"h": h, "age": age + 1})
+        return Step(new, h, {"h": h, "age": age + 1, "speed": least})

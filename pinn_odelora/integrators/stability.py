@@ -25,19 +25,20 @@ def largest_eigenvalue(
         velocity: f(y), already known.
         iterations: evaluations to spend.
     """
-    eps = torch.finfo(y[0].dtype).eps ** 0.5 * max(_norm(y), 1.0)
+    eps = torch.finfo(y[0].dtype).eps ** 0.5 * max(norm(y), 1.0)
     generator = torch.Generator().manual_seed(0)
     direction = [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x) for x in y]
     estimate = 0.0
     for _ in range(iterations):
-        length = _norm(direction)
+        length = norm(direction)
         if length == 0:
             break
         shifted = f([x + eps / length * v for x, v in zip(y, direction, strict=True)])
         direction = [(b - a) / eps for a, b in zip(velocity, shifted, strict=True)]
-        estimate = max(estimate, _norm(direction))
+        estimate = max(estimate, norm(direction))
     return max(estimate, 1e-12)
 
 
-def _norm(state: list[Tensor]) -> float:
+def norm(state: list[Tensor]) -> float:
+    """The Euclidean norm of a state."""
     return float(torch.sqrt(sum(x.double().square().sum() for x in state)))

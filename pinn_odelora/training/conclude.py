@@ -49,6 +49,7 @@ def summary(cfg: DictConfig, module: Adaptation, facts: dict[str, Any]) -> dict[
         "loss_rises": p.rises / max(p.step, 1),
         "largest_rise": p.largest_rise,
         "diverged": diverged,
+        "stalled": module.stalled,
         "failure": str(module.failure or ""),
         "gradient_evals": p.gradient_evals,
         "steps": p.step,

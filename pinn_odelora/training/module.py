@@ -102,6 +102,7 @@ class Adaptation(L.LightningModule):
         self.pretrained = measure.weights(self.layers)
         self.failure: NonFiniteError | None = None
         self.interrupted = False
+        self.stalled = False
 
     def configure_optimizers(self) -> Optimizer:
         return self.method.optimizer(self.groups)
@@ -119,8 +120,9 @@ class Adaptation(L.LightningModule):
 
     @property
     def over(self) -> bool:
-        """Whether the budget is spent, the numbers failed, or somebody asked to stop."""
-        return self.failure is not None or self.interrupted or self.budget.used(self.progress) >= 1
+        """Whether the budget is spent, the numbers failed, nothing moves any more, or somebody asked to stop."""
+        ended = self.failure is not None or self.interrupted or self.stalled
+        return ended or self.budget.used(self.progress) >= 1
 
     def _step(self, draw: Draw) -> None:
         observed = self.progress.step % self.every == 0
@@ -144,6 +146,8 @@ class Adaptation(L.LightningModule):
             self.optimizers(use_pl_optimizer=False).step(self.evaluator.closure)
         finally:
             self.progress.seconds += time.perf_counter() - start
+            # A step that asks for nothing new has not moved; without this, no budget but time would end the run.
+            self.stalled = self.progress.gradient_evals == self.evaluator.count
             self.progress.gradient_evals = self.evaluator.count
         loss = float(self.evaluator.first.total)
         self.progress.rises += loss > self.progress.loss

@@ -27,6 +27,9 @@ from pinn_odelora.problem import Problem
 from pinn_odelora.system import Solution, System, draw_points
 from pinn_odelora.training import cache
 
+PATIENCE = 3000
+"""Evaluations of L-BFGS within which the error has to fall by a tenth."""
+
 
 class Pretrained(NamedTuple):
     """What is known of a pretrained network at the source parameter.
@@ -89,15 +92,18 @@ class Pretraining:
             return
         optimizer, chunk = LBFGS(parameters, iterations=20), 20
         spent, reported, error = 0, 0, unseen_error(system, self.seed)
+        best, at = error, 0
         while spent < self.lbfgs_evals and not error <= self.target:
             loss = float(_step(optimizer, system, points, parameters))
             before, spent = spent, optimizer.state[parameters[0]]["func_evals"]
             error = unseen_error(system, self.seed)
+            if not error >= 0.9 * best:
+                best, at = error, spent
             if spent - reported >= 300:
                 reported = spent
                 report(f"L-BFGS {spent}/{self.lbfgs_evals}: loss {loss:.2e}, relative L2 {error:.2e}")
-            if spent - before > 10 * chunk:
-                report("L-BFGS: the line search has come to the rounding of float64")
+            if spent - at >= PATIENCE or spent - before > 10 * chunk:
+                report(f"L-BFGS {spent}/{self.lbfgs_evals}: no further progress")
                 return
 
 

@@ -165,7 +165,7 @@ def _init(mode: str, **about: Any) -> Run:
         silent=True,
         console="off",
         init_timeout=START,
-        finish_timeout=0,
+        finish_timeout=FINISH,
         finish_timeout_raises=True,
     )
     # W&B reports its own errors to the server, and would wait at exit for one that does not answer.
