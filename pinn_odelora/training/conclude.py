@@ -104,6 +104,7 @@ def interrupted(module: Adaptation, loggers: list[Logger], folder: Path) -> None
     """End an interrupted run: its state is saved; say how to continue."""
     for logger in loggers:
         tracking.finish(logger.experiment)
+        say(f"W&B: {tracking.sync_line(logger.experiment)}")
     say(f"Interrupted at step {module.progress.step}; continue with: python train.py resume={folder}")
     raise SystemExit(130)
 

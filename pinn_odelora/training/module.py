@@ -54,13 +54,13 @@ class Yardstick:
 
     def loss(self) -> float:
         """The loss on the held-out points."""
-        frozen = [p for p in self.system.solution.parameters() if p.requires_grad]
-        for p in frozen:
+        trained = [p for p in self.system.solution.parameters() if p.requires_grad]
+        for p in trained:
             p.requires_grad_(False)
         try:
             return float(self.system.loss(self.heldout).total.detach())
         finally:
-            for p in frozen:
+            for p in trained:
                 p.requires_grad_(True)
 
 

@@ -1,0 +1,452 @@
+"""W&B is used when it can be reached and never stands in the way; our own history survives a kill."""
+
+import json
+import logging
+import math
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from socket import create_server
+from threading import Thread
+
+import lightning as L
+import pytest
+import yaml
+from matplotlib.image import imsave
+
+from pinn_odelora.errors import InputError
+from pinn_odelora.training import tracking
+from pinn_odelora.training.history import History
+
+ROOT = Path(__file__).parent.parent
+KEY = "0123456789abcdef" * 3
+
+
+@pytest.fixture
+def home(monkeypatch, tmp_path):
+    """A user without an account, whose home is an empty folder; W&B starts afresh."""
+    import wandb
+
+    for name in list(os.environ):
+        if name.startswith("WANDB_") or name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    monkeypatch.chdir(tmp_path)
+    wandb.teardown()
+    yield home
+    wandb.teardown()
+
+
+def start(folder, **more):
+    (logger,) = tracking.make_loggers("wandb", folder, project="tests", **more)
+    return logger
+
+
+def inspect(*options):
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", *map(str, options)]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+def parts(folder, run_id="*"):
+    return sorted((folder / "wandb").glob(f"offline-run-*-{run_id}"))
+
+
+def logged(folder):
+    """The rows of one offline run, as W&B itself reads them."""
+    records = map(json.loads, inspect(folder).splitlines())
+    return [record["history"]["item"] for record in records if record["type"] == "history"]
+
+
+def synced(line, cwd):
+    """What a sync line would upload."""
+    command = [sys.executable, "-m", *shlex.split(line), "--dry-run"]
+    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=cwd, timeout=60).stderr
+
+
+# --- Weights & Biases ------------------------------------------------------------------------------------------------
+
+
+def test_without_a_key_everything_is_in_the_offline_run(home, tmp_path, capfd):
+    folder = tmp_path / "runs" / "one"
+    folder.mkdir(parents=True)
+    config = {"lora": {"rank": 4}, "seed": 1}
+    about = {"group": "burgers/odelora/rank4", "job_type": "adapt", "name": "first", "tags": ["a", "b"]}
+    logger = start(folder, config=config, **about)
+    for i in range(4):
+        metrics = {
+            "step": 10 * i,
+            "loss": abs(i - 2) + 0.5,
+            "error/rel_l2": abs(i - 1) + 0.25,
+            "lora/balance": math.nan,
+            "cost/gradient_evals": 4 * i,
+            "stability/largest_rise": 3 - i,
+            "gradient/norm": i,
+        }
+        logger.log_metrics(metrics, step=10 * i)
+    imsave(tmp_path / "u.png", [[0.0, 1.0]])
+    run = logger.experiment
+    tracking.log_images(run, {"solution": tmp_path / "u.png"})
+    tracking.log_final_table(run, ["x", "u"], [[0.5, 2.0], [0.25, 3.0]])
+    tracking.log_summary(run, {"rel_l2": 0.125, "versions": {"torch": "2"}})
+    tracking.finish(run)
+
+    assert capfd.readouterr() == ("", "W&B is offline: there is no API key; `wandb login` stores one.\n")
+    outside = {path for path in home.rglob("*") if path.is_file()}
+    assert all(path.is_relative_to(home / ".cache/wandb/logs") for path in outside), "the run is in its folder"
+    assert tracking.sync_line(run) == "wandb sync runs/one/wandb"
+    (part,) = parts(folder, logger.version)
+    kept = json.loads(inspect("--summary", part))
+    assert (kept["state"], kept["project"], kept["name"], kept["tags"]) == ("finished", "tests", "first", ["a", "b"])
+    assert kept["config"].items() >= config.items()
+    summary = kept["summary"]
+    assert (summary["loss"], summary["error/rel_l2"]) == ({"min": 0.5}, {"min": 0.25})
+    assert (summary["stability/largest_rise"], summary["cost/gradient_evals"]) == ({"max": 3}, {"last": 12})
+    assert (summary["gradient/norm"], summary["rel_l2"]) == (3, 0.125)
+    table, image = (part / "files" / summary[name]["path"] for name in ("final/points", "figures/solution"))
+    assert json.loads(table.read_text())["data"] == [[0.5, 2.0], [0.25, 3.0]]
+    assert image.read_bytes() == (tmp_path / "u.png").read_bytes()
+
+    records = [json.loads(line) for line in inspect(part).splitlines()]
+    rows = [record["history"]["item"] for record in records if record["type"] == "history"]
+    assert [row["step"] for row in rows[:4]] == [0, 10, 20, 30]
+    assert all("trainer/global_step" not in row for row in rows)
+    axes = {m["metric"].get("name") or m["metric"]["glob_name"]: m["metric"] for m in records if m["type"] == "metric"}
+    assert {axes[name]["step_metric"] for name in ("*", *tracking.SUMMARIES)} == {"step"}
+    (described,) = (record["run"] for record in records if record["type"] == "run")
+    assert (described["run_group"], described["job_type"]) == ("burgers/odelora/rank4", "adapt")
+
+
+def test_an_unreachable_server_is_given_up_at_once(home, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    begun = time.monotonic()
+    run = start(tmp_path).experiment
+    assert time.monotonic() - begun < 10
+    assert run.offline
+    assert capfd.readouterr().err == "W&B is offline: http://127.0.0.1:9 does not answer.\n"
+    tracking.finish(run)
+
+
+def test_a_server_that_accepts_and_stays_silent_is_given_up_in_time(home, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(tracking, "START", 2.0)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    with create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setenv("WANDB_BASE_URL", url)
+        begun = time.monotonic()
+        logger = start(tmp_path, run_id="continued")
+        assert time.monotonic() - begun < 15
+    logger.log_metrics({"loss": 1.0}, step=0)
+    tracking.finish(logger.experiment)
+    assert (logger.experiment.offline, logger.version) == (True, "continued")
+    said = capfd.readouterr().err
+    assert said.startswith("W&B is offline: the server started no run (")
+    assert said.count("\n") == 1
+    assert logged(*parts(tmp_path, "continued"))[0]["loss"] == 1.0
+
+
+@pytest.mark.parametrize(("key", "reason"), [("short", "API key must have 40+ characters"), (None, "no API key")])
+def test_online_on_demand_without_a_usable_key_asks_nothing(home, tmp_path, monkeypatch, capfd, key, reason):
+    monkeypatch.setenv("WANDB_MODE", "online")
+    if key:
+        monkeypatch.setenv("WANDB_API_KEY", key)
+    tracking.finish(start(tmp_path).experiment)
+    said = capfd.readouterr()
+    assert reason in said.err
+    assert said.err.count("\n") == 1
+    assert said.out == ""
+
+
+def test_offline_and_disabled_on_demand_say_nothing(home, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run = start(tmp_path).experiment
+    tracking.finish(run)
+    assert run.offline
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert tracking.make_loggers("wandb", tmp_path / "other", project="tests") == []
+    assert capfd.readouterr() == ("", "")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_run_that_was_left_open_does_not_swallow_the_next(home, tmp_path):
+    first, second = start(tmp_path / "a"), start(tmp_path / "b")
+    second.log_metrics({"loss": 2.0}, step=0)
+    first.log_metrics({"loss": 1.0}, step=0)
+    assert first.version != second.version
+    for logger, folder, loss in ((first, "a", 1.0), (second, "b", 2.0)):
+        tracking.finish(logger.experiment)
+        assert [row["loss"] for row in logged(*parts(tmp_path / folder))] == [loss]
+
+
+def test_a_resumed_run_keeps_its_id_and_one_line_uploads_all_parts(home, tmp_path):
+    folder = tmp_path / "a run"
+    for step in (0, 10):
+        logger = start(folder, run_id="abc")
+        logger.log_metrics({"loss": 1.0}, step=step)
+        tracking.finish(logger.experiment)
+        # The names of W&B's folders count in seconds.
+        time.sleep(1.1)
+    assert logger.version == "abc"
+    assert [[row["step"] for row in logged(part)] for part in parts(folder, "abc")] == [[0], [10]]
+    line = tracking.sync_line(logger.experiment)
+    assert line == "wandb sync 'a run/wandb'"
+    assert "Would sync 2 run(s)" in synced(line, tmp_path)
+
+
+class Server(BaseHTTPRequestHandler):
+    """As much of a W&B server as a run needs."""
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        self.server.seen.append((self.path, body.decode(errors="replace")))
+        answer = self.graphql(json.loads(body)) if self.path == "/graphql" else {}
+        text = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    do_GET = do_PUT = do_POST  # noqa: N815
+
+    def graphql(self, query):
+        given = query.get("variables") or {}
+        data = {"model": None, "project": None}
+        if query.get("operationName") == "Viewer":
+            nobody = {"email": "", "flags": "{}", "teams": {"edges": []}}
+            data = {"viewer": {"id": "u", "entity": "me", "username": "me", **nobody}}
+        if query.get("operationName") == "UpsertBucket":
+            project = {"id": "p", "name": given["project"], "entity": {"id": "e", "name": "me"}}
+            data = {"upsertBucket": {"bucket": {"id": "x", "name": given["name"], "project": project}}}
+        if query.get("operationName") == "CreateRunFiles":
+            url = f"http://127.0.0.1:{self.server.server_port}/file"
+            files = [{"name": name, "uploadUrl": url} for name in given["files"]]
+            data = {"createRunFiles": {"runID": "x", "uploadHeaders": [], "files": files}}
+        if query.get("operationName") == "CreateArtifact":
+            sequence = {"id": "s", "latestArtifact": None}
+            data = {"createArtifact": {"artifact": {"id": "a", "state": "COMMITTED", "artifactSequence": sequence}}}
+        return {"data": data}
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server(home, monkeypatch):
+    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        server.seen = []
+        Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
+        yield server
+        server.shutdown()
+
+
+def test_with_a_key_and_a_server_the_run_is_online(server, home, tmp_path, capfd):
+    logger = start(tmp_path, run_id="live", group="g")
+    logger.log_metrics({"loss": 0.75}, step=20)
+    run = logger.experiment
+    imsave(tmp_path / "u.png", [[0.0, 1.0]])
+    tracking.log_images(run, {"solution": tmp_path / "u.png"})
+    tracking.log_final_table(run, ["x"], [[0.5]])
+    tracking.finish(run)
+    assert not run.offline
+    assert tracking.sync_line(run) == f"http://127.0.0.1:{server.server_port}/me/tests/runs/live"
+    streamed = "".join(body for path, body in server.seen if path == "/files/me/tests/live/file_stream")
+    assert '\\"step\\":20' in streamed
+    assert '\\"loss\\":0.75' in streamed
+    assert any("media/table/final/points" in body for _, body in server.seen)
+    assert capfd.readouterr() == ("", "")
+    assert not (home / ".netrc").exists()
+    assert any("RunResumeStatus" in body for _, body in server.seen), "an existing run of that id is continued"
+
+
+def test_a_server_that_goes_away_costs_a_bounded_time_and_one_line(server, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(tracking, "FINISH", 2.0)
+    logger = start(tmp_path, run_id="live")
+    server.shutdown()
+    server.server_close()
+    begun = time.monotonic()
+    logger.log_metrics({"loss": 0.75}, step=0)
+    tracking.finish(logger.experiment)
+    assert time.monotonic() - begun < 15
+    said = capfd.readouterr().err
+    assert said.startswith("W&B did not take everything; for the rest: wandb sync --include-online wandb")
+    assert said.count("\n") == 1
+    assert "/run-" in synced(said.rpartition(": ")[2], tmp_path)
+
+
+def test_training_goes_on_when_wandb_breaks(capsys):
+    class Broken:
+        calls = 0
+
+        def log(self, _):
+            self.calls += 1
+            raise ConnectionResetError("Connection lost")
+
+    broken = Broken()
+    logger = tracking.RunLogger(experiment=broken)
+    for step in range(5):
+        logger.log_metrics({"loss": 1.0}, step=step)
+    assert broken.calls == 1
+    assert capsys.readouterr().err == "W&B did not take metrics any more (ConnectionResetError: Connection lost).\n"
+
+
+def test_csv_never_imports_wandb():
+    code = (
+        "import sys\n"
+        "from pinn_odelora.training.tracking import make_loggers\n"
+        "assert make_loggers('csv', '.', project='p') == []\n"
+        "assert 'wandb' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=120)
+
+
+def test_an_unknown_logger_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"Unknown logger 'wandbb' .did you mean 'wandb'.*allowed: csv, wandb"):
+        tracking.make_loggers("wandbb", tmp_path, project="p")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lightning_recommends_nothing(tmp_path, caplog):
+    tracking.make_loggers("csv", tmp_path, project="p")
+    with caplog.at_level(logging.INFO):
+        L.Trainer(accelerator="cpu", logger=[], default_root_dir=tmp_path)
+    assert caplog.text, "Lightning says something"
+    assert "litlogger" not in caplog.text
+    assert "litmodels" not in caplog.text
+
+
+# --- Configuration ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["wandb", "csv"])
+def test_loggers_take_the_same_keys(compose, kind):
+    cfg = compose(f"logger={kind}", "logger.project=mine", "logger.tags=[a]")
+    assert (cfg.logger.kind, cfg.logger.project, list(cfg.logger.tags)) == (kind, "mine", ["a"])
+
+
+def sweep():
+    return yaml.safe_load((ROOT / "configs/sweep.yaml").read_text())
+
+
+def test_every_value_of_the_sweep_is_a_run(compose, tmp_path):
+    parameters = sweep()["parameters"]
+    values = {key: p.get("values", [p["value"]] if "value" in p else None) for key, p in parameters.items()}
+    assert {"integrator.h", "lora.rank", "seed"} <= {key for key, v in values.items() if len(v) > 1}
+    first = {key: v[0] for key, v in values.items()}
+    for key, choices in values.items():
+        for i, value in enumerate(choices):
+            run = first | {key: value}
+            cfg = compose(*(f"{k}={v}" for k, v in run.items()), f"output_dir={tmp_path / f'{key}{i}'}")
+            assert cfg.integrator.h == run["integrator.h"]
+
+
+def test_the_sweep_runs_train_with_hydra_arguments():
+    plan = sweep()
+    assert plan["command"] == ["${env}", "python", plan["program"], "${args_no_hyphens}"]
+    assert (ROOT / plan["program"]).exists()
+    assert plan["metric"] == {"name": "error/rel_l2", "goal": "minimize"}
+
+
+# --- History ---------------------------------------------------------------------------------------------------------
+
+AWKWARD = [0.1 + 0.2, 1e-320, -1.5e300, math.pi, 10.0, 1e22, 0.0]
+
+
+def test_history_gives_back_the_same_floats(tmp_path):
+    path = tmp_path / "history.csv"
+    history = History(path)
+    for step, value in enumerate(AWKWARD):
+        history.append({"step": step, "loss": value})
+    history.append({"step": 7, "loss": math.inf})
+    history.append({"step": 8, "loss": math.nan})
+    again = History(path).rows
+    assert again[:-1] == history.rows[:-1]
+    assert [row["loss"] for row in again[:7]] == AWKWARD
+    assert math.isnan(again[-1]["loss"])
+    assert path.read_text().splitlines()[:2] == ["step,loss", "0,0.30000000000000004"]
+
+
+def test_history_grows_columns_and_leaves_missing_cells_empty(tmp_path):
+    path = tmp_path / "history.csv"
+    history = History(path)
+    rows = [{"step": 0.0}, {"step": 10.0, "loss": 2.5}, {"loss": 1.5}, {"step": 20.0, "a,b": 1.0}]
+    for row in rows:
+        history.append(row)
+    assert path.read_text() == 'step,loss,"a,b"\n0,,\n10,2.5,\n,1.5,\n20,,1\n'
+    assert History(path).rows == rows
+
+
+def test_every_row_is_on_disk_when_append_returns(tmp_path):
+    history = History(tmp_path / "history.csv")
+    for step in range(3):
+        history.append({"step": step})
+        assert len((tmp_path / "history.csv").read_text().splitlines()) == step + 2
+
+
+def test_a_torn_last_line_is_dropped_wherever_it_was_torn(tmp_path):
+    path = tmp_path / "history.csv"
+    history = History(path)
+    for step in range(3):
+        history.append({"step": step, "loss": 0.125 * step})
+    text = path.read_text()
+    for length in range(len(text)):
+        path.write_text(text[:length])
+        whole = max(text[:length].count("\n") - 1, 0)
+        torn = History(path)
+        assert torn.rows == history.rows[:whole]
+        torn.append({"step": 9, "loss": 1.0})
+        assert History(path).rows == [*history.rows[:whole], {"step": 9.0, "loss": 1.0}]
+
+
+def test_a_resumed_history_forgets_what_will_be_written_again(tmp_path):
+    path = tmp_path / "history.csv"
+    for step in (0, 10, 20, 30):
+        History(path).append({"step": step, "loss": 1.0})
+    history = History(path, up_to_step=15)
+    assert [row["step"] for row in history.rows] == [0, 10]
+    assert path.read_text() == "step,loss\n0,1\n10,1\n"
+    history.append({"step": 20, "loss": 2.0})
+    assert [row["loss"] for row in History(path).rows] == [1.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize("text", ["step,loss\n0,1\n1,high\n", "step,loss\n0,1\n1\n", "a letter\nto somebody\n"])
+def test_a_file_that_is_no_history_is_refused_and_left_alone(tmp_path, text):
+    path = tmp_path / "history.csv"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"Line [23] of .*history.csv"):
+        History(path)
+    assert path.read_text() == text
+
+
+def test_history_survives_a_kill(tmp_path):
+    path = tmp_path / "history.csv"
+    code = (
+        "import itertools, sys\n"
+        "from pinn_odelora.training.history import History\n"
+        "history = History(sys.argv[1])\n"
+        "for i in itertools.count():\n"
+        "    history.append({'step': i, 'loss': 1 / (i + 1)} | {f'new{j}': j for j in range(i // 50)})\n"
+    )
+    for _ in range(3):
+        path.unlink(missing_ok=True)
+        process = subprocess.Popen([sys.executable, "-c", code, str(path)], cwd=ROOT)
+        while not path.exists():
+            time.sleep(0.01)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        rows = History(path).rows
+        assert len(rows) > 10
+        assert [row["step"] for row in rows] == list(range(len(rows)))
+        assert all(row["loss"] == 1 / (row["step"] + 1) for row in rows)
