@@ -319,7 +319,7 @@ def test_an_unknown_logger_is_refused(tmp_path):
 @pytest.mark.filterwarnings("ignore")
 def test_lightning_recommends_nothing(tmp_path, caplog):
     tracking.make_loggers("csv", tmp_path, project="p")
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="lightning.pytorch"):
         L.Trainer(accelerator="cpu", logger=[], default_root_dir=tmp_path)
     assert caplog.text, "Lightning says something"
     assert "litlogger" not in caplog.text

@@ -60,13 +60,14 @@ class ProgressLine:
         if now - self.last < (0.2 if self.terminal else self.interval):
             return
         self.last = now
-        start, end = ("\r", "") if self.terminal else ("", "\n")
-        print(f"{start}{self.line(row):<100}", end=end, file=sys.stderr, flush=True)
+        line = self.line(row)
+        sys.stderr.write(f"\r{line:<100}" if self.terminal else f"{line}\n")
+        sys.stderr.flush()
 
     def line(self, row: Row) -> str:
         seconds, evals = row["cost/seconds"], row["cost/gradient_evals"]
         used = self.module.budget.used(self.module.progress)
-        left = f"{seconds * (1 / used - 1):.0f} s left" if used > 0 else "…"
+        left = f"{seconds * (1 / used - 1):.0f} s left" if used > 0 and seconds > 0 else "…"
         speed = f"{evals / seconds:.0f} evals/s" if seconds > 0 else "…"
         loss = f"loss {row['loss']:.3e}" if "loss" in row else "…"
         return f"step {row['step']:.0f}  {loss}  rel. L2 {row['error/rel_l2']:.3e}  {speed}  {left}"

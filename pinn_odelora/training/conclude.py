@@ -105,7 +105,7 @@ def interrupted(module: Adaptation, loggers: list[Logger], folder: Path) -> None
     for logger in loggers:
         tracking.finish(logger.experiment)
         say(f"W&B: {tracking.sync_line(logger.experiment)}")
-    say(f"Interrupted at step {module.progress.step}; continue with: python train.py resume={folder}")
+    say(f"Interrupted at step {module.progress.step}; continue with: python train.py resume={_near(folder)}")
     raise SystemExit(130)
 
 
@@ -114,10 +114,16 @@ def last_words(module: Adaptation, result: dict[str, Any], folder: Path) -> None
     say(
         f"{result['problem']}, {result['method']}: relative L2 {result['rel_l2_before']:.2e} -> {result['rel_l2']:.2e} "
         f"in {result['steps']} steps, {result['gradient_evals']} gradient evaluations, {result['seconds']:.1f} s; "
-        f"files in {folder}"
+        f"files in {_near(folder)}"
     )
     if module.failure is not None:
-        raise NonFiniteError(f"{module.failure} The last good state is kept in {folder}.")
+        raise NonFiniteError(f"{module.failure} The last good state is kept in {_near(folder)}.")
+
+
+def _near(folder: Path) -> Path:
+    """The folder as one would type it here."""
+    here = Path.cwd()
+    return folder.relative_to(here) if folder.is_relative_to(here) else folder
 
 
 def say(text: str) -> None:
