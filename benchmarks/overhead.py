@@ -1,10 +1,10 @@
 """What Lightning, counting, checking and logging cost: a training step of a run against a bare loop on the same loss.
 
 Both take Adam steps on the same factors and points. The run logs every 10 steps, history and measurements included;
-the bare loop evaluates the loss, calls ``torch.autograd.grad`` and steps. They take turns, and the ratio of the medians
-of each round is formed within the round.
+the bare loop evaluates the loss, calls ``torch.autograd.grad`` and steps. They take turns, a block of 50 steps each,
+and a ratio is formed for every pair of neighbours.
 
-    python benchmarks/overhead.py [--problems burgers heat] [--rounds 5] [--steps 100] [--json overhead.json]
+    python benchmarks/overhead.py [--problems burgers heat] [--steps 1000] [--json overhead.json]
 
 Exits with 1 when the median ratio of a problem is above 1.15.
 """
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import itertools
 import json
 import statistics
 import sys
@@ -34,20 +33,26 @@ from pinn_odelora.training import build, run
 ROOT = Path(__file__).parent.parent
 PROBLEMS = sorted(path.stem for path in (ROOT / "configs/problem").glob("*.yaml"))
 LIMIT = 1.15
-BLOCK = 10
+BLOCK = 50
 
 
-class Clock(L.Callback):
-    """The wall time of every block of steps, with all that happens between them."""
+class Turns(L.Callback):
+    """After every block of the run, the same number of bare steps: neighbours in time, so that a ratio is fair."""
 
-    def __init__(self):
-        self.marks = []
+    def __init__(self, step):
+        self.step = step
+        self.pairs = []
+
+    def on_train_start(self, *_):
+        self.mark = time.perf_counter()
 
     def on_train_batch_end(self, *_):
-        self.marks.append(time.perf_counter())
-
-    def per_step(self):
-        return [(b - a) / BLOCK for a, b in itertools.pairwise(self.marks)]
+        ended = time.perf_counter()
+        for _ in range(BLOCK):
+            self.step()
+        now = time.perf_counter()
+        self.pairs.append(((ended - self.mark) / BLOCK, (now - ended) / BLOCK))
+        self.mark = now
 
 
 def configuration(problem, steps, device):
@@ -65,72 +70,61 @@ def configuration(problem, steps, device):
     return cfg
 
 
-def framework(cfg, built):
-    """Seconds per step of a run, block by block."""
-    clock = Clock()
-    trainer = run._trainer
-
-    def timed(*args):
-        made = trainer(*args)
-        made.callbacks.insert(0, clock)
-        return made
-
-    run._trainer = timed
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            run.fit(cfg, built._replace(net=copy.deepcopy(built.net)), [], Path(folder))
-    finally:
-        run._trainer = trainer
-    return clock.per_step()
-
-
-def bare(cfg, built, steps, device):
-    """Seconds per step of the loop that one would write by hand, block by block."""
-    module = run.adaptation(cfg, built._replace(net=copy.deepcopy(built.net)), None)
-    module.to(device)
+def bare_step(cfg, built, device):
+    """The loop that one would write by hand, one step of it."""
+    module = run.adaptation(cfg, built._replace(net=copy.deepcopy(built.net)), None).to(device)
     system, parameters = module.evaluator.system, module.evaluator.parameters
     points = {name: p.to(device) for name, p in run.stream(cfg, system.terms).draw(0).points.items()}
     adam = torch.optim.Adam(parameters, lr=3e-3)
-    marks = []
-    for step in range(steps + BLOCK):
-        if step % BLOCK == 0:
-            marks.append(time.perf_counter())
+
+    def step():
         loss = system.loss(points).total
         for p, g in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
             p.grad = g
         adam.step()
-    marks.append(time.perf_counter())
-    return [(b - a) / BLOCK for a, b in itertools.pairwise(marks)][1:]
+
+    return step
 
 
-def measure(problem, rounds, steps, device):
+def measure(problem, steps, device):
     cfg = configuration(problem, steps, "gpu" if device == "cuda" else "cpu")
     built = build.experiment(cfg)
-    pairs = []
-    for _ in range(rounds):
-        pairs.append((statistics.median(framework(cfg, built)), statistics.median(bare(cfg, built, steps, device))))
-    ratios = sorted(a / b for a, b in pairs)
+    turns = Turns(bare_step(cfg, built, device))
+    trainer = run._trainer
+
+    def with_turns(*args):
+        made = trainer(*args)
+        made.callbacks.insert(0, turns)
+        return made
+
+    run._trainer = with_turns
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            run.fit(cfg, built, [], Path(folder))
+    finally:
+        run._trainer = trainer
+    pairs = turns.pairs[1:]
+    low, middle, high = statistics.quantiles([a / b for a, b in pairs], n=4)
     return {
         "problem": problem,
-        "framework_ms": 1e3 * statistics.median(a for a, _ in pairs),
+        "run_ms": 1e3 * statistics.median(a for a, _ in pairs),
         "bare_ms": 1e3 * statistics.median(b for _, b in pairs),
-        "ratio": statistics.median(ratios),
-        "ratio_min": ratios[0],
-        "ratio_max": ratios[-1],
+        "ratio": middle,
+        "lower_quartile": low,
+        "upper_quartile": high,
     }
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--problems", nargs="+", default=PROBLEMS, choices=PROBLEMS)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    rows = [measure(problem, args.rounds, args.steps, args.device) for problem in args.problems]
-    table = Table("problem", "run, ms a step", "bare loop, ms a step", "ratio", "min", "max")
+    rows = [measure(problem, args.steps, args.device) for problem in args.problems]
+    table = Table("problem", "run, ms a step", "bare loop, ms a step", "ratio", "quartile", "quartile")
     for row in rows:
         table.add_row(row["problem"], *(f"{row[key]:.2f}" for key in list(row)[1:]))
     Console().print(table)

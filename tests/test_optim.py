@@ -11,7 +11,7 @@ from pinn_odelora.errors import InputError
 from pinn_odelora.flows import gradient_flow
 from pinn_odelora.integrators import RungeKutta, Tableau, tableau
 from pinn_odelora.lowrank.balance import balance_defect
-from pinn_odelora.lowrank.layer import LowRankLinear, adapters, weight_gradients
+from pinn_odelora.lowrank.layer import LowRankLinear, adapters, formed_weights
 from pinn_odelora.lowrank.start import orthonormal, pissa, zero
 from pinn_odelora.nets import MLP
 from pinn_odelora.optim import ODELoRA, factor_pairs
@@ -79,8 +79,11 @@ def test_one_euler_step_moves_the_product_against_the_projected_gradient():
     net, h = adapted(), 1e-7
     before, closure = products(net), closure_of(net)
     layers = adapters(net)
-    with weight_gradients(layers) as G:
-        closure()
+    problem = Burgers()
+    with formed_weights(layers) as W:
+        system = System(problem, Solution(problem, net))
+        loss = system.loss(draw_points(system.terms, 64, 0, seed=3)).total
+    G = dict(zip(W, torch.autograd.grad(loss, list(W.values())), strict=True))
     expected = []
     for name, layer in layers.items():
         Q_B, Q_A = torch.linalg.qr(layer.B.detach()).Q, torch.linalg.qr(layer.A.detach().T).Q

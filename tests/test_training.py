@@ -149,10 +149,14 @@ def test_spectrum_is_that_of_the_product(generator):
     start = Factors(*(torch.randn(*s, generator=generator, dtype=torch.float64) for s in ((3, 7), (6, 3))))
     layer = LowRankLinear(nn.Linear(7, 6).double(), start, scale=0.7)
     exact = torch.linalg.svdvals(0.7 * start.B @ start.A)[:3]
-    row = measure.spectrum({"layer": layer}, {})
+    row = measure.low_rank({"layer": layer}, {})
     shown = [row[f"lora/layer/singular_value_{i}"] for i in (1, 2, 3)]
     assert shown == pytest.approx(exact.tolist(), rel=1e-12)
     assert row["lora/norm"] == pytest.approx(float(exact.norm()), rel=1e-12)
+    gram = {"A": start.A @ start.A.T, "B": start.B.T @ start.B}
+    for name, S in gram.items():
+        assert row[f"lora/cond_{name}"] == pytest.approx(float(torch.linalg.cond(S)), rel=1e-10)
+    assert row["lora/balance"] == pytest.approx(float(torch.linalg.matrix_norm(gram["B"] - gram["A"])), rel=1e-12)
 
 
 def test_effective_rank_counts_equal_singular_values():

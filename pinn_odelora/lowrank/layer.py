@@ -6,11 +6,10 @@ the factors start from. The user's W0 is never changed. Factors carry the names 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 
@@ -38,7 +37,7 @@ class LowRankLinear(nn.Module):
         self.lora_B = nn.ModuleDict({"default": _factor(start.B)})
         self.register_buffer("start_A", start.A.detach().clone())
         self.register_buffer("start_B", start.B.detach().clone())
-        self._gradient: Tensor | None = None
+        self._formed: Tensor | None = None
 
     @property
     def A(self) -> nn.Parameter:
@@ -72,9 +71,7 @@ class LowRankLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # One product with the merged weight: with derivative channels in flight it costs less than two thin ones.
-        weight = self.weight
-        if self._gradient is not None and weight.requires_grad:
-            weight.register_hook(self._gradient.add_)
+        weight = self.weight if self._formed is None else self._formed
         return nn.functional.linear(x, weight, self.base_layer.bias)
 
 
@@ -90,15 +87,16 @@ def adapters(module: nn.Module) -> dict[str, LowRankLinear]:
 
 
 @contextmanager
-def weight_gradients(layers: dict[str, LowRankLinear]) -> Iterator[dict[str, Tensor]]:
-    """Collect G = ∂L/∂W, (m, n), of every layer from the backward passes run inside; full fine-tuning's gradient.
+def formed_weights(layers: Mapping[str, LowRankLinear]) -> Iterator[dict[str, Tensor]]:
+    """Form the effective weight W of every layer once, for all passes run inside, and hand the tensors out.
 
-    It costs nothing beyond the pass itself: the chain to A and B runs through W.
+    They are nodes of the graph: the gradient of a loss with respect to them, G = ∂L/∂W, is that of full fine-tuning,
+    and costs nothing beside the gradient with respect to A and B, whose chain runs through W.
     """
     for layer in layers.values():
-        layer._gradient = torch.zeros_like(layer.base_layer.weight)
+        layer._formed = layer.weight
     try:
-        yield {name: layer._gradient for name, layer in layers.items()}
+        yield {name: layer._formed for name, layer in layers.items()}
     finally:
         for layer in layers.values():
-            layer._gradient = None
+            layer._formed = None

@@ -14,6 +14,7 @@ from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from pinn_odelora.checkpoints import load_network
 from pinn_odelora.errors import InputError, NonFiniteError
 from pinn_odelora.geometry import sobol
 from pinn_odelora.lowrank.layer import LowRankLinear
@@ -45,7 +46,10 @@ def experiment(cfg: DictConfig) -> Experiment:
     """
     problem: Problem = instantiate(cfg.problem, _convert_="all")
     source = problem.at_source(**OmegaConf.to_container(cfg.pretrain.source))
-    built = Experiment(problem, source, network(cfg, problem), method(cfg), measurements(cfg, problem))
+    net = network(cfg, problem)
+    if cfg.pretrain.checkpoint is not None:
+        load_network(net, cfg.pretrain.checkpoint)
+    built = Experiment(problem, source, net, method(cfg), measurements(cfg, problem))
     rehearse(cfg, built)
     return built
 

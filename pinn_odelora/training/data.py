@@ -33,7 +33,7 @@ class PointStream(L.LightningDataModule):
         seed: int = 0,
         fresh: bool = False,
         dtype: torch.dtype = torch.float64,
-        block: int = 10,
+        block: int = 50,
     ) -> None:
         super().__init__()
         self.terms = terms

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pinn_odelora.errors import NonFiniteError
-from pinn_odelora.lowrank.layer import LowRankLinear, weight_gradients
+from pinn_odelora.lowrank.layer import LowRankLinear, formed_weights
 from pinn_odelora.points import Points
 from pinn_odelora.system import System
 
@@ -52,6 +52,7 @@ class Evaluator:
         self.system = system
         self.parameters = list(parameters)
         self.layers = layers
+        self.adapted = {name: layer for name, layer in layers.items() if isinstance(layer, LowRankLinear)}
         self.count = 0
         self.last: Evaluation | None = None
         self.good: Evaluation | None = None
@@ -86,26 +87,24 @@ class Evaluator:
         return all(torch.equal(p, x) for p, x in zip(self.parameters, self.last.parameters, strict=True))
 
     def _evaluate(self) -> Evaluation:
-        adapted = {name: layer for name, layer in self.layers.items() if isinstance(layer, LowRankLinear)}
-        with weight_gradients(adapted) as G:
+        with formed_weights(self.adapted) as W:
             loss = self.system.loss(self.draw.points)
-            gradients = torch.autograd.grad(loss.total, self.parameters)
+        found = torch.autograd.grad(loss.total, [*self.parameters, *W.values()])
+        gradients = found[: len(self.parameters)]
         self._check(loss.total, loss.terms, gradients)
-        if not adapted:
-            by_parameter = dict(zip(map(id, self.parameters), gradients, strict=True))
-            G = {name: by_parameter[id(layer.weight)] for name, layer in self.layers.items()}
+        by_tensor = dict(zip(map(id, (*self.parameters, *W.values())), found, strict=True))
         return Evaluation(
             self.draw.number,
             [p.detach().clone() for p in self.parameters],
             loss.total.detach(),
             {name: term.detach() for name, term in loss.terms.items()},
             list(gradients),
-            G,
+            {name: by_tensor[id(W.get(name, layer.weight))] for name, layer in self.layers.items()},
         )
 
     def _check(self, total: Tensor, terms: dict[str, Tensor], gradients: Sequence[Tensor]) -> None:
         # One number that is finite only if all are: one host read instead of one for each tensor.
-        witness = total.detach() + sum(g.sum() for g in gradients)
+        witness = total.detach() + nn.utils.get_total_norm(gradients)
         if not bool(torch.isfinite(witness)) and not all(bool(torch.isfinite(x).all()) for x in (total, *gradients)):
             self.count += 1
             raise NonFiniteError(self._diagnosis(terms))

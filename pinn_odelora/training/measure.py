@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, linalg, nn
 
 from pinn_odelora.geometry import sobol
-from pinn_odelora.lowrank.balance import balance_defect
 from pinn_odelora.lowrank.layer import LowRankLinear
 from pinn_odelora.metrics import max_error, relative_l2
 from pinn_odelora.points import Points
@@ -25,7 +25,7 @@ Layers = Mapping[str, nn.Linear | LowRankLinear]
 
 SHOWN = 8
 """How many singular values of a layer are logged."""
-FINER = 8
+FINER = 16
 """How many times more test points the errors before and after a run have than those of its history."""
 
 
@@ -47,54 +47,64 @@ def weights(layers: Layers) -> dict[str, Tensor]:
     return {name: layer.weight.detach().clone() for name, layer in layers.items()}
 
 
-def singular_values(layer: LowRankLinear) -> Tensor:
-    """Those of s·B A, (r,), from the r × r core of two thin factorisations."""
-    R_B = linalg.qr(layer.B.double()).R
-    R_A = linalg.qr(layer.A.double().mT).R
-    return layer.scale * linalg.svdvals(R_B @ R_A.mT)
+class Core(NamedTuple):
+    """What the r × r cores of a pair say: singular values of s·BA, A and B, (r,) each, and ‖BᵀB - AAᵀ‖."""
+
+    product: Tensor
+    A: Tensor
+    B: Tensor
+    balance: Tensor
+
+
+def cores(layers: Layers) -> dict[str, Core]:
+    """The core of every pair, from thin factorisations B = Q_B R_B, Aᵀ = Q_A R_A; pairs of one shape in one batch."""
+    pairs = {name: layer for name, layer in layers.items() if isinstance(layer, LowRankLinear)}
+    shapes: dict[tuple, list[str]] = {}
+    for name, layer in pairs.items():
+        shapes.setdefault((layer.A.shape, layer.B.shape, layer.scale), []).append(name)
+    found = {}
+    for (*_, scale), names in shapes.items():
+        R_B = linalg.qr(torch.stack([pairs[name].B for name in names]).double(), mode="r").R
+        R_A = linalg.qr(torch.stack([pairs[name].A for name in names]).double().mT, mode="r").R
+        sigma = linalg.svdvals(torch.stack([scale * R_B @ R_A.mT, R_A, R_B]))
+        balance = linalg.matrix_norm(R_B.mT @ R_B - R_A.mT @ R_A)
+        found |= {name: Core(*sigma[:, i], balance[i]) for i, name in enumerate(names)}
+    return {name: found[name] for name in pairs}
 
 
 def effective_rank(sigma: Tensor) -> float:
     """exp of the entropy of σ/Σσ; 0 for a zero matrix."""
-    total = float(sigma.sum())
-    if not total > 0:
-        return 0.0
-    p = sigma[sigma > 0] / total
-    return math.exp(-float((p * p.log()).sum()))
+    values = [x for x in sigma.tolist() if x > 0]
+    total = sum(values)
+    return math.exp(-sum(x / total * math.log(x / total) for x in values)) if values else 0.0
 
 
 @torch.no_grad()
-def spectrum(layers: Layers, pretrained: Mapping[str, Tensor]) -> dict[str, float]:
-    """Singular values, effective rank (mean over layers) and Frobenius norm of the updates."""
-    values = {
-        name: singular_values(layer)
-        if isinstance(layer, LowRankLinear)
-        else linalg.svdvals((layer.weight - pretrained[name]).double())
+def low_rank(layers: Layers, pretrained: Mapping[str, Tensor]) -> dict[str, float]:
+    """Singular values, effective rank (mean over layers) and Frobenius norm of the updates; and of the factors the
+    balance defect and the condition numbers of AAᵀ and BᵀB, the worst over the layers, NaN where there are none.
+    """
+    pairs = cores(layers)
+    sigma = {
+        name: pairs[name].product if name in pairs else linalg.svdvals((layer.weight - pretrained[name]).double())
         for name, layer in layers.items()
     }
-    shown = {
-        f"lora/{name}/singular_value_{i + 1}": float(x) for name, v in values.items() for i, x in enumerate(v[:SHOWN])
-    }
-    ranks = [effective_rank(v) for v in values.values()]
-    norm = math.sqrt(sum(float(v.square().sum()) for v in values.values()))
-    return {"lora/effective_rank": sum(ranks) / len(ranks), "lora/norm": norm} | shown
-
-
-@torch.no_grad()
-def conditioning(layers: Layers) -> dict[str, float]:
-    """‖BᵀB - AAᵀ‖ and the condition numbers of AAᵀ and BᵀB, the worst over the layers; NaN without factors."""
-    pairs = [layer.factors for layer in layers.values() if isinstance(layer, LowRankLinear)]
-    if not pairs:
-        return {"lora/balance": math.nan, "lora/cond_A": math.nan, "lora/cond_B": math.nan}
+    ranks = [effective_rank(v) for v in sigma.values()]
     return {
-        "lora/balance": max(float(balance_defect(y)) for y in pairs),
-        "lora/cond_A": max(_gram_condition(y.A) for y in pairs),
-        "lora/cond_B": max(_gram_condition(y.B) for y in pairs),
+        "lora/balance": max((float(core.balance) for core in pairs.values()), default=math.nan),
+        "lora/cond_A": max((_gram_condition(core.A) for core in pairs.values()), default=math.nan),
+        "lora/cond_B": max((_gram_condition(core.B) for core in pairs.values()), default=math.nan),
+        "lora/effective_rank": sum(ranks) / len(ranks),
+        "lora/norm": norm_of(list(sigma.values())),
+        **{
+            f"lora/{name}/singular_value_{i + 1}": x
+            for name, v in sigma.items()
+            for i, x in enumerate(v[:SHOWN].tolist())
+        },
     }
 
 
-def _gram_condition(factor: Tensor) -> float:
-    sigma = linalg.svdvals(factor.double())
+def _gram_condition(sigma: Tensor) -> float:
     return float((sigma[0] / sigma[-1]) ** 2) if sigma[-1] > 0 else math.inf
 
 

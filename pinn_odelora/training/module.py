@@ -172,8 +172,7 @@ class Adaptation(L.LightningModule):
                 "stability/largest_rise": p.largest_rise,
             }
             | self.yardstick.errors()
-            | measure.conditioning(self.layers)
-            | measure.spectrum(self.layers, self.pretrained)
+            | measure.low_rank(self.layers, self.pretrained)
         )
 
     def _left(self, first: Evaluation, before: Mapping[str, Tensor]) -> Row:
