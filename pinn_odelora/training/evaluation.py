@@ -7,6 +7,7 @@ stage, or a line search that ends where it last looked, pay once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -104,8 +105,8 @@ class Evaluator:
 
     def _check(self, total: Tensor, terms: dict[str, Tensor], gradients: Sequence[Tensor]) -> None:
         # One number that is finite only if all are: one host read instead of one for each tensor.
-        witness = total.detach() + nn.utils.get_total_norm(gradients)
-        if not bool(torch.isfinite(witness)) and not all(bool(torch.isfinite(x).all()) for x in (total, *gradients)):
+        witness = float(total.detach() + torch.cat([g.reshape(-1) for g in gradients]).sum())
+        if not math.isfinite(witness) and not all(bool(torch.isfinite(x).all()) for x in (total, *gradients)):
             self.count += 1
             raise NonFiniteError(self._diagnosis(terms))
 
