@@ -30,11 +30,15 @@ Residual = Callable[[Field], Tensor | tuple[Tensor, ...]]
 
 
 class Term(NamedTuple):
-    """One named term of the loss: where it holds, what must vanish there, and its weight w_k."""
+    """One named term of the loss: where it holds, what must vanish there, and its weight w_k.
+
+    Row i of the residual reads point i; ``coupled`` declares that it may read others too, as a mean does.
+    """
 
     where: Region
     residual: Residual
     weight: float = 1.0
+    coupled: bool = False
 
     def rows(self, field: Field) -> Tensor:
         """The residual as one tensor (N, components)."""

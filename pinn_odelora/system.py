@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
-from pinn_odelora.derivatives import AutogradField, Field
+from pinn_odelora.derivatives import Engine, lifted, rehearse
 from pinn_odelora.geometry import sobol
 from pinn_odelora.points import Points
 from pinn_odelora.problem import Problem, Term
@@ -26,10 +28,10 @@ class Solution(nn.Module):
         self.net = net
 
     def forward(self, p: Points) -> Tensor:
-        N = self.net(self.problem.embed(p))
+        N = self.net(lifted(self.problem.embed, p))
         if self.problem.conditions == "soft":
             return N
-        g, m = self.problem.ansatz(p)
+        g, m = lifted(self.problem.ansatz, p)
         return g + m * N
 
 
@@ -47,22 +49,49 @@ class System:
         problem: equation, conditions and weights.
         solution: the map Points -> (N, fields) whose residuals are asked for.
         extra: further terms, for instance measurements.
+        derivatives: ``auto``, ``jets`` or ``autograd``, see ``derivatives.rehearsal``.
     """
 
     def __init__(
-        self, problem: Problem, solution: Callable[[Points], Tensor], extra: Mapping[str, Term] | None = None
+        self,
+        problem: Problem,
+        solution: Callable[[Points], Tensor],
+        extra: Mapping[str, Term] | None = None,
+        derivatives: str = "auto",
     ) -> None:
         self.problem = problem
         self.solution = solution
         self.terms = {**problem.loss_terms(), **(extra or {})}
+        self.derivatives = derivatives
+        self._engines: dict[str, Engine] = {}
 
-    def field(self, p: Points) -> Field:
-        """The solution at p with its derivatives."""
-        return AutogradField(self.solution, p, self.problem.fields, self.problem.coords)
+    def engine(self, name: str, p: Points) -> Engine:
+        """How the derivatives of term ``name`` are found, chosen by a dry run at the first points it is asked at."""
+        if name not in self._engines:
+            term = self.terms[name]
+            self._engines[name] = rehearse(
+                name,
+                term.rows,
+                self.solution,
+                p,
+                self.problem.fields,
+                self.problem.coords,
+                engine=self.derivatives,
+                coupled=term.coupled,
+            )
+        return self._engines[name]
 
     def residuals(self, points: Mapping[str, Points]) -> dict[str, Tensor]:
-        """r_k at the points of term k, (N_k, components), unweighted."""
-        return {name: term.rows(self.field(points[name])) for name, term in self.terms.items()}
+        """r_k at the points of every term k that is given, (N_k, components), unweighted."""
+        return {name: self.engine(name, points[name]).residual(points[name]) for name in self.terms if name in points}
+
+    def rows(self, points: Mapping[str, Points]) -> Tensor:
+        """r with L = ½‖r‖², (R,): √(2 w_k / N_k) · r_k(x_i), term by term and component by component."""
+        return torch.cat([self.weighted(name, r).mT.flatten() for name, r in self.residuals(points).items()])
+
+    def weighted(self, name: str, r: Tensor, number: int | None = None) -> Tensor:
+        """√(2 w / N) · r for the residual of a term at N points, or at some of ``number`` points."""
+        return math.sqrt(2 * self.terms[name].weight / (number or len(r))) * r
 
     def loss(self, points: Mapping[str, Points]) -> Loss:
         """The loss at one set of points for each term."""

@@ -38,7 +38,7 @@ class AllenCahn(Problem):
 
     def terms(self) -> dict[str, Term]:
         return {
-            "pde": Term(self.region, lambda f: f.u_t - self.d * f.u_xx - 5 * (f.u - f.u**3)),
+            "pde": Term(self.region, lambda f: f.op("u", {"t": 1, "xx": -self.d}) - 5 * (f.u - f.u**3)),
             "ic": Term(self.region.face(t=0.0), lambda f: f.u - self.initial(f.x)),
         }
 

@@ -31,7 +31,7 @@ class Burgers(Problem):
 
     def terms(self) -> dict[str, Term]:
         return {
-            "pde": Term(self.region, lambda f: f.u_t + f.u * f.u_x - self.nu * f.u_xx),
+            "pde": Term(self.region, lambda f: f.op("u", {"t": 1, "xx": -self.nu}) + f.u * f.u_x),
             "ic": Term(self.region.face(t=0.0), lambda f: f.u - self.initial(f.x)),
             "bc": Term(self.region.boundary("x"), lambda f: f.u),
         }

@@ -31,7 +31,7 @@ class Convection(Problem):
 
     def terms(self) -> dict[str, Term]:
         return {
-            "pde": Term(self.region, lambda f: f.u_t + self.beta * f.u_x),
+            "pde": Term(self.region, lambda f: f.op("u", {"t": 1, "x": self.beta})),
             "ic": Term(self.region.face(t=0.0), lambda f: f.u - torch.sin(f.x)),
         }
 

@@ -28,7 +28,7 @@ class Heat(Problem):
 
     def terms(self) -> dict[str, Term]:
         return {
-            "pde": Term(self.region, lambda f: f.u_t - self.kappa * f.u_xx),
+            "pde": Term(self.region, lambda f: f.op("u", {"t": 1, "xx": -self.kappa})),
             "ic": Term(self.region.face(t=0.0), lambda f: f.u - self.initial(f.x)),
             "bc": Term(self.region.boundary("x"), lambda f: f.u),
         }

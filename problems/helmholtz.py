@@ -28,7 +28,7 @@ class Helmholtz(Problem):
 
     def terms(self) -> dict[str, Term]:
         return {
-            "pde": Term(self.region, lambda f: f.u_xx + f.u_yy + f.u - self.q(f.x, f.y)),
+            "pde": Term(self.region, lambda f: f.lap("u") + f.u - self.q(f.x, f.y)),
             "bc": Term(self.region.boundary(), lambda f: f.u),
         }
 

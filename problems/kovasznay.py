@@ -39,8 +39,8 @@ class Kovasznay(Problem):
 
     def navier_stokes(self, f: Field) -> tuple[Tensor, Tensor, Tensor]:
         return (
-            f.u * f.u_x + f.v * f.u_y + f.p_x - (f.u_xx + f.u_yy) / self.re,
-            f.u * f.v_x + f.v * f.v_y + f.p_y - (f.v_xx + f.v_yy) / self.re,
+            f.u * f.u_x + f.v * f.u_y + f.p_x - f.lap("u") / self.re,
+            f.u * f.v_x + f.v * f.v_y + f.p_y - f.lap("v") / self.re,
             f.u_x + f.v_y,
         )
 

@@ -44,7 +44,7 @@ class Poisson(Problem):
 
     def terms(self) -> dict[str, Term]:
         terms = {
-            "pde": Term(self.region, lambda f: -(f.u_xx + f.u_yy) - self.f(f.x, f.y)),
+            "pde": Term(self.region, lambda f: -f.lap("u") - self.f(f.x, f.y)),
             "bc": Term(SQUARE.boundary(), lambda f: f.u),
         }
         if self.domain == "plate_with_hole":

@@ -77,20 +77,32 @@ every_case = pytest.mark.parametrize("problem", CASES, ids=name)
 
 
 class Quantities(Field):
-    """The reference as a field whose every quantity is a leaf of its own; those in ``flipped`` have the wrong sign."""
+    """The reference as a field whose every quantity is a leaf of its own; those in ``flipped`` have the wrong sign.
 
-    def __init__(self, problem, points, flipped=()):
+    A quantity is (field, along, place): here, or at the n-th points that ``at`` was asked for.
+    """
+
+    def __init__(self, problem, points, flipped=(), asked=None, place="here"):
         super().__init__(points, problem.fields, problem.coords)
+        self.problem = problem
         self.exact = AutogradField(problem.reference, points, problem.fields, problem.coords)
         self.flipped = flipped
-        self.asked = {}
+        self.asked = {} if asked is None else asked
+        self.place = place
+        self.moved = 0
 
     def derivative(self, field, along):
-        key = (field, "".join(sorted(along)))
+        along = "".join(sorted(along))
+        key = (field, along, self.place)
         if key not in self.asked:
             sign = -1 if key in self.flipped else 1
-            self.asked[key] = (sign * self.exact.derivative(*key)).detach().requires_grad_()
+            self.asked[key] = (sign * self.exact.derivative(field, along)).detach().requires_grad_()
         return self.asked[key]
+
+    def at(self, **columns):
+        place = f"{self.place}.{self.moved}"
+        self.moved += 1
+        return Quantities(self.problem, Points({**self.points, **columns}), self.flipped, self.asked, place)
 
     def largest_summand(self, component):
         slopes = torch.autograd.grad(
@@ -137,6 +149,19 @@ def test_every_quantity_in_an_equation_matters(cls):
             float(component.detach().abs().max()) > 1e-3 * wrong.largest_summand(component)
             for component in term.rows(wrong).unbind(dim=1)
         ), quantity
+
+
+def test_quantities_are_the_summands_of_operators_and_of_moved_points():
+    """u_t + β u_x cancels to nothing and so does a periodic pair, but neither is made of small quantities."""
+    problem = Convection()
+    field = Quantities(problem, generic_points(problem)["pde"])
+    there = field.at(x=field.x + 2 * math.pi)
+    r = field.op("u", {"t": 1, "x": problem.beta}) + 0.01 * (field.u - there.u)
+    assert field.asked.keys() == {("u", "t", "here"), ("u", "x", "here"), ("u", "", "here"), ("u", "", "here.0")}
+    assert float(r.detach().abs().max()) < 1e-12
+    assert field.largest_summand(r) == pytest.approx(problem.beta, rel=1e-3)
+    wrong = Quantities(problem, field.points, flipped=[("u", "", "here.0")])
+    assert float((wrong.u - wrong.at(x=wrong.x + 2 * math.pi).u).detach().abs().max()) > 1.9
 
 
 def test_navier_stokes_is_symmetric_in_x_and_y():

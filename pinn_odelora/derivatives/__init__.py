@@ -1,6 +1,21 @@
 """Derivatives of a solution, asked for by name."""
 
+from pinn_odelora.derivatives import rules as _rules  # noqa: F401  fills the table of jet rules
 from pinn_odelora.derivatives.autograd import AutogradField
 from pinn_odelora.derivatives.field import Field
+from pinn_odelora.derivatives.jets import JetField, lifted
+from pinn_odelora.derivatives.rehearsal import ENGINES, Engine, rehearse
+from pinn_odelora.derivatives.rules import RULES, by_autograd, pointwise
 
-__all__ = ["AutogradField", "Field"]
+__all__ = [
+    "ENGINES",
+    "RULES",
+    "AutogradField",
+    "Engine",
+    "Field",
+    "JetField",
+    "by_autograd",
+    "lifted",
+    "pointwise",
+    "rehearse",
+]

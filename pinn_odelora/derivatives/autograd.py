@@ -26,9 +26,13 @@ class AutogradField(Field):
         self, solution: Callable[[Points], Tensor], points: Points, fields: Sequence[str], coords: Sequence[str]
     ) -> None:
         super().__init__(points.tracked(coords), fields, coords)
+        self.solution = solution
         with torch.enable_grad():
             values = solution(self.points)
-        self._known = {(name, ""): values[:, i : i + 1] for i, name in enumerate(self.fields)}
+            self._known = {(name, ""): values[:, i : i + 1] for i, name in enumerate(self.fields)}
+
+    def at(self, **columns: Tensor) -> AutogradField:
+        return AutogradField(self.solution, Points({**self.points, **columns}), self.fields, self.coords)
 
     def derivative(self, field: str, along: str) -> Tensor:
         key = (field, "".join(sorted(along)))

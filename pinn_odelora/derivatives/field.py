@@ -34,6 +34,13 @@ class Field(ABC):
     def derivative(self, field: str, along: str) -> Tensor:
         """∂^k field / ∂along₁ … ∂along_k, (N, 1); ``along`` is empty for the value."""
 
+    @abstractmethod
+    def at(self, **columns: Tensor) -> Field:
+        """The same solution at the same points with some columns replaced: ``f.at(x=f.x + period)``.
+
+        Row i of the residual may read both fields at row i, as a soft periodic condition does.
+        """
+
     def __getattr__(self, name: str) -> Tensor:
         if name.startswith("__"):
             raise AttributeError(name)
@@ -54,7 +61,8 @@ class Field(ABC):
     def op(self, field: str, coefficients: Mapping[str, float | Tensor]) -> Tensor:
         """The linear operator Σ c·∂_key field; ``op("u", {"t": 1, "xx": -nu})`` is u_t − ν u_xx.
 
-        Coefficients are numbers or columns (N, 1); the key ``""`` is the field itself.
+        Coefficients are numbers or columns (N, 1), which may be trained but not depend on the solution; the key ``""``
+        is the field itself. Written as one operator, a linear part costs less than its derivatives asked one by one.
         """
         terms = [c * self.derivative(field, along) for along, c in coefficients.items()]
         return sum(terms[1:], terms[0])

@@ -1,0 +1,157 @@
+"""Derivatives of a solution by jets: one forward pass that carries all channels of a plan at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pinn_odelora.derivatives.autograd import AutogradField
+from pinn_odelora.derivatives.field import Field
+from pinn_odelora.derivatives.jet import Channels, Coefficient, Jet, Passage
+from pinn_odelora.derivatives.multiindex import Word, word
+from pinn_odelora.derivatives.plan import Operator, Plan, Recorder, operator
+from pinn_odelora.errors import InputError
+from pinn_odelora.points import Points
+
+Solved = Callable[[Points], Tensor]
+
+
+class JetField(Field):
+    """A field that answers what its plan foresees, and refuses everything else.
+
+    Args:
+        solution: the map Points -> (N, fields), made of functions that have jet rules.
+        points: where.
+        plan: what will be asked.
+        asked: the operator requests of this evaluation with their coefficients; those of the plan where all are
+            numbers.
+        tape: receives every passage through a linear layer, if given.
+    """
+
+    def __init__(
+        self,
+        solution: Solved,
+        points: Points,
+        fields: Sequence[str],
+        coords: Sequence[str],
+        plan: Plan,
+        asked: Recorder | None = None,
+        tape: list[Passage] | None = None,
+    ) -> None:
+        super().__init__(points, fields, coords)
+        self.solution = solution
+        self.plan = plan
+        self.asked = asked
+        self.tape = tape
+        self.jet = self._propagate()
+        self._operators = 0
+        self._moved = 0
+
+    def _propagate(self) -> Jet:
+        requests = self.plan.operators if self.asked is None else self.asked.operators
+        leaders = (requests[request].differential for request in self.plan.leaders.values())
+        channels = Channels(self.plan.derivatives, tuple(leaders), self.tape)
+        return self.solution(seeded(self.points, self.coords, channels))
+
+    def derivative(self, field: str, along: str) -> Tensor:
+        alpha = word(along)
+        if alpha and alpha not in self.plan.derivatives:
+            raise InputError(
+                f"The residual asks for {field}_{along}, which it did not ask for in the dry run "
+                f"({', '.join(self.plan.derivatives) or 'no derivative'}); its requests must not depend on values."
+            )
+        return self._column(field, alpha)
+
+    def _column(self, field: str, channel: Word | int) -> Tensor:
+        i = self.fields.index(field)
+        return self.jet.part(channel)[:, i : i + 1]
+
+    def op(self, field: str, coefficients: Mapping[str, Coefficient]) -> Tensor:
+        request = operator(field, coefficients)
+        number = self._answer(request)
+        if number is None:
+            return super().op(field, coefficients)
+        image = self._column(field, number)
+        return image + request.coefficients[""] * self._column(field, "") if "" in request.coefficients else image
+
+    def _answer(self, request: Operator) -> int | None:
+        """The channel that answers the next operator request, which must be the one that was planned."""
+        place = self._operators
+        self._operators += 1
+        if place >= len(self.plan.operators) or not self.plan.operators[place].like(request):
+            raise InputError(
+                f"The residual applies {_shown(request)}, which it did not in the dry run; its operators, their order "
+                "and their numbers must not depend on values."
+            )
+        return self.plan.channel[place]
+
+    def at(self, **columns: Tensor) -> JetField:
+        place = self._moved
+        self._moved += 1
+        if place >= len(self.plan.moved):
+            raise InputError("The residual asks for moved points that it did not ask for in the dry run.")
+        asked = None if self.asked is None else self.asked.moved[place]
+        points = Points({**self.points, **columns})
+        return JetField(self.solution, points, self.fields, self.coords, self.plan.moved[place], asked, self.tape)
+
+
+def _shown(request: Operator) -> str:
+    terms = ", ".join(
+        f"{alpha or 'the field'!r}: {c if isinstance(c, float | int) else 'a tensor'}"
+        for alpha, c in request.coefficients.items()
+    )
+    return f"op({request.field!r}, {{{terms}}})"
+
+
+def seeded(points: Points, coords: Sequence[str], channels: Channels) -> Points:
+    """The points with each coordinate as a jet: itself, and ones for its own first derivative."""
+    columns: dict[str, Any] = dict(points)
+    for c in coords:
+        x = points[c].detach()
+        parts: dict[Any, Tensor] = {"": x}
+        if c in channels.derivatives:
+            parts[c] = torch.ones_like(x)
+        for number, coefficients in enumerate(channels.operators):
+            if c in coefficients:
+                parts[number] = coefficients[c] * torch.ones_like(x)
+        columns[c] = Jet(parts, channels)
+    return Points(columns)
+
+
+def lifted(function: Callable[[Points], Any], p: Points) -> Any:
+    """``function(p)``, whatever it is made of: where jets cannot pass, its channels come from nested reverse mode.
+
+    For functions of the coordinates alone, such as an ansatz; several tensors may come out.
+    """
+    try:
+        return function(p)
+    except Exception:  # What works on tensors may fail on jets in any way.
+        coords = {name: x for name, x in p.items() if isinstance(x, Jet)}
+        if not coords:
+            raise
+        channels = next(iter(coords.values())).channels
+        plain = Points({name: x.value if isinstance(x, Jet) else x for name, x in p.items()})
+        several = not isinstance(function(plain), Tensor)
+        found = [_by_reverse(part, plain, tuple(coords), channels) for part in _each(function, plain)]
+        return tuple(found) if several else found[0]
+
+
+def _each(function: Callable[[Points], Any], p: Points) -> list[Solved]:
+    image = function(p)
+    if isinstance(image, Tensor):
+        return [function]
+    return [lambda q, i=i: function(q)[i] for i in range(len(image))]
+
+
+def _by_reverse(function: Solved, p: Points, coords: Sequence[str], channels: Channels) -> Jet:
+    columns = [str(i) for i in range(function(p).shape[1])]
+    f = AutogradField(function, p, columns, coords)
+    parts: dict[Any, Tensor] = {}
+    for alpha in ("", *channels.derivatives):
+        parts[alpha] = torch.cat([f.derivative(name, alpha) for name in columns], dim=1)
+    for number, coefficients in enumerate(channels.operators):
+        parts[number] = torch.cat([f.op(name, coefficients) for name in columns], dim=1)
+    return Jet(parts, channels)

@@ -1,0 +1,205 @@
+"""The dry run: which engine answers a residual, and whether its rows belong to one point each.
+
+At a few points the residual is evaluated by nested reverse mode, which works for any network. That tells what it asks
+for, hence the plan of the jets; jets are then tried and must give the same residual and the same gradient. One point
+is moved: a row of another point that changes reads more than its own point, which has to be declared
+(``Term.coupled``), since whatever is built on rows, from resampling to the linearisation, would be wrong without a
+sign.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pinn_odelora.derivatives.autograd import AutogradField
+from pinn_odelora.derivatives.field import Field
+from pinn_odelora.derivatives.jet import NoJetRule, Passage
+from pinn_odelora.derivatives.jets import JetField, Solved
+from pinn_odelora.derivatives.plan import Blank, Operator, Plan, Recorder, Unknown, Unsolved, plan
+from pinn_odelora.errors import InputError, unknown
+from pinn_odelora.points import Points
+
+log = logging.getLogger(__name__)
+
+ENGINES = ("auto", "jets", "autograd")
+SAMPLE = 6
+"""How many points a dry run takes."""
+Rows = Callable[[Field], Tensor]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How the derivatives of one residual are found: by jets where there is a plan, by nested reverse mode elsewhere.
+
+    Args:
+        solution: the map Points -> (N, fields).
+        fields, coords: names.
+        rows: the residual, Field -> (N, components).
+        plan: of the jets.
+        reason: why there is none.
+    """
+
+    solution: Solved
+    fields: tuple[str, ...]
+    coords: tuple[str, ...]
+    rows: Rows
+    plan: Plan | None
+    reason: str = ""
+
+    def field(self, p: Points, tape: list[Passage] | None = None) -> Field:
+        """The solution at p with its derivatives; ``tape`` collects passages through linear layers."""
+        if self.plan is None:
+            return AutogradField(self.solution, p, self.fields, self.coords)
+        asked = None
+        if not self.plan.blind:
+            asked = Recorder(Blank(p, self.fields, self.coords))
+            self.rows(asked)
+        return JetField(self.solution, p, self.fields, self.coords, self.plan, asked, tape)
+
+    def residual(self, p: Points, tape: list[Passage] | None = None) -> Tensor:
+        """The residual at p, (N, components)."""
+        return self.rows(self.field(p, tape))
+
+
+def rehearse(
+    name: str,
+    rows: Rows,
+    solution: Solved,
+    points: Points,
+    fields: Sequence[str],
+    coords: Sequence[str],
+    *,
+    engine: str = "auto",
+    coupled: bool = False,
+) -> Engine:
+    """Choose the engine of a residual by a dry run at the first few of its points.
+
+    Args:
+        name: of the residual, for messages.
+        engine: ``autograd``, ``jets``, or ``auto``: jets where they can and are not dearer.
+        coupled: whether a row may read other points than its own.
+
+    Raises:
+        InputError: if the engine is unknown, jets are demanded and cannot, or a row reads other points undeclared.
+    """
+    if engine not in ENGINES:
+        raise unknown("derivatives engine", engine, ENGINES)
+    p = Points({key: x[:SAMPLE] for key, x in points.items()})
+    reverse = Engine(solution, tuple(fields), tuple(coords), rows, None, "derivatives=autograd")
+    recorder = Recorder(reverse.field(p))
+    with torch.enable_grad():
+        r = rows(recorder)
+    _check_rows(name, reverse, p, r.detach(), coupled)
+    if engine == "autograd":
+        return reverse
+    try:
+        made = plan(recorder, _collapsible(recorder, rows, p))
+        return _accepted(name, Engine(solution, tuple(fields), tuple(coords), rows, made), recorder, r, engine)
+    except InputError:
+        raise
+    except Exception as failure:  # What works on tensors may fail on jets in any way.
+        missing = next(iter(str(failure).splitlines()), type(failure).__name__)
+        if engine == "jets":
+            raise InputError(f"derivatives=jets cannot differentiate the solution in {name!r}: {missing}.") from failure
+        log.info("%s: derivatives by nested reverse mode, since %s.", name, missing)
+        return Engine(solution, tuple(fields), tuple(coords), rows, None, missing)
+
+
+def _accepted(name: str, jets: Engine, recorder: Recorder, r: Tensor, engine: str) -> Engine:
+    """The engine by jets, tried; or by reverse mode where that is cheaper and there is a choice."""
+    assert jets.plan is not None
+    if engine == "auto" and jets.plan.carried > jets.plan.reverse:
+        reason = f"nested reverse mode needs {jets.plan.reverse} products a layer, jets {jets.plan.carried}"
+        log.info("%s: derivatives by nested reverse mode, since %s.", name, reason)
+        return Engine(jets.solution, jets.fields, jets.coords, jets.rows, None, reason)
+    p = Points({key: x.detach() for key, x in recorder.points.items()})
+    with torch.enable_grad():
+        tried = jets.residual(p)
+    if not _near(tried, r):
+        raise NoJetRule(f"its residual by jets differs by {float((tried - r).detach().abs().max()):.1e}")
+    # A function of the user's with a backward pass of its own has the right value under jets, but no gradient.
+    weights = _leaves(r) - _coordinates(recorder)
+    if not all(map(_near, _gradient(tried, weights), _gradient(r, weights))):
+        raise NoJetRule("the gradient of its residual by jets differs")
+    return jets
+
+
+def _near(tried: Tensor, exact: Tensor) -> bool:
+    scale = 1 + float(exact.detach().abs().max())
+    return torch.allclose(tried, exact, rtol=0, atol=scale * torch.finfo(exact.dtype).eps ** 0.5, equal_nan=True)
+
+
+def _gradient(r: Tensor, leaves: set[Tensor]) -> Sequence[Tensor]:
+    if not (leaves and r.requires_grad):
+        return [torch.zeros_like(x) for x in leaves]
+    # The graph may be in use elsewhere: effective weights are formed once for all terms of a loss.
+    options = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
+    return torch.autograd.grad(r, tuple(leaves), torch.ones_like(r), **options)
+
+
+def _leaves(r: Tensor) -> set[Tensor]:
+    """The tensors that the graph of r ends in."""
+    leaves, seen, ahead = set(), set(), [r.grad_fn]
+    while ahead:
+        node = ahead.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            leaves.add(node.variable)
+        ahead += [following for following, _ in node.next_functions]
+    return leaves
+
+
+def _coordinates(recorder: Recorder) -> set[Tensor]:
+    return set(recorder.points.values()).union(*map(_coordinates, recorder.moved))
+
+
+def _collapsible(recorder: Recorder, rows: Rows, p: Points) -> list[bool]:
+    """For each operator request whether its coefficients have nothing to do with the solution."""
+    blank = Recorder(Unsolved(p, recorder.fields, recorder.coords))
+    rows(blank)
+    if len(blank.operators) != len(recorder.operators):
+        return [False] * len(recorder.operators)
+    return [_equal(a, b) for a, b in zip(recorder.operators, blank.operators, strict=True)]
+
+
+def _equal(a: Operator, b: Operator) -> bool:
+    if not a.like(b):
+        return False
+    if any(isinstance(c, Unknown) for c in b.coefficients.values()):
+        return False
+    pairs = [(a.coefficients[alpha], b.coefficients[alpha]) for alpha in a.coefficients]
+    return all(torch.equal(x, y) for x, y in pairs if isinstance(x, Tensor) and isinstance(y, Tensor))
+
+
+def _check_rows(name: str, engine: Engine, p: Points, r: Tensor, coupled: bool) -> None:
+    if p.number < 2 or not bool(torch.isfinite(r).all()):
+        return
+    moved = Points({key: _first_moved(x) if key in engine.coords else x for key, x in p.items()})
+    with torch.no_grad():
+        values, others = engine.solution(p)[1:], engine.solution(moved)[1:]
+    if not _same(values, others):
+        raise InputError(
+            f"Moving one point changes the solution at others (in {name!r}): a layer mixes rows, as batch "
+            "normalisation does, and the derivatives of such a network are not defined point by point."
+        )
+    if not coupled and not _same(r[1:], engine.residual(moved).detach()[1:]):
+        raise InputError(
+            f"A row of the residual {name!r} depends on points other than its own; read two points by f.at(...), or "
+            "declare the term coupled=True."
+        )
+
+
+def _first_moved(x: Tensor) -> Tensor:
+    return torch.cat([x[:1] * (1 + 1e-3) + 1e-3, x[1:]])
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    # Kernels may sum in another order when the batch changes, so a few roundings are no dependence.
+    return torch.allclose(a, b, rtol=0, atol=100 * torch.finfo(a.dtype).eps * (1 + float(a.abs().max())))

@@ -1,0 +1,305 @@
+"""The table of jet rules: what torch's functions do to the channels of a jet.
+
+``RULES`` maps a function's name in torch to its rule. A pointwise function needs its derivatives up to the order
+asked, given or found by autograd; a linear map acts on every channel alike; sums and products have the rules of
+calculus. A rule more is a line:
+
+    RULES["erf"] = pointwise(by_autograd(torch.erf))
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pinn_odelora.derivatives.jet import RULES, Channel, Channels, Jet, NoJetRule, Passage, compose, multiply
+
+Rule = Callable[..., Any]
+Derivatives = Callable[..., Sequence[Tensor]]
+"""``derivatives(z, k, …)``: s(z), s'(z), …, s^(k)(z) at least, with the further arguments of s."""
+
+
+def pointwise(derivatives: Derivatives) -> Rule:
+    """The rule of a function that acts on every number by itself."""
+    return lambda z, *args, **kwargs: compose(z, lambda x, k: derivatives(x, k, *args, **kwargs))
+
+
+def by_autograd(function: Callable[..., Tensor]) -> Derivatives:
+    """The derivatives of a pointwise function by differentiating it again and again."""
+
+    def derivatives(z: Tensor, k: int, *args: Any, **kwargs: Any) -> Sequence[Tensor]:
+        graph = torch.is_grad_enabled() and z.requires_grad
+        with torch.enable_grad():
+            z = z if graph else z.detach().requires_grad_()
+            s = [function(z, *args, **kwargs)]
+            while len(s) <= k and s[-1].requires_grad:
+                s += torch.autograd.grad(s[-1].sum(), z, create_graph=True, materialize_grads=True)
+            s += [torch.zeros_like(z)] * (k + 1 - len(s))
+        return s if graph else [x.detach() for x in s]
+
+    return derivatives
+
+
+def linear_map(function: Callable[..., Any]) -> Rule:
+    """The rule of a function linear in its first argument; several tensors may come out, as from ``chunk``."""
+
+    def rule(z: Jet, *args: Any, **kwargs: Any) -> Jet | tuple[Jet, ...]:
+        images = {channel: function(x, *args, **kwargs) for channel, x in z.parts.items()}
+        if isinstance(images[""], Tensor):
+            return Jet(images, z.channels)
+        split = [dict(zip(images, pieces, strict=True)) for pieces in zip(*images.values(), strict=True)]
+        return tuple(Jet(parts, z.channels) for parts in split)
+
+    return rule
+
+
+def value_only(function: Callable[..., Any]) -> Rule:
+    """The rule of a function that is locally constant, such as a comparison: its result is no jet."""
+    return lambda *args, **kwargs: function(*(x.value if isinstance(x, Jet) else x for x in args), **kwargs)
+
+
+def tanh(z: Tensor, k: int) -> Sequence[Tensor]:
+    a = torch.tanh(z)
+    s = [a]
+    if k > 0:
+        s.append(1 - a * a)
+    if k > 1:
+        s.append(-2 * a * s[1])
+    if k > 2:
+        s.append(s[1] * (4 - 6 * s[1]))
+    if k > 3:
+        s.append(s[2] * (4 - 12 * s[1]))
+    return _known(s, k, "tanh")
+
+
+def sin(z: Tensor, k: int) -> Sequence[Tensor]:
+    s = [torch.sin(z)]
+    if k > 0:
+        s.append(torch.cos(z))
+    while len(s) <= k:
+        s.append(-s[-2])
+    return s
+
+
+def cos(z: Tensor, k: int) -> Sequence[Tensor]:
+    s = [torch.cos(z)]
+    if k > 0:
+        s.append(-torch.sin(z))
+    while len(s) <= k:
+        s.append(-s[-2])
+    return s
+
+
+def exp(z: Tensor, k: int) -> Sequence[Tensor]:
+    return [torch.exp(z)] * (k + 1)
+
+
+def sigmoid(z: Tensor, k: int) -> Sequence[Tensor]:
+    a = torch.sigmoid(z)
+    s = [a]
+    if k > 0:
+        s.append(a * (1 - a))
+    if k > 1:
+        s.append(s[1] * (1 - 2 * a))
+    if k > 2:
+        s.append(s[1] * (1 - 6 * s[1]))
+    return _known(s, k, "sigmoid")
+
+
+def silu(z: Tensor, k: int, inplace: bool = False) -> Sequence[Tensor]:
+    """(z σ)^(k) = z σ^(k) + k σ^(k-1)."""
+    a = sigmoid(z, k)
+    return [z * a[0], *(z * a[i] + i * a[i - 1] for i in range(1, k + 1))]
+
+
+def softplus(z: Tensor, k: int, beta: float = 1.0, threshold: float = 20.0) -> Sequence[Tensor]:
+    """s' = σ(βz), and the straight line that torch puts in its place above the threshold."""
+    s = [functional.softplus(z, beta, threshold)]
+    straight = beta * z > threshold
+    for i, a in enumerate(sigmoid(beta * z, k - 1) if k else ()):
+        s.append(torch.where(straight, float(i == 0), beta**i * a))
+    return s
+
+
+def gelu(z: Tensor, k: int, approximate: str = "none") -> Sequence[Tensor]:
+    """z Φ(z), Φ and φ the normal distribution and its density."""
+    if approximate != "none":
+        return by_autograd(partial(functional.gelu, approximate=approximate))(z, k)
+    s = [functional.gelu(z)]
+    phi = torch.exp(-z * z / 2) / math.sqrt(2 * math.pi) if k else z
+    if k > 0:
+        s.append(torch.special.ndtr(z) + z * phi)
+    if k > 1:
+        s.append(phi * (2 - z * z))
+    if k > 2:
+        s.append(phi * z * (z * z - 4))
+    return _known(s, k, "gelu")
+
+
+def power(z: Tensor, k: int, exponent: float) -> Sequence[Tensor]:
+    """z^p; the derivatives of a whole power end, so that 0 raised to a negative number never occurs."""
+    s, c, p = [z**exponent], 1.0, exponent
+    for _ in range(k):
+        c, p = c * p, p - 1
+        s.append(torch.zeros_like(z) if c == 0 else c * z**p)
+    return s
+
+
+def _known(s: list[Tensor], k: int, name: str) -> list[Tensor]:
+    if len(s) <= k:
+        raise NoJetRule(f"{name} has jet rules up to order {len(s) - 1}; derivatives=autograd has no such limit")
+    return s
+
+
+def linear(z: Jet, weight: Tensor, bias: Tensor | None = None) -> Jet:
+    """x ↦ W x + b: one product for each channel, the bias in the value alone; the passage goes on the tape."""
+    _plain(weight, "the weight of a linear layer")
+    Z = {c: functional.linear(x, weight, bias if c == "" else None) for c, x in z.parts.items()}
+    if z.channels.tape is not None:
+        z.channels.tape.append(Passage(weight, bias, z.parts, Z))
+    return Jet(Z, z.channels)
+
+
+def matmul(a: Any, b: Any) -> Jet:
+    if isinstance(a, Jet) and isinstance(b, Jet):
+        raise NoJetRule("a matrix product of two tensors that both depend on the coordinates has no jet rule")
+    return a.map(lambda x: x @ b) if isinstance(a, Jet) else b.map(lambda x: a @ x)
+
+
+def add(a: Any, b: Any, *, alpha: float = 1) -> Jet:
+    b = b if alpha == 1 else b * alpha
+    if isinstance(a, Jet) and isinstance(b, Jet):
+        parts = dict(a.parts)
+        for channel, x in b.parts.items():
+            parts[channel] = parts[channel] + x if channel in parts else x
+        return _of_one_shape(parts, a.channels)
+    jet, constant = (a, b) if isinstance(a, Jet) else (b, a)
+    return _of_one_shape(jet.parts | {"": jet.value + constant}, jet.channels)
+
+
+def _of_one_shape(parts: dict[Channel, Tensor], channels: Channels) -> Jet:
+    """A jet whose channels all have the value's shape: a summand without them may have widened it."""
+    shape = parts[""].shape
+    return Jet({c: x if x.shape == shape else x.expand(shape) for c, x in parts.items()}, channels)
+
+
+def subtract(a: Any, b: Any, *, alpha: float = 1) -> Jet:
+    return add(a, -b, alpha=alpha)
+
+
+def product(a: Any, b: Any) -> Jet:
+    if isinstance(a, Jet) and isinstance(b, Jet):
+        return multiply(a, b)
+    jet, constant = (a, b) if isinstance(a, Jet) else (b, a)
+    return jet.map(lambda x: x * constant)
+
+
+def divide(a: Any, b: Any) -> Jet:
+    if not isinstance(b, Jet):
+        return a.map(lambda x: x / b)
+    return product(a, compose(b, partial(power, exponent=-1)))
+
+
+def raise_to(a: Any, b: Any) -> Jet:
+    if isinstance(b, Jet):
+        if isinstance(a, Jet):
+            raise NoJetRule("a power whose base and exponent both depend on the coordinates has no jet rule")
+        return compose(b * math.log(a) if not isinstance(a, Tensor) else b * a.log(), exp)
+    _plain(b, "an exponent")
+    return compose(a, partial(power, exponent=float(b)))
+
+
+def _plain(x: Any, what: str) -> None:
+    if isinstance(x, Jet):
+        raise NoJetRule(f"{what} that depends on the coordinates has no jet rule")
+
+
+def concatenate(function: Callable[..., Tensor]) -> Rule:
+    """The rule of ``cat`` and ``stack``: channel by channel, zeros where one is absent or a tensor is no jet."""
+
+    def rule(tensors: Sequence[Any], dim: int = 0) -> Jet:
+        jets = [x for x in tensors if isinstance(x, Jet)]
+        carried = dict.fromkeys(channel for jet in jets for channel in jet.parts)
+        parts = {c: function([_part(x, c) for x in tensors], dim=dim) for c in carried}
+        return Jet(parts, jets[0].channels)
+
+    return rule
+
+
+def _part(x: Jet | Tensor, channel: Channel) -> Tensor:
+    if isinstance(x, Jet):
+        return x.part(channel)
+    return x if channel == "" else torch.zeros_like(x)
+
+
+def where(condition: Any, a: Any, b: Any) -> Jet:
+    """The branch that is taken, with its derivatives; the step between the branches is not seen."""
+    jet = a if isinstance(a, Jet) else b
+    a, b = (x if isinstance(x, Jet) else Jet({"": torch.as_tensor(x).to(jet.value)}, jet.channels) for x in (a, b))
+    condition = condition.value if isinstance(condition, Jet) else condition
+    return Jet(
+        {c: torch.where(condition, a.part(c), b.part(c)) for c in a.parts | b.parts},
+        jet.channels,
+    )
+
+
+def dropout(z: Jet, p: float = 0.5, training: bool = True, inplace: bool = False) -> Jet:
+    if training and p:
+        raise NoJetRule("dropout in training mode draws anew at every call, so there is no function to differentiate")
+    return z
+
+
+def _maps(names: str, owner: Any, rule: Callable[[Any], Rule]) -> dict[str, Rule]:
+    return {name: rule(getattr(owner, name)) for name in names.split()}
+
+
+RULES |= {
+    "add": add,
+    "sub": subtract,
+    "mul": product,
+    "multiply": product,
+    "div": divide,
+    "true_divide": divide,
+    "pow": raise_to,
+    "rsub": lambda a, b: subtract(b, a),
+    "linear": linear,
+    "matmul": matmul,
+    "mm": matmul,
+    "cat": concatenate(torch.cat),
+    "concat": concatenate(torch.cat),
+    "stack": concatenate(torch.stack),
+    "where": where,
+    "dropout": dropout,
+    "tanh": pointwise(tanh),
+    "sin": pointwise(sin),
+    "cos": pointwise(cos),
+    "exp": pointwise(exp),
+    "sigmoid": pointwise(sigmoid),
+    "silu": pointwise(silu),
+    "softplus": pointwise(softplus),
+    "gelu": pointwise(gelu),
+    "log_sigmoid": pointwise(by_autograd(functional.logsigmoid)),
+    "square": pointwise(partial(power, exponent=2)),
+    "reciprocal": pointwise(partial(power, exponent=-1)),
+    "sqrt": pointwise(partial(power, exponent=0.5)),
+    **_maps(
+        "abs acosh asinh atan atanh cosh erf erfc exp2 expm1 log log10 log1p log2 rsqrt sinc sinh tan",
+        torch,
+        lambda f: pointwise(by_autograd(f)),
+    ),
+    **_maps("celu elu leaky_relu mish relu selu softsign", functional, lambda f: pointwise(by_autograd(f))),
+    **_maps(
+        "clone contiguous double expand flatten float movedim narrow neg permute reshape squeeze sum mean split t to "
+        "transpose unbind unflatten unsqueeze view chunk __getitem__",
+        torch.Tensor,
+        linear_map,
+    ),
+    **_maps("zeros_like ones_like full_like", torch, value_only),
+    **_maps("eq ne lt le gt ge", torch.Tensor, value_only),
+}
