@@ -1,0 +1,120 @@
+"""The Jacobian of some rows with respect to one weight matrix, (N, m, n), formed or not.
+
+A layer that carries channels H_c (N, n) to Z_c = H_c Wᵀ (N, m) gives row i the derivative
+
+    ∂r_i/∂W = Σ_c G_c[i] ⊗ H_c[i] ,        G_c = ∂(Σ_i r_i)/∂Z_c ,
+
+when row i reads evaluation i alone. ``Outer`` keeps the pairs (G_c, H_c) and answers everything from them; ``Formed``
+keeps the array itself, for rows that have no pairs. Restricting W to L X R, X (k, l), keeps the form: the pairs become
+(G_c L, H_c Rᵀ).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Pair(NamedTuple):
+    """G (N, m) and H (N, n): a summand G[i] ⊗ H[i] of every row."""
+
+    G: Tensor
+    H: Tensor
+
+
+@dataclass(frozen=True)
+class Outer:
+    """Rows as sums of outer products."""
+
+    pairs: Sequence[Pair]
+
+    @property
+    def bytes(self) -> int:
+        return sum(x.numel() * x.element_size() for pair in self.pairs for x in pair)
+
+    def apply(self, D: Tensor) -> Tensor:
+        """⟨∂r_i/∂W, D⟩ for every row, (N,)."""
+        return sum((G @ D * H).sum(dim=1) for G, H in self.pairs)
+
+    def adjoint(self, w: Tensor) -> Tensor:
+        """Σ_i w_i ∂r_i/∂W, (m, n)."""
+        return sum((w[:, None] * G).mT @ H for G, H in self.pairs)
+
+    def restrict(self, L: Tensor | None = None, R: Tensor | None = None) -> Outer:
+        """The Jacobian with respect to X in W = L X R, L (m, k) and R (l, n); identities where absent."""
+        return Outer([Pair(G if L is None else G @ L, H if R is None else H @ R.mT) for G, H in self.pairs])
+
+    def transposed(self) -> Outer:
+        """The Jacobian with respect to Wᵀ."""
+        return Outer([Pair(H, G) for G, H in self.pairs])
+
+    def write(self, out: Tensor) -> None:
+        """Form the array in ``out``, (N, m, n) of any strides."""
+        (G, H), *rest = self.pairs
+        torch.mul(G[:, :, None], H[:, None, :], out=out)
+        for G, H in rest:
+            out.addcmul_(G[:, :, None], H[:, None, :])
+
+    def formed(self) -> Tensor:
+        """The array, (N, m, n)."""
+        G, H = self.pairs[0]
+        out = G.new_empty(len(G), G.shape[1], H.shape[1])
+        self.write(out)
+        return out
+
+    def kernel(self, other: Outer | Formed) -> Tensor:
+        """⟨∂r_i/∂W, ∂r'_j/∂W⟩, (N, N'), without forming either."""
+        if isinstance(other, Formed):
+            return Formed(self.formed()).kernel(other)
+        total = self.pairs[0].G.new_zeros(len(self.pairs[0].G), len(other.pairs[0].G))
+        for G, H in self.pairs:
+            for G2, H2 in other.pairs:
+                total.addcmul_(G @ G2.mT, H @ H2.mT)
+        return total
+
+    def squares(self) -> Tensor:
+        """‖∂r_i/∂W‖² for every row, (N,)."""
+        return sum((G * G2).sum(dim=1) * (H * H2).sum(dim=1) for G, H in self.pairs for G2, H2 in self.pairs)
+
+
+@dataclass(frozen=True)
+class Formed:
+    """Rows as the array J (N, m, n)."""
+
+    J: Tensor
+
+    @property
+    def bytes(self) -> int:
+        return self.J.numel() * self.J.element_size()
+
+    def apply(self, D: Tensor) -> Tensor:
+        return self.J.flatten(1) @ D.flatten()
+
+    def adjoint(self, w: Tensor) -> Tensor:
+        return (w @ self.J.flatten(1)).view(self.J.shape[1:])
+
+    def restrict(self, L: Tensor | None = None, R: Tensor | None = None) -> Formed:
+        J = self.J if L is None else L.mT @ self.J
+        return Formed(J if R is None else J @ R.mT)
+
+    def transposed(self) -> Formed:
+        return Formed(self.J.mT)
+
+    def write(self, out: Tensor) -> None:
+        out.copy_(self.J)
+
+    def formed(self) -> Tensor:
+        return self.J
+
+    def kernel(self, other: Outer | Formed) -> Tensor:
+        return self.J.flatten(1) @ other.formed().flatten(1).mT
+
+    def squares(self) -> Tensor:
+        return self.J.flatten(1).square().sum(dim=1)
+
+
+Block = Outer | Formed

@@ -1,0 +1,240 @@
+"""The residual system r(y) around the present weights:  r(y + δ) = r + J δ + O(‖δ‖²),  L = ½‖r‖².
+
+J has one row for each (term, component, point) and is kept as the blocks of its layers, from which products, columns,
+Gram matrix and kernel follow without automatic differentiation. The neural tangent kernel J Jᵀ of the weights comes as
+Σ_l Σ_cc' (G_c G_c'ᵀ) ∘ (H_c H_c'ᵀ) (Jacot, Gabriel and Hongler, 2018, arXiv 1806.07572, for the general notion).
+
+Directions δ are dicts: (m, n) for each layer by name, and a tensor's own shape for every other variable. Columns are
+ordered by layer, then by the other variables; a layer with a frame contributes tangent coordinates, see ``Frame``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from pinn_odelora.errors import InputError, unknown
+from pinn_odelora.linearisation.blocks import Block
+from pinn_odelora.linearisation.gram import gram
+from pinn_odelora.linearisation.sweep import BATCH, Group, Sweep
+from pinn_odelora.lowrank.tangent import FactorFrame, Frame
+from pinn_odelora.points import Points
+
+Direction = dict[str, Tensor]
+
+
+class Linearisation:
+    """The linearisation of a residual system at the weights as they are now.
+
+    Args:
+        sweep: the system and its variables.
+        points: points for every term.
+        memory: bytes that pairs may take. Beyond it they are found anew in every operation, chunk by chunk; the
+            weights must then stay as they are while this object is used.
+        chunk: points swept at once; None chooses by ``memory``.
+
+    Raises:
+        InputError: if memory or chunk is not positive.
+    """
+
+    def __init__(
+        self,
+        sweep: Sweep,
+        points: Mapping[str, Points],
+        *,
+        memory: float = 2**30,
+        chunk: int | None = None,
+    ) -> None:
+        if not memory > 0 or (chunk is not None and chunk < 1):
+            raise InputError(f"memory is {memory!r} and chunk {chunk!r}, but both must be positive.")
+        self.layers = sweep.variables.layers
+        self.others = sweep.variables.others
+        self.points = {name: points[name] for name in sweep.system.terms}
+        self.memory = memory
+        self.chunk = chunk
+        self._sweep = sweep
+        self._kept: list[Group] | None = None
+        self.terms: dict[str, slice] = {}
+        self.r = self._first_pass()
+
+    def _first_pass(self) -> Tensor:
+        """Sweep all points, keep the groups if they fit, and lay the rows out."""
+        kept: list[Group] = []
+        spent, values = 0, []
+        for group in self._swept():
+            values.append((group.rows, group.r))
+            spent += group.bytes
+            if spent <= self.memory:
+                kept.append(group)
+            else:
+                kept.clear()
+        self._kept = kept if spent <= self.memory else None
+        r = values[0][1].new_empty(max(rows.stop for rows, _ in values))
+        for rows, part in values:
+            r[rows] = part
+        return r
+
+    def _swept(self) -> Iterator[Group]:
+        first = 0
+        for name, p in self.points.items():
+            size = self._chunk(name, p)
+            for start in range(0, p.number, size):
+                part = Points({key: x[start : start + size] for key, x in p.items()})
+                groups = self._sweep(name, part, p.number, first, start)
+                components = len(groups)
+                while groups:
+                    yield groups.pop(0)
+            self.terms[name] = slice(first, first + components * p.number)
+            first = self.terms[name].stop
+
+    def _chunk(self, name: str, p: Points) -> int:
+        """Points at once: all, unless their graph would pass the budget; coupled rows are never torn apart."""
+        if self._sweep.system.terms[name].coupled:
+            return p.number
+        if not self._sweep.paired(name, p):
+            return min(self.chunk or BATCH, BATCH)
+        # About forty numbers a unit and point are alive in a sweep.
+        width = sum(sum(layer.weight.shape) for layer in self.layers.values()) or 1
+        return self.chunk or max(64, min(p.number, int(self.memory / (8 * 40 * width))))
+
+    def _groups(self) -> Iterable[Group]:
+        return self._swept() if self._kept is None else self._kept
+
+    @property
+    def rows(self) -> int:
+        """R, the number of rows."""
+        return len(self.r)
+
+    @property
+    def loss(self) -> Tensor:
+        """½‖r‖²."""
+        return self.r.square().sum() / 2
+
+    def gradient(self) -> Direction:
+        """∂L/∂y = Jᵀr."""
+        return self.rmatvec(self.r)
+
+    def matvec(self, direction: Mapping[str, Tensor]) -> Tensor:
+        """J δ, (R,); variables that ``direction`` leaves out do not move."""
+        for name, x in direction.items():
+            self._check_shape(name, x)
+        out = torch.zeros_like(self.r)
+        for group in self._groups():
+            for name, block in group.blocks.items():
+                if name in direction:
+                    out[group.rows] += block.apply(direction[name])
+            for name, columns in group.columns.items():
+                if name in direction:
+                    out[group.rows] += columns @ direction[name].flatten()
+        return out
+
+    def _check_shape(self, name: str, x: Tensor) -> None:
+        if name not in self.layers and name not in self.others:
+            raise unknown("variable", name, (*self.layers, *self.others))
+        shape = (self.layers[name].weight if name in self.layers else self.others[name]).shape
+        if x.shape != shape:
+            raise InputError(f"A direction of {name} has shape {tuple(shape)}, not {tuple(x.shape)}.")
+
+    def rmatvec(self, w: Tensor) -> Direction:
+        """Jᵀ w for w (R,)."""
+        if w.shape != self.r.shape:
+            raise InputError(f"There are {self.rows} rows, so w has shape ({self.rows},), not {tuple(w.shape)}.")
+        total: Direction = {}
+        for group in self._groups():
+            part = {name: block.adjoint(w[group.rows]) for name, block in group.blocks.items()}
+            part |= {name: w[group.rows] @ columns for name, columns in group.columns.items()}
+            total = {name: total[name] + x if name in total else x for name, x in part.items()}
+        return {name: x.view(self.others[name].shape) if name in self.others else x for name, x in total.items()}
+
+    def columns(self, frames: Mapping[str, Frame | FactorFrame] | None = None) -> Tensor:
+        """J in the coordinates of the frames, whole weights for layers without one, (R, P)."""
+        out = self.r.new_empty(self.rows, self.width(frames))
+        for group in self._groups():
+            self._write(group, frames or {}, out[group.rows])
+        return out
+
+    def width(self, frames: Mapping[str, Frame | FactorFrame] | None = None) -> int:
+        """P, the number of columns."""
+        frames = frames or {}
+        own = sum(frames[n].dimension if n in frames else layer.weight.numel() for n, layer in self.layers.items())
+        return own + sum(x.numel() for x in self.others.values())
+
+    def _write(self, group: Group, frames: Mapping[str, Frame | FactorFrame], out: Tensor) -> None:
+        at = 0
+        for name, block in group.blocks.items():
+            for (m, n), part in _coordinates(block, self.layers[name].weight, frames.get(name)):
+                part.write(out[:, at : at + m * n].view(len(out), m, n))
+                at += m * n
+        for columns in group.columns.values():
+            out[:, at : at + columns.shape[1]] = columns
+            at += columns.shape[1]
+
+    def gram(self, frames: Mapping[str, Frame | FactorFrame] | None = None) -> Tensor:
+        """JᵀJ in the coordinates of the frames, (P, P), its columns formed only as far as the memory allows."""
+        if self._kept is not None and self.rows * self.width(frames) * self.r.element_size() <= self.memory:
+            return gram(self.columns(frames))
+        total = self.r.new_zeros(self.width(frames), self.width(frames))
+        for group in self._groups():
+            part = self.r.new_empty(len(group.r), len(total))
+            self._write(group, frames or {}, part)
+            total += gram(part)
+        return total
+
+    def kernel(self, term: str | None = None, other: str | None = None) -> Tensor:
+        """J Jᵀ, (R, R), or its block of two terms; whole weights, J never formed."""
+        for name in {term, other} - {None}:
+            if name not in self.terms:
+                raise unknown("term", name, self.terms)
+        rows = slice(0, self.rows) if term is None else self.terms[term]
+        columns = rows if other is None and term is None else self.terms[other or term]
+        out = self.r.new_empty(rows.stop - rows.start, columns.stop - columns.start)
+        for portion in self._portions(term):
+            for b in self._of(other or term):
+                for a in portion:
+                    out[_shift(a.rows, rows), _shift(b.rows, columns)] = _kernel(a, b)
+        return out
+
+    def _portions(self, term: str | None) -> Iterator[list[Group]]:
+        """The groups of a term, as many at once as half the memory takes: for each portion all others pass by once."""
+        portion: list[Group] = []
+        for group in self._of(term):
+            if portion and sum(x.bytes for x in (*portion, group)) > self.memory / 2:
+                yield portion
+                portion = []
+            portion.append(group)
+        yield portion
+
+    def _of(self, term: str | None) -> Iterable[Group]:
+        return (group for group in self._groups() if term in (None, group.term))
+
+    def diagonal(self) -> Tensor:
+        """The diagonal of J Jᵀ, (R,): ‖∂r_i/∂y‖² for every row."""
+        out = torch.zeros_like(self.r)
+        for group in self._groups():
+            out[group.rows] = sum(block.squares() for block in group.blocks.values())
+            out[group.rows] += sum(columns.square().sum(dim=1) for columns in group.columns.values())
+        return out
+
+
+def _coordinates(block: Block, W: Tensor, frame: Frame | FactorFrame | None) -> list[tuple[tuple[int, int], Block]]:
+    """The Jacobian in a layer's coordinates, in parts with their shapes: those of its frame, or all of W."""
+    (m, n) = W.shape
+    if frame is None:
+        return [((m, n), block)]
+    parts = []
+    for L, R, transposed in frame.restrictions:
+        shape = (m if L is None else L.shape[1], n if R is None else R.shape[0])
+        part = block.restrict(L, R)
+        parts.append((shape[::-1], part.transposed()) if transposed else (shape, part))
+    return parts
+
+
+def _shift(rows: slice, origin: slice) -> slice:
+    return slice(rows.start - origin.start, rows.stop - origin.start)
+
+
+def _kernel(a: Group, b: Group) -> Tensor:
+    total = sum(block.kernel(b.blocks[name]) for name, block in a.blocks.items())
+    return total + sum(columns @ b.columns[name].mT for name, columns in a.columns.items())

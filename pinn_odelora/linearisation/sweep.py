@@ -1,0 +1,238 @@
+"""Rows of the residual system with their Jacobian, by one forward jet and one reverse sweep.
+
+The rows of term k are √(2 w_k / N_k) · r_k(x_i), component by component, so that the loss is ½‖r‖². The forward pass of
+the jets leaves on a tape what went into and came out of every linear layer; one reverse sweep of the sum of a
+component's rows then gives G_c = ∂(Σ_i r_i)/∂Z_c for all points at once, since row i reads its own evaluations only.
+No gradient of a weight is formed.
+
+Where there is no tape (nested reverse mode), where rows are coupled, or where a weight is also used outside a linear
+layer, the Jacobian is formed row by row, some rows in a batch. Which of the two holds is found out by comparing them
+at a few points.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pinn_odelora.derivatives.jet import Passage
+from pinn_odelora.errors import InputError
+from pinn_odelora.linearisation.blocks import Block, Formed, Outer, Pair
+from pinn_odelora.lowrank.layer import LowRankLinear
+from pinn_odelora.points import Points
+from pinn_odelora.system import System
+
+Linear = nn.Linear | LowRankLinear
+SAMPLE = 6
+"""How many points the comparison takes."""
+BATCH = 32
+"""Rows that are differentiated by themselves at once."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """The rows of one component of one term at some of its points.
+
+    Args:
+        rows: which rows of the system they are.
+        r: their values, (N,).
+        blocks: the Jacobian with respect to the weight of every layer.
+        columns: the Jacobian with respect to every other tensor, (N, numbers).
+    """
+
+    term: str
+    rows: slice
+    r: Tensor
+    blocks: dict[str, Block]
+    columns: dict[str, Tensor]
+
+    @property
+    def bytes(self) -> int:
+        """Of everything but the rows."""
+        blocks = sum(block.bytes for block in self.blocks.values())
+        return blocks + sum(x.numel() * x.element_size() for x in self.columns.values())
+
+
+@dataclass(frozen=True, eq=False)
+class Variables:
+    """What the rows are differentiated by.
+
+    Args:
+        layers: linear layers, by their effective weights.
+        others: further tensors by name: biases, coefficients of the equation.
+    """
+
+    layers: Mapping[str, Linear]
+    others: Mapping[str, Tensor]
+
+    def __post_init__(self) -> None:
+        for name, x in self.others.items():
+            if not (x.is_leaf and x.is_floating_point()):
+                raise InputError(f"{name} is not a parameter, but only leaves of the graph can be linearised by.")
+        for name, layer in self.layers.items():
+            if isinstance(layer, nn.Linear) and "weight" not in dict(layer.named_parameters(recurse=False)):
+                raise InputError(f"The weight of layer {name} is computed by a parametrization; remove that first.")
+        for name in self.layers.keys() & self.others.keys():
+            raise InputError(f"{name} names a layer and another variable, but names must differ.")
+        tensors = [*(x.weight for x in self.layers.values() if isinstance(x, nn.Linear)), *self.others.values()]
+        if len({id(x) for x in tensors}) < len(tensors):
+            raise InputError("One tensor is given as two variables, but each can be given once only.")
+
+    @contextmanager
+    def alive(self) -> Iterator[dict[str, Tensor]]:
+        """The effective weights as leaves of a graph by layer name, while nothing else requires a gradient there."""
+        plain = {name: layer.weight for name, layer in self.layers.items() if isinstance(layer, nn.Linear)}
+        before = [(x, x.requires_grad) for x in (*plain.values(), *self.others.values())]
+        merged = {name: layer for name, layer in self.layers.items() if isinstance(layer, LowRankLinear)}
+        for layer in merged.values():
+            layer._formed = layer.weight.detach().requires_grad_()
+        for x, _ in before:
+            x.requires_grad_(True)
+        try:
+            with torch.enable_grad():
+                yield {name: merged[name]._formed if name in merged else plain[name] for name in self.layers}
+        finally:
+            for layer in merged.values():
+                layer._formed = None
+            for x, required in before:
+                x.requires_grad_(required)
+
+
+class Sweep:
+    """Rows and Jacobian of a system at given points; made once, used at every step.
+
+    Args:
+        system: whose rows.
+        layers: linear layers whose effective weights are variables, by name.
+        others: further variables: biases, coefficients of the equation.
+
+    Raises:
+        InputError: if one of the others is not a leaf of the graph, a weight is computed by a parametrization, or a
+            name or tensor comes twice.
+    """
+
+    def __init__(
+        self, system: System, layers: Mapping[str, Linear], others: Mapping[str, Tensor] | None = None
+    ) -> None:
+        self.system = system
+        self.variables = Variables(dict(layers), dict(others or {}))
+        self._paired: dict[str, bool] = {}
+
+    def __call__(self, name: str, p: Points, number: int, first: int, start: int) -> list[Group]:
+        """The groups of term ``name`` at points p: a part of its ``number`` points, from the ``start``-th on.
+
+        Args:
+            first: the row of the system where the term begins.
+        """
+        return self._groups(name, p, number, first, start, self.paired(name, p))
+
+    def paired(self, name: str, p: Points) -> bool:
+        """Whether the rows of term ``name`` have pairs, found out at the first points it is asked at."""
+        if name not in self._paired:
+            self._paired[name] = self._has_pairs(name, p)
+        return self._paired[name]
+
+    def _groups(self, name: str, p: Points, number: int, first: int, start: int, paired: bool) -> list[Group]:
+        with self.variables.alive() as W:
+            tape: list[Passage] = []
+            residual = self.system.engine(name, p).residual(p, tape if paired else None)
+            r = self.system.weighted(name, residual, number)
+            passages = [(known, x) for x in tape if (known := _name_of(x.weight, W)) is not None]
+            found = []
+            for j in range(r.shape[1]):
+                rows = slice(first + j * number + start, first + j * number + start + len(r))
+                blocks, columns = self._pairs(r[:, j], passages) if paired else self._arrays(r[:, j], W)
+                found.append(Group(name, rows, r[:, j].detach(), blocks, columns))
+        return found
+
+    def _pairs(self, r: Tensor, passages: list[tuple[str, Passage]]) -> tuple[dict[str, Block], dict[str, Tensor]]:
+        """One reverse sweep."""
+        places = [(known, x, c) for known, x in passages for c in x.Z]
+        G = _gradient(r.sum(), [x.Z[c] for _, x, c in places])
+        pairs: dict[str, list[Pair]] = {name: [] for name in self.variables.layers}
+        values: dict[int, Tensor] = {}
+        for (known, x, c), g in zip(places, G, strict=True):
+            if g is not None:
+                parts = _parts(g)
+                pairs[known] += map(Pair, parts, _parts(x.H[c].detach()))
+                if c == "" and x.bias is not None:
+                    values[id(x.bias)] = sum(parts, values.get(id(x.bias), 0))
+        columns = {
+            name: values[id(x)] if id(x) in values else _columns(r, x) for name, x in self.variables.others.items()
+        }
+        zero = lambda name: Formed(r.new_zeros(len(r), *self.variables.layers[name].weight.shape))
+        return {name: Outer(found) if found else zero(name) for name, found in pairs.items()}, columns
+
+    def _arrays(self, r: Tensor, W: Mapping[str, Tensor]) -> tuple[dict[str, Block], dict[str, Tensor]]:
+        """Every row differentiated by itself."""
+        J = _jacobian(r, [*W.values(), *self.variables.others.values()])
+        blocks: dict[str, Block] = {name: Formed(x) for name, x in zip(W, J, strict=False)}
+        return blocks, {name: x.flatten(1) for name, x in zip(self.variables.others, J[len(W) :], strict=True)}
+
+    def _has_pairs(self, name: str, p: Points) -> bool:
+        """Whether the pairs give the Jacobian, at a few points."""
+        if self.system.terms[name].coupled or self.system.engine(name, p).plan is None:
+            return False
+        few = Points({key: x[:SAMPLE] for key, x in p.items()})
+        try:
+            paired = self._groups(name, few, few.number, 0, 0, True)
+            return all(map(_agree, paired, self._groups(name, few, few.number, 0, 0, False)))
+        except RuntimeError:  # Pairs of a layer whose rows are no points have other shapes.
+            return False
+
+
+def _agree(a: Group, b: Group) -> bool:
+    """Whether two groups have the same Jacobian, to a few digits: it is right or altogether wrong."""
+    pairs = [(block.formed(), b.blocks[name].formed()) for name, block in a.blocks.items()]
+    pairs += [(columns, b.columns[name]) for name, columns in a.columns.items()]
+    return all(x.shape == y.shape and bool((x - y).abs().max() <= 1e-3 * y.abs().max()) for x, y in pairs)
+
+
+def _parts(x: Tensor) -> Sequence[Tensor]:
+    """x (N, …, n) as tensors (N, n): a layer may act on several parts of a row."""
+    return [x] if x.ndim == 2 else x.flatten(1, -2).unbind(dim=1)
+
+
+def _name_of(weight: Tensor, W: Mapping[str, Tensor]) -> str | None:
+    return next((name for name, x in W.items() if x is weight), None)
+
+
+def _gradient(x: Tensor, places: Sequence[Tensor], **kwargs: Any) -> Sequence[Tensor | None]:
+    """∂x by each of the places, None where x does not depend on it."""
+    if not (places and x.requires_grad):
+        return [None] * len(places)
+    return torch.autograd.grad(x, places, retain_graph=True, allow_unused=True, **kwargs)
+
+
+def _jacobian(r: Tensor, places: Sequence[Tensor]) -> list[Tensor]:
+    """∂r_i by each of the places for every row, (N, …)."""
+    units = torch.eye(len(r), dtype=r.dtype, device=r.device).split(BATCH)
+    parts = [_adjoints(r, places, w) for w in units]
+    return [torch.cat(pieces) for pieces in zip(*parts, strict=True)]
+
+
+def _adjoints(r: Tensor, places: Sequence[Tensor], w: Tensor) -> list[Tensor]:
+    """Jᵀw by each of the places, for several w (k, N) in one backward pass, or in k where torch cannot batch it."""
+    try:
+        found = _gradient(r, places, grad_outputs=w, is_grads_batched=True)
+    except RuntimeError:
+        each = zip(*(_gradient(r, places, grad_outputs=x) for x in w), strict=True)
+        found = [None if g[0] is None else torch.stack(g) for g in each]
+    return [x.new_zeros(len(w), *x.shape) if g is None else g for x, g in zip(places, found, strict=True)]
+
+
+def _columns(r: Tensor, x: Tensor) -> Tensor:
+    """∂r_i/∂x for every row, (N, numbers), for a tensor of few numbers: Jᵀw is linear in w, so its derivative is J."""
+    w = torch.zeros_like(r, requires_grad=True)
+    (adjoint,) = _gradient(r, [x], grad_outputs=w, create_graph=True)
+    if adjoint is None:
+        return r.new_zeros(len(r), x.numel())
+    columns: Sequence[Tensor] = [
+        torch.autograd.grad(a, w, retain_graph=True, materialize_grads=True)[0] for a in adjoint.flatten()
+    ]
+    return torch.stack(columns, dim=1)
