@@ -17,10 +17,11 @@ def train(cfg: DictConfig) -> None:
     from pinn_odelora.training import build
 
     built = build.experiment(cfg)  # problem, network, method, and one rehearsed step
-    commandline.save_config(cfg, folder)
 
     from pinn_odelora.training import conclude, files, run
 
+    run.check(cfg, folder)
+    commandline.save_config(cfg, folder)
     run.use_threads(cfg)
     facts = run.pretrained_network(cfg, built, folder)
     loggers = run.loggers(cfg, folder, facts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import inspect
-import os
+import io
 import pkgutil
 import sys
 from collections.abc import Sequence
@@ -60,35 +60,43 @@ def predict(args: argparse.Namespace) -> None:
     import numpy as np
 
     import pinn_odelora
+    from pinn_odelora.checkpoints import write_atomically
 
     u = pinn_odelora.load(args.run)
     coords, fields = u.problem.coords, u.problem.fields
     try:
         with np.load(args.points) as file:
             points = {name: file[name] for name in file.files}
-    except (OSError, ValueError) as error:
-        raise InputError(f"{args.points} cannot be read as an .npz file of named arrays: {error}.") from None
+    except Exception as error:  # A damaged archive can fail in any way.
+        said = str(error).rstrip(".") or type(error).__name__
+        raise InputError(f"{args.points} cannot be read as an .npz file of named arrays: {said}.") from None
     if missing := [name for name in coords if name not in points]:
         raise InputError(f"{args.points} has no array {', '.join(missing)}; the coordinates are {', '.join(coords)}.")
-    values = u(*(points[name] for name in coords))
+    try:
+        values = u(*(points[name] for name in coords))
+    except (RuntimeError, TypeError) as error:
+        said = str(error).rstrip(".")
+        raise InputError(f"The arrays {', '.join(coords)} of {args.points} are no coordinates: {said}.") from None
     columns = [values] if len(fields) == 1 else list(np.moveaxis(values, -1, 0))
     out = args.output or args.points.with_name(f"{args.points.stem}-predicted.npz")
-    np.savez(out, **{name: points[name] for name in coords}, **dict(zip(fields, columns, strict=True)))
+    archive = io.BytesIO()
+    np.savez(archive, **{name: points[name] for name in coords}, **dict(zip(fields, columns, strict=True)))
+    write_atomically(out, archive.getvalue())
     print(out)
 
 
 def compare(args: argparse.Namespace) -> None:
     """Finished runs side by side, seeds averaged."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from pinn_odelora.training.compare import COLUMNS, summaries, write_csv
     from pinn_odelora.training.compare import compare as side_by_side
 
     rows = side_by_side(summaries(args.runs))
-    table = Table(*COLUMNS)
+    table = Table(*(Column(name, overflow="fold") for name in COLUMNS))
     for row in rows:
-        table.add_row(*(f"{x:.3g}" if isinstance(x, float) else str(x) for x in row.values()))
+        table.add_row(*(f"{x:.3g}" if isinstance(x, float) else str(x).replace(", ", "\n") for x in row.values()))
     Console(width=max(Console().width, 160)).print(table)
     if args.csv:
         write_csv(rows, args.csv)
@@ -99,12 +107,13 @@ def export(args: argparse.Namespace) -> None:
     import torch
 
     import pinn_odelora
+    from pinn_odelora.checkpoints import write_atomically
     from pinn_odelora.lowrank.files import merged_state_dict
 
     out = args.output or args.run / "network.pt"
-    partial = out.with_suffix(".partial")
-    torch.save(merged_state_dict(pinn_odelora.load(args.run).solution.net), partial)
-    os.replace(partial, out)
+    file = io.BytesIO()
+    torch.save(merged_state_dict(pinn_odelora.load(args.run).solution.net), file)
+    write_atomically(out, file.getvalue())
     print(out)
 
 

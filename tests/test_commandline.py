@@ -192,6 +192,7 @@ REFUSED = [
     ("log.every=${missing}", "log.every cannot be resolved"),
     ("method=lora_adam integrator=rk4", "method lora_adam takes no integrator; methods that do: lora_gd, odelora."),
     ("method=full_lbfgs lora.rank=2", "lora.rank is given, but method full_lbfgs trains all weights"),
+    ("method=full_adam lora.targets=a lora.start=zero", "no low-rank factors; lora.targets alone can be set"),
     ("seed=1,2", "seed=1,2 holds several values: add -m"),
     ("seed", "Cannot read the argument 'seed'"),
     ("seed=[1", "Cannot read the argument 'seed=[1'"),
@@ -241,9 +242,20 @@ WRONG = [
     ("lora.scale=0", "lora.scale is 0"),
     ("lora.start=ones", "lora.start is 'ones', but it must be zero, orthonormal or pissa."),
     ("lora.start_size=-1", "lora.start_size is -1"),
-    ("seed=-1", "seed is -1, but it must be a whole number of at least 0."),
+    ("seed=-1", "seed is -1, but it must be a whole number of at least 0 and at most 4294967295."),
+    (f"seed={10**20}", "at most 4294967295."),
+    (f"problem.nu={10**400}", "but it must be a finite number above 0."),
+    (f"problem=helmholtz problem.k={10**400}", "but it must be a whole number of at least 1."),
+    ("problem=helmholtz problem.k=1e300", "problem.k is 1e+300, but it must be a whole number of at least 1."),
+    ("threads=1000000000", "threads is 1000000000, but it must be auto or a whole number of at least 1 and at most"),
+    ("method=lora_adam method.betas=[0.9]", "method.betas is [0.9], but it must be a list of 2 numbers, each at"),
+    ("method=lora_adam method.betas=[0.9,1]", "method.betas is [0.9, 1], but it must be a list of 2 numbers"),
+    ("trainer.devices=2", "trainer.devices is 2, but a run stays on one device"),
+    ("trainer.precision=16", "trainer.precision is given, but a run decides that itself: set precision=32"),
+    ("trainer.max_steps=5", "trainer.max_steps is given, but a run decides that itself: set budget.steps."),
+    ("trainer.callbacks=[]", "trainer.callbacks is given, but a run decides that itself"),
     ("precision=16", "precision is 16, but it must be 32 or 64."),
-    ("threads=0", "threads is 0, but it must be auto or a whole number of at least 1."),
+    ("threads=0", "threads is 0, but it must be auto or a whole number of at least 1 and at most 1024."),
     ("budget.seconds=inf", "budget.seconds is inf"),
     ("budget.steps=0", "budget.steps is 0"),
     ("budget.gradient_evals=null", "needs one of budget.gradient_evals, budget.seconds, budget.steps"),
@@ -253,6 +265,7 @@ WRONG = [
     ("data.weight=0", "data.weight is 0"),
     ("data.file=nowhere.csv", "data.file is 'nowhere.csv', but it must be the path of an existing file"),
     ("pretrain.checkpoint=nowhere.pt", "pretrain.checkpoint is 'nowhere.pt'"),
+    (f"pretrain.checkpoint={300 * 'a'}", "but it must be the path of an existing file"),
     ("method=full_adam integrator.h=1", "integrator.h is given, but method full_adam takes no integrator"),
     ("net._target_=nowhere.Net", "net._target_ is 'nowhere.Net', but it must be the dotted name of a class"),
     ("problem._target_=problems.burgers.Burger", "has no attribute 'Burger'"),
@@ -400,6 +413,38 @@ def test_resume_takes_the_saved_configuration_and_a_new_budget(typed, tmp_path):
     assert cfg.choices == {"problem": "heat", "net": "mlp", "method": "lora_adam", "integrator": None}
     assert cfg.resume == cfg.output_dir == str(folder)
     assert OmegaConf.load(folder / "config.yaml").budget.steps == 20
+
+
+def test_resume_does_not_need_the_users_checkpoint_any_more(typed, tmp_path):
+    own = tmp_path / "own.pt"
+    own.touch()
+    typed("output_dir=here", f"pretrain.checkpoint={own}")
+    own.unlink()
+    assert "pretrain.checkpoint is" in typed("resume=here").said
+    (tmp_path / "here/start.json").touch()
+    ran = typed("resume=here")
+    assert (ran.code, ran.runs[0][0].pretrain.checkpoint) == (0, str(own))
+
+
+def test_a_finished_run_without_its_state_is_not_begun_anew(typed, tmp_path):
+    typed("output_dir=here")
+    (tmp_path / "here/summary.json").touch()
+    ran = typed("resume=here")
+    assert ran.code == 2
+    assert "is a finished run without last.ckpt" in ran.said
+
+
+@pytest.mark.parametrize("name", ["start.json", "last.ckpt"])
+def test_a_folder_with_the_state_of_a_run_is_not_taken_for_a_new_one(typed, tmp_path, name):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / name).touch()
+    assert typed("output_dir=here").code == 2
+
+
+def test_a_dotted_name_inside_a_component_that_leads_nowhere_is_a_sentence(typed):
+    ran = typed("integrator.tableau.path=math.nothing", act=lambda cfg: instantiate(cfg.integrator))
+    assert ran.code == 2
+    assert "Error loading 'math.nothing', but it must be the dotted name of something that exists.\n" in ran.said
 
 
 @pytest.mark.parametrize("other", ["seed", "problem", "output_dir", "log.test", "trainer.devices", "lora.rank"])

@@ -1,6 +1,8 @@
 """Runs from configuration to summary: every problem with every method, counters, failures, measurements."""
 
+import json
 import math
+import statistics
 from pathlib import Path
 
 import pytest
@@ -9,9 +11,11 @@ from torch import nn
 
 from pinn_odelora.errors import InputError, NonFiniteError
 from pinn_odelora.lowrank.layer import Factors, LowRankLinear
-from pinn_odelora.training import conclude, measure
+from pinn_odelora.training import build, cache, conclude, measure, run
 from pinn_odelora.training.budget import Budget, Progress
+from pinn_odelora.training.compare import compare, summaries
 from pinn_odelora.training.history import History
+from pinn_odelora.training.pretrain import Pretraining
 
 ROOT = Path(__file__).parent.parent
 PROBLEMS = sorted(p.stem for p in (ROOT / "configs/problem").glob("*.yaml"))
@@ -125,6 +129,86 @@ def test_an_unfit_rank_pattern_or_start_is_refused_before_training(compose, adap
     ]:
         with pytest.raises(InputError, match=words):
             adapt(compose(*overrides))
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("pretrain.cache=/dev/null/cache", "cannot be kept in /dev/null/cache"),
+        ("net._target_=os.getcwd", "which gives a str, not a torch module"),
+    ],
+)
+def test_what_would_end_a_run_after_pretraining_is_refused_before_it(line, sentence, compose):
+    cfg = compose(line, *(["~net.width"] if "net" in line else []))
+    with pytest.raises(InputError, match=sentence):
+        build.experiment(cfg)
+
+
+def test_a_cache_that_cannot_be_written_serves_what_it_holds(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(InputError, match="no permission"):
+        cache.check_writable(tmp_path, "abc")
+    (tmp_path / "heat-abc.safetensors").touch()
+    cache.check_writable(tmp_path, "abc")
+
+
+def test_an_accelerator_that_is_not_there_is_refused_before_pretraining(compose, tmp_path):
+    with pytest.raises(InputError, match="Lightning's Trainer refuses: You selected an invalid accelerator"):
+        run.check(compose("trainer.accelerator=abacus"), tmp_path)
+
+
+@pytest.mark.parametrize(("name", "what"), [("last.ckpt", "the state to continue from"), ("start.json", "is damaged")])
+def test_a_damaged_run_is_refused_and_not_changed(name, what, compose, tmp_path):
+    (tmp_path / name).write_bytes(b'{"half')
+    with pytest.raises(InputError, match=what):
+        run.check(compose(), tmp_path)
+    assert (tmp_path / name).read_bytes() == b'{"half'
+
+
+def test_all_weights_of_a_network_without_hidden_layers_can_be_trained(compose, adapt):
+    module, _ = adapt(compose("method=full_adam", "net.depth=1", "budget.steps=2"))
+    assert [*module.layers] == ["linears.0", "linears.1"]
+
+
+def test_a_full_method_measures_the_layers_that_are_chosen(compose, adapt):
+    module, _ = adapt(compose("method=full_adam", "lora.targets=*.0", "budget.steps=2"))
+    assert [*module.layers] == ["linears.0"]
+
+
+def test_ctrl_c_while_pretraining_says_how_to_continue(compose, adapt, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Pretraining, "run", interrupted)
+    with pytest.raises(SystemExit) as left:
+        adapt(compose())
+    assert left.value.code == 130
+    assert "continue with: python train.py resume=" in capsys.readouterr().err
+
+
+def summary(folder, seed, rank, error):
+    folder.mkdir(parents=True)
+    numbers = dict.fromkeys(("rel_l2_before", "loss_rises", "largest_rise", "gradient_evals", "seconds"), 1.0)
+    names = {"problem": "heat", "method": "odelora", "integrator": "rk4", "diverged": False}
+    (folder / "summary.json").write_text(json.dumps(names | numbers | {"seed": seed, "rel_l2": error}))
+    (folder / "config.yaml").write_text(f"seed: {seed}\nlora: {{rank: {rank}}}\noutput_dir: {folder}\n")
+
+
+def test_compare_averages_seeds_and_nothing_else(tmp_path):
+    for i, (seed, rank, error) in enumerate([(0, 2, 1e-1), (1, 2, 1e-3), (0, 8, 1e-4)]):
+        summary(tmp_path / str(i), seed, rank, error)
+    rows = compare(summaries([tmp_path]))
+    assert [(row["settings"], row["runs"]) for row in rows] == [("lora.rank=2", 2), ("lora.rank=8", 1)]
+    assert [row["rel_l2"] for row in rows] == pytest.approx([1e-2, 1e-4])
+    assert rows[0]["spread"] == pytest.approx(math.exp(statistics.stdev([math.log(1e-1), math.log(1e-3)])))
+    assert [row["settings"] for row in compare(summaries([tmp_path / "0", tmp_path / "1"]))] == ["-"]
+
+
+def test_compare_refuses_a_summary_that_is_none(tmp_path):
+    summary(tmp_path / "run", 0, 2, 0.1)
+    (tmp_path / "run" / "summary.json").write_text("{")
+    with pytest.raises(InputError, match="are not those of a run"):
+        summaries([tmp_path])
 
 
 def test_budget_is_the_first_limit_reached():

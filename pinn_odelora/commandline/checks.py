@@ -15,10 +15,19 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pinn_odelora.commandline.folders import CONFIG, chosen_folder
-from pinn_odelora.commandline.keys import COMPONENT_RULES, KEYS, OPEN, PROVIDED, inside, unknown_key, unknown_member
+from pinn_odelora.commandline.folders import CONFIG, START, STATE, chosen_folder, has_pretrained
+from pinn_odelora.commandline.keys import (
+    COMPONENT_RULES,
+    DECIDED,
+    KEYS,
+    OPEN,
+    PROVIDED,
+    inside,
+    unknown_key,
+    unknown_member,
+)
 from pinn_odelora.commandline.request import Request
-from pinn_odelora.commandline.rules import Rule, boolean, null, number, one_of, text, whole
+from pinn_odelora.commandline.rules import Rule, boolean, null, number, one_of, path, text, whole
 from pinn_odelora.commandline.signature import Parameter, Signature, signature
 from pinn_odelora.errors import InputError
 
@@ -43,7 +52,8 @@ def check(cfg: DictConfig, request: Request) -> None:
     for key, known in KEYS.items():
         if key not in values:
             raise InputError(f"{key} is missing from the configuration, but it must be {known.rule.allowed}.")
-        OmegaConf.update(cfg, key, known.rule.check(key, values[key]))
+        needless = key == "pretrain.checkpoint" and has_pretrained(cfg)
+        OmegaConf.update(cfg, key, (path | null if needless else known.rule).check(key, values[key]))
     for group, provided in PROVIDED.items():
         for key, value in component(group, config[group], provided):
             OmegaConf.update(cfg, key, value)
@@ -170,7 +180,12 @@ def trainer_settings(settings: Any) -> None:
     if _mapping("trainer", settings, ["trainer.<setting>"]).keys() - {"accelerator", "devices"}:
         takes = signature(TRAINER)
         for name in settings.keys() - takes.parameters.keys():
-            raise unknown_member("trainer", name, takes.parameters)
+            raise unknown_member("trainer", name, takes.parameters.keys() - DECIDED.keys())
+    for name in settings.keys() & DECIDED.keys():
+        raise InputError(f"trainer.{name} is given, but a run decides that itself: {DECIDED[name]}.")
+    devices = settings.get("devices", 1)
+    if devices not in (1, "1") and not (isinstance(devices, list) and len(devices) == 1):
+        raise InputError(f"trainer.devices is {devices!r}, but a run stays on one device: 1, or its index as [0].")
 
 
 def budget(limits: Any) -> None:
@@ -186,8 +201,12 @@ def combination(config: Any, request: Request) -> None:
         others = [m for m, path in request.members("method").items() if takes_integrator(path)]
         advice = f"; methods that do: {', '.join(others)}" if others else ""
         raise InputError(f"{given[0]} is given, but method {name} takes no integrator{advice}.")
-    if (given := request.gives("lora")) and name.startswith("full_"):
-        raise InputError(f"{given[0]} is given, but method {name} trains all weights and has no low-rank factors.")
+    given = [key for key in request.gives("lora") if key != "lora.targets"]
+    if given and name.startswith("full_"):
+        raise InputError(
+            f"{given[0]} is given, but method {name} trains all weights and has no low-rank factors; lora.targets "
+            "alone can be set, for the layers that are measured."
+        )
 
 
 def takes_integrator(method: str) -> bool:
@@ -197,11 +216,11 @@ def takes_integrator(method: str) -> bool:
 
 def free_folder(folder: Path) -> None:
     """A folder that can be written and holds no run."""
-    if (folder / CONFIG).exists():
+    if any(os.path.exists(folder / name) for name in (CONFIG, START, STATE)):
         raise InputError(
             f"The output folder {folder} already holds a run; continue it with resume={folder}, "
             "or give another output_dir."
         )
-    existing = next(f for f in (folder, *folder.parents) if f.exists())
+    existing = next(f for f in (folder, *folder.parents) if os.path.exists(f))
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise InputError(f"The output folder {folder} cannot be written; give an output_dir in a folder that can.")

@@ -18,6 +18,7 @@ from pinn_odelora.errors import InputError
 
 CONFIG = "config.yaml"
 RUNS = Path("runs")
+START, STATE, SUMMARY = "start.json", "last.ckpt", "summary.json"
 CONTINUABLE = ("budget", "checkpoint", "log.every", "logger")
 """What may change when a run is continued: nothing that takes part in the numbers."""
 
@@ -92,6 +93,11 @@ def resumed(cfg: DictConfig, request: Request) -> DictConfig:
                 f"{key} cannot change when a run is continued with resume; allowed: {', '.join(CONTINUABLE)}."
             )
     kept = _kept(folder)
+    if (folder / SUMMARY).exists() and not (folder / STATE).exists():
+        raise InputError(
+            f"resume={folder} is a finished run without {STATE}, the state to continue from; "
+            f"its {CONFIG} repeats it in another output_dir."
+        )
     with open_dict(kept):
         for key in request.gives(*CONTINUABLE):
             OmegaConf.update(kept, key, OmegaConf.select(cfg, key), merge=False)
@@ -110,6 +116,11 @@ def _kept(folder: Path) -> DictConfig:
         raise InputError(f"resume={folder} holds no run: its {CONFIG} is not that of a run.")
     OmegaConf.set_struct(kept, True)
     return kept
+
+
+def has_pretrained(cfg: DictConfig) -> bool:
+    """Whether a run is continued whose folder has its pretrained network: neither checkpoint nor cache is needed."""
+    return cfg.resume is not None and (Path(cfg.resume) / START).is_file()
 
 
 def choices(cfg: DictConfig, request: Request, integrated: bool) -> dict[str, str | None]:

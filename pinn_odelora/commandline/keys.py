@@ -5,7 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from pinn_odelora.commandline.rules import Rule, boolean, file, list_of, null, number, one_of, path, text, whole
+from pinn_odelora.commandline.rules import (
+    Rule,
+    boolean,
+    file,
+    fractions,
+    list_of,
+    null,
+    number,
+    one_of,
+    part,
+    path,
+    text,
+    whole,
+)
 from pinn_odelora.errors import InputError, unknown
 
 
@@ -14,10 +27,12 @@ class Key(NamedTuple):
     rule: Rule
 
 
+SEED = whole(0, 2**32 - 1)
+
 KEYS: Mapping[str, Key] = {
-    "seed": Key("of the starting factors and the points", whole(0)),
+    "seed": Key("of the starting factors and the points", SEED),
     "precision": Key("32 or 64 bits for network, points and factors", one_of(32, 64)),
-    "threads": Key("processor threads; auto is one for a small network", one_of("auto") | whole(1)),
+    "threads": Key("processor threads; auto is one for a small network", one_of("auto") | whole(1, 1024)),
     "output_dir": Key("folder of the run; null picks a new one in runs/", path | null),
     "resume": Key("folder of an interrupted run to continue", path | null),
     "budget.gradient_evals": Key(
@@ -35,7 +50,7 @@ KEYS: Mapping[str, Key] = {
     "data.file": Key("measurements, .csv or .npz with named columns", file | null),
     "data.weight": Key("weight of the measurements in the loss", number(above=0)),
     "pretrain.checkpoint": Key("your own pretrained network; null trains one at the source parameter", file | null),
-    "pretrain.seed": Key("of its initial weights and points", whole(0)),
+    "pretrain.seed": Key("of its initial weights and points", SEED),
     "pretrain.adam_steps": Key("steps of Adam", whole(0)),
     "pretrain.adam_lr": Key("its learning rate", number(above=0)),
     "pretrain.lbfgs_evals": Key("gradient evaluations of L-BFGS after it", whole(0)),
@@ -43,7 +58,12 @@ KEYS: Mapping[str, Key] = {
     "pretrain.interior": Key("points inside the domain", whole(1)),
     "pretrain.boundary": Key("points on each part of the boundary", whole(1)),
     "pretrain.cache": Key("folder of networks kept for later runs; null is the user's cache", path | null),
+    "derivatives.engine": Key(
+        "jets, autograd, or auto: jets where they can and cost no more", one_of("auto", "jets", "autograd")
+    ),
+    "derivatives.compile": Key("compile loss and gradient at the first step: on or off", one_of("off", "on")),
     "points.fresh": Key("new points at every step", boolean),
+    "points.residual": Key("the part of fresh interior points that follows the residual, from 0 to 1", part),
     "points.interior": Key("points inside the domain", whole(1)),
     "points.boundary": Key("points on each part of the boundary", whole(1)),
     "log.every": Key("steps between two rows of measurements", whole(1)),
@@ -58,7 +78,7 @@ KEYS: Mapping[str, Key] = {
     "logger.tags": Key("W&B tags", list_of(text, "tags")),
 }
 
-GROUPS = ("problem", "net", "method", "integrator", "points", "logger", "experiment")
+GROUPS = ("problem", "net", "derivatives", "method", "integrator", "points", "logger", "experiment")
 
 PROVIDED: Mapping[str, tuple[str, ...]] = {
     "problem": (),
@@ -79,11 +99,28 @@ COMPONENT_RULES: Mapping[str, Rule] = {
     "net.depth": whole(1),
     "method.lr": number(above=0),
     "method.history": whole(1),
+    "method.betas": fractions(2),
     "integrator.h": number(above=0) | null,
     "integrator.rtol": number(above=0),
     "integrator.atol": number(above=0),
 }
 """Bounds of parameters that a signature cannot tell, for every member of a group that has them."""
+
+DECIDED: Mapping[str, str] = {
+    "logger": "set logger=wandb or logger=csv",
+    "callbacks": "it brings its own",
+    "precision": "set precision=32 or precision=64",
+    "max_epochs": "set budget.steps",
+    "max_steps": "set budget.steps",
+    "max_time": "set budget.seconds",
+    "limit_train_batches": "set budget.steps",
+    "overfit_batches": "set points=fixed",
+    "accumulate_grad_batches": "set points.interior",
+    "gradient_clip_val": "a method steps by its own rule",
+    "gradient_clip_algorithm": "a method steps by its own rule",
+    "num_nodes": "it stays on one device",
+}
+"""Settings of Lightning's Trainer that would do nothing in a run, or spoil it, and what to do instead."""
 
 
 def help_lines() -> str:

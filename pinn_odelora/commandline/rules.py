@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,7 +45,8 @@ def _rule(allowed: str, holds: Callable[[Any], bool], read: Callable[[Any], Any]
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # Compared, not converted: a whole number may be too large for a float.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def number(above: float = -math.inf) -> Rule:
@@ -53,10 +55,13 @@ def number(above: float = -math.inf) -> Rule:
     return _rule(f"a finite number{bound}", lambda value: _is_number(value) and value > above)
 
 
-def whole(least: float = -math.inf) -> Rule:
-    """A whole number with an inclusive lower bound; 1e4 is one, and is read as the integer."""
+def whole(least: float = -math.inf, most: int = 2**63 - 1) -> Rule:
+    """A whole number with inclusive bounds, of 64 bits at most; 1e4 is one, and is read as the integer."""
     bound = f" of at least {least:g}" if math.isfinite(least) else ""
-    return _rule(f"a whole number{bound}", lambda value: _is_number(value) and value == int(value) >= least, int)
+    bound += f" and at most {most}" if most < 2**63 - 1 else ""
+    return _rule(
+        f"a whole number{bound}", lambda value: _is_number(value) and least <= value == int(value) <= most, int
+    )
 
 
 def one_of(*choices: Any) -> Rule:
@@ -65,15 +70,35 @@ def one_of(*choices: Any) -> Rule:
     return _rule(listed, lambda value: any(value == c and type(value) is type(c) for c in choices))
 
 
+def fractions(n: int) -> Rule:
+    """A list of so many numbers in [0, 1)."""
+
+    def holds(value: Any) -> bool:
+        return isinstance(value, list) and len(value) == n and all(_is_number(x) and 0 <= x < 1 for x in value)
+
+    return _rule(f"a list of {n} numbers, each at least 0 and below 1", holds)
+
+
 def list_of(rule: Rule, plural: str) -> Rule:
     """A list, each entry by the same rule."""
     return _rule(f"a list of {plural}", lambda value: isinstance(value, list), lambda value: [*map(rule.read, value)])
 
 
 def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().absolute())
+    try:
+        return str(Path(path).expanduser().absolute())
+    except RuntimeError as error:  # a home folder of nobody
+        raise ValueError(str(error)) from None
 
 
+def _is_file(path: str) -> bool:
+    try:
+        return Path(_absolute(path)).is_file()
+    except OSError:  # a name that is too long, a folder that cannot be looked into
+        return False
+
+
+part = _rule("a number from 0 to 1", lambda value: _is_number(value) and 0 <= value <= 1)
 boolean = _rule("true or false", lambda value: isinstance(value, bool))
 null = _rule("null", lambda value: value is None)
 # A name like 007 arrives as a number.
@@ -81,6 +106,6 @@ text = _rule("text", lambda value: isinstance(value, str) or _is_number(value), 
 path = _rule("a path", lambda value: isinstance(value, str) and value != "", _absolute)
 file = _rule(
     "the path of an existing file",
-    lambda value: isinstance(value, str) and Path(value).expanduser().is_file(),
+    lambda value: isinstance(value, str) and _is_file(value),
     _absolute,
 )

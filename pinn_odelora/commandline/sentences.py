@@ -20,8 +20,15 @@ def of_run(error: BaseException) -> str | None:
     if isinstance(error, InputError | NonFiniteError):
         return one_line(str(error))
     if isinstance(error, InstantiationException):
-        return one_line(str(error)) if error.__cause__ is None else of_run(error.__cause__)
+        return one_line(str(error)) if error.__cause__ is None else _of_loading(error.__cause__)
     return None
+
+
+def _of_loading(error: BaseException) -> str | None:
+    """As ``of_run``, and for a dotted name that leads nowhere."""
+    if isinstance(error, ImportError):
+        return f"{_first(str(error)).rstrip(':')}, but it must be the dotted name of something that exists."
+    return of_run(error)
 
 
 def of_composition(error: Exception) -> str:

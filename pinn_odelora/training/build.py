@@ -10,20 +10,22 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from hydra.utils import get_class, instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from pinn_odelora.checkpoints import load_network
+from pinn_odelora.commandline import has_pretrained
 from pinn_odelora.errors import InputError, NonFiniteError
 from pinn_odelora.geometry import sobol
 from pinn_odelora.lowrank.layer import LowRankLinear
 from pinn_odelora.lowrank.start import named
-from pinn_odelora.lowrank.targets import adapt, linear_targets
+from pinn_odelora.lowrank.targets import adapt, linear_layers, linear_targets
 from pinn_odelora.measurements import read_measurements
 from pinn_odelora.optim.methods import Method
 from pinn_odelora.problem import Problem, Term
 from pinn_odelora.system import Solution, System, draw_points
+from pinn_odelora.training import cache
 from pinn_odelora.training.evaluation import Draw, Evaluator
 from pinn_odelora.training.pretrain import Pretraining
 
@@ -47,8 +49,12 @@ def experiment(cfg: DictConfig) -> Experiment:
     problem: Problem = instantiate(cfg.problem, _convert_="all")
     source = problem.at_source(**OmegaConf.to_container(cfg.pretrain.source))
     net = network(cfg, problem)
-    if cfg.pretrain.checkpoint is not None:
-        load_network(net, cfg.pretrain.checkpoint)
+    if not has_pretrained(cfg):
+        if cfg.pretrain.checkpoint is not None:
+            load_network(net, cfg.pretrain.checkpoint)
+        else:
+            kept = None if cfg.pretrain.cache is None else Path(cfg.pretrain.cache)
+            cache.check_writable(kept, cache.key(source, net, pretraining(cfg)))
     built = Experiment(problem, source, net, method(cfg), measurements(cfg, problem))
     rehearse(cfg, built)
     return built
@@ -61,9 +67,12 @@ def network(cfg: DictConfig, problem: Problem) -> nn.Module:
         "outputs": len(problem.fields),
         "generator": torch.Generator().manual_seed(cfg.pretrain.seed),
     }
-    asked = inspect.signature(get_class(cfg.net._target_)).parameters
+    asked = inspect.signature(get_object(cfg.net._target_)).parameters
     settings = OmegaConf.to_container(cfg.net, resolve=True)
-    net = instantiate({**{k: v for k, v in offered.items() if k in asked}, **settings}).double()
+    net = instantiate({**{k: v for k, v in offered.items() if k in asked}, **settings})
+    if not isinstance(net, nn.Module):
+        raise InputError(f"net._target_ is {cfg.net._target_}, which gives a {type(net).__name__}, not a torch module.")
+    net = net.double()
     x = sobol(3, problem.inputs, seed=0)
     try:
         shape = tuple(net(x).shape)
@@ -96,9 +105,10 @@ def measurements(cfg: DictConfig, problem: Problem) -> dict[str, Term]:
 def layers(cfg: DictConfig, net: nn.Module, trains: str) -> dict[str, nn.Linear | LowRankLinear]:
     """The layers that are adapted, with factors put beside them when the method trains factors."""
     patterns = OmegaConf.to_object(cfg.lora.targets) if OmegaConf.is_list(cfg.lora.targets) else cfg.lora.targets
-    targets = linear_targets(net, patterns)
     if trains == "weights":
-        return targets
+        # Nothing is put in, so a network without hidden layers is as good: all its layers are measured then.
+        return linear_targets(net, "*" if patterns is None and len(linear_layers(net)) < 3 else patterns)
+    targets = linear_targets(net, patterns)
     start = named(cfg.lora.start, cfg.lora.start_size)
     generator = torch.Generator().manual_seed(cfg.seed)
     return adapt(net, targets, cfg.lora.rank, cfg.lora.scale, start, generator)
@@ -108,13 +118,13 @@ def rehearse(cfg: DictConfig, built: Experiment) -> None:
     """One step on a copy with a few points: a rank, pattern or start that does not fit is refused before training."""
     net = copy.deepcopy(built.net)
     adapted = layers(cfg, net, built.method.trains)
-    system = System(built.problem, Solution(built.problem, net), built.measurements)
+    system = System(built.problem, Solution(built.problem, net), built.measurements, cfg.derivatives.engine)
     groups = built.method.groups(net)
     evaluator = Evaluator(system, [p for group in groups for p in group["params"]], adapted)
     evaluator.begin(Draw(0, draw_points(system.terms, 8, 8, seed=0)))
     # An untrained network may overflow where the pretrained one does not.
     with suppress(NonFiniteError):
-        built.method.optimizer(groups).step(evaluator.closure)
+        built.method.optimizer(groups).step(evaluator)
 
 
 def pretraining(cfg: DictConfig) -> Pretraining:

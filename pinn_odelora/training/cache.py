@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 import pinn_odelora
+from pinn_odelora.errors import InputError
 from pinn_odelora.problem import Problem
 
 PARTS = ("derivatives", "geometry", "nets", "optim/lbfgs.py", "points.py", "problem.py", "reference.py", "system.py")
@@ -28,6 +29,24 @@ def folder() -> Path:
     if chosen := os.environ.get("PINN_ODELORA_CACHE"):
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pinn_odelora"
+
+
+def check_writable(chosen: Path | None, key: str) -> None:
+    """Refuse, before a network is trained, a folder in which it could not be kept; one that holds it may be read-only.
+
+    Raises:
+        InputError: if the folder, by default the user's, cannot be made or written to.
+    """
+    kept = chosen or folder()
+    if kept.is_dir() and any(kept.glob(f"*-{key}.safetensors")):
+        return
+    try:
+        kept.mkdir(parents=True, exist_ok=True)
+        reason = "" if os.access(kept, os.W_OK | os.X_OK) else "no permission"
+    except OSError as error:
+        reason = error.strerror
+    if reason:
+        raise InputError(f"Pretrained networks cannot be kept in {kept} ({reason}); set pretrain.cache to a folder.")
 
 
 def key(problem: Problem, net: nn.Module, settings: Any) -> str:

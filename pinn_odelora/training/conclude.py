@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning as L
 import numpy as np
@@ -105,7 +105,12 @@ def interrupted(module: Adaptation, loggers: list[Logger], folder: Path) -> None
     for logger in loggers:
         tracking.finish(logger.experiment)
         say(f"W&B: {tracking.sync_line(logger.experiment)}")
-    say(f"Interrupted at step {module.progress.step}; continue with: python train.py resume={_near(folder)}")
+    leave(f"at step {module.progress.step}", folder)
+
+
+def leave(where: str, folder: Path) -> NoReturn:
+    """Say how an interrupted run is continued, and end the program."""
+    say(f"Interrupted {where}; continue with: python train.py resume={_near(folder)}")
     raise SystemExit(130)
 
 

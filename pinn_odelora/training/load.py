@@ -6,10 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from numpy.typing import ArrayLike
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
+from yaml import YAMLError
 
 from pinn_odelora.checkpoints import load_network
 from pinn_odelora.errors import InputError
@@ -71,9 +74,14 @@ def base(folder: Path) -> tuple[Problem, nn.Module]:
     """The problem of a run and the user's network as it was before adaptation."""
     if not (folder / CONFIG).is_file():
         raise InputError(f"{folder} holds no run: there is no {CONFIG} in it.")
-    cfg = OmegaConf.load(folder / CONFIG)
-    assert isinstance(cfg, DictConfig)
-    problem: Problem = instantiate(cfg.problem, _convert_="all")
-    net = network(cfg, problem)
+    try:
+        cfg = OmegaConf.load(folder / CONFIG)
+        problem: Problem = instantiate(cfg.problem, _convert_="all")
+        net = network(cfg, problem)
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise InputError(f"{folder / CONFIG} is damaged or not that of a run ({type(error).__name__}).") from error
+    except (ImportError, InstantiationException) as error:
+        said = str(error.__cause__ or error).partition("\n")[0].rstrip(".:")
+        raise InputError(f"{folder / CONFIG} names a problem or network that cannot be built here: {said}.") from error
     load_network(net, folder / BASE)
     return problem, net

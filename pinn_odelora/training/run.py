@@ -1,17 +1,21 @@
-"""The stations of a run up to its end: threads, pretrained network, tracking, fit. ``report`` has what follows."""
+"""The stations of a run up to its end: threads, pretrained network, tracking, fit. ``conclude`` has what follows."""
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import secrets
+import signal
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
@@ -19,7 +23,7 @@ from pinn_odelora.checkpoints import load_network, save_network
 from pinn_odelora.errors import InputError
 from pinn_odelora.problem import Term
 from pinn_odelora.system import Solution, System, draw_points
-from pinn_odelora.training import build, measure, pretrain, tracking
+from pinn_odelora.training import build, conclude, measure, pretrain, tracking
 from pinn_odelora.training.budget import Budget
 from pinn_odelora.training.callbacks import ProgressLine, Saver, StopOnSignal
 from pinn_odelora.training.data import PointStream
@@ -33,6 +37,18 @@ DTYPES = {32: torch.float32, 64: torch.float64}
 def use_threads(cfg: DictConfig) -> None:
     """One thread unless told otherwise: for small networks a second one makes every step slower."""
     torch.set_num_threads(1 if cfg.threads == "auto" else cfg.threads)
+
+
+def check(cfg: DictConfig, folder: Path) -> None:
+    """Refuse what only Lightning can tell, and a damaged run to continue, before anything is trained or written.
+
+    Raises:
+        InputError: one sentence.
+    """
+    _trainer(cfg)
+    _steps_done(folder)
+    if (folder / START).is_file():
+        _facts(folder / START)
 
 
 def accelerator(cfg: DictConfig) -> str:
@@ -50,11 +66,12 @@ def pretrained_network(cfg: DictConfig, built: build.Experiment, folder: Path) -
     facts_file, base = folder / START, folder / BASE
     if facts_file.exists():
         load_network(built.net, base)
-        return json.loads(facts_file.read_text())
+        return _facts(facts_file)
     device = "cuda" if accelerator(cfg) == "gpu" else "cpu"
     built.net.to(device)
     kept = None if cfg.pretrain.cache is None else Path(cfg.pretrain.cache)
-    known = pretrain.pretrained(built.source, built.net, build.pretraining(cfg), cfg.pretrain.checkpoint, kept)
+    with _leaving(folder):
+        known = pretrain.pretrained(built.source, built.net, build.pretraining(cfg), cfg.pretrain.checkpoint, kept)
     built.net.to("cpu")
     save_network(built.net, base, {"problem": repr(built.source)})
     facts = {
@@ -67,6 +84,25 @@ def pretrained_network(cfg: DictConfig, built: build.Experiment, folder: Path) -
     }
     write_json(facts_file, facts)
     return facts
+
+
+@contextmanager
+def _leaving(folder: Path) -> Iterator[None]:
+    """Ctrl-C and SIGTERM before there is a step to end after: one line that says how to continue, and no traceback."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        conclude.leave("before the first step", folder)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _facts(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise InputError(f"{file} is damaged ({error}); config.yaml repeats the run in another output_dir.") from None
 
 
 def _error_before(cfg: DictConfig, built: build.Experiment) -> float:
@@ -94,7 +130,7 @@ def loggers(cfg: DictConfig, folder: Path, facts: dict[str, Any]) -> list[Logger
 def fit(cfg: DictConfig, built: build.Experiment, loggers: list[Logger], folder: Path) -> Adaptation:
     """Adapt ``built.net`` until the budget is spent, from the resume state if the folder has one."""
     state = folder / STATE
-    done = _steps_done(state)
+    done = _steps_done(folder)
     history = History(folder / HISTORY, up_to_step=done - 1)
     module: Adaptation
 
@@ -106,7 +142,7 @@ def fit(cfg: DictConfig, built: build.Experiment, loggers: list[Logger], folder:
 
     module = adaptation(cfg, built, record)
     line = ProgressLine(module)
-    trainer = _trainer(cfg, loggers, Saver(folder / STATE, cfg.checkpoint.every))
+    trainer = _trainer(cfg, loggers, [Saver(state, cfg.checkpoint.every), StopOnSignal()])
     points = stream(cfg, module.evaluator.system.terms)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning|torch")
@@ -119,25 +155,44 @@ def adaptation(cfg: DictConfig, built: build.Experiment, record: Callable[[Row],
     """The module that adapts ``built.net``, which is changed: factors are put in, or all weights are trained."""
     adapted = build.layers(cfg, built.net, built.method.trains)
     solution = Solution(built.problem, built.net.to(DTYPES[cfg.precision]))
-    system = System(built.problem, solution, built.measurements)
+    system = System(built.problem, solution, built.measurements, cfg.derivatives.engine)
     held = draw_points(system.terms, cfg.log.heldout, max(cfg.log.heldout // 5, 1), seed=998)
     yardstick = Yardstick(system, measure.test_points(built.problem, cfg.log.test), held)
     budget = Budget(**OmegaConf.to_container(cfg.budget))
-    return Adaptation(system, adapted, built.method, budget, yardstick, record, every=cfg.log.every)
+    compile = cfg.derivatives.compile == "on"
+    return Adaptation(system, adapted, built.method, budget, yardstick, record, every=cfg.log.every, compile=compile)
 
 
 def stream(cfg: DictConfig, terms: Mapping[str, Term]) -> PointStream:
     """The points of the run."""
     p = cfg.points
-    return PointStream(terms, p.interior, p.boundary, cfg.seed, p.fresh, DTYPES[cfg.precision])
+    return PointStream(terms, p.interior, p.boundary, cfg.seed, p.fresh, DTYPES[cfg.precision], residual=p.residual)
 
 
-def _steps_done(state: Path) -> int:
-    return torch.load(state, weights_only=True, map_location="cpu")["progress"]["step"] if state.exists() else 0
+def _steps_done(folder: Path) -> int:
+    """Steps behind the resume state of a folder, 0 without one.
+
+    Raises:
+        InputError: if the state is damaged.
+    """
+    state = folder / STATE
+    if not os.path.exists(state):
+        return 0
+    try:
+        return int(torch.load(state, weights_only=True, map_location="cpu")["progress"]["step"])
+    except Exception as error:  # A damaged pickle can fail in any way.
+        raise InputError(
+            f"{state}, the state to continue from, is damaged ({type(error).__name__}); config.yaml beside it "
+            "repeats the run in another output_dir."
+        ) from error
 
 
-def _trainer(cfg: DictConfig, loggers: list[Logger], saver: Saver) -> L.Trainer:
-    """Lightning without what a run of small steps does not need; ``trainer.*`` overrides any of it."""
+def _trainer(cfg: DictConfig, loggers: Sequence[Logger] = (), callbacks: Sequence[L.Callback] = ()) -> L.Trainer:
+    """Lightning without what a run of small steps does not need; ``trainer.*`` overrides any of it.
+
+    Raises:
+        InputError: if Lightning refuses a setting, or has no such accelerator here.
+    """
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     settings = {
@@ -151,6 +206,7 @@ def _trainer(cfg: DictConfig, loggers: list[Logger], saver: Saver) -> L.Trainer:
         "accelerator": accelerator(cfg),
     }
     try:
-        return L.Trainer(logger=loggers or False, callbacks=[saver, StopOnSignal()], **settings)
-    except TypeError as error:
-        raise InputError(f"trainer.* holds a setting that Lightning's Trainer refuses: {error}.") from None
+        return L.Trainer(logger=list(loggers) or False, callbacks=list(callbacks), **settings)
+    except (TypeError, ValueError, MisconfigurationException) as error:
+        said = str(error).rstrip(".!")
+        raise InputError(f"trainer.* holds a setting that Lightning's Trainer refuses: {said}.") from None
