@@ -14,8 +14,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from pinn_odelora.flows import gradient_flow
-from pinn_odelora.integrators import RungeKutta
+from pinn_odelora.integrators import LinearlyImplicit, RungeKutta
 from pinn_odelora.optim.flow import ODELoRA, factor_pairs
+from pinn_odelora.optim.implicit import ImplicitODELoRA
 from pinn_odelora.optim.lbfgs import LBFGS
 
 
@@ -36,13 +37,17 @@ class Method(NamedTuple):
         return [{"params": [p.requires_grad_(True) for p in net.parameters()]}]
 
 
-def odelora(integrator: RungeKutta, retract: bool = True) -> Method:
+def odelora(integrator: RungeKutta | LinearlyImplicit, retract: bool = True) -> Method:
     """Full fine-tuning's gradient flow projected on balanced rank-r factors (Gao and Tan, 2026, arXiv 2602.07479)."""
+    if isinstance(integrator, LinearlyImplicit):
+        return Method("factors", lambda pairs: ImplicitODELoRA(pairs, integrator, "weights"))
     return Method("factors", lambda pairs: ODELoRA(pairs, integrator=integrator, retract=retract))
 
 
-def lora_gd(integrator: RungeKutta) -> Method:
-    """Gradient descent on the factors, the flow of plain LoRA by Euler's scheme (Hu et al., 2022, arXiv 2106.09685)."""
+def lora_gd(integrator: RungeKutta | LinearlyImplicit) -> Method:
+    """The flow of plain LoRA; gradient descent on the factors by Euler's scheme (Hu et al., 2022, arXiv 2106.09685)."""
+    if isinstance(integrator, LinearlyImplicit):
+        return Method("factors", lambda pairs: ImplicitODELoRA(pairs, integrator, "factors"))
     return Method("factors", lambda pairs: ODELoRA(pairs, integrator=integrator, flow=gradient_flow, retract=False))
 
 

@@ -1,6 +1,7 @@
 """Evaluate loss and gradient for an optimiser: counted, checked to be finite, and never done twice at one point.
 
-An optimiser asks through a closure. Every evaluation counts one, whoever asks for it. A second question at the same
+An optimiser asks through a closure: for loss and gradient by calling it, as torch's optimisers do, and an implicit
+scheme also for rows and their linearisation. Every evaluation counts one, whoever asks for it. A second question at the same
 parameters and the same points is answered from memory: it is how an embedded pair whose last stage is its next first
 stage, or a line search that ends where it last looked, pay once.
 """
@@ -8,14 +9,16 @@ stage, or a line search that ends where it last looked, pay once.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from pinn_odelora.errors import NonFiniteError
-from pinn_odelora.lowrank.layer import LowRankLinear, formed_weights
+from pinn_odelora.gradient import Gradient
+from pinn_odelora.linearisation import Linearisation, Sweep
+from pinn_odelora.lowrank.layer import LowRankLinear
 from pinn_odelora.points import Points
 from pinn_odelora.system import System
 
@@ -45,15 +48,22 @@ class Evaluator:
         system: the residual system.
         parameters: what is trained.
         layers: the adapted layers by name, whose weight gradients are wanted.
+        compile: whether loss and gradient are compiled.
     """
 
     def __init__(
-        self, system: System, parameters: Sequence[nn.Parameter], layers: dict[str, nn.Linear | LowRankLinear]
+        self,
+        system: System,
+        parameters: Sequence[nn.Parameter],
+        layers: dict[str, nn.Linear | LowRankLinear],
+        compile: bool = False,
     ) -> None:
         self.system = system
         self.parameters = list(parameters)
         self.layers = layers
-        self.adapted = {name: layer for name, layer in layers.items() if isinstance(layer, LowRankLinear)}
+        adapted = {name: layer for name, layer in layers.items() if isinstance(layer, LowRankLinear)}
+        self.gradient = Gradient(system, self.parameters, adapted, compile)
+        self.sweep = Sweep(system, layers)
         self.count = 0
         self.last: Evaluation | None = None
         self.good: Evaluation | None = None
@@ -64,7 +74,7 @@ class Evaluator:
         self.draw = draw
         self.first = None
 
-    def closure(self) -> Tensor:
+    def __call__(self) -> Tensor:
         """Loss at the parameters as they are now; their ``.grad`` is set."""
         if not self._known():
             self.last = self._evaluate()
@@ -74,6 +84,47 @@ class Evaluator:
         for p, g in zip(self.parameters, self.last.gradients, strict=True):
             p.grad = g.clone()
         return self.last.total
+
+    def linearise(self) -> Linearisation:
+        """The rows and their Jacobian at the parameters as they are now."""
+        around = Linearisation(self.sweep, self.draw.points)
+        self.count += 1
+        evaluation = self._described(around)
+        if self.first is None:
+            self.first = self.good = evaluation
+        return around
+
+    def rows(self) -> Tensor:
+        """The rows alone, at a trial point: whether they are finite is for the caller to see."""
+        self.count += 1
+        with torch.no_grad():
+            return self.system.rows(self.draw.points)
+
+    def residuals(self, points: Mapping[str, Points]) -> dict[str, Tensor]:
+        """The residuals at other points than the step's own, counted as an evaluation."""
+        self.count += 1
+        with torch.no_grad():
+            return self.system.residuals(points)
+
+    def _described(self, around: Linearisation) -> Evaluation:
+        """Loss and gradients that a linearisation holds."""
+        G = around.gradient()
+        gradients = [self._pulled_back(G, p) for p in self.parameters]
+        terms = {name: around.r[rows].square().sum() / 2 for name, rows in around.terms.items()}
+        self._check(around.loss, terms, gradients)
+        parameters = [p.detach().clone() for p in self.parameters]
+        return Evaluation(self.draw.number, parameters, around.loss, terms, gradients, G)
+
+    def _pulled_back(self, G: Mapping[str, Tensor], p: Tensor) -> Tensor:
+        """The gradient by a factor or a weight from those by effective weights: g_A = s BᵀG, g_B = s GAᵀ."""
+        for name, layer in self.layers.items():
+            if p is layer.weight:
+                return G[name]
+            if isinstance(layer, LowRankLinear) and p is layer.A:
+                return layer.scale * layer.B.detach().mT @ G[name]
+            if isinstance(layer, LowRankLinear) and p is layer.B:
+                return layer.scale * G[name] @ layer.A.detach().mT
+        return torch.zeros_like(p)
 
     def restore(self) -> None:
         """Put the parameters back to the last point that a step started from with finite loss and gradient."""
@@ -88,19 +139,18 @@ class Evaluator:
         return all(torch.equal(p, x) for p, x in zip(self.parameters, self.last.parameters, strict=True))
 
     def _evaluate(self) -> Evaluation:
-        with formed_weights(self.adapted) as W:
-            loss = self.system.loss(self.draw.points)
-        found = torch.autograd.grad(loss.total, [*self.parameters, *W.values()])
+        loss, found = self.gradient(self.draw.points)
         gradients = found[: len(self.parameters)]
         self._check(loss.total, loss.terms, gradients)
-        by_tensor = dict(zip(map(id, (*self.parameters, *W.values())), found, strict=True))
+        weights = dict(zip(self.gradient.adapted, found[len(self.parameters) :], strict=True))
+        trained = {id(p): g for p, g in zip(self.parameters, gradients, strict=True)}
         return Evaluation(
             self.draw.number,
             [p.detach().clone() for p in self.parameters],
-            loss.total.detach(),
-            {name: term.detach() for name, term in loss.terms.items()},
-            list(gradients),
-            {name: by_tensor[id(W.get(name, layer.weight))] for name, layer in self.layers.items()},
+            loss.total,
+            loss.terms,
+            gradients,
+            {name: weights[name] if name in weights else trained[id(layer.weight)] for name, layer in self.layers.items()},
         )
 
     def _check(self, total: Tensor, terms: dict[str, Tensor], gradients: Sequence[Tensor]) -> None:

@@ -58,7 +58,8 @@ class Yardstick:
         for p in trained:
             p.requires_grad_(False)
         try:
-            return float(self.system.loss(self.heldout).total.detach())
+            with torch.no_grad():
+                return float(self.system.loss(self.heldout).total)
         finally:
             for p in trained:
                 p.requires_grad_(True)
@@ -75,6 +76,7 @@ class Adaptation(L.LightningModule):
         yardstick: what the solution is held against.
         record: receives a row of measurements at every ``every``-th step and at the end.
         every: steps between two rows.
+        compile: whether loss and gradient are compiled.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Adaptation(L.LightningModule):
         yardstick: Yardstick,
         record: Callable[[Row], None],
         every: int = 10,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -98,7 +101,7 @@ class Adaptation(L.LightningModule):
         self.every = every
         self.progress = Progress()
         self.groups = method.groups(self.solution.net)
-        self.evaluator = Evaluator(system, [p for group in self.groups for p in group["params"]], self.layers)
+        self.evaluator = Evaluator(system, [p for group in self.groups for p in group["params"]], self.layers, compile)
         self.pretrained = measure.weights(self.layers)
         self.failure: NonFiniteError | None = None
         self.interrupted = False
@@ -140,10 +143,10 @@ class Adaptation(L.LightningModule):
 
     def _advance(self, draw: Draw) -> None:
         """One step of the optimiser, timed, its evaluations counted."""
-        self.evaluator.begin(draw)
         start = time.perf_counter()
         try:
-            self.optimizers(use_pl_optimizer=False).step(self.evaluator.closure)
+            self.evaluator.begin(self.trainer.datamodule.chosen(draw, self.evaluator.residuals))
+            self.optimizers(use_pl_optimizer=False).step(self.evaluator)
         finally:
             self.progress.seconds += time.perf_counter() - start
             # A step that asks for nothing new has not moved; without this, no budget but time would end the run.
@@ -197,8 +200,10 @@ class Adaptation(L.LightningModule):
         """The last row: where the run ended, with the loss on the points that the next step would have had."""
         if self.interrupted:
             return
-        draw: Draw = self.trainer.datamodule.draw(self.progress.step)
-        loss = self.evaluator.system.loss({name: p.to(self.device) for name, p in draw.points.items()})
+        stream = self.trainer.datamodule
+        candidates: Draw = stream.draw(self.progress.step)
+        here = Draw(candidates.number, {name: p.to(self.device) for name, p in candidates.points.items()})
+        loss = self.evaluator.system.loss(stream.chosen(here, self.evaluator.system.residuals).points)
         terms = {f"loss/{name}": float(x.detach()) for name, x in loss.terms.items()}
         self.record(self._state() | {"loss": float(loss.total.detach())} | terms)
 
