@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -61,7 +62,7 @@ class Parameter:
             if value not in self.choices:
                 raise unknown(f"value of problem.{name}:", value, self.choices)
             return
-        real = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+        real = isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
         if not real or value <= self.above or (self.integer and value != int(value)):
             kind = "an integer" if self.integer else "a finite number"
             bound = f" above {self.above:g}" if math.isfinite(self.above) else ""

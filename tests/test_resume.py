@@ -19,6 +19,7 @@ from pinn_odelora.training.module import Adaptation
 ROOT = Path(__file__).parent.parent
 CASES = [
     ["method=odelora"],
+    ["method=odelora", "integrator=linearly_implicit", "points=residual", "points.interior=40"],
     ["method=odelora", "integrator=heun", "integrator.renew=7", "points=fresh"],
     ["method=odelora", "method.retract=false"],
     ["method=lora_adam", "points=fresh"],

@@ -6,14 +6,15 @@ Three ways to the same vector, by what they cost and how far they can be trusted
 * ``kernel``: S(w) = Jᵀ (J Jᵀ + μ)⁻¹ w, Cholesky factor of an R × R matrix, for fewer rows than columns;
 * ``qr``: QR factor of the stacked matrix [J; √μ I], about four times dearer.
 
-The product with Jᵀ squares the condition number: rounding puts an error of about ε λ_max on the small eigenvalues, ε that
-of the dtype, λ_max the largest. Where μ is not above that error the first two have lost the directions that μ is there
-to damp, or cannot be factored at all, and the third is used instead.
+The product with Jᵀ squares the condition number: rounding puts an error of about ε λ_max on the small eigenvalues, ε
+that of the dtype, λ_max the largest. Where μ is not above that error the first two have lost the directions that μ is
+there to damp, or cannot be factored at all, and the third is used instead.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, linalg
@@ -35,33 +36,37 @@ class Damped:
         self.J = J
         self.form = "normal" if J.shape[1] <= J.shape[0] else "kernel"
         self.G = gram(J) if self.form == "normal" else gram(J.mT)
-        self._factor: tuple[float, str, Tensor] | None = None
+        self._kept: tuple[float, str, Callable[[Tensor], Tensor]] | None = None
 
     @property
     def largest(self) -> float:
         """A lower bound of λ_max within the trace: the largest diagonal entry of the Gram matrix."""
         return float(self.G.diagonal().max())
 
-    def __call__(self, w: Tensor, mu: float) -> Tensor:
-        if self._factor is None or self._factor[0] != mu:
-            self._factor = (mu, *self._factored(mu))
-        _, form, L = self._factor
-        if form == "kernel":
-            return self.J.mT @ _solve(L, w)
-        return _solve(L, self.J.mT @ w)
+    @property
+    def used(self) -> str:
+        """The way of the last solution."""
+        return self.form if self._kept is None else self._kept[1]
 
-    def _factored(self, mu: float) -> tuple[str, Tensor]:
-        """How, and the lower triangular factor of the matrix."""
+    def __call__(self, w: Tensor, mu: float) -> Tensor:
+        if self._kept is None or self._kept[0] != mu:
+            self._kept = (mu, *self._factored(mu))
+        return self._kept[2](w)
+
+    def _factored(self, mu: float) -> tuple[str, Callable[[Tensor], Tensor]]:
         if mu > TRUSTED * torch.finfo(self.G.dtype).eps * float(self.G.trace()):
             M = self.G.clone()
             M.diagonal().add_(mu)
             L, failed = linalg.cholesky_ex(M)
             if not bool(failed):
-                return self.form, L
+                return self.form, self._by_cholesky(L)
         damping = math.sqrt(mu) * torch.eye(self.J.shape[1], dtype=self.J.dtype, device=self.J.device)
-        return "qr", linalg.qr(torch.cat([self.J, damping]), mode="r").R.mT
+        Q, R = linalg.qr(torch.cat([self.J, damping]))
+        top = Q[: len(self.J)]
+        return "qr", lambda w: linalg.solve_triangular(R, (top.mT @ w)[:, None], upper=True)[:, 0]
 
-
-def _solve(L: Tensor, b: Tensor) -> Tensor:
-    """(L Lᵀ)⁻¹ b."""
-    return torch.cholesky_solve(b[:, None], L)[:, 0]
+    def _by_cholesky(self, L: Tensor) -> Callable[[Tensor], Tensor]:
+        solve = lambda b: torch.cholesky_solve(b[:, None], L)[:, 0]
+        if self.form == "kernel":
+            return lambda w: self.J.mT @ solve(w)
+        return lambda w: solve(self.J.mT @ w)

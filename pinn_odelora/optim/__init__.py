@@ -1,5 +1,6 @@
 """Optimisers for LoRA factors, usable with any torch model that has LoRA pairs."""
 
 from pinn_odelora.optim.flow import ODELoRA, factor_pairs
+from pinn_odelora.optim.implicit import ImplicitODELoRA
 
-__all__ = ["ODELoRA", "factor_pairs"]
+__all__ = ["ImplicitODELoRA", "ODELoRA", "factor_pairs"]

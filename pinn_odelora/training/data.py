@@ -77,9 +77,7 @@ class PointStream(L.LightningDataModule):
             return draw
         generator = torch.Generator().manual_seed(draw.number)
         inside = {name: p for name, p in draw.points.items() if self.terms[name].where.interior}
-        found = {
-            name: self._following(p, residuals({name: p})[name].detach(), generator) for name, p in inside.items()
-        }
+        found = {name: self._following(p, residuals({name: p})[name].detach(), generator) for name, p in inside.items()}
         return Draw(draw.number, {**draw.points, **found})
 
     def _following(self, p: Points, r: Tensor, generator: torch.Generator) -> Points:

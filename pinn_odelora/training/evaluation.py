@@ -1,9 +1,9 @@
 """Evaluate loss and gradient for an optimiser: counted, checked to be finite, and never done twice at one point.
 
 An optimiser asks through a closure: for loss and gradient by calling it, as torch's optimisers do, and an implicit
-scheme also for rows and their linearisation. Every evaluation counts one, whoever asks for it. A second question at the same
-parameters and the same points is answered from memory: it is how an embedded pair whose last stage is its next first
-stage, or a line search that ends where it last looked, pay once.
+scheme also for rows and their linearisation. Every evaluation counts one, whoever asks for it. A second question at the
+same parameters and the same points is answered from memory: it is how an embedded pair whose last stage is its next
+first stage, or a line search that ends where it last looked, pay once.
 """
 
 from __future__ import annotations
@@ -150,7 +150,10 @@ class Evaluator:
             loss.total,
             loss.terms,
             gradients,
-            {name: weights[name] if name in weights else trained[id(layer.weight)] for name, layer in self.layers.items()},
+            {
+                name: weights[name] if name in weights else trained[id(layer.weight)]
+                for name, layer in self.layers.items()
+            },
         )
 
     def _check(self, total: Tensor, terms: dict[str, Tensor], gradients: Sequence[Tensor]) -> None:

@@ -1,0 +1,196 @@
+"""The linearly implicit scheme on networks: its linear algebra, its charts, and what a training run sees of it."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import linalg
+
+from pinn_odelora.errors import InputError
+from pinn_odelora.integrators import LinearlyImplicit
+from pinn_odelora.integrators.damped import Damped
+from pinn_odelora.lowrank.balance import balance_defect
+from pinn_odelora.lowrank.layer import adapters
+from pinn_odelora.lowrank.start import zero
+from pinn_odelora.optim import ImplicitODELoRA, factor_pairs
+from pinn_odelora.points import Points
+from pinn_odelora.system import Solution, System
+from pinn_odelora.training.data import PointStream
+from pinn_odelora.training.evaluation import Draw, Evaluator
+from problems.burgers import Burgers
+from test_optim import SCALE, adapted, products
+
+
+def evaluator_of(net, n=60, conditions="soft"):
+    problem = Burgers(conditions=conditions)
+    system = System(problem, Solution(problem, net))
+    stream = PointStream(system.terms, n, 12, seed=3)
+    parameters = [p for group in factor_pairs(net) for p in group["params"]]
+    made = Evaluator(system, parameters, adapters(net))
+    made.begin(stream.draw(0))
+    return made
+
+
+def step(net, metric="weights", **settings):
+    """One step of a copy: its products, and the optimiser."""
+    moved = copy.deepcopy(net)
+    optimizer = ImplicitODELoRA(factor_pairs(moved), LinearlyImplicit(**settings), metric)
+    optimizer.step(evaluator_of(moved))
+    return products(moved), optimizer, moved
+
+
+@pytest.mark.parametrize("shape", [(30, 20), (20, 30)])
+@pytest.mark.parametrize(("mu", "form"), [(1e-2, None), (1e-17, "qr")])
+def test_damped_least_squares_in_every_form(shape, mu, form, generator):
+    R, P = shape
+    J = torch.randn(R, P, generator=generator, dtype=torch.float64) * torch.logspace(0, -5, P, dtype=torch.float64)
+    w = torch.randn(R, generator=generator, dtype=torch.float64)
+    stacked = torch.cat([J, math.sqrt(mu) * torch.eye(P, dtype=torch.float64)])
+    expected = linalg.lstsq(stacked, torch.cat([w, w.new_zeros(P)])[:, None]).solution[:, 0]
+    S = Damped(J)
+    assert linalg.vector_norm(S(w, mu) - expected) < 1e-8 * linalg.vector_norm(expected)
+    assert S.used == (form or ("normal" if P <= R else "kernel"))
+
+
+def test_a_gram_matrix_that_rounding_has_made_indefinite_is_not_trusted(generator):
+    J = (
+        torch.randn(40, 12, generator=generator, dtype=torch.float64)
+        @ torch.randn(12, 25, generator=generator).double()
+    )
+    # Rows that can be met exactly: else the answer itself turns with the square of the condition number.
+    w = J @ torch.randn(25, generator=generator, dtype=torch.float64)
+    shortest, S = linalg.pinv(J, rtol=1e-10) @ w, Damped(J)
+    assert linalg.vector_norm(S(w, 1e-13) - shortest) < 1e-6 * linalg.vector_norm(shortest)
+    assert S.used == "qr"
+
+
+def test_the_evaluation_of_a_linearisation_is_that_of_the_gradient():
+    by_gradient, by_rows = evaluator_of(net := adapted()), evaluator_of(net)
+    by_gradient()
+    by_rows.linearise()
+    a, b = by_gradient.first, by_rows.first
+    torch.testing.assert_close(b.total, a.total, rtol=1e-13, atol=0)
+    assert list(a.terms) == list(b.terms) == ["pde", "ic", "bc"]
+    for x, y in zip([*a.terms.values(), *a.gradients], [*b.terms.values(), *b.gradients], strict=True):
+        torch.testing.assert_close(y, x, rtol=1e-11, atol=1e-14)
+    for name in a.weights:
+        torch.testing.assert_close(b.weights[name], a.weights[name], rtol=1e-11, atol=1e-14)
+    torch.testing.assert_close(by_rows.rows().square().sum() / 2, a.total, rtol=1e-13, atol=0)
+    assert by_rows.count == 2
+
+
+def test_a_small_step_is_the_projected_flow_and_a_step_in_factors_is_plain_lora():
+    net, h = adapted(), 1e-7
+    made = evaluator_of(net)
+    made()
+    for metric in ("weights", "factors"):
+        moved, _, _ = step(net, metric, h=h, correction=False)
+        velocity = []
+        for name, layer in adapters(net).items():
+            G, (A, B) = made.first.weights[name], (x.detach() for x in layer.factors)
+            if metric == "weights":
+                P_B, P_A = B @ linalg.pinv(B), linalg.pinv(A) @ A
+                velocity.append(-(P_B @ G + G @ P_A - P_B @ G @ P_A))
+            else:
+                velocity.append(-(SCALE**2) * (B @ B.mT @ G + G @ A.mT @ A))
+        expected = torch.cat([v.flatten() for v in velocity])
+        assert linalg.vector_norm((moved - products(net)) / h - expected) < 1e-4 * linalg.vector_norm(expected)
+
+
+@pytest.mark.parametrize("correction", [True, False])
+def test_a_step_on_the_manifold_sees_neither_gauge_nor_scale(correction, generator):
+    net = adapted()
+    expected, _, _ = step(net, h=30.0, correction=correction)
+    other = copy.deepcopy(net)
+    with torch.no_grad():
+        for layer in adapters(other).values():
+            P = torch.randn(2, 2, generator=generator, dtype=torch.float64) + 2 * torch.eye(2)
+            layer.A.copy_(linalg.solve(P, layer.A))
+            layer.B.copy_(layer.B @ P)
+            layer.scale, factor = 3.1, SCALE / 3.1
+            layer.A.mul_(factor)
+            layer.start_A.mul_(factor)
+    torch.testing.assert_close(products(other), products(net), rtol=1e-10, atol=1e-12)
+    found, _, moved = step(other, h=30.0, correction=correction)
+    torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-9)
+    assert all(balance_defect(layer.factors) < 1e-13 for layer in adapters(moved).values())
+
+
+def test_the_factors_start_at_rest_where_plain_lora_does_and_the_manifold_needs_no_full_rank():
+    """From B = 0 the product has no singular vectors of its own: any will do, and the step is defined."""
+    moved, _, net = step(adapted(zero), h=10.0)
+    assert bool(torch.isfinite(moved).all())
+    assert linalg.vector_norm(moved) > 1e-3
+    assert all(balance_defect(layer.factors) < 1e-13 for layer in adapters(net).values())
+
+
+def test_the_loss_falls_and_h_is_found():
+    net = adapted()
+    made, optimizer = evaluator_of(net), ImplicitODELoRA(factor_pairs(net))
+    losses = []
+    for _ in range(12):
+        made.begin(made.draw)
+        losses.append(float(optimizer.step(made)))
+    assert all(b < a for a, b in zip(losses, losses[1:], strict=False))
+    assert losses[-1] < 0.2 * losses[0]
+    saved = copy.deepcopy(optimizer.state_dict())
+    again = ImplicitODELoRA(factor_pairs(net))
+    again.load_state_dict(saved)
+    assert again.param_groups[0]["memory"] == optimizer.param_groups[0]["memory"]
+    assert optimizer.param_groups[0]["memory"]["discarded"] >= 0
+
+
+def test_a_trial_that_overflows_is_shortened_and_a_point_that_does_is_refused():
+    net = adapted()
+    made = evaluator_of(net)
+    rows, calls = made.rows, []
+
+    def overflowing():
+        calls.append(rows())
+        return calls[-1] * math.nan if len(calls) < 6 else calls[-1]
+
+    made.rows = overflowing
+    loss = ImplicitODELoRA(factor_pairs(net)).step(made)
+    assert len(calls) >= 6
+    assert rows().square().sum() / 2 < loss
+    before = products(net)
+    made.system.solution.net.linears[0].bias.data[0] = math.nan
+    made.begin(made.draw)
+    with pytest.raises(FloatingPointError, match="loss term 'pde'"):
+        ImplicitODELoRA(factor_pairs(net)).step(made)
+    torch.testing.assert_close(products(net), before, rtol=0, atol=0)
+
+
+def test_bad_settings_are_refused():
+    with pytest.raises(InputError, match=r"integrator.h is -1"):
+        LinearlyImplicit(h=-1)
+    with pytest.raises(InputError, match="allowed: factors, weights"):
+        ImplicitODELoRA(factor_pairs(adapted()), metric="angles")
+    with pytest.raises(InputError, match=r"points.residual is 0.5 with points.fresh=false"):
+        PointStream({}, fresh=False, residual=0.5)
+
+
+def test_points_follow_the_residual():
+    """Two thirds of the points from candidates of which a quarter has a residual eight times the others'."""
+    terms = Burgers(conditions="soft").loss_terms()
+    stream = PointStream(terms, 900, 10, seed=2, fresh=True, residual=2 / 3)
+    draw = stream.draw(5)
+    assert draw.points["pde"].number == 1800
+    inside = lambda p: (p.x > 0.5).squeeze(1)
+    residuals = lambda points: {"pde": torch.where(points["pde"].x > 0.5, 8.0, -1.0)}
+    chosen = stream.chosen(draw, residuals)
+    p, share = draw.points["pde"], float(inside(chosen.points["pde"]).double().mean())
+    weights = torch.where(inside(p), 8.0, 1.0)
+    chance = weights / weights.mean() + 1
+    # Drawing without replacement evens the shares out; between even and proportional to the chances.
+    assert 0.25 < float(inside(p).double().mean()) + 0.05 < share < float(chance[inside(p)].sum() / chance.sum())
+    assert chosen.points["pde"].number == 900
+    assert len({tuple(row) for row in chosen.points["pde"].rows(["x", "t"]).tolist()}) == 900
+    for name in ("ic", "bc"):
+        assert chosen.points[name] is draw.points[name]
+    again = stream.chosen(draw, residuals)
+    torch.testing.assert_close(again.points["pde"].x, chosen.points["pde"].x, rtol=0, atol=0)
+    nothing = stream.chosen(Draw(5, draw.points), lambda points: {"pde": torch.zeros(1800, 1)})
+    assert isinstance(nothing.points["pde"], Points)
+    assert nothing.points["pde"].number == 900
