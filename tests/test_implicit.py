@@ -2,9 +2,11 @@
 
 import copy
 import math
+from itertools import pairwise
 
 import pytest
 import torch
+from test_optim import SCALE, adapted, products
 from torch import linalg
 
 from pinn_odelora.errors import InputError
@@ -19,7 +21,6 @@ from pinn_odelora.system import Solution, System
 from pinn_odelora.training.data import PointStream
 from pinn_odelora.training.evaluation import Draw, Evaluator
 from problems.burgers import Burgers
-from test_optim import SCALE, adapted, products
 
 
 def evaluator_of(net, n=60, conditions="soft"):
@@ -54,10 +55,8 @@ def test_damped_least_squares_in_every_form(shape, mu, form, generator):
 
 
 def test_a_gram_matrix_that_rounding_has_made_indefinite_is_not_trusted(generator):
-    J = (
-        torch.randn(40, 12, generator=generator, dtype=torch.float64)
-        @ torch.randn(12, 25, generator=generator).double()
-    )
+    left, right = (torch.randn(*size, generator=generator, dtype=torch.float64) for size in ((40, 12), (12, 25)))
+    J = left @ right
     # Rows that can be met exactly: else the answer itself turns with the square of the condition number.
     w = J @ torch.randn(25, generator=generator, dtype=torch.float64)
     shortest, S = linalg.pinv(J, rtol=1e-10) @ w, Damped(J)
@@ -132,7 +131,7 @@ def test_the_loss_falls_and_h_is_found():
     for _ in range(12):
         made.begin(made.draw)
         losses.append(float(optimizer.step(made)))
-    assert all(b < a for a, b in zip(losses, losses[1:], strict=False))
+    assert all(b < a for a, b in pairwise(losses))
     assert losses[-1] < 0.2 * losses[0]
     saved = copy.deepcopy(optimizer.state_dict())
     again = ImplicitODELoRA(factor_pairs(net))

@@ -37,6 +37,18 @@ def test_every_problem_with_every_method_runs_twenty_gradient_evaluations(proble
     assert (result["problem"], result["method"]) == (problem, method)
 
 
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_both_derivative_engines_train_alike(problem, compose, adapt, tmp_path):
+    losses = {}
+    for engine in ("jets", "autograd"):
+        folder = tmp_path / engine
+        overrides = (f"problem={problem}", f"derivatives={engine}", f"output_dir={folder}")
+        adapt(compose(*overrides, "method=lora_adam", "budget.steps=50", "log.every=1"))
+        losses[engine] = [row["loss"] for row in History(folder / "history.csv").rows]
+    assert len(losses["jets"]) == 51
+    assert losses["jets"] == pytest.approx(losses["autograd"], rel=1e-8)
+
+
 @pytest.mark.parametrize("integrator", INTEGRATORS)
 @pytest.mark.parametrize("method", ["odelora", "lora_gd"])
 def test_every_integrator_takes_steps_with_no_step_size_given(integrator, method, compose, adapt):

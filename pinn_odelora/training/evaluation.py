@@ -142,19 +142,11 @@ class Evaluator:
         loss, found = self.gradient(self.draw.points)
         gradients = found[: len(self.parameters)]
         self._check(loss.total, loss.terms, gradients)
-        weights = dict(zip(self.gradient.adapted, found[len(self.parameters) :], strict=True))
+        G = dict(zip(self.gradient.adapted, found[len(self.parameters) :], strict=True))
         trained = {id(p): g for p, g in zip(self.parameters, gradients, strict=True)}
-        return Evaluation(
-            self.draw.number,
-            [p.detach().clone() for p in self.parameters],
-            loss.total,
-            loss.terms,
-            gradients,
-            {
-                name: weights[name] if name in weights else trained[id(layer.weight)]
-                for name, layer in self.layers.items()
-            },
-        )
+        weights = {name: G[name] if name in G else trained[id(x.weight)] for name, x in self.layers.items()}
+        parameters = [p.detach().clone() for p in self.parameters]
+        return Evaluation(self.draw.number, parameters, loss.total, loss.terms, gradients, weights)
 
     def _check(self, total: Tensor, terms: dict[str, Tensor], gradients: Sequence[Tensor]) -> None:
         # One number that is finite only if all are: one host read instead of one for each tensor.
