@@ -1,4 +1,4 @@
-"""Explicit Runge–Kutta steps of dy/dt = f(y) for a state that is a list of tensors.
+"""Explicit Runge–Kutta steps of dy/dt = f(y), in a flat space or on a manifold (``integrators.space``).
 
     k_i = f(y + h Σ_{j<i} a_ij k_j),    y⁺ = y + h Σ_i b_i k_i
 
@@ -14,19 +14,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
-
 from pinn_odelora.errors import InputError
 from pinn_odelora.integrators.control import error_norm, first_step, next_step
-from pinn_odelora.integrators.stability import largest_eigenvalue, norm
+from pinn_odelora.integrators.space import FLAT, Slope, Space, State, Sum
+from pinn_odelora.integrators.stability import kept_eigenvalue
 from pinn_odelora.integrators.tableau import Tableau
 
-GROWTH = 1.1
-"""Growth of the velocity after which the largest eigenvalue is estimated anew."""
-
-State = list[Tensor]
-Velocity = Callable[[State], State]
+Velocity = Callable[[State], Slope]
 
 
 class Step(NamedTuple):
@@ -37,23 +31,22 @@ class Step(NamedTuple):
     memory: dict[str, Any]
 
 
-def combine(y: State, h: float, weights: Sequence[float], slopes: Sequence[State]) -> State:
-    """y + h Σ_i weights_i · slopes_i, leaving out zero weights."""
-    used = [(h * w, k) for w, k in zip(weights, slopes, strict=False) if w != 0]
-    return [sum((c * k[i] for c, k in used), start=x) for i, x in enumerate(y)]
+def weighted(h: float, weights: Sequence[float], slopes: Sequence[Slope]) -> Sum:
+    """The terms of  h Σ_i weights_i · slopes_i, leaving out zero weights."""
+    return [(h * w, k) for w, k in zip(weights, slopes, strict=False) if w != 0]
 
 
-def stages(f: Velocity, y: State, h: float, tableau: Tableau, first: State) -> list[State]:
+def stages(f: Velocity, y: State, h: float, tableau: Tableau, first: Slope, space: Space = FLAT) -> list[Slope]:
     """k_1 … k_s, with k_1 = f(y) given."""
     slopes = [first]
     for row in tableau.a[1:]:
-        slopes.append(f(combine(y, h, row, slopes)))
+        slopes.append(f(space.combine([(1.0, y)], weighted(h, row, slopes))))
     return slopes
 
 
-def rk_step(f: Velocity, y: State, h: float, tableau: Tableau) -> State:
+def rk_step(f: Velocity, y: State, h: float, tableau: Tableau, space: Space = FLAT) -> State:
     """One step of fixed size h."""
-    return combine(y, h, tableau.b, stages(f, y, h, tableau, f(y)))
+    return space.combine([(1.0, y)], weighted(h, tableau.b, stages(f, y, h, tableau, f(y), space)))
 
 
 @dataclass(frozen=True)
@@ -84,7 +77,12 @@ class RungeKutta:
             if value is not None and not 0 < value < math.inf:
                 raise InputError(f"integrator.{name} is {value!r}, but it must be a positive number.")
 
-    def step(self, f: Velocity, y: State, h: float | None, memory: dict[str, Any]) -> Step:
+    @property
+    def stages(self) -> int:
+        """Evaluations of the velocity in a step of given size."""
+        return self.tableau.stages
+
+    def step(self, f: Velocity, y: State, h: float | None, memory: dict[str, Any], space: Space = FLAT) -> Step:
         """One accepted step from y.
 
         Args:
@@ -92,29 +90,37 @@ class RungeKutta:
             y: the state; not changed.
             h: a fixed step size, or None to choose it.
             memory: what the previous step returned, empty at first; plain numbers only, so that it can be saved.
+            space: where the state lives.
 
         Raises:
             FloatingPointError: if the velocity at y itself, or at every trial step, is not finite.
         """
         first = f(y)
         if h is not None:
-            return Step(combine(y, h, self.tableau.b, stages(f, y, h, self.tableau, first)), h, memory)
+            return Step(self._advance(f, y, h, first, space), h, memory)
         if self.tableau.embedded is not None:
-            return self._controlled(f, y, first, memory)
-        return self._stable(f, y, first, memory)
+            return self._controlled(f, y, first, memory, space)
+        eigenvalue, memory = kept_eigenvalue(f, y, first, memory, self.renew, space)
+        h = self.safety * self.tableau.real_stability / eigenvalue
+        return Step(self._advance(f, y, h, first, space), h, memory)
 
-    def _controlled(self, f: Velocity, y: State, first: State, memory: dict[str, Any]) -> Step:
+    def _advance(self, f: Velocity, y: State, h: float, first: Slope, space: Space) -> State:
+        slopes = stages(f, y, h, self.tableau, first, space)
+        return space.combine([(1.0, y)], weighted(h, self.tableau.b, slopes))
+
+    def _controlled(self, f: Velocity, y: State, first: Slope, memory: dict[str, Any], space: Space) -> Step:
         """Shrink h until the difference of the two embedded solutions is within tolerance; then suggest the next h."""
-        h = memory.get("h") or first_step(y, first, self.rtol, self.atol)
+        size = space.entries(space.element(y))
+        h = memory.get("h") or first_step(size, space.entries(first), self.rtol, self.atol)
         previous = memory.get("error", 1.0)
         difference = [b - c for b, c in zip(self.tableau.b, self.tableau.embedded, strict=True)]
         exponent = 1 / (1 + self.tableau.embedded_order)
         while True:
             try:
-                slopes = stages(f, y, h, self.tableau, first)
-                new = combine(y, h, self.tableau.b, slopes)
-                zero = [torch.zeros_like(x) for x in y]
-                error = error_norm(combine(zero, h, difference, slopes), y, new, self.rtol, self.atol)
+                slopes = stages(f, y, h, self.tableau, first, space)
+                new = space.combine([(1.0, y)], weighted(h, self.tableau.b, slopes))
+                defect = space.entries(space.total(weighted(h, difference, slopes)))
+                error = error_norm(defect, size, space.entries(space.element(new)), self.rtol, self.atol)
             except FloatingPointError:
                 if h < 1e-12 * memory.get("h", h / 1e-3):
                     raise
@@ -122,18 +128,3 @@ class RungeKutta:
             if error <= 1:
                 return Step(new, h, {"h": next_step(h, error, previous, exponent), "error": max(error, 1e-4)})
             h = min(next_step(h, error, 1.0, exponent), 0.9 * h)
-
-    def _stable(self, f: Velocity, y: State, first: State, memory: dict[str, Any]) -> Step:
-        """A step inside the stability interval of the scheme, from an estimate of the largest eigenvalue.
-
-        It is made anew after a number of steps, and when the velocity has grown: on a gradient flow that is the first
-        sign of a mode that the step amplifies.
-        """
-        age, speed = memory.get("age", self.renew), norm(first)
-        least = min(speed, memory.get("speed", speed))
-        h = memory.get("h")
-        if age >= self.renew or speed > GROWTH * least:
-            h, age = self.safety * self.tableau.real_stability / largest_eigenvalue(f, y, first), 0
-            least = speed
-        new = combine(y, h, self.tableau.b, stages(f, y, h, self.tableau, first))
-        return Step(new, h, {"h": h, "age": age + 1, "speed": least})

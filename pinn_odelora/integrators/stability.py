@@ -9,13 +9,46 @@ hold no stiff component any more once the stiff modes have decayed, which is whe
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from pinn_odelora.integrators.space import FLAT, Slope, Space, State
+
+GROWTH = 1.1
+"""Growth of the velocity after which the largest eigenvalue is estimated anew."""
+
+
+class Estimate(NamedTuple):
+    """λ, and the memory from which the next step can tell whether it still holds; plain numbers only."""
+
+    eigenvalue: float
+    memory: dict[str, Any]
+
+
+def kept_eigenvalue(
+    f: Callable[[State], Slope], y: State, velocity: Slope, memory: dict[str, Any], renew: int, space: Space = FLAT
+) -> Estimate:
+    """The estimate of earlier steps, made anew when it is old or the velocity has grown.
+
+    On a gradient flow a growing velocity is the first sign of a mode that the step amplifies. Who knows another reason
+    (the loss rose) asks for a new estimate by taking ``eigenvalue`` out of the memory.
+
+    Args:
+        memory: what the last step left; without an estimate one is made.
+        renew: steps after which it is old.
+    """
+    age, speed = memory.get("age", renew), norm(space.entries(velocity))
+    least = min(speed, memory.get("speed", speed))
+    eigenvalue = memory.get("eigenvalue")
+    if eigenvalue is None or age >= renew or speed > GROWTH * least:
+        eigenvalue, age, least = largest_eigenvalue(f, y, velocity, space=space), 0, speed
+    return Estimate(eigenvalue, {"eigenvalue": eigenvalue, "age": age + 1, "speed": least})
+
 
 def largest_eigenvalue(
-    f: Callable[[list[Tensor]], list[Tensor]], y: list[Tensor], velocity: list[Tensor], iterations: int = 8
+    f: Callable[[State], Slope], y: State, velocity: Slope, iterations: int = 8, space: Space = FLAT
 ) -> float:
     """|λ|_max of ∂f/∂y at y, estimated from below, in units of 1/time.
 
@@ -24,21 +57,22 @@ def largest_eigenvalue(
         y: where.
         velocity: f(y), already known.
         iterations: evaluations to spend.
+        space: where y lives; on a manifold the derivative is that of the tangent velocity along the manifold.
     """
-    eps = torch.finfo(y[0].dtype).eps ** 0.5 * max(norm(y), 1.0)
-    generator = torch.Generator().manual_seed(0)
-    direction = [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x) for x in y]
+    size = space.entries(space.element(y))
+    eps = torch.finfo(size[0].dtype).eps ** 0.5 * max(norm(size), 1.0)
+    direction = space.random(y, torch.Generator().manual_seed(0))
     estimate = 0.0
     for _ in range(iterations):
-        length = norm(direction)
+        length = norm(space.entries(direction))
         if length == 0:
             break
-        shifted = f([x + eps / length * v for x, v in zip(y, direction, strict=True)])
-        direction = [(b - a) / eps for a, b in zip(velocity, shifted, strict=True)]
-        estimate = max(estimate, norm(direction))
+        shifted = f(space.combine([(1.0, y)], [(eps / length, direction)]))
+        direction = space.quotient(y, velocity, shifted, eps)
+        estimate = max(estimate, norm(space.entries(direction)))
     return max(estimate, 1e-12)
 
 
 def norm(state: list[Tensor]) -> float:
-    """The Euclidean norm of a state."""
+    """The Euclidean norm of a list of tensors."""
     return float(torch.sqrt(sum(x.double().square().sum() for x in state)))

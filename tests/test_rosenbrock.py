@@ -1,0 +1,190 @@
+"""The linearly implicit schemes on a manifold: stability functions, order, limits, invariance, step size."""
+
+import math
+
+import pytest
+import torch
+from torch import linalg
+from toys import Linear, Sensing, followed, normal, point
+
+from pinn_odelora.errors import InputError
+from pinn_odelora.integrators import rk_step, tableau
+from pinn_odelora.integrators.damped import Damped
+from pinn_odelora.integrators.implicit import LinearlyImplicit
+from pinn_odelora.integrators.rosenbrock import ROS2, ros2_stages
+from pinn_odelora.lowrank.balance import balance_defect
+from pinn_odelora.lowrank.layer import Factors
+from pinn_odelora.lowrank.manifold import low_rank
+from pinn_odelora.lowrank.space import FixedRank
+
+LOW, HIGH = 1 - 1 / math.sqrt(2), 1 + 1 / math.sqrt(2)
+
+
+def euler(h):
+    return LinearlyImplicit(h=h, correction=False)
+
+
+SCHEMES = {"linearly_implicit": (euler, 1), "ros2": (lambda h: ROS2(h=h), 2)}
+by_scheme = pytest.mark.parametrize(("scheme", "order"), SCHEMES.values(), ids=SCHEMES.keys())
+# More rows than the 20 coordinates of a 7 x 5 matrix of rank 2, and fewer: the two forms of the normal equations.
+by_rows = pytest.mark.parametrize("rows", [40, 12])
+
+
+def sensing(rows, generator, bent=0.4):
+    return Sensing.random(rows, 7, 5, generator, bent), point(7, 5, [1.2, 0.6], generator)
+
+
+def ros2_function(gamma):
+    return lambda z: (1 + (1 - 2 * gamma) * z + (0.5 - 2 * gamma + gamma**2) * z**2) / (1 - gamma * z) ** 2
+
+
+@pytest.mark.parametrize(
+    ("integrator", "R"),
+    [
+        (euler(1.0), lambda z: 1 / (1 - z)),
+        (ROS2(h=1.0), ros2_function(LOW)),
+        (ROS2(h=1.0, gamma=HIGH), ros2_function(HIGH)),
+        (ROS2(h=1.0, gamma=0.5), ros2_function(0.5)),
+    ],
+    ids=["linearly_implicit", "ros2", "ros2_large", "ros2_half"],
+)
+def test_stability_function_on_the_linear_test_equation(integrator, R):
+    """Rows √|z|·y give the flow y' = z y; all z ≤ 0 at once."""
+    z = -torch.cat([torch.zeros(1), torch.logspace(-3, 5, 60)]).double()
+    system = Linear(torch.diag((-z).sqrt()), torch.zeros_like(z))
+    y = integrator.step(system, torch.ones_like(z), {}).y
+    assert torch.allclose(y, R(z), atol=1e-9)
+    assert float(R(z).abs().max()) <= 1
+
+
+def test_both_usual_gammas_forget_the_stiff_modes():
+    for gamma in (LOW, HIGH):
+        assert abs(ros2_function(gamma)(-1e9)) < 1e-7
+
+
+@by_rows
+@by_scheme
+def test_order_by_slope_on_the_manifold(scheme, order, rows, generator):
+    """With rows that are bent and do not vanish: JᵀJ is not the Jacobian; a Rosenbrock method would lose an order."""
+    toy, y = sensing(rows, generator)
+    time = 1.0
+    fine = lambda y: rk_step(toy.velocity, y, time / 100, tableau.DORMAND_PRINCE, FixedRank())
+    end = followed(fine, [y], 100)[0].matrix()
+    assert float(toy.rows_at(end).norm()) > 0.5
+
+    def error(n):
+        reached = followed(lambda y: scheme(time / n).step(toy, y, {}).y, y, n)
+        return float(linalg.matrix_norm(reached.matrix() - end))
+
+    assert math.log2(error(40) / error(80)) == pytest.approx(order, abs=0.2)
+
+
+@by_rows
+def test_stages_solve_their_equations(rows, generator):
+    toy, y = sensing(rows, generator)
+    local, h = toy.linearise(y), 0.7
+    k1, k2 = ros2_stages(toy, local, Damped(local.J), h, LOW)
+    left = torch.eye(len(k1), dtype=torch.float64) + LOW * h * local.J.mT @ local.J
+    (second,) = toy.velocity([local.retract(h * k1)])
+    assert torch.allclose(left @ k1, -local.J.mT @ local.r, atol=1e-11)
+    assert torch.allclose(left @ k2, local.coordinates(second.matrix()) - 2 * k1, atol=1e-11)
+
+
+@by_rows
+@by_scheme
+def test_a_small_step_is_the_flow(scheme, order, rows, generator):
+    toy, y = sensing(rows, generator)
+    moved = scheme(1e-6).step(toy, y, {}).y
+    velocity = (moved.matrix() - y.matrix()) / 1e-6
+    (expected,) = toy.velocity([y])
+    assert torch.allclose(velocity, expected.matrix(), atol=1e-4)
+    assert float(expected.norm()) > 0.5
+
+
+@by_rows
+def test_an_endless_step_is_the_gauss_newton_step_of_minimal_norm(rows, generator):
+    toy, y = sensing(rows, generator)
+    local = toy.linearise(y)
+    d = -linalg.pinv(local.J) @ local.r
+    moved = euler(1e9).step(toy, y, {}).y
+    assert torch.allclose(moved.matrix(), local.retract(d).matrix(), atol=1e-6)
+    assert float(d.norm()) > 0.3
+
+
+@by_scheme
+def test_a_step_depends_on_the_product_alone_and_ends_balanced(scheme, order, generator):
+    toy, _ = sensing(40, generator)
+    y, s = Factors(normal(2, 5, generator=generator), normal(7, 2, generator=generator)), 0.7
+    P = normal(2, 2, generator=generator) + 2 * torch.eye(2, dtype=torch.float64)
+
+    def after(factors, scale):
+        pair = scheme(0.8).step(toy, low_rank(factors, scale), {}).y.factors(scale)
+        assert float(balance_defect(pair)) < 1e-13
+        return scale * pair.B @ pair.A
+
+    once = after(y, s)
+    assert float(linalg.matrix_norm(once - s * y.B @ y.A)) > 0.1
+    assert torch.allclose(after(Factors(linalg.solve(P, y.A), y.B @ P), s), once, atol=1e-10)
+    assert torch.allclose(after(Factors(y.A * 5, y.B), s / 5), once, atol=1e-10)
+
+
+@by_rows
+def test_without_a_step_size_it_reaches_the_end_of_the_flow(rows, generator):
+    """With steps beyond what an explicit scheme could take. Where rows do not vanish, Ĵ is not exact at the end."""
+    toy, y = sensing(rows, generator)
+    slope = lambda y: float(toy.velocity([y])[0].norm())
+    memory, start, best = {}, slope(y), y
+    for _ in range(60):
+        y, h, memory, _ = ROS2().step(toy, y, memory)
+        best = min(best, y, key=slope)
+    assert slope(best) < {40: 1e-2, 12: 1e-6}[rows] * start
+    assert float(toy.rows(y).norm()) < 1.01 * float(toy.rows(best).norm()) + 1e-6
+    assert h * float(linalg.matrix_norm(toy.linearise(y).J, ord=2)) ** 2 > 10
+    assert all(isinstance(x, float) for x in memory.values())
+
+
+def test_a_tighter_tolerance_follows_the_flow_more_closely(generator):
+    toy, start = sensing(40, generator)
+    distances = []
+    for rtol in (1e-1, 1e-2, 1e-3):
+        y, memory, t = start, {}, 0.0
+        while t < 0.5:
+            y, h, memory, _ = ROS2(rtol=rtol).step(toy, y, memory)
+            t += h
+        fine = lambda y, h=t / 100: rk_step(toy.velocity, y, h, tableau.RK4, FixedRank())
+        end = followed(fine, [start], 100)[0]
+        distances.append(float(linalg.matrix_norm(y.matrix() - end.matrix())))
+    assert distances[0] > 3 * distances[1] > 9 * distances[2]
+    assert distances[1] < 0.05
+
+
+class Edge(Linear):
+    """Rows with no value from y = edge on."""
+
+    edge = 1.0
+
+    def rows(self, y):
+        return torch.where(y < self.edge, self.D @ y - self.b, math.nan)
+
+
+def test_a_step_to_rows_without_value_is_retried_with_a_smaller_one_and_refused_when_none_is_left():
+    system = Edge(torch.ones(1, 1, dtype=torch.float64), torch.full((1,), 3.0, dtype=torch.float64))
+    start = torch.zeros(1, dtype=torch.float64)
+    taken = ROS2(rtol=10.0).step(system, start, {"h": 100.0, "error": 1.0})
+    assert 0 < float(taken.y) < 1
+    with pytest.raises(FloatingPointError, match="second stage"):
+        ROS2(h=100.0).step(system, start, {})
+    with pytest.raises(FloatingPointError, match="where the step starts"):
+        ROS2().step(system, start + 1, {})
+    system.edge = 1e-300
+    with pytest.raises(FloatingPointError, match="No step down"):
+        ROS2().step(system, start, {})
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [({"h": 0.0}, "integrator.h is 0.0"), ({"rtol": -1.0}, "integrator.rtol"), ({"gamma": 0.2}, "A-stable from 0.25")],
+)
+def test_bad_settings_are_refused_in_a_sentence(settings, sentence):
+    with pytest.raises(InputError, match=sentence):
+        ROS2(**settings)
