@@ -6,8 +6,18 @@ import pytest
 import torch
 
 import pinn_odelora
+from pinn_odelora.linearisation import Linearisation, Sweep
+from pinn_odelora.lowrank.start import orthonormal
+from pinn_odelora.lowrank.tangent import frame
+from pinn_odelora.lowrank.targets import adapt as put_factors
+from pinn_odelora.lowrank.targets import linear_targets
+from pinn_odelora.nets import MLP
+from pinn_odelora.system import Solution, System, draw_points
 from pinn_odelora.training import conclude
 from pinn_odelora.training.history import History
+from problems.allen_cahn import AllenCahn
+from problems.burgers import Burgers
+from problems.kovasznay import Kovasznay
 
 pytestmark = [
     pytest.mark.gpu,
@@ -17,13 +27,16 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("problem", ["burgers", "kovasznay", "poisson"])
-@pytest.mark.parametrize("method", ["odelora", "lora_adam", "full_lbfgs"])
+@pytest.mark.parametrize(
+    "method", ["odelora", "odelora integrator=bogacki_shampine", "lora_adam", "full_lbfgs", "lora_adam compile"]
+)
 def test_a_run_on_the_gpu_follows_the_run_on_the_cpu(problem, method, compose, adapt, tmp_path):
     losses = {}
     for device in ("cpu", "gpu"):
         folder = tmp_path / device
+        chosen = f"method={method}".replace("compile", "derivatives.compile=on").split()
         cfg = compose(
-            *(f"problem={problem}", f"method={method}", "budget.steps=6", "log.every=1"),
+            *(f"problem={problem}", *chosen, "budget.steps=6", "log.every=1"),
             *(f"trainer.accelerator={device}", f"output_dir={folder}"),
         )
         module, _ = adapt(cfg)
@@ -32,3 +45,27 @@ def test_a_run_on_the_gpu_follows_the_run_on_the_cpu(problem, method, compose, a
     assert losses["gpu"] == pytest.approx(losses["cpu"], rel=1e-8)
     a, b = (pinn_odelora.load(Path(tmp_path) / device)(0.2, 0.3) for device in ("cpu", "gpu"))
     assert b == pytest.approx(a, rel=1e-7)
+
+
+@pytest.mark.parametrize(
+    "problem", [Burgers(conditions="soft"), Kovasznay(), AllenCahn()], ids=lambda p: type(p).__name__
+)
+def test_jets_and_linearisation_on_the_gpu_are_those_of_the_cpu(problem):
+    found = {}
+    for device in ("cpu", "cuda"):
+        net = MLP(problem.inputs, len(problem.fields), width=20)
+        generator = torch.Generator().manual_seed(1)
+        layers = put_factors(net, linear_targets(net), 3, 0.7, orthonormal, generator)
+        system = System(problem, Solution(problem, net.to(device)), derivatives="jets")
+        points = {name: p.to(device) for name, p in draw_points(system.terms, 200, 50, seed=0).items()}
+        around = Linearisation(Sweep(system, layers), points)
+        frames = {name: frame(layer.factors) for name, layer in layers.items()}
+        direction = {name: torch.ones_like(layer.weight) for name, layer in layers.items()}
+        found[device] = [
+            *(around.r, around.kernel(), around.diagonal(), around.matvec(direction)),
+            # Singular vectors are free up to signs, and so are single coordinates, but not the kernel of the columns.
+            *((J := around.columns(frames)) @ J.mT, torch.linalg.eigvalsh(around.gram(frames))),
+            *around.gradient().values(),
+        ]
+    for cpu, gpu in zip(found["cpu"], found["cuda"], strict=True):
+        torch.testing.assert_close(gpu.cpu(), cpu, rtol=1e-9, atol=1e-9 * float(cpu.abs().max()))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pinn_odelora.errors import InputError
 from pinn_odelora.integrators.control import error_norm, first_step, next_step
@@ -21,6 +21,27 @@ from pinn_odelora.integrators.stability import kept_eigenvalue
 from pinn_odelora.integrators.tableau import Tableau
 
 Velocity = Callable[[State], Slope]
+
+
+class Descent:
+    """The velocity of a flow that decreases a loss, and the loss at the point that was asked last.
+
+    Args:
+        evaluate: y -> (velocity, loss).
+    """
+
+    def __init__(self, evaluate: Callable[[State], tuple[Slope, float]]) -> None:
+        self.evaluate = evaluate
+        self.loss = math.nan
+
+    def __call__(self, y: State) -> Slope:
+        velocity, self.loss = self.evaluate(y)
+        return velocity
+
+
+def loss_of(f: Velocity) -> float:
+    """The loss where f was asked last, NaN for a field that knows none."""
+    return f.loss if isinstance(f, Descent) else math.nan
 
 
 class Step(NamedTuple):
@@ -59,6 +80,7 @@ class RungeKutta:
         rtol, atol: tolerances of an embedded pair, relative to each entry of the state, and absolute.
         safety: the part of the stability limit that a scheme without error estimate uses.
         renew: steps after which its estimate of the largest eigenvalue is made anew, at the latest.
+        chart: whether an optimiser integrates the factors or their product on its manifold; its own choice if absent.
 
     Raises:
         InputError: for a step size or tolerance that is not positive.
@@ -70,6 +92,7 @@ class RungeKutta:
     atol: float = 1e-5
     safety: float = 0.5
     renew: int = 50
+    chart: Literal["factors", "manifold"] | None = None
 
     def __post_init__(self) -> None:
         for name in ("h", "rtol", "atol", "safety", "renew"):

@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -77,6 +77,7 @@ class LinearlyImplicit:
         h: the step size in units of flow time; absent, it follows the gain ratio.
         correction: whether to use the second-order correction.
         first: 1/h of the first step, as a part of the largest diagonal entry of JᵀJ.
+        metric: whether an optimiser follows the flow of the product or that of the factors; its own choice if absent.
 
     Raises:
         InputError: for a number that is not positive.
@@ -85,6 +86,7 @@ class LinearlyImplicit:
     h: float | None = None
     correction: bool = True
     first: float = 1e-3
+    metric: Literal["weights", "factors"] | None = None
 
     def __post_init__(self) -> None:
         for name in ("h", "first"):
@@ -93,66 +95,68 @@ class LinearlyImplicit:
                 raise InputError(f"integrator.{name} is {value!r}, but it must be a positive number.")
 
     def step(self, system: Residual, y: Any, memory: dict[str, Any]) -> Taken:
-        """One accepted step from y.
+        """One step from y; y itself where no step, however small, makes the loss smaller.
 
         Args:
             memory: what the previous step returned, empty at first; plain numbers only.
 
         Raises:
-            FloatingPointError: if no step, however small, leads to finite rows and a smaller loss.
+            FloatingPointError: if the rows at y are not finite.
         """
         local = system.linearise(y)
+        before = half_square(local.r)
+        if not math.isfinite(before):
+            raise FloatingPointError("The rows where the step starts are not finite.")
         solver = Damped(local.J)
         if self.h is not None:
-            d = -solver(local.r, 1 / self.h)
-            moved = self._trial(system, local, solver, d, 1 / self.h)
-            return Taken(moved.y, self.h, {}, moved.corrected)
-        mu = memory.get("mu") or self.first * solver.largest
-        growth = 2.0
+            trial = self._trial(system, local, solver, 1 / self.h)
+            return Taken(trial.y, self.h, {}, trial.corrected)
+        mu, growth = memory.get("mu") or self.first * solver.largest, 2.0
         for _ in range(TRIALS):
-            d = -solver(local.r, mu)
-            promised = half_square(local.r) - half_square(local.r + local.J @ d)
-            trial = self._trial(system, local, solver, d, mu)
-            gain = (half_square(local.r) - trial.loss) / promised if promised > 0 else 0.0
+            trial = self._trial(system, local, solver, mu)
+            gain = (before - trial.loss) / trial.promised if trial.promised > 0 else 0.0
             if gain > ACCEPTED:
                 return Taken(trial.y, 1 / mu, {"mu": mu * _factor(gain)}, trial.corrected)
             mu, growth = mu * growth, 2 * growth
-        return Taken(y, 1 / mu, {"mu": mu})
+        return Taken(y, 1 / mu, {"mu": solver.largest})
 
-    def _trial(self, system: Residual, local: Local, solver: Damped, d: Tensor, mu: float) -> Trial:
-        plain = _Once(system, local, d)
-        if not self.correction:
-            return plain.trial()
-        a = second_order(system, local, solver, d, mu)
-        if a is None:
-            return plain.trial()
-        corrected = _Once(system, local, d + a).trial(corrected=True)
+    def _trial(self, system: Residual, local: Local, solver: Damped, mu: float) -> Trial:
+        """Where the step with damping μ leads: with the correction, or without it where that does better."""
+        d = -solver(local.r, mu)
         before = half_square(local.r)
+        promised = before - half_square(local.r + local.J @ d)
+        a = second_order(system, local, solver, d, mu) if self.correction else None
+        if a is None:
+            return trial_at(system, local, d, promised)
+        corrected = trial_at(system, local, d + a, promised, corrected=True)
         # With most of the loss gone there is no need to ask whether d alone would have done better.
-        if corrected.loss < 0.25 * before:
+        if corrected.loss < MOSTLY_GONE * before:
             return corrected
-        return min(corrected, plain.trial(), key=lambda t: t.loss)
+        return min(corrected, trial_at(system, local, d, promised), key=lambda trial: trial.loss)
 
 
 TRIALS = 30
 ACCEPTED = 1e-4
+"""The least gain ratio of a step that is taken."""
+MOSTLY_GONE = 0.25
 E = 0.1
+"""e: how far ahead the second derivative looks, as a part of the step."""
 
 
 class Trial(NamedTuple):
+    """A point, its loss (infinite where it has none), and the decrease that the linearisation promised."""
+
     y: Any
     loss: float
+    promised: float
     corrected: bool
 
 
-class _Once:
-    def __init__(self, system: Residual, local: Local, z: Tensor) -> None:
-        self.system, self.local, self.z = system, local, z
-
-    def trial(self, corrected: bool = False) -> Trial:
-        y = self.local.retract(self.z)
-        loss = half_square(self.system.rows(y))
-        return Trial(y, loss if math.isfinite(loss) else math.inf, corrected)
+def trial_at(system: Residual, local: Local, z: Tensor, promised: float, corrected: bool = False) -> Trial:
+    """The trial at R_y(z)."""
+    y = local.retract(z)
+    loss = half_square(system.rows(y))
+    return Trial(y, loss if math.isfinite(loss) else math.inf, promised, corrected)
 
 
 def second_order(system: Residual, local: Local, solver: Damped, d: Tensor, mu: float) -> Tensor | None:

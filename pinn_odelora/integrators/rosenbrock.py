@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, linalg
@@ -65,6 +65,7 @@ class ROS2:
         gamma: γ.
         rtol, atol: tolerances of the error e, measured by the rows it changes: ‖J e‖ ≤ rtol ‖r‖ + atol. They are what
             has a natural scale on any manifold.
+        metric: whether an optimiser follows the flow of the product or that of the factors; its own choice if absent.
 
     Raises:
         InputError: for a number that is not positive, or γ < 1/4.
@@ -74,6 +75,7 @@ class ROS2:
     gamma: float = 1 - 1 / math.sqrt(2)
     rtol: float = 0.1
     atol: float = 1e-12
+    metric: Literal["weights", "factors"] | None = None
 
     def __post_init__(self) -> None:
         for name in ("h", "gamma", "rtol", "atol"):

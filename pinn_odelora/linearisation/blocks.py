@@ -118,3 +118,27 @@ class Formed:
 
 
 Block = Outer | Formed
+
+
+@dataclass(frozen=True)
+class Group:
+    """The rows of one component of one term at some of its points.
+
+    Args:
+        rows: which rows of the system they are.
+        r: their values, (N,).
+        blocks: the Jacobian with respect to the weight of every layer.
+        columns: the Jacobian with respect to every other tensor, (N, numbers).
+    """
+
+    term: str
+    rows: slice
+    r: Tensor
+    blocks: dict[str, Block]
+    columns: dict[str, Tensor]
+
+    @property
+    def bytes(self) -> int:
+        """Of everything but the rows."""
+        blocks = sum(block.bytes for block in self.blocks.values())
+        return blocks + sum(x.numel() * x.element_size() for x in self.columns.values())

@@ -6,14 +6,16 @@ product, BᵀA, and two symmetric ones of half the size; down to a small size th
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-SMALL = 160
+SMALL = 240
 """Columns below which one general product is faster."""
 
 
 def gram(J: Tensor) -> Tensor:
     """JᵀJ for J (R, P), (P, P)."""
+    J = J.detach()
     out = J.new_empty(J.shape[1], J.shape[1])
     _fill(J, out)
     return out
@@ -22,10 +24,10 @@ def gram(J: Tensor) -> Tensor:
 def _fill(J: Tensor, out: Tensor) -> None:
     P = J.shape[1]
     if P <= SMALL:
-        out.copy_(J.mT @ J)
+        torch.mm(J.mT, J, out=out)
         return
     k = P // 2
     _fill(J[:, :k], out[:k, :k])
     _fill(J[:, k:], out[k:, k:])
-    out[k:, :k] = J[:, k:].mT @ J[:, :k]
+    torch.mm(J[:, k:].mT, J[:, :k], out=out[k:, :k])
     out[:k, k:] = out[k:, :k].mT

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from pinn_odelora.derivatives.jet import Passage
 from pinn_odelora.errors import InputError
-from pinn_odelora.linearisation.blocks import Block, Formed, Outer, Pair
+from pinn_odelora.linearisation.blocks import Block, Formed, Group, Outer, Pair
+from pinn_odelora.linearisation.compiled import Swept, compiled
 from pinn_odelora.lowrank.layer import LowRankLinear
 from pinn_odelora.points import Points
 from pinn_odelora.system import System
@@ -32,30 +33,6 @@ SAMPLE = 6
 """How many points the comparison takes."""
 BATCH = 32
 """Rows that are differentiated by themselves at once."""
-
-
-@dataclass(frozen=True)
-class Group:
-    """The rows of one component of one term at some of its points.
-
-    Args:
-        rows: which rows of the system they are.
-        r: their values, (N,).
-        blocks: the Jacobian with respect to the weight of every layer.
-        columns: the Jacobian with respect to every other tensor, (N, numbers).
-    """
-
-    term: str
-    rows: slice
-    r: Tensor
-    blocks: dict[str, Block]
-    columns: dict[str, Tensor]
-
-    @property
-    def bytes(self) -> int:
-        """Of everything but the rows."""
-        blocks = sum(block.bytes for block in self.blocks.values())
-        return blocks + sum(x.numel() * x.element_size() for x in self.columns.values())
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +87,7 @@ class Sweep:
         system: whose rows.
         layers: linear layers whose effective weights are variables, by name.
         others: further variables: biases, coefficients of the equation.
+        compile: trace and compile sweeps by pairs, see ``compiled``; where there are no others.
 
     Raises:
         InputError: if one of the others is not a leaf of the graph, a weight is computed by a parametrization, or a
@@ -117,10 +95,16 @@ class Sweep:
     """
 
     def __init__(
-        self, system: System, layers: Mapping[str, Linear], others: Mapping[str, Tensor] | None = None
+        self,
+        system: System,
+        layers: Mapping[str, Linear],
+        others: Mapping[str, Tensor] | None = None,
+        compile: bool = False,
     ) -> None:
         self.system = system
         self.variables = Variables(dict(layers), dict(others or {}))
+        self.compile = compile and not self.variables.others
+        self._compiled: dict[Any, Swept] = {}
         self._paired: dict[str, bool] = {}
 
     def __call__(self, name: str, p: Points, number: int, first: int, start: int) -> list[Group]:
@@ -129,7 +113,14 @@ class Sweep:
         Args:
             first: the row of the system where the term begins.
         """
-        return self._groups(name, p, number, first, start, self.paired(name, p))
+        if not (self.compile and self.paired(name, p)):
+            return self._groups(name, p, number, first, start, self.paired(name, p))
+        shapes = tuple((column, x.shape, x.dtype, x.device) for column, x in p.items())
+        if (name, number, shapes) not in self._compiled:
+            sweep = lambda p: self._groups(name, p, number, 0, 0, True)
+            self._compiled[name, number, shapes] = compiled(sweep, self.system.solution, p)
+        groups = self._compiled[name, number, shapes](p)
+        return [replace(g, rows=slice(g.rows.start + first + start, g.rows.stop + first + start)) for g in groups]
 
     def paired(self, name: str, p: Points) -> bool:
         """Whether the rows of term ``name`` have pairs, found out at the first points it is asked at."""

@@ -61,7 +61,11 @@ def low_rank(y: Factors, scale: float) -> LowRank:
 
 
 def retract(y: LowRank, frame: Frame, z: Tensor) -> Retracted:
-    """The best rank-r approximation of Y + D, D the tangent vector with coordinates z in the frame at Y."""
+    """The best rank-r approximation of Y + D, D the tangent vector with coordinates z in the frame at Y.
+
+    Raises:
+        FloatingPointError: if z is not finite.
+    """
     X, K = frame.split(z)
     r = len(y.sigma)
     Q, R1 = linalg.qr(frame.complement @ K)
@@ -70,6 +74,9 @@ def retract(y: LowRank, frame: Frame, z: Tensor) -> Retracted:
     core = torch.cat(
         [torch.cat([torch.diag(y.sigma) + along, R2.mT], 1), torch.cat([R1, R1.new_zeros(len(R1), R2.shape[0])], 1)]
     )
-    u, sigma, v = linalg.svd(core, full_matrices=False)
+    try:
+        u, sigma, v = linalg.svd(core, full_matrices=False)
+    except linalg.LinAlgError as error:
+        raise FloatingPointError("A tangent vector is not finite.") from error
     U, V = torch.cat([y.U, Q], dim=1) @ u[:, :r], v[:r] @ torch.cat([y.V, P.mT])
     return Retracted(LowRank(U, sigma[:r], V), linalg.vector_norm(sigma[r:]))

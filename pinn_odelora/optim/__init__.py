@@ -2,5 +2,6 @@
 
 from pinn_odelora.optim.flow import ODELoRA, factor_pairs
 from pinn_odelora.optim.implicit import ImplicitODELoRA
+from pinn_odelora.optim.projected import ProjectedODELoRA
 
-__all__ = ["ImplicitODELoRA", "ODELoRA", "factor_pairs"]
+__all__ = ["ImplicitODELoRA", "ODELoRA", "ProjectedODELoRA", "factor_pairs"]

@@ -6,6 +6,7 @@ in units of flow time, and nothing else.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.optim import Optimizer
 from pinn_odelora.errors import InputError
 from pinn_odelora.flows import balanced_flow
 from pinn_odelora.integrators import RungeKutta
-from pinn_odelora.integrators.explicit import State
+from pinn_odelora.integrators.explicit import Descent, State
 from pinn_odelora.integrators.tableau import EULER
 from pinn_odelora.lowrank.balance import rebalance
 from pinn_odelora.lowrank.layer import Factors
@@ -86,20 +87,20 @@ class ODELoRA(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
-        if closure is None and (self.integrator.tableau.stages > 1 or self.param_groups[0]["lr"] is None):
+        if closure is None and (self.integrator.stages > 1 or self.param_groups[0]["lr"] is None):
             raise InputError("this integrator evaluates the loss several times a step, so step needs a closure.")
         losses: list[Tensor] = []
 
-        def velocity(y: State) -> State:
+        def evaluate(y: State) -> tuple[State, float]:
             self._place(y)
             if closure is not None:
                 with torch.enable_grad():
                     losses.append(closure())
-            return self._velocity(y)
+            return self._velocity(y), float(losses[-1]) if losses else math.nan
 
         y = [p.detach().clone() for group in self.param_groups for p in group["params"]]
         try:
-            self._place(self._advance(velocity, y))
+            self._place(self._advance(Descent(evaluate), y))
         except BaseException:
             self._place(y)
             raise

@@ -12,31 +12,23 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from pinn_odelora.errors import unknown
-from pinn_odelora.integrators.implicit import LinearlyImplicit, Local
+from pinn_odelora.integrators import ROS2, LinearlyImplicit
+from pinn_odelora.integrators.implicit import Local
 from pinn_odelora.linearisation import Linearisation
 from pinn_odelora.lowrank.layer import Factors
 from pinn_odelora.lowrank.manifold import LowRank, low_rank, retract
 from pinn_odelora.lowrank.tangent import FactorFrame, Frame
+from pinn_odelora.optim.surroundings import Surroundings
 
 Products = dict[str, LowRank]
 Pairs = dict[str, Factors]
-
-
-class Surroundings(Protocol):
-    """What an implicit scheme asks of a loss ½‖r‖² at the parameters as they are."""
-
-    def linearise(self) -> Linearisation:
-        """r and its Jacobian with respect to the effective weight of every pair, by the pairs' names."""
-
-    def rows(self) -> Tensor:
-        """r alone, (R,)."""
 
 
 class ImplicitODELoRA(Optimizer):
@@ -55,7 +47,7 @@ class ImplicitODELoRA(Optimizer):
     def __init__(
         self,
         pairs: Iterable[dict[str, Any]],
-        integrator: LinearlyImplicit | None = None,
+        integrator: LinearlyImplicit | ROS2 | None = None,
         metric: Literal["weights", "factors"] = "weights",
     ) -> None:
         if metric not in CHARTS:

@@ -13,11 +13,15 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from pinn_odelora.errors import InputError
 from pinn_odelora.flows import gradient_flow
-from pinn_odelora.integrators import LinearlyImplicit, RungeKutta
+from pinn_odelora.integrators import ROS2, Chebyshev, LinearlyImplicit, RungeKutta
 from pinn_odelora.optim.flow import ODELoRA, factor_pairs
 from pinn_odelora.optim.implicit import ImplicitODELoRA
 from pinn_odelora.optim.lbfgs import LBFGS
+from pinn_odelora.optim.projected import ProjectedODELoRA
+
+Integrator = RungeKutta | Chebyshev | LinearlyImplicit | ROS2
 
 
 class Method(NamedTuple):
@@ -37,17 +41,33 @@ class Method(NamedTuple):
         return [{"params": [p.requires_grad_(True) for p in net.parameters()]}]
 
 
-def odelora(integrator: RungeKutta | LinearlyImplicit, retract: bool = True) -> Method:
+def odelora(integrator: Integrator, retract: bool = True) -> Method:
     """Full fine-tuning's gradient flow projected on balanced rank-r factors (Gao and Tan, 2026, arXiv 2602.07479)."""
-    if isinstance(integrator, LinearlyImplicit):
+    if isinstance(integrator, LinearlyImplicit | ROS2):
+        if integrator.metric == "factors":
+            raise InputError(
+                "integrator.metric is factors, which is the flow of plain LoRA: choose method=lora_gd, or weights."
+            )
         return Method("factors", lambda pairs: ImplicitODELoRA(pairs, integrator, "weights"))
+    if (integrator.chart or ("manifold" if isinstance(integrator, Chebyshev) else "factors")) == "manifold":
+        return Method("factors", lambda pairs: ProjectedODELoRA(pairs, integrator))
     return Method("factors", lambda pairs: ODELoRA(pairs, integrator=integrator, retract=retract))
 
 
-def lora_gd(integrator: RungeKutta | LinearlyImplicit) -> Method:
+def lora_gd(integrator: Integrator) -> Method:
     """The flow of plain LoRA; gradient descent on the factors by Euler's scheme (Hu et al., 2022, arXiv 2106.09685)."""
-    if isinstance(integrator, LinearlyImplicit):
+    if isinstance(integrator, LinearlyImplicit | ROS2):
+        if integrator.metric == "weights":
+            raise InputError(
+                "integrator.metric is weights, but the flow of plain LoRA has the metric of the factors: choose "
+                "method=odelora for it, or factors."
+            )
         return Method("factors", lambda pairs: ImplicitODELoRA(pairs, integrator, "factors"))
+    if integrator.chart == "manifold":
+        raise InputError(
+            "integrator.chart is manifold, but the flow of plain LoRA depends on the factors and not on their product "
+            "alone: choose method=odelora for it, or factors."
+        )
     return Method("factors", lambda pairs: ODELoRA(pairs, integrator=integrator, flow=gradient_flow, retract=False))
 
 

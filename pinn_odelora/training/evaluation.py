@@ -94,6 +94,11 @@ class Evaluator:
             self.first = self.good = evaluation
         return around
 
+    def weight_gradients(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, and G = ∂L/∂W of every adapted layer, at the parameters as they are now."""
+        loss = self()
+        return loss, self.last.weights
+
     def rows(self) -> Tensor:
         """The rows alone, at a trial point: whether they are finite is for the caller to see."""
         self.count += 1
