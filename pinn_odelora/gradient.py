@@ -64,7 +64,7 @@ class Gradient:
     def _differentiated(self, points: Mapping[str, Points], parameters: list[Tensor]) -> tuple[Loss, list[Tensor]]:
         with torch.enable_grad(), formed_weights(self.adapted) as W:
             loss = self.system.loss(points)
-        gradients = torch.autograd.grad(loss.total, [*parameters, *W.values()])
+        gradients = torch.autograd.grad(loss.total, [*parameters, *W.values()], materialize_grads=True)
         return Loss(loss.total.detach(), {name: x.detach() for name, x in loss.terms.items()}), list(gradients)
 
     def _step(self, points: Mapping[str, Points]) -> Step:

@@ -17,7 +17,7 @@ identically zero; a function without a rule raises ``NoJetRule``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -227,7 +227,7 @@ def compose(z: Jet, derivatives: Callable[[Tensor, int], Sequence[Tensor]]) -> J
     s = derivatives(z.value, order)
     parts: dict[Channel, Tensor] = {"": s[0]}
     for channel, found in channels.items():
-        parts[channel] = _combine((c, s[k], P) for k, (c, P) in found.items())
+        parts[channel] = combine((c, s[k], P) for k, (c, P) in found.items())
     return Jet(parts, z.channels)
 
 
@@ -241,7 +241,7 @@ def multiply(f: Jet, g: Jet) -> Jet:
             if left in f.parts and right in g.parts
         ]
         if terms:
-            found[channel] = _combine(terms)
+            found[channel] = combine(terms)
     return Jet(found, f.channels)
 
 
@@ -275,9 +275,9 @@ def _total(terms: list[tuple[Coefficient, Tensor]]) -> Tensor:
     return total
 
 
-def _combine(terms: Any) -> Tensor:
-    """Σ c·a·b, a coefficient that is a number at no cost of its own."""
-    total: Tensor | None = None
+def combine(terms: Iterable[tuple[Coefficient, Tensor, Tensor]], start: Tensor | None = None) -> Tensor:
+    """start + Σ c·a·b, a coefficient that is a number at no cost of its own; there is a term or a start."""
+    total = start
     for c, a, b in terms:
         if not isinstance(c, float | int):
             a, c = c * a, 1.0
@@ -285,6 +285,7 @@ def _combine(terms: Any) -> Tensor:
             total = a * b if _is_one(c) else (c * a) * b
         else:
             total = torch.addcmul(total, a, b, value=c)
+    assert total is not None
     return total
 
 

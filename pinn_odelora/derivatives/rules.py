@@ -18,7 +18,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pinn_odelora.derivatives.jet import RULES, Channel, Channels, Jet, NoJetRule, Passage, compose, multiply
+from pinn_odelora.derivatives.jet import (
+    RULES,
+    Channel,
+    Channels,
+    Coefficient,
+    Jet,
+    NoJetRule,
+    Passage,
+    combine,
+    compose,
+    multiply,
+)
 
 Rule = Callable[..., Any]
 Derivatives = Callable[..., Sequence[Tensor]]
@@ -76,6 +87,34 @@ def tanh(z: Tensor, k: int) -> Sequence[Tensor]:
     if k > 3:
         s.append(s[2] * (4 - 12 * s[1]))
     return _known(s, k, "tanh")
+
+
+def tanh_of(z: Jet) -> Jet:
+    """tanh z by  tanh'' = -2 tanh tanh':  with f_α = s' z_α already formed,  s'' z_α z_β = -2 f (f_α z_β).
+
+    Neither s'' nor the products z_α z_β are formed, which spares a fifth of the passes over memory. From the third
+    order on the general rule does as well.
+    """
+    if any(k > 2 for monomials in z.channels.chain.values() for k in monomials):
+        return compose(z, tanh)
+    a, slope = tanh(z.value, 1)
+    first: dict[Channel, Tensor] = {c: slope * x for c, x in z.parts.items() if c != ""}
+    parts = {"": a}
+    for channel, monomials in z.channels.chain.items():
+        pairs = [(c, *blocks) for c, blocks in monomials.get(2, ()) if first.keys() >= {*blocks}]
+        if pairs or channel in first:
+            parts[channel] = combine(_curved(pairs, first, z, a), first.get(channel))
+    return Jet(parts, z.channels)
+
+
+def _curved(
+    pairs: Sequence[tuple[Coefficient, Channel, Channel]], first: dict[Channel, Tensor], z: Jet, a: Tensor
+) -> list[tuple[Coefficient, Tensor, Tensor]]:
+    """-2 a Σ c f_α z_β, the sum first."""
+    if len(pairs) == 1:
+        ((c, alpha, beta),) = pairs
+        return [(-2 * c, a, first[alpha] * z.parts[beta])]
+    return [(-2.0, a, combine((c, first[alpha], z.parts[beta]) for c, alpha, beta in pairs))] if pairs else []
 
 
 def sin(z: Tensor, k: int) -> Sequence[Tensor]:
@@ -276,7 +315,7 @@ RULES |= {
     "stack": concatenate(torch.stack),
     "where": where,
     "dropout": dropout,
-    "tanh": pointwise(tanh),
+    "tanh": tanh_of,
     "sin": pointwise(sin),
     "cos": pointwise(cos),
     "exp": pointwise(exp),

@@ -66,13 +66,12 @@ class LowRankLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The effective weight W, (m, n)."""
-        return self.base_layer.weight + self.update()
+        """The effective weight W, (m, n): the same tensor for all who ask inside ``formed_weights``."""
+        return self.base_layer.weight + self.update() if self._formed is None else self._formed
 
     def forward(self, x: Tensor) -> Tensor:
         # One product with the merged weight: with derivative channels in flight it costs less than two thin ones.
-        weight = self.weight if self._formed is None else self._formed
-        return nn.functional.linear(x, weight, self.base_layer.bias)
+        return nn.functional.linear(x, self.weight, self.base_layer.bias)
 
 
 def _factor(weight: Tensor) -> nn.Linear:
