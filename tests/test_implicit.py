@@ -10,7 +10,7 @@ from test_optim import SCALE, adapted, products
 from torch import linalg
 
 from pinn_odelora.errors import InputError
-from pinn_odelora.integrators import LinearlyImplicit
+from pinn_odelora.integrators import LinearlyImplicit, damped
 from pinn_odelora.integrators.damped import Damped
 from pinn_odelora.lowrank.balance import balance_defect
 from pinn_odelora.lowrank.layer import adapters
@@ -41,17 +41,41 @@ def step(net, metric="weights", **settings):
     return products(moved), optimizer, moved
 
 
-@pytest.mark.parametrize("shape", [(30, 20), (20, 30)])
-@pytest.mark.parametrize(("mu", "form"), [(1e-2, None), (1e-17, "qr")])
-def test_damped_least_squares_in_every_form(shape, mu, form, generator):
+WAYS = [(1e-2, None, torch.float32), (1e-6, None, torch.float64), (1e-17, "qr", torch.float64)]
+
+
+def least_squares(shape, generator):
     R, P = shape
     J = torch.randn(R, P, generator=generator, dtype=torch.float64) * torch.logspace(0, -5, P, dtype=torch.float64)
-    w = torch.randn(R, generator=generator, dtype=torch.float64)
-    stacked = torch.cat([J, math.sqrt(mu) * torch.eye(P, dtype=torch.float64)])
-    expected = linalg.lstsq(stacked, torch.cat([w, w.new_zeros(P)])[:, None]).solution[:, 0]
-    S = Damped(J)
+    return J, torch.randn(R, generator=generator, dtype=torch.float64)
+
+
+def stacked_solution(J, w, mu):
+    stacked = torch.cat([J, math.sqrt(mu) * torch.eye(J.shape[1], dtype=torch.float64)])
+    return linalg.lstsq(stacked, torch.cat([w, w.new_zeros(J.shape[1])])[:, None]).solution[:, 0]
+
+
+@pytest.mark.parametrize("shape", [(30, 20), (20, 30)])
+@pytest.mark.parametrize(("mu", "form", "dtype"), WAYS)
+def test_damped_least_squares_in_every_way(shape, mu, form, dtype, generator):
+    J, w = least_squares(shape, generator)
+    expected, S = stacked_solution(J, w, mu), Damped(J)
     assert linalg.vector_norm(S(w, mu) - expected) < 1e-8 * linalg.vector_norm(expected)
-    assert S.used == (form or ("normal" if P <= R else "kernel"))
+    assert S.used == (form or ("normal" if J.shape[1] <= J.shape[0] else "kernel"), dtype)
+
+
+@pytest.mark.parametrize("shape", [(30, 20), (20, 30)])
+def test_a_refinement_that_does_not_converge_returns_to_float64(shape, generator, monkeypatch):
+    J, w = least_squares(shape, generator)
+    monkeypatch.setattr(damped, "SINGLE", 1e-4)
+    mu, S = 1e-8, Damped(J)
+    # The factor of another matrix, far from the one that is asked for.
+    other = lambda mu, dtype, found=S._factor: found(1e-3 if dtype == torch.float32 else mu, dtype)
+    monkeypatch.setattr(S, "_factor", other)
+    expected = stacked_solution(J, w, mu)
+    assert linalg.vector_norm(S(w, mu) - expected) < 1e-6 * linalg.vector_norm(expected)
+    assert S.used.dtype == torch.float64
+    assert not S.single
 
 
 def test_a_gram_matrix_that_rounding_has_made_indefinite_is_not_trusted(generator):
@@ -61,7 +85,7 @@ def test_a_gram_matrix_that_rounding_has_made_indefinite_is_not_trusted(generato
     w = J @ torch.randn(25, generator=generator, dtype=torch.float64)
     shortest, S = linalg.pinv(J, rtol=1e-10) @ w, Damped(J)
     assert linalg.vector_norm(S(w, 1e-13) - shortest) < 1e-6 * linalg.vector_norm(shortest)
-    assert S.used == "qr"
+    assert S.used.form == "qr"
 
 
 def test_the_evaluation_of_a_linearisation_is_that_of_the_gradient():
