@@ -22,7 +22,7 @@ def train(cfg: DictConfig) -> None:
 
     run.check(cfg, folder)
     commandline.save_config(cfg, folder)
-    run.use_threads(cfg)
+    run.set_up_process(cfg)
     facts = run.pretrained_network(cfg, built, folder)
     loggers = run.loggers(cfg, folder, facts)
     module = run.fit(cfg, built, loggers, folder)

@@ -29,6 +29,7 @@ from rich.table import Table
 
 from pinn_odelora import commandline
 from pinn_odelora.training import build, run
+from pinn_odelora.training.allocator import keep_freed_memory
 
 ROOT = Path(__file__).parent.parent
 PROBLEMS = sorted(path.stem for path in (ROOT / "configs/problem").glob("*.yaml"))
@@ -123,6 +124,7 @@ def main():
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()
     rows = [measure(problem, args.steps, args.device) for problem in args.problems]
     table = Table("problem", "run, ms a step", "bare loop, ms a step", "ratio", "quartile", "quartile")
     for row in rows:

@@ -70,8 +70,8 @@ def test_a_refinement_that_does_not_converge_returns_to_float64(shape, generator
     monkeypatch.setattr(damped, "SINGLE", 1e-4)
     mu, S = 1e-8, Damped(J)
     # The factor of another matrix, far from the one that is asked for.
-    other = lambda mu, dtype, found=S._factor: found(1e-3 if dtype == torch.float32 else mu, dtype)
-    monkeypatch.setattr(S, "_factor", other)
+    other = lambda mu, dtype, found=S._gram: found(1e-3 if dtype == torch.float32 else mu, dtype)
+    monkeypatch.setattr(S, "_gram", other)
     expected = stacked_solution(J, w, mu)
     assert linalg.vector_norm(S(w, mu) - expected) < 1e-6 * linalg.vector_norm(expected)
     assert S.used.dtype == torch.float64

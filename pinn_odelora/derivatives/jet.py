@@ -103,7 +103,8 @@ class Jet:
     """A tensor and its channels; see the module.
 
     Args:
-        parts: a tensor for each channel that is not identically zero, all of the value's shape.
+        parts: a tensor for each channel that is not identically zero, of the value's shape, or of one row where the
+            channel is the same at all points.
         channels: what is carried.
     """
 
@@ -143,9 +144,11 @@ class Jet:
         return self.value.ndim
 
     def part(self, channel: Channel) -> Tensor:
-        """A channel as a tensor, zeros where it is absent."""
+        """A channel as a tensor of the value's rows, zeros where it is absent."""
         found = self.parts.get(channel)
-        return torch.zeros_like(self.value) if found is None else found
+        if found is None:
+            return torch.zeros_like(self.value)
+        return found if found.shape == self.value.shape else found.expand(self.value.shape)
 
     def map(self, linear: Callable[[Tensor], Tensor]) -> Jet:
         """The image under a linear map that does not depend on the coordinates."""
@@ -163,7 +166,9 @@ class Jet:
         return len(self.value)
 
     def __getitem__(self, index: Any) -> Jet:
-        return self.map(lambda x: x[index])
+        if isinstance(index, tuple) and index and index[0] == slice(None):
+            return self.map(lambda x: x[index])
+        return Jet({channel: self.part(channel)[index] for channel in self.parts}, self.channels)
 
     def __neg__(self) -> Jet:
         return self.map(torch.neg)

@@ -107,16 +107,21 @@ def _shown(request: Operator) -> str:
 
 
 def seeded(points: Points, coords: Sequence[str], channels: Channels) -> Points:
-    """The points with each coordinate as a jet: itself, and ones for its own first derivative."""
+    """The points with each coordinate as a jet: itself, and one for its own first derivative.
+
+    A channel that is the same at all points has one row, which the first layer then passes on at the price of one
+    point; on a tape every row has its own.
+    """
     columns: dict[str, Any] = dict(points)
     for c in coords:
         x = points[c].detach()
+        one = torch.ones_like(x) if channels.tape is not None else x.new_ones(1, *x.shape[1:])
         parts: dict[Any, Tensor] = {"": x}
         if c in channels.derivatives:
-            parts[c] = torch.ones_like(x)
+            parts[c] = one
         for number, coefficients in enumerate(channels.operators):
             if c in coefficients:
-                parts[number] = coefficients[c] * torch.ones_like(x)
+                parts[number] = coefficients[c] * one
         columns[c] = Jet(parts, channels)
     return Points(columns)
 

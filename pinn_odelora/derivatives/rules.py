@@ -61,7 +61,7 @@ def linear_map(function: Callable[..., Any]) -> Rule:
     """The rule of a function linear in its first argument; several tensors may come out, as from ``chunk``."""
 
     def rule(z: Jet, *args: Any, **kwargs: Any) -> Jet | tuple[Jet, ...]:
-        images = {channel: function(x, *args, **kwargs) for channel, x in z.parts.items()}
+        images = {channel: function(z.part(channel), *args, **kwargs) for channel in z.parts}
         if isinstance(images[""], Tensor):
             return Jet(images, z.channels)
         split = [dict(zip(images, pieces, strict=True)) for pieces in zip(*images.values(), strict=True)]
@@ -93,9 +93,9 @@ def tanh_of(z: Jet) -> Jet:
     """tanh z by  tanh'' = -2 tanh tanh':  with f_α = s' z_α already formed,  s'' z_α z_β = -2 f (f_α z_β).
 
     Neither s'' nor the products z_α z_β are formed, which spares a fifth of the passes over memory. From the third
-    order on the general rule does as well.
+    order on the general rule does as well, and in the first layer better.
     """
-    if any(k > 2 for monomials in z.channels.chain.values() for k in monomials):
+    if any(k > 2 for monomials in z.channels.chain.values() for k in monomials) or _first_layer(z):
         return compose(z, tanh)
     a, slope = tanh(z.value, 1)
     first: dict[Channel, Tensor] = {c: slope * x for c, x in z.parts.items() if c != ""}
@@ -105,6 +105,11 @@ def tanh_of(z: Jet) -> Jet:
         if pairs or channel in first:
             parts[channel] = combine(_curved(pairs, first, z, a), first.get(channel))
     return Jet(parts, z.channels)
+
+
+def _first_layer(z: Jet) -> bool:
+    """Whether all channels but the value are the same at all points, their products then almost for nothing."""
+    return all(len(x) == 1 for c, x in z.parts.items() if c != "")
 
 
 def _curved(
@@ -208,7 +213,9 @@ def linear(z: Jet, weight: Tensor, bias: Tensor | None = None) -> Jet:
 def matmul(a: Any, b: Any) -> Jet:
     if isinstance(a, Jet) and isinstance(b, Jet):
         raise NoJetRule("a matrix product of two tensors that both depend on the coordinates has no jet rule")
-    return a.map(lambda x: x @ b) if isinstance(a, Jet) else b.map(lambda x: a @ x)
+    if isinstance(a, Jet):
+        return a.map(lambda x: x @ b)
+    return Jet({channel: a @ b.part(channel) for channel in b.parts}, b.channels)
 
 
 def add(a: Any, b: Any, *, alpha: float = 1) -> Jet:
@@ -225,7 +232,8 @@ def add(a: Any, b: Any, *, alpha: float = 1) -> Jet:
 def _of_one_shape(parts: dict[Channel, Tensor], channels: Channels) -> Jet:
     """A jet whose channels all have the value's shape: a summand without them may have widened it."""
     shape = parts[""].shape
-    return Jet({c: x if x.shape == shape else x.expand(shape) for c, x in parts.items()}, channels)
+    alike = lambda x: x.shape == shape or (len(x) == 1 and x.shape[1:] == shape[1:])
+    return Jet({c: x if alike(x) else x.expand(shape) for c, x in parts.items()}, channels)
 
 
 def subtract(a: Any, b: Any, *, alpha: float = 1) -> Jet:
@@ -265,16 +273,25 @@ def concatenate(function: Callable[..., Tensor]) -> Rule:
     def rule(tensors: Sequence[Any], dim: int = 0) -> Jet:
         jets = [x for x in tensors if isinstance(x, Jet)]
         carried = dict.fromkeys(channel for jet in jets for channel in jet.parts)
-        parts = {c: function([_part(x, c) for x in tensors], dim=dim) for c in carried}
+        side_by_side = function is torch.cat and dim in (-1, jets[0].ndim - 1)
+        parts = {}
+        for c in carried:
+            constant = side_by_side and all(len(jet.parts[c]) == 1 for jet in jets if c in jet.parts)
+            parts[c] = function([_of(x, c, 1 if constant else len(x)) for x in tensors], dim=dim)
         return Jet(parts, jets[0].channels)
 
     return rule
 
 
-def _part(x: Jet | Tensor, channel: Channel) -> Tensor:
-    if isinstance(x, Jet):
-        return x.part(channel)
-    return x if channel == "" else torch.zeros_like(x)
+def _of(x: Jet | Tensor, channel: Channel, rows: int) -> Tensor:
+    """A channel with so many rows; zeros where it is absent or the tensor is no jet."""
+    if isinstance(x, Jet) and channel in x.parts:
+        part = x.parts[channel]
+    elif isinstance(x, Tensor) and channel == "":
+        part = x
+    else:
+        part = (x.value if isinstance(x, Jet) else x)[:1].new_zeros(1, *x.shape[1:])
+    return part if len(part) == rows else part.expand(rows, *part.shape[1:])
 
 
 def where(condition: Any, a: Any, b: Any) -> Jet:

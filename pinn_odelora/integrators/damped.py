@@ -17,7 +17,6 @@ does not get there is given up for float64.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -30,10 +29,8 @@ TRUSTED = 10.0
 SINGLE = 30.0
 """The same for float32, where each refinement gains as many digits as the margin has."""
 REFINEMENTS = 8
-ENOUGH = 1e-11
+ENOUGH = 1e-10
 """The residual, against the right-hand side, at which a refinement ends."""
-
-Solution = Callable[[Tensor], Tensor]
 
 
 class Way(NamedTuple):
@@ -55,11 +52,10 @@ class Damped:
         self.J = J
         self.form = "normal" if J.shape[1] <= J.shape[0] else "kernel"
         self.single = single
-        squares = J.square()
-        self.trace = float(squares.sum())
-        self.largest = float(squares.sum(dim=0).max())
+        squares = linalg.vector_norm(J, dim=0).square()
+        self.trace, self.largest = float(squares.sum()), float(squares.max())
         self._grams: dict[torch.dtype, Tensor] = {}
-        self._kept: tuple[float, Way, Solution] | None = None
+        self._kept: tuple[float, Way, tuple[Tensor, ...]] | None = None
 
     @property
     def used(self) -> Way | None:
@@ -68,32 +64,34 @@ class Damped:
 
     def __call__(self, w: Tensor, mu: float) -> Tensor:
         if self._kept is None or self._kept[0] != mu:
-            self._kept = (mu, *self._prepared(mu))
-        return self._kept[2](w)
+            self._kept = (mu, *self._factored(mu))
+        _, way, factors = self._kept
+        if way.form == "qr":
+            Q, R = factors
+            return linalg.solve_triangular(R, (Q.mT @ w)[:, None], upper=True)[:, 0]
+        if way.dtype == torch.float32:
+            return self._refined(w, mu, *factors)
+        return self._outer(_solve(*factors, self._inner(w)))
 
-    def _prepared(self, mu: float) -> tuple[Way, Solution]:
-        if self.single and self._safe(mu, torch.float32, SINGLE):
-            factor = self._factor(mu, torch.float32)
-            if factor is not None:
-                return Way(self.form, torch.float32), lambda w: self._refined(w, mu, factor)
-        if self._safe(mu, torch.float64, TRUSTED):
-            factor = self._factor(mu, torch.float64)
-            if factor is not None:
-                return Way(self.form, torch.float64), lambda w: self._outer(_solve(factor, self._inner(w)))
-        return Way("qr", torch.float64), self._by_qr(mu)
+    def _factored(self, mu: float) -> tuple[Way, tuple[Tensor, ...]]:
+        ways = [(torch.float32, SINGLE), (torch.float64, TRUSTED)]
+        for dtype, margin in ways if self.single else ways[1:]:
+            if mu > margin * torch.finfo(dtype).eps * self.trace:
+                L, failed = linalg.cholesky_ex(self._gram(mu, dtype))
+                if not bool(failed):
+                    return Way(self.form, dtype), (L,)
+        damping = math.sqrt(mu) * torch.eye(self.J.shape[1], dtype=self.J.dtype, device=self.J.device)
+        Q, R = linalg.qr(torch.cat([self.J, damping]))
+        return Way("qr", torch.float64), (Q[: len(self.J)], R)
 
-    def _safe(self, mu: float, dtype: torch.dtype, margin: float) -> bool:
-        return mu > margin * torch.finfo(dtype).eps * self.trace
-
-    def _factor(self, mu: float, dtype: torch.dtype) -> Tensor | None:
-        """The Cholesky factor of the damped Gram matrix, None where it has none."""
+    def _gram(self, mu: float, dtype: torch.dtype) -> Tensor:
+        """The damped Gram matrix."""
         if dtype not in self._grams:
             J = self.J.to(dtype)
             self._grams[dtype] = gram(J if self.form == "normal" else J.mT)
         M = self._grams[dtype].clone()
         M.diagonal().add_(mu)
-        L, failed = linalg.cholesky_ex(M)
-        return None if bool(failed) else L
+        return M
 
     def _inner(self, w: Tensor) -> Tensor:
         """The right-hand side of the system that is solved."""
@@ -103,28 +101,21 @@ class Damped:
         """S(w) from its solution."""
         return x if self.form == "normal" else self.J.mT @ x
 
-    def _damped(self, x: Tensor, mu: float) -> Tensor:
+    def _product(self, x: Tensor, mu: float) -> Tensor:
         """The damped Gram matrix times x, in float64 and without forming it."""
         J = self.J
         return (J.mT @ (J @ x) if self.form == "normal" else J @ (J.mT @ x)) + mu * x
 
-    def _refined(self, w: Tensor, mu: float, factor: Tensor) -> Tensor:
+    def _refined(self, w: Tensor, mu: float, L: Tensor) -> Tensor:
         b = self._inner(w)
         x, residual = torch.zeros_like(b), b
         for _ in range(REFINEMENTS):
-            x = x + _solve(factor, residual)
-            residual = b - self._damped(x, mu)
+            x = x + _solve(L, residual)
+            residual = b - self._product(x, mu)
             if not float(residual.norm()) > ENOUGH * float(b.norm()):
                 return self._outer(x)
-        self.single = False
-        self._kept = (mu, *self._prepared(mu))
-        return self._kept[2](w)
-
-    def _by_qr(self, mu: float) -> Solution:
-        damping = math.sqrt(mu) * torch.eye(self.J.shape[1], dtype=self.J.dtype, device=self.J.device)
-        Q, R = linalg.qr(torch.cat([self.J, damping]))
-        top = Q[: len(self.J)]
-        return lambda w: linalg.solve_triangular(R, (top.mT @ w)[:, None], upper=True)[:, 0]
+        self.single, self._kept = False, None
+        return self(w, mu)
 
 
 def _solve(L: Tensor, b: Tensor) -> Tensor:

@@ -46,25 +46,27 @@ class Outer:
 
     def restrict(self, L: Tensor | None = None, R: Tensor | None = None) -> Outer:
         """The Jacobian with respect to X in W = L X R, L (m, k) and R (l, n); identities where absent."""
-        return Outer([Pair(G if L is None else G @ L, H if R is None else H @ R.mT) for G, H in self.pairs])
+        left = lambda G: G if L is None else (L.mT @ G.mT).mT
+        right = lambda H: H if R is None else (R @ H.mT).mT
+        return Outer([Pair(left(G), right(H)) for G, H in self.pairs])
 
     def transposed(self) -> Outer:
         """The Jacobian with respect to Wᵀ."""
         return Outer([Pair(H, G) for G, H in self.pairs])
 
     def write(self, out: Tensor) -> None:
-        """Form the array in ``out``, (N, m, n) of any strides."""
-        (G, H), *rest = self.pairs
-        torch.mul(G[:, :, None], H[:, None, :], out=out)
+        """Form the array in ``out``, (m, n, N): with the points innermost, the order in which it is fastest."""
+        (G, H), *rest = ((G.mT.contiguous(), H.mT.contiguous()) for G, H in self.pairs)
+        torch.mul(G[:, None], H[None], out=out)
         for G, H in rest:
-            out.addcmul_(G[:, :, None], H[:, None, :])
+            out.addcmul_(G[:, None], H[None])
 
     def formed(self) -> Tensor:
         """The array, (N, m, n)."""
         G, H = self.pairs[0]
-        out = G.new_empty(len(G), G.shape[1], H.shape[1])
+        out = G.new_empty(G.shape[1], H.shape[1], len(G))
         self.write(out)
-        return out
+        return out.permute(2, 0, 1)
 
     def kernel(self, other: Outer | Formed) -> Tensor:
         """⟨∂r_i/∂W, ∂r'_j/∂W⟩, (N, N'), without forming either."""
@@ -105,7 +107,7 @@ class Formed:
         return Formed(self.J.mT)
 
     def write(self, out: Tensor) -> None:
-        out.copy_(self.J)
+        out.copy_(self.J.permute(1, 2, 0))
 
     def formed(self) -> Tensor:
         return self.J

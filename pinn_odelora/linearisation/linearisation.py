@@ -149,11 +149,11 @@ class Linearisation:
         return {name: x.view(self.others[name].shape) if name in self.others else x for name, x in total.items()}
 
     def columns(self, frames: Mapping[str, Frame | FactorFrame] | None = None) -> Tensor:
-        """J in the coordinates of the frames, whole weights for layers without one, (R, P)."""
-        out = self.r.new_empty(self.rows, self.width(frames))
+        """J in the coordinates of the frames, whole weights for layers without one, (R, P), stored by columns."""
+        out = self.r.new_empty(self.width(frames), self.rows)
         for group in self._groups():
-            self._write(group, frames or {}, out[group.rows])
-        return out
+            self._write(group, frames or {}, out[:, group.rows])
+        return out.mT
 
     def width(self, frames: Mapping[str, Frame | FactorFrame] | None = None) -> int:
         """P, the number of columns."""
@@ -162,13 +162,14 @@ class Linearisation:
         return own + sum(x.numel() for x in self.others.values())
 
     def _write(self, group: Group, frames: Mapping[str, Frame | FactorFrame], out: Tensor) -> None:
+        """The rows of a group in ``out``, (P, N)."""
         at = 0
         for name, block in group.blocks.items():
             for (m, n), part in _coordinates(block, self.layers[name].weight, frames.get(name)):
-                part.write(out[:, at : at + m * n].view(len(out), m, n))
+                part.write(out[at : at + m * n].unflatten(0, (m, n)))
                 at += m * n
         for columns in group.columns.values():
-            out[:, at : at + columns.shape[1]] = columns
+            out[at : at + columns.shape[1]] = columns.mT
             at += columns.shape[1]
 
     def gram(self, frames: Mapping[str, Frame | FactorFrame] | None = None) -> Tensor:
@@ -177,9 +178,9 @@ class Linearisation:
             return gram(self.columns(frames))
         total = self.r.new_zeros(self.width(frames), self.width(frames))
         for group in self._groups():
-            part = self.r.new_empty(len(group.r), len(total))
+            part = self.r.new_empty(len(total), len(group.r))
             self._write(group, frames or {}, part)
-            total += gram(part)
+            total += gram(part.mT)
         return total
 
     def kernel(self, term: str | None = None, other: str | None = None) -> Tensor:

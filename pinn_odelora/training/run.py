@@ -24,6 +24,7 @@ from pinn_odelora.errors import InputError
 from pinn_odelora.problem import Term
 from pinn_odelora.system import Solution, System, draw_points
 from pinn_odelora.training import build, conclude, measure, pretrain, tracking
+from pinn_odelora.training.allocator import keep_freed_memory
 from pinn_odelora.training.budget import Budget
 from pinn_odelora.training.callbacks import ProgressLine, Saver, StopOnSignal
 from pinn_odelora.training.data import PointStream
@@ -34,9 +35,10 @@ from pinn_odelora.training.module import Adaptation, Row, Yardstick
 DTYPES = {32: torch.float32, 64: torch.float64}
 
 
-def use_threads(cfg: DictConfig) -> None:
-    """One thread unless told otherwise: for small networks a second one makes every step slower."""
+def set_up_process(cfg: DictConfig) -> None:
+    """One thread unless told otherwise, since a second one makes steps of small networks slower; freed memory kept."""
     torch.set_num_threads(1 if cfg.threads == "auto" else cfg.threads)
+    keep_freed_memory()
 
 
 def check(cfg: DictConfig, folder: Path) -> None:
