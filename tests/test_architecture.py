@@ -24,6 +24,7 @@ LAYERS = (
     ("pinn_odelora/measurements", 1),
     ("problems/", 1),
     ("pinn_odelora/system", 2),
+    ("pinn_odelora/compiled", 1),
     ("pinn_odelora/gradient", 3),
     ("pinn_odelora/linearisation", 3),
     ("pinn_odelora/flows", 3),

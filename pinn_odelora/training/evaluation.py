@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pinn_odelora.errors import NonFiniteError
-from pinn_odelora.gradient import Gradient
+from pinn_odelora.gradient import Gradient, rows_of
 from pinn_odelora.linearisation import Linearisation, Sweep
 from pinn_odelora.lowrank.layer import LowRankLinear
 from pinn_odelora.points import Points
@@ -63,7 +63,8 @@ class Evaluator:
         self.layers = layers
         adapted = {name: layer for name, layer in layers.items() if isinstance(layer, LowRankLinear)}
         self.gradient = Gradient(system, self.parameters, adapted, compile)
-        self.sweep = Sweep(system, layers)
+        self.sweep = Sweep(system, layers, compile=compile)
+        self._rows = rows_of(system, compile)
         self.count = 0
         self.last: Evaluation | None = None
         self.good: Evaluation | None = None
@@ -102,8 +103,7 @@ class Evaluator:
     def rows(self) -> Tensor:
         """The rows alone, at a trial point: whether they are finite is for the caller to see."""
         self.count += 1
-        with torch.no_grad():
-            return self.system.rows(self.draw.points)
+        return self._rows(self.draw.points)
 
     def residuals(self, points: Mapping[str, Points]) -> dict[str, Tensor]:
         """The residuals at other points than the step's own, counted as an evaluation."""
