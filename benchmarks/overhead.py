@@ -63,7 +63,12 @@ def configuration(problem, steps, device):
             "train",
             [
                 *(f"problem={problem}", "method=lora_adam", "logger=csv", "output_dir=unused"),
-                *(f"budget.steps={steps + BLOCK}", "budget.gradient_evals=null", f"trainer.accelerator={device}"),
+                *(
+                    "points=fixed",
+                    f"budget.steps={steps + BLOCK}",
+                    "budget.gradient_evals=null",
+                    f"trainer.accelerator={device}",
+                ),
             ],
         )
     OmegaConf.set_struct(cfg, False)

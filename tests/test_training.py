@@ -104,10 +104,13 @@ def test_every_method_logs_the_same_names(compose, adapt, tmp_path):
         # Four stages at every step.
         (["integrator=rk4", "integrator.h=1e-4"], 4 * 6),
         # The last stage of the pair is the first of the next step: four at the first step, then three.
-        (["integrator=bogacki_shampine", "integrator.h=1e-4", "method.retract=false"], 4 + 5 * 3),
+        (["integrator=bogacki_shampine", "integrator.h=1e-4", "method.retract=false", "points=fixed"], 4 + 5 * 3),
         # Other points at every step: nothing can be reused.
         (["integrator=bogacki_shampine", "integrator.h=1e-4", "method.retract=false", "points=fresh"], 4 * 6),
         (["method=full_adam"], 6),
+        # A linearisation, and the residual ahead, with the correction and without it.
+        (["integrator.h=1e-4"], 4 * 6),
+        (["integrator.h=1e-4", "integrator.correction=false"], 2 * 6),
     ],
 )
 def test_evaluations_are_counted_and_not_repeated(overrides, evaluations, compose, adapt):
@@ -137,7 +140,7 @@ def test_an_unfit_rank_pattern_or_start_is_refused_before_training(compose, adap
     for overrides, words in [
         (["lora.rank=13"], "rank"),
         (["lora.targets=[nothing*]"], "nothing"),
-        (["lora.start=zero"], "orthonormal"),
+        (["lora.start=zero", "integrator=euler"], "orthonormal"),
     ]:
         with pytest.raises(InputError, match=words):
             adapt(compose(*overrides))

@@ -76,14 +76,14 @@ class Evaluator:
         self.first = None
 
     def __call__(self) -> Tensor:
-        """Loss at the parameters as they are now; their ``.grad`` is set."""
+        """Loss at the parameters as they are now; their ``.grad`` is set to tensors that nobody may write to."""
         if not self._known():
             self.last = self._evaluate()
             self.count += 1
         if self.first is None:
             self.first = self.good = self.last
         for p, g in zip(self.parameters, self.last.gradients, strict=True):
-            p.grad = g.clone()
+            p.grad = g
         return self.last.total
 
     def linearise(self) -> Linearisation:
