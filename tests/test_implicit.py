@@ -10,12 +10,14 @@ from test_optim import SCALE, adapted, products
 from torch import linalg
 
 from pinn_odelora.errors import InputError
-from pinn_odelora.integrators import LinearlyImplicit, damped
+from pinn_odelora.integrators import ROS2, LinearlyImplicit, RungeKutta, damped
 from pinn_odelora.integrators.damped import Damped
+from pinn_odelora.integrators.tableau import EULER
 from pinn_odelora.lowrank.balance import balance_defect
 from pinn_odelora.lowrank.layer import adapters
 from pinn_odelora.lowrank.start import zero
 from pinn_odelora.optim import ImplicitODELoRA, factor_pairs
+from pinn_odelora.optim.methods import lora_gd, odelora
 from pinn_odelora.points import Points
 from pinn_odelora.system import Solution, System
 from pinn_odelora.training.data import PointStream
@@ -217,3 +219,18 @@ def test_points_follow_the_residual():
     nothing = stream.chosen(Draw(5, draw.points), lambda points: {"pde": torch.zeros(1800, 1)})
     assert isinstance(nothing.points["pde"], Points)
     assert nothing.points["pde"].number == 900
+
+
+@pytest.mark.parametrize(
+    ("method", "integrator", "settings", "sentence"),
+    [
+        (odelora, LinearlyImplicit(metric="factors"), {}, "choose method=lora_gd"),
+        (odelora, LinearlyImplicit(), {"retract": False}, "always balanced"),
+        (odelora, RungeKutta(EULER, chart="manifold"), {"retract": False}, "always balanced"),
+        (lora_gd, ROS2(metric="weights"), {}, "choose method=odelora"),
+        (lora_gd, RungeKutta(EULER, chart="manifold"), {}, "choose method=odelora"),
+    ],
+)
+def test_a_flow_is_not_labelled_as_another(method, integrator, settings, sentence):
+    with pytest.raises(InputError, match=sentence):
+        method(integrator, **settings)

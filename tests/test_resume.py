@@ -21,7 +21,7 @@ CASES = [
     ["method=odelora"],
     ["method=odelora", "integrator=linearly_implicit", "points=residual", "points.interior=40"],
     ["method=odelora", "integrator=heun", "integrator.renew=7", "points=fresh"],
-    ["method=odelora", "method.retract=false"],
+    ["method=odelora", "integrator=bogacki_shampine", "method.retract=false", "points=fixed"],
     ["method=lora_adam", "points=fresh"],
     ["method=full_adam"],
     ["method=full_lbfgs"],

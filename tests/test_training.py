@@ -66,7 +66,7 @@ def test_every_integrator_takes_steps_with_no_step_size_given(integrator, method
         ["points=fresh", "precision=32"],
         ["lora.start=pissa", "lora.targets=[linears.1,linears.3]", "lora.scale=2.0"],
         ["method=lora_adam", "lora.start=zero", "lora.rank=1"],
-        ["method=odelora", "method.retract=false"],
+        ["method=odelora", "integrator=bogacki_shampine", "method.retract=false"],
     ],
     ids=lambda v: v[-1],
 )

@@ -43,15 +43,25 @@ class Method(NamedTuple):
 
 def odelora(integrator: Integrator, retract: bool = True) -> Method:
     """Full fine-tuning's gradient flow projected on balanced rank-r factors (Gao and Tan, 2026, arXiv 2602.07479)."""
-    if isinstance(integrator, LinearlyImplicit | ROS2):
-        if integrator.metric == "factors":
-            raise InputError(
-                "integrator.metric is factors, which is the flow of plain LoRA: choose method=lora_gd, or weights."
-            )
+    implicit = isinstance(integrator, LinearlyImplicit | ROS2)
+    if implicit and integrator.metric == "factors":
+        raise InputError(
+            "integrator.metric is factors, which is the flow of plain LoRA: choose method=lora_gd, or weights."
+        )
+    if not implicit and _chart(integrator) == "factors":
+        return Method("factors", lambda pairs: ODELoRA(pairs, integrator=integrator, retract=retract))
+    if not retract:
+        raise InputError(
+            "method.retract is false, but this integrator works on the manifold, where factors are always balanced; "
+            "allowed with an explicit one and integrator.chart=factors."
+        )
+    if implicit:
         return Method("factors", lambda pairs: ImplicitODELoRA(pairs, integrator, "weights"))
-    if (integrator.chart or ("manifold" if isinstance(integrator, Chebyshev) else "factors")) == "manifold":
-        return Method("factors", lambda pairs: ProjectedODELoRA(pairs, integrator))
-    return Method("factors", lambda pairs: ODELoRA(pairs, integrator=integrator, retract=retract))
+    return Method("factors", lambda pairs: ProjectedODELoRA(pairs, integrator))
+
+
+def _chart(integrator: RungeKutta | Chebyshev) -> str:
+    return integrator.chart or ("manifold" if isinstance(integrator, Chebyshev) else "factors")
 
 
 def lora_gd(integrator: Integrator) -> Method:
