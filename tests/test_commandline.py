@@ -195,6 +195,8 @@ REFUSED = [
     ("problem.mu=1", "Unknown key of problem: 'mu'; allowed: amplitude, conditions, nu, weights."),
     ("lora.rank=0", "lora.rank is 0, but it must be a whole number of at least 1."),
     ("log.every=${missing}", "log.every cannot be resolved"),
+    ("points=fixed points.residual=0.5", "points.residual is 0.5 with points.fresh=false"),
+    ("points=fresh points.residual=1.5", "points.residual is 1.5, but it must be a number from 0 to 1."),
     ("method=lora_adam integrator=rk4", "method lora_adam takes no integrator; methods that do: lora_gd, odelora."),
     ("method=full_lbfgs lora.rank=2", "lora.rank is given, but method full_lbfgs trains all weights"),
     ("method=full_adam lora.targets=a lora.start=zero", "no low-rank factors; lora.targets alone can be set"),

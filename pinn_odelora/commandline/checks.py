@@ -201,6 +201,12 @@ def combination(config: Any, request: Request) -> None:
         others = [m for m, path in request.members("method").items() if takes_integrator(path)]
         advice = f"; methods that do: {', '.join(others)}" if others else ""
         raise InputError(f"{given[0]} is given, but method {name} takes no integrator{advice}.")
+    points = config["points"]
+    if points["residual"] and not points["fresh"]:
+        raise InputError(
+            f"points.residual is {points['residual']} with points.fresh=false, but only fresh points can follow the "
+            "residual: choose points=residual, or points.residual=0."
+        )
     given = [key for key in request.gives("lora") if key != "lora.targets"]
     if given and name.startswith("full_"):
         raise InputError(
