@@ -114,22 +114,22 @@ class Evaluator:
     def _described(self, around: Linearisation) -> Evaluation:
         """Loss and gradients that a linearisation holds."""
         G = around.gradient()
-        gradients = [self._pulled_back(G, p) for p in self.parameters]
+        gradients = self._pulled_back(G)
         terms = {name: around.r[rows].square().sum() / 2 for name, rows in around.terms.items()}
         self._check(around.loss, terms, gradients)
         parameters = [p.detach().clone() for p in self.parameters]
         return Evaluation(self.draw.number, parameters, around.loss, terms, gradients, G)
 
-    def _pulled_back(self, G: Mapping[str, Tensor], p: Tensor) -> Tensor:
-        """The gradient by a factor or a weight from those by effective weights: g_A = s BᵀG, g_B = s GAᵀ."""
+    def _pulled_back(self, G: Mapping[str, Tensor]) -> list[Tensor]:
+        """The gradients by the factors from those by effective weights: g_A = s BᵀG, g_B = s GAᵀ."""
+        found: dict[int, Tensor] = {}
         for name, layer in self.layers.items():
-            if p is layer.weight:
-                return G[name]
-            if isinstance(layer, LowRankLinear) and p is layer.A:
-                return layer.scale * layer.B.detach().mT @ G[name]
-            if isinstance(layer, LowRankLinear) and p is layer.B:
-                return layer.scale * G[name] @ layer.A.detach().mT
-        return torch.zeros_like(p)
+            if isinstance(layer, LowRankLinear):
+                A, B = (x.detach() for x in layer.factors)
+                found[id(layer.A)], found[id(layer.B)] = layer.scale * B.mT @ G[name], layer.scale * G[name] @ A.mT
+            else:
+                found[id(layer.weight)] = G[name]
+        return [found[id(p)] for p in self.parameters]
 
     def restore(self) -> None:
         """Put the parameters back to the last point that a step started from with finite loss and gradient."""
