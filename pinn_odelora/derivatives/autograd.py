@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pinn_odelora.derivatives.field import Field
+from pinn_odelora.derivatives.multiindex import word
 from pinn_odelora.points import Points
 
 
@@ -35,7 +36,7 @@ class AutogradField(Field):
         return AutogradField(self.solution, Points({**self.points, **columns}), self.fields, self.coords)
 
     def derivative(self, field: str, along: str) -> Tensor:
-        key = (field, "".join(sorted(along)))
+        key = (field, word(along))
         if key not in self._known:
             self._differentiate(field, key[1][:-1])
         return self._known[key]
@@ -50,4 +51,4 @@ class AutogradField(Field):
         else:
             gradients = [torch.zeros_like(column) for _ in leaves]
         for c, gradient in zip(self.coords, gradients, strict=True):
-            self._known.setdefault((field, "".join(sorted(along + c))), gradient)
+            self._known.setdefault((field, word(along + c)), gradient)

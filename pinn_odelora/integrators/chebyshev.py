@@ -25,7 +25,7 @@ from functools import cache
 from typing import Any, Literal, NamedTuple
 
 from pinn_odelora.errors import InputError
-from pinn_odelora.integrators.control import error_norm, first_step, next_step
+from pinn_odelora.integrators.control import check_positive, error_norm, first_step, next_step
 from pinn_odelora.integrators.explicit import Step, Velocity, loss_of
 from pinn_odelora.integrators.space import FLAT, Slope, Space, State
 from pinn_odelora.integrators.stability import kept_eigenvalue, norm
@@ -143,10 +143,7 @@ class Chebyshev:
     def __post_init__(self) -> None:
         if self.order not in SCHEMES:
             raise InputError(f"integrator.order is {self.order!r}, but a Chebyshev scheme has order 1 or 2.")
-        for name in ("h", "damping", "rtol", "atol", "safety", "renew"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise InputError(f"integrator.{name} is {value!r}, but it must be a positive number.")
+        check_positive(self, "h", "damping", "rtol", "atol", "safety", "renew")
         if self.stages != int(self.stages) or not self.order <= self.stages <= MOST:
             raise InputError(
                 f"integrator.stages is {self.stages!r}, but it must be a whole number from {self.order} to {MOST}."

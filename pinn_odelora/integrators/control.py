@@ -8,9 +8,12 @@ the oscillation of h that stiffness causes when h sits at the stability limit.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from pinn_odelora.errors import InputError
 
 SAFETY, SMALLEST, LARGEST = 0.9, 0.2, 5.0
 
@@ -36,3 +39,11 @@ def next_step(h: float, error: float, previous: float, exponent: float) -> float
         return SMALLEST * h
     factor = SAFETY * max(error, 1e-10) ** (-0.7 * exponent) * previous ** (0.4 * exponent)
     return h * min(LARGEST, max(SMALLEST, factor))
+
+
+def check_positive(integrator: Any, *names: str) -> None:
+    """Raise ``InputError`` unless the named settings of an integrator are positive numbers, or None."""
+    for name in names:
+        value = getattr(integrator, name)
+        if value is not None and not 0 < value < math.inf:
+            raise InputError(f"integrator.{name} is {value!r}, but it must be a positive number.")

@@ -10,8 +10,8 @@ The product with Jᵀ squares the condition number: rounding puts an error of ab
 that of the dtype, λ_max ≤ tr JᵀJ the largest. Where μ is not above that error in float64 the first two have lost the
 directions that μ is there to damp, or cannot be factored at all, and the third is used instead. Where μ is far above it
 even in float32, product and factor are formed in float32, in half the time, and every solution is refined: corrected by
-the factor's answer to its own residual, which is formed in float64, until that is down to rounding. A refinement that
-does not get there is given up for float64.
+the factor's answer to its own residual, which is formed in float64, until that is 1e-10 of the right-hand side. A
+refinement that does not get there is given up for float64.
 """
 
 from __future__ import annotations

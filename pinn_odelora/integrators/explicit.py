@@ -14,8 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from pinn_odelora.errors import InputError
-from pinn_odelora.integrators.control import error_norm, first_step, next_step
+from pinn_odelora.integrators.control import check_positive, error_norm, first_step, next_step
 from pinn_odelora.integrators.space import FLAT, Slope, Space, State, Sum
 from pinn_odelora.integrators.stability import kept_eigenvalue
 from pinn_odelora.integrators.tableau import Tableau
@@ -95,10 +94,7 @@ class RungeKutta:
     chart: Literal["factors", "manifold"] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("h", "rtol", "atol", "safety", "renew"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise InputError(f"integrator.{name} is {value!r}, but it must be a positive number.")
+        check_positive(self, "h", "rtol", "atol", "safety", "renew")
 
     @property
     def stages(self) -> int:

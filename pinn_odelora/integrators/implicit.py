@@ -28,8 +28,15 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
-from pinn_odelora.errors import InputError
+from pinn_odelora.integrators.control import check_positive
 from pinn_odelora.integrators.damped import Damped
+
+TRIALS = 30
+ACCEPTED = 1e-4
+"""The least gain ratio of a step that is taken."""
+MOSTLY_GONE = 0.25
+E = 0.1
+"""e: how far ahead the second derivative looks, as a part of the step."""
 
 
 class Local(NamedTuple):
@@ -89,10 +96,7 @@ class LinearlyImplicit:
     metric: Literal["weights", "factors"] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("h", "first"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise InputError(f"integrator.{name} is {value!r}, but it must be a positive number.")
+        check_positive(self, "h", "first")
 
     def step(self, system: Residual, y: Any, memory: dict[str, Any]) -> Taken:
         """One step from y; y itself where no step, however small, makes the loss smaller.
@@ -123,9 +127,10 @@ class LinearlyImplicit:
     def _trial(self, system: Residual, local: Local, solver: Damped, mu: float) -> Trial:
         """Where the step with damping μ leads: with the correction, or without it where that does better."""
         d = -solver(local.r, mu)
+        Jd = local.J @ d
         before = half_square(local.r)
-        promised = before - half_square(local.r + local.J @ d)
-        a = second_order(system, local, solver, d, mu) if self.correction else None
+        promised = before - half_square(local.r + Jd)
+        a = second_order(system, local, solver, d, Jd, mu) if self.correction else None
         if a is None:
             return trial_at(system, local, d, promised)
         corrected = trial_at(system, local, d + a, promised, corrected=True)
@@ -133,14 +138,6 @@ class LinearlyImplicit:
         if corrected.loss < MOSTLY_GONE * before:
             return corrected
         return min(corrected, trial_at(system, local, d, promised), key=lambda trial: trial.loss)
-
-
-TRIALS = 30
-ACCEPTED = 1e-4
-"""The least gain ratio of a step that is taken."""
-MOSTLY_GONE = 0.25
-E = 0.1
-"""e: how far ahead the second derivative looks, as a part of the step."""
 
 
 class Trial(NamedTuple):
@@ -159,10 +156,10 @@ def trial_at(system: Residual, local: Local, z: Tensor, promised: float, correct
     return Trial(y, loss if math.isfinite(loss) else math.inf, promised, corrected)
 
 
-def second_order(system: Residual, local: Local, solver: Damped, d: Tensor, mu: float) -> Tensor | None:
+def second_order(system: Residual, local: Local, solver: Damped, d: Tensor, Jd: Tensor, mu: float) -> Tensor | None:
     """The correction a, or None where it is not finite or not small against d."""
     ahead = system.rows(local.retract(E * d))
-    r_dd = (2 / E) * ((ahead - local.r) / E - local.J @ d)
+    r_dd = (2 / E) * ((ahead - local.r) / E - Jd)
     a = -solver(r_dd, mu) / 2
     size = float(a.norm())
     return a if math.isfinite(size) and size < 0.75 * float(d.norm()) else None

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, linalg
 
 from pinn_odelora.errors import InputError
-from pinn_odelora.integrators.control import next_step
+from pinn_odelora.integrators.control import check_positive, next_step
 from pinn_odelora.integrators.damped import Damped
 from pinn_odelora.integrators.implicit import Local, Residual, Taken
 
@@ -78,10 +78,7 @@ class ROS2:
     metric: Literal["weights", "factors"] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("h", "gamma", "rtol", "atol"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise InputError(f"integrator.{name} is {value!r}, but it must be a positive number.")
+        check_positive(self, "h", "gamma", "rtol", "atol")
         if self.gamma < 0.25:
             raise InputError(f"integrator.gamma is {self.gamma!r}, but the scheme is A-stable from 0.25 on only.")
 
