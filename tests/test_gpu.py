@@ -7,8 +7,8 @@ import torch
 
 import pinn_odelora
 from pinn_odelora.linearisation import Linearisation, Sweep
+from pinn_odelora.lowrank.manifold import frame
 from pinn_odelora.lowrank.start import orthonormal
-from pinn_odelora.lowrank.tangent import frame
 from pinn_odelora.lowrank.targets import adapt as put_factors
 from pinn_odelora.lowrank.targets import linear_targets
 from pinn_odelora.nets import MLP

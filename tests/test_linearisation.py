@@ -23,8 +23,8 @@ from pinn_odelora.errors import InputError
 from pinn_odelora.geometry import Box
 from pinn_odelora.linearisation import Linearisation, Sweep, gram
 from pinn_odelora.lowrank.layer import Factors
+from pinn_odelora.lowrank.manifold import frame
 from pinn_odelora.lowrank.start import orthonormal
-from pinn_odelora.lowrank.tangent import frame
 from pinn_odelora.lowrank.targets import adapt, linear_targets
 from pinn_odelora.measurements import Cloud
 from pinn_odelora.points import Points

@@ -1,12 +1,13 @@
-"""The manifold of m × n matrices of rank r: points by their singular value decomposition, and the retraction to it.
+"""The manifold of m × n matrices of rank r: points by their singular value decomposition, and the way back to it.
 
-A step D = U X + U⊥ K V from Y = U Σ V has rank 2r at most:
+A step D = U X + U⊥ K V from Y = U Σ V has rank 2r at most,
 
-    Y + D = [U Q] ( Σ + X Vᵀ   R₂ᵀ ) ( V  )          U⊥ K = Q R₁ ,   (X (I - Vᵀ V))ᵀ = P R₂ .
-                  ( R₁          0  ) ( Pᵀ )
+    Y + D = [U  U⊥ K] ( Σ V + X )
+                      (    V    ) ,
 
-Its best approximation of rank r, by the decomposition of the 2r × 2r core, is a retraction of second order (Absil and
-Oseledets, 2015). What it throws away is returned with it.
+and stays a product of two thin matrices. Thin QR of both and the singular values of the core between them give its best
+approximation of rank r: a retraction of second order (Absil and Oseledets, 2015). What it throws away is returned with
+it.
 
 As factors s·B A = U Σ V with B = U √(Σ/s) and A = √(Σ/s) V: balanced, BᵀB = AAᵀ, at every point.
 """
@@ -23,7 +24,7 @@ from pinn_odelora.lowrank.tangent import Frame, complement
 
 
 class LowRank(NamedTuple):
-    """U Σ V with orthonormal U (m, r), V (r, n), and singular values sigma (r,), float64."""
+    """U Σ V with orthonormal U (…, m, r), V (…, r, n), and singular values sigma (…, r), float64."""
 
     U: Tensor
     sigma: Tensor
@@ -41,7 +42,22 @@ class LowRank(NamedTuple):
     def factors(self, scale: float) -> Factors:
         """The balanced pair with s·B A = U Σ V."""
         root = torch.sqrt(self.sigma / scale)
-        return Factors(root[:, None] * self.V, self.U * root)
+        return Factors(root[..., :, None] * self.V, self.U * root[..., None, :])
+
+
+class Thin(NamedTuple):
+    """The matrix ``left @ right``, (…, m, k) times (…, k, n), never formed."""
+
+    left: Tensor
+    right: Tensor
+
+    def matrix(self) -> Tensor:
+        """The matrix, (…, m, n)."""
+        return self.left @ self.right
+
+    def norm(self) -> Tensor:
+        """Its Frobenius norm, exact also where terms cancel."""
+        return linalg.matrix_norm(linalg.qr(self.left).R @ linalg.qr(self.right.mT).R.mT)
 
 
 class Retracted(NamedTuple):
@@ -60,6 +76,22 @@ def low_rank(y: Factors, scale: float) -> LowRank:
     return LowRank(Q_B @ u, scale * sigma, v @ Q_A.mT)
 
 
+def truncate(x: Thin, rank: int) -> Retracted:
+    """The best approximation of a thin matrix, or of a batch of them, by one of rank r.
+
+    Raises:
+        FloatingPointError: if x is not finite.
+    """
+    Q, R = linalg.qr(x.left)
+    P, S = linalg.qr(x.right.mT)
+    try:
+        u, sigma, v = linalg.svd(R @ S.mT, full_matrices=False)
+    except linalg.LinAlgError as error:
+        raise FloatingPointError("A sum of points and slopes is not finite.") from error
+    point = LowRank(Q @ u[..., :, :rank], sigma[..., :rank], v[..., :rank, :] @ P.mT)
+    return Retracted(point, linalg.vector_norm(sigma[..., rank:], dim=-1))
+
+
 def retract(y: LowRank, frame: Frame, z: Tensor) -> Retracted:
     """The best rank-r approximation of Y + D, D the tangent vector with coordinates z in the frame at Y.
 
@@ -67,16 +99,14 @@ def retract(y: LowRank, frame: Frame, z: Tensor) -> Retracted:
         FloatingPointError: if z is not finite.
     """
     X, K = frame.split(z)
-    r = len(y.sigma)
-    Q, R1 = linalg.qr(frame.complement @ K)
-    along = X @ y.V.mT
-    P, R2 = linalg.qr((X - along @ y.V).mT)
-    core = torch.cat(
-        [torch.cat([torch.diag(y.sigma) + along, R2.mT], 1), torch.cat([R1, R1.new_zeros(len(R1), R2.shape[0])], 1)]
-    )
-    try:
-        u, sigma, v = linalg.svd(core, full_matrices=False)
-    except linalg.LinAlgError as error:
-        raise FloatingPointError("A tangent vector is not finite.") from error
-    U, V = torch.cat([y.U, Q], dim=1) @ u[:, :r], v[:r] @ torch.cat([y.V, P.mT])
-    return Retracted(LowRank(U, sigma[:r], V), linalg.vector_norm(sigma[r:]))
+    moved = Thin(torch.cat([y.U, frame.complement @ K], dim=1), torch.cat([y.sigma[:, None] * y.V + X, y.V]))
+    return truncate(moved, len(y.sigma))
+
+
+def frame(y: Factors) -> Frame:
+    """The frame at the product B A, which may be of lower rank than r: then some directions of U and V are free.
+
+    They depend on the product only up to signs and rotations of equal singular values, and so does nothing that is
+    computed with them in the end.
+    """
+    return low_rank(y, 1.0).frame.to(y.A)

@@ -15,28 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, linalg
 
-from pinn_odelora.lowrank.manifold import LowRank, Retracted
-
-
-class Thin(NamedTuple):
-    """The matrix ``left @ right``, (…, m, k) times (…, k, n), never formed."""
-
-    left: Tensor
-    right: Tensor
-
-    def matrix(self) -> Tensor:
-        """The matrix, (…, m, n)."""
-        return self.left @ self.right
-
-    def norm(self) -> Tensor:
-        """Its Frobenius norm, exact also where terms cancel."""
-        return linalg.matrix_norm(linalg.qr(self.left).R @ linalg.qr(self.right.mT).R.mT)
-
+from pinn_odelora.lowrank.manifold import LowRank, Thin, truncate
 
 Point = LowRank | Tensor
 Element = Thin | Tensor
@@ -55,22 +38,6 @@ def tangent(y: LowRank, UtD: Tensor, DVt: Tensor) -> Thin:
     """P_Y(D) from the products UᵀD (r, n) and D Vᵀ (m, r), which are all that it needs."""
     K = DVt - y.U @ (UtD @ y.V.mT)
     return Thin(torch.cat([y.U, K], dim=1), torch.cat([UtD, y.V]))
-
-
-def truncate(x: Thin, rank: int) -> Retracted:
-    """The best approximation of a thin matrix, or of a batch of them, by one of rank r.
-
-    Raises:
-        FloatingPointError: if x is not finite.
-    """
-    Q, R = linalg.qr(x.left)
-    P, S = linalg.qr(x.right.mT)
-    try:
-        u, sigma, v = linalg.svd(R @ S.mT, full_matrices=False)
-    except linalg.LinAlgError as error:
-        raise FloatingPointError("A sum of points and slopes is not finite.") from error
-    point = LowRank(Q @ u[..., :, :rank], sigma[..., :rank], v[..., :rank, :] @ P.mT)
-    return Retracted(point, linalg.vector_norm(sigma[..., rank:], dim=-1))
 
 
 @dataclass(frozen=True)

@@ -89,20 +89,6 @@ class FactorFrame(NamedTuple):
         return Factors(self.y.A + dA.view_as(self.y.A), self.y.B + dB.view_as(self.y.B))
 
 
-@torch.no_grad()
-def frame(y: Factors) -> Frame:
-    """The frame at the product B A, which may be of lower rank than r: then some directions of U and V are free.
-
-    They depend on the product only up to signs and rotations of equal singular values, and so does nothing that is
-    computed with them in the end.
-    """
-    Q_B, R_B = linalg.qr(y.B)
-    Q_A, R_A = linalg.qr(y.A.mT)
-    u, _, v = linalg.svd(R_B @ R_A.mT)
-    U = Q_B @ u
-    return Frame(U, complement(U), v @ Q_A.mT)
-
-
 def complement(U: Tensor) -> Tensor:
     """An orthonormal basis U⊥ (m, m - r) of what is orthogonal to the columns of U (m, r)."""
     return linalg.qr(U, mode="complete").Q[:, U.shape[1] :]

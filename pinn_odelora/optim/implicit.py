@@ -25,6 +25,7 @@ from pinn_odelora.linearisation import Linearisation
 from pinn_odelora.lowrank.layer import Factors
 from pinn_odelora.lowrank.manifold import LowRank, low_rank, retract
 from pinn_odelora.lowrank.tangent import FactorFrame, Frame
+from pinn_odelora.optim.groups import unchanged_on_failure
 from pinn_odelora.optim.surroundings import Surroundings
 
 Products = dict[str, LowRank]
@@ -59,15 +60,9 @@ class ImplicitODELoRA(Optimizer):
     @torch.no_grad()
     def step(self, closure: Surroundings) -> Tensor:
         chart = self.chart(self.param_groups, closure)
-        y = chart.start()
-        before = [p.detach().clone() for group in self.param_groups for p in group["params"]]
-        try:
-            taken = self.integrator.step(chart, y, self.param_groups[0]["memory"])
+        with unchanged_on_failure(self.param_groups):
+            taken = self.integrator.step(chart, chart.start(), self.param_groups[0]["memory"])
             chart.place(taken.y)
-        except BaseException:
-            for p, x in zip((p for group in self.param_groups for p in group["params"]), before, strict=True):
-                p.copy_(x)
-            raise
         for group in self.param_groups:
             group["memory"] = {**taken.memory, "last_h": taken.h, **chart.said}
         return chart.loss

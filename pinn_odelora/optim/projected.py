@@ -19,6 +19,7 @@ from pinn_odelora.integrators.explicit import Descent
 from pinn_odelora.lowrank.layer import Factors
 from pinn_odelora.lowrank.manifold import LowRank, low_rank
 from pinn_odelora.lowrank.space import FixedRank, Thin, project
+from pinn_odelora.optim.groups import unchanged_on_failure
 from pinn_odelora.optim.surroundings import Surroundings
 
 
@@ -48,17 +49,12 @@ class ProjectedODELoRA(Optimizer):
             slope = [project(x, -G[group["name"]].double()) for x, group in zip(y, self.param_groups, strict=True)]
             return slope, float(loss)
 
-        before = [p.detach().clone() for group in self.param_groups for p in group["params"]]
         discarded: list[Tensor] = []
         first = self.param_groups[0]
         y = [low_rank(Factors(*group["params"]), group["scale"]) for group in self.param_groups]
-        try:
+        with unchanged_on_failure(self.param_groups):
             step = self.integrator.step(Descent(evaluate), y, first["lr"], first["memory"], FixedRank(discarded))
             self._place(step.y)
-        except BaseException:
-            for p, x in zip((p for group in self.param_groups for p in group["params"]), before, strict=True):
-                p.copy_(x)
-            raise
         for group in self.param_groups:
             group["memory"] = {**step.memory, "last_h": step.h, "discarded": float(discarded[-1])}
         return losses[0]
