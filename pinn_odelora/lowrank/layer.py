@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 
@@ -75,7 +76,8 @@ class LowRankLinear(nn.Module):
 
 
 def _factor(weight: Tensor) -> nn.Linear:
-    linear = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0], bias=False)
+    with torch.random.fork_rng(devices=()):
+        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
     linear.weight = nn.Parameter(weight.detach().clone())
     return linear
 

@@ -49,9 +49,10 @@ class MLP(nn.Module):
             raise unknown("activation", activation, ACTIVATIONS)
         self.activation = ACTIVATIONS[activation]
         sizes = [inputs, *[width] * depth, outputs]
-        self.linears = nn.ModuleList(
-            nn.utils.skip_init(nn.Linear, n, m, dtype=torch.float64) for n, m in pairwise(sizes)
-        )
+        # torch draws weights of its own first; that must not move the global generator. (skip_init would load half a
+        # second of torch's meta machinery for it.)
+        with torch.random.fork_rng(devices=()):
+            self.linears = nn.ModuleList(nn.Linear(n, m, dtype=torch.float64) for n, m in pairwise(sizes))
         generator = generator or torch.Generator().manual_seed(0)
         for linear in self.linears:
             nn.init.xavier_uniform_(linear.weight, generator=generator)
