@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pinn_odelora.compiled import Compiled
 from pinn_odelora.lowrank.layer import LowRankLinear, formed_weights
@@ -14,6 +14,8 @@ from pinn_odelora.points import Points
 from pinn_odelora.system import Loss, System
 
 log = logging.getLogger(__name__)
+PIECE = 2.0**26
+"""Bytes that a pass without a graph may take at once."""
 
 
 class Gradient:
@@ -73,9 +75,35 @@ class Gradient:
 
 
 def rows_of(system: System, compile: bool = False) -> Callable[[Mapping[str, Points]], Tensor]:
-    """``rows(points)`` gives r, (R,), without a graph behind it."""
-    plain = torch.no_grad()(system.rows)
-    if not compile:
-        return plain
-    made = Compiled("residual", lambda points, _: [plain(points)], system.solution)
-    return lambda points: made(points)[0]
+    """``rows(points)`` gives r, (R,), without a graph behind it; of many points in pieces."""
+    plain, pieces = torch.no_grad()(system.rows), in_pieces(system)
+    made = Compiled("residual", lambda points, _: [plain(points)], system.solution) if compile else None
+
+    def rows(points: Mapping[str, Points]) -> Tensor:
+        if any(p.number > at_once(system.solution) for p in points.values()):
+            return torch.cat([system.weighted(name, r).mT.flatten() for name, r in pieces(points).items()])
+        return plain(points) if made is None else made(points)[0]
+
+    return rows
+
+
+def in_pieces(system: System) -> Callable[[Mapping[str, Points]], dict[str, Tensor]]:
+    """``residuals(points)`` as ``System.residuals``, without a graph, of as many points at once as ``PIECE`` takes."""
+
+    def residual(name: str, p: Points) -> Tensor:
+        size = p.number if system.terms[name].coupled else at_once(system.solution)
+        parts = (Points({k: x[i : i + size] for k, x in p.items()}) for i in range(0, p.number, size))
+        return torch.cat([system.residuals({name: part})[name].detach() for part in parts])
+
+    @torch.no_grad()
+    def residuals(points: Mapping[str, Points]) -> dict[str, Tensor]:
+        return {name: residual(name, points[name]) for name in system.terms if name in points}
+
+    return residuals
+
+
+def at_once(solution: Callable[[Points], Tensor]) -> int:
+    """Points of one piece: some twenty numbers are alive for each of them and each unit of the widest layer."""
+    modules = solution.modules() if isinstance(solution, nn.Module) else ()
+    widest = max((max(x.weight.shape) for x in modules if isinstance(x, nn.Linear)), default=1)
+    return max(64, int(PIECE / (8 * 20 * widest)))

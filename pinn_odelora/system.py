@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -20,12 +21,25 @@ class Solution(nn.Module):
 
     e is the problem's embedding of the coordinates, (g, m) its ansatz for hard conditions; with soft conditions
     u(p) = N(e(p)).
+
+    Args:
+        problem: equation and conditions.
+        net: N, from (N, inputs) to (N, fields).
+        unknown: parameters of the problem that are trained together with the network, from the values that they have
+            in ``problem``. The ``problem`` of the solution holds them as tensors; ``bounds`` has those that they must
+            stay above, by the name of the tensor.
     """
 
-    def __init__(self, problem: Problem, net: nn.Module) -> None:
+    def __init__(self, problem: Problem, net: nn.Module, unknown: Sequence[str] = ()) -> None:
         super().__init__()
-        self.problem = problem
         self.net = net
+        start = {name: torch.tensor(float(getattr(problem, name)), dtype=torch.float64) for name in unknown}
+        self.coefficients = nn.ParameterDict({name: nn.Parameter(x) for name, x in start.items()})
+        self.problem = dataclasses.replace(problem, **dict(self.coefficients)) if unknown else problem
+        declared = problem.parameters()
+        self.bounds = {
+            f"coefficients.{name}": declared[name].above for name in unknown if math.isfinite(declared[name].above)
+        }
 
     def forward(self, p: Points) -> Tensor:
         N = self.net(lifted(self.problem.embed, p))
@@ -61,7 +75,8 @@ class System:
     ) -> None:
         self.problem = problem
         self.solution = solution
-        self.terms = {**problem.loss_terms(), **(extra or {})}
+        self.extra = dict(extra or {})
+        self.terms = {**problem.loss_terms(), **self.extra}
         self.derivatives = derivatives
         self._engines: dict[str, Engine] = {}
 
@@ -95,9 +110,11 @@ class System:
 
     def loss(self, points: Mapping[str, Points]) -> Loss:
         """The loss at one set of points for each term."""
-        terms = {
-            name: self.terms[name].weight * r.square().sum(dim=1).mean() for name, r in self.residuals(points).items()
-        }
+        return self.loss_of(self.residuals(points))
+
+    def loss_of(self, residuals: Mapping[str, Tensor]) -> Loss:
+        """The loss from the residual of each term, (N_k, components)."""
+        terms = {name: self.terms[name].weight * r.square().sum(dim=1).mean() for name, r in residuals.items()}
         return Loss(sum(terms.values()), terms)
 
 

@@ -16,13 +16,16 @@ from pinn_odelora.integrators.tableau import EULER
 from pinn_odelora.lowrank.balance import balance_defect
 from pinn_odelora.lowrank.layer import adapters
 from pinn_odelora.lowrank.start import zero
+from pinn_odelora.nets import MLP
 from pinn_odelora.optim import ImplicitODELoRA, factor_pairs
 from pinn_odelora.optim.methods import lora_gd, odelora
 from pinn_odelora.points import Points
 from pinn_odelora.system import Solution, System
 from pinn_odelora.training.data import PointStream
 from pinn_odelora.training.evaluation import Draw, Evaluator
+from pinn_odelora.training.run import components
 from problems.burgers import Burgers
+from problems.kovasznay import Kovasznay
 
 
 def evaluator_of(net, n=60, conditions="soft"):
@@ -234,3 +237,22 @@ def test_points_follow_the_residual():
 def test_a_flow_is_not_labelled_as_another(method, integrator, settings, sentence):
     with pytest.raises(InputError, match=sentence):
         method(integrator, **settings)
+
+
+@pytest.mark.parametrize("rows", [None, 10_000, 2000])
+def test_a_row_budget_thins_all_points_of_a_system_alike(rows):
+    terms, each = Kovasznay().loss_terms(), {"pde": 3, "bc": 2, "outflow": 1}
+    stream = PointStream(terms, 2000, 200, fresh=True, rows=rows, components=each)
+    number = {name: p.number for name, p in stream.draw(3).points.items()}
+    share = min(1, (rows or math.inf) / (3 * 2000 + 2 * 200 + 200))
+    assert number == {"pde": round(2000 * share), "bc": round(200 * share), "outflow": round(200 * share)}
+    following = PointStream(terms, 2000, 200, fresh=True, residual=0.3, rows=rows, components=each)
+    chosen = following.chosen(following.draw(3), lambda points: {n: torch.ones(p.number, 3) for n, p in points.items()})
+    assert {name: p.number for name, p in chosen.points.items()} == number
+
+
+def test_components_are_counted_at_a_few_points(generator):
+    problem = Kovasznay()
+    system = System(problem, Solution(problem, MLP(2, 3, width=5, depth=2, generator=generator)))
+    assert components(system) == {"pde": 3, "bc": 2, "outflow": 1}
+    assert not system._engines

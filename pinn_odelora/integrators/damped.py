@@ -1,23 +1,25 @@
 """The damped least-squares solution  S(w) = (JᵀJ + μ)⁻¹ Jᵀ w  for one J (R, P), several μ and several w.
 
-Three ways to the same vector, by what they cost and how far they can be trusted:
+Ways to the same vector, by what they cost and how far they can be trusted:
 
 * ``normal``: Cholesky factor of JᵀJ + μ, P × P;
 * ``kernel``: S(w) = Jᵀ (J Jᵀ + μ)⁻¹ w, Cholesky factor of an R × R matrix, for fewer rows than columns;
-* ``qr``: QR factor of the stacked matrix [J; √μ I], about four times dearer.
+* ``qr``: QR factor of the stacked matrix [J; √μ I], about four times dearer;
+* ``eigen``: the kernel form by the eigenvalues of J Jᵀ, where J itself is never formed;
+* ``cg``: conjugate gradients, see ``iterative``, where nothing of that size is.
 
 The product with Jᵀ squares the condition number: rounding puts an error of about ε λ_max on the small eigenvalues, ε
 that of the dtype, λ_max ≤ tr JᵀJ the largest. Where μ is not above that error in float64 the first two have lost the
-directions that μ is there to damp, or cannot be factored at all, and the third is used instead. Where μ is far above it
-even in float32, product and factor are formed in float32, in half the time, and every solution is refined: corrected by
-the factor's answer to its own residual, which is formed in float64, until that is 1e-10 of the right-hand side. A
-refinement that does not get there is given up for float64.
+directions that μ is there to damp, or cannot be factored at all, and ``qr`` or ``eigen`` is used instead. Where μ is
+far above it even in float32, product and factor are formed in float32, in half the time, and every solution is refined:
+corrected by the factor's answer to its own residual, which is formed in float64, until that is 1e-10 of the right-hand
+side. A refinement that does not get there is given up for float64.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, linalg
@@ -33,6 +35,35 @@ ENOUGH = 1e-10
 """The residual, against the right-hand side, at which a refinement ends."""
 
 
+class Operator(Protocol):
+    """J (R, P) where it is not formed: ``J @ z``, ``J.mT @ w``, and what the solvers ask for beside."""
+
+    shape: tuple[int, int]
+
+    def __matmul__(self, z: Tensor) -> Tensor: ...
+
+    @property
+    def mT(self) -> Operator: ...
+
+    def squares(self) -> Tensor:
+        """The diagonal of JᵀJ, (P,)."""
+
+    @property
+    def has_kernel(self) -> bool:
+        """Whether J Jᵀ can be had without J."""
+
+    def kernel(self) -> Tensor:
+        """J Jᵀ, (R, R)."""
+
+
+class Solver(Protocol):
+    """S for one J; ``largest`` is the largest entry of the diagonal of JᵀJ."""
+
+    largest: float
+
+    def __call__(self, w: Tensor, mu: float) -> Tensor: ...
+
+
 class Way(NamedTuple):
     """How a solution was found: its form, and the dtype of the factor."""
 
@@ -44,17 +75,18 @@ class Damped:
     """``S = Damped(J); S(w, mu)``. Gram matrices are formed once, a factor is kept for as long as μ stays.
 
     Args:
-        J: (R, P), float64.
+        J: (R, P), float64; or an operator that has a kernel, of which no more than R × R numbers are then formed.
         single: whether float32 may be used where it is safe.
     """
 
-    def __init__(self, J: Tensor, single: bool = True) -> None:
+    def __init__(self, J: Tensor | Operator, single: bool = True) -> None:
         self.J = J
-        self.form = "normal" if J.shape[1] <= J.shape[0] else "kernel"
+        formed = isinstance(J, Tensor)
+        self.form = "normal" if formed and J.shape[1] <= J.shape[0] else "kernel"
         self.single = single
-        squares = linalg.vector_norm(J, dim=0).square()
+        squares = linalg.vector_norm(J, dim=0).square() if formed else J.squares()
         self.trace, self.largest = float(squares.sum()), float(squares.max())
-        self._grams: dict[torch.dtype, Tensor] = {}
+        self._grams: dict[torch.dtype, Tensor] = {} if formed else {torch.float64: J.kernel()}
         self._kept: tuple[float, Way, tuple[Tensor, ...]] | None = None
 
     @property
@@ -69,6 +101,9 @@ class Damped:
         if way.form == "qr":
             Q, R = factors
             return linalg.solve_triangular(R, (Q.mT @ w)[:, None], upper=True)[:, 0]
+        if way.form == "eigen":
+            values, Q = factors
+            return self.J.mT @ (Q @ ((Q.mT @ w) / (values.clamp(min=0) + mu)))
         if way.dtype == torch.float32:
             return self._refined(w, mu, *factors)
         return self._outer(_solve(*factors, self._inner(w)))
@@ -80,6 +115,8 @@ class Damped:
                 L, failed = linalg.cholesky_ex(self._gram(mu, dtype))
                 if not bool(failed):
                     return Way(self.form, dtype), (L,)
+        if not isinstance(self.J, Tensor):
+            return Way("eigen", torch.float64), tuple(linalg.eigh(self._gram(0.0, torch.float64)))
         damping = math.sqrt(mu) * torch.eye(self.J.shape[1], dtype=self.J.dtype, device=self.J.device)
         Q, R = linalg.qr(torch.cat([self.J, damping]))
         return Way("qr", torch.float64), (Q[: len(self.J)], R)
@@ -87,11 +124,16 @@ class Damped:
     def _gram(self, mu: float, dtype: torch.dtype) -> Tensor:
         """The damped Gram matrix."""
         if dtype not in self._grams:
-            J = self.J.to(dtype)
-            self._grams[dtype] = gram(J if self.form == "normal" else J.mT)
+            self._grams[dtype] = self._formed(dtype)
         M = self._grams[dtype].clone()
         M.diagonal().add_(mu)
         return M
+
+    def _formed(self, dtype: torch.dtype) -> Tensor:
+        if not isinstance(self.J, Tensor):
+            return self._grams[torch.float64].to(dtype)
+        J = self.J.to(dtype)
+        return gram(J if self.form == "normal" else J.mT)
 
     def _inner(self, w: Tensor) -> Tensor:
         """The right-hand side of the system that is solved."""
@@ -104,6 +146,8 @@ class Damped:
     def _product(self, x: Tensor, mu: float) -> Tensor:
         """The damped Gram matrix times x, in float64 and without forming it."""
         J = self.J
+        if not isinstance(J, Tensor):
+            return self._grams[torch.float64] @ x + mu * x
         return (J.mT @ (J @ x) if self.form == "normal" else J @ (J.mT @ x)) + mu * x
 
     def _refined(self, w: Tensor, mu: float, L: Tensor) -> Tensor:

@@ -29,7 +29,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 from torch import Tensor
 
 from pinn_odelora.integrators.control import check_positive
-from pinn_odelora.integrators.damped import Damped
+from pinn_odelora.integrators.damped import Operator, Solver
+from pinn_odelora.integrators.solvers import solver_for
 
 TRIALS = 30
 ACCEPTED = 1e-4
@@ -44,14 +45,14 @@ class Local(NamedTuple):
 
     Args:
         r: rows, (R,).
-        J: their Jacobian in orthonormal coordinates of the tangent space, (R, P).
+        J: their Jacobian in orthonormal coordinates of the tangent space, (R, P); an operator where it is not formed.
         retract: z (P,) -> the point R_y(z).
         vector: z (P,) -> the tangent vector as an element of the space around the manifold.
         coordinates: such an element -> the coordinates of its projection on the tangent space at y.
     """
 
     r: Tensor
-    J: Tensor
+    J: Tensor | Operator
     retract: Callable[[Tensor], Any]
     vector: Callable[[Tensor], Any]
     coordinates: Callable[[Any], Tensor]
@@ -85,6 +86,7 @@ class LinearlyImplicit:
         correction: whether to use the second-order correction.
         first: 1/h of the first step, as a part of the largest diagonal entry of JᵀJ.
         metric: whether an optimiser follows the flow of the product or that of the factors; its own choice if absent.
+        memory: bytes that the linear algebra of a step may take, see ``plan``.
 
     Raises:
         InputError: for a number that is not positive.
@@ -94,9 +96,10 @@ class LinearlyImplicit:
     correction: bool = True
     first: float = 1e-3
     metric: Literal["weights", "factors"] | None = None
+    memory: float = 2.0**29
 
     def __post_init__(self) -> None:
-        check_positive(self, "h", "first")
+        check_positive(self, "h", "first", "memory")
 
     def step(self, system: Residual, y: Any, memory: dict[str, Any]) -> Taken:
         """One step from y; y itself where no step, however small, makes the loss smaller.
@@ -111,7 +114,7 @@ class LinearlyImplicit:
         before = half_square(local.r)
         if not math.isfinite(before):
             raise FloatingPointError("The rows where the step starts are not finite.")
-        solver = Damped(local.J)
+        solver = solver_for(local.J)
         if self.h is not None:
             trial = self._trial(system, local, solver, 1 / self.h)
             return Taken(trial.y, self.h, {}, trial.corrected)
@@ -124,7 +127,7 @@ class LinearlyImplicit:
             mu, growth = mu * growth, 2 * growth
         return Taken(y, 1 / mu, {"mu": solver.largest})
 
-    def _trial(self, system: Residual, local: Local, solver: Damped, mu: float) -> Trial:
+    def _trial(self, system: Residual, local: Local, solver: Solver, mu: float) -> Trial:
         """Where the step with damping μ leads: with the correction, or without it where that does better."""
         d = -solver(local.r, mu)
         Jd = local.J @ d
@@ -156,7 +159,7 @@ def trial_at(system: Residual, local: Local, z: Tensor, promised: float, correct
     return Trial(y, loss if math.isfinite(loss) else math.inf, promised, corrected)
 
 
-def second_order(system: Residual, local: Local, solver: Damped, d: Tensor, Jd: Tensor, mu: float) -> Tensor | None:
+def second_order(system: Residual, local: Local, solver: Solver, d: Tensor, Jd: Tensor, mu: float) -> Tensor | None:
     """The correction a, or None where it is not finite or not small against d."""
     ahead = system.rows(local.retract(E * d))
     r_dd = (2 / E) * ((ahead - local.r) / E - Jd)

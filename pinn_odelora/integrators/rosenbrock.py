@@ -26,8 +26,9 @@ from torch import Tensor, linalg
 
 from pinn_odelora.errors import InputError
 from pinn_odelora.integrators.control import check_positive, next_step
-from pinn_odelora.integrators.damped import Damped
+from pinn_odelora.integrators.damped import Solver
 from pinn_odelora.integrators.implicit import Local, Residual, Taken
+from pinn_odelora.integrators.solvers import solver_for
 
 TRIALS = 40
 
@@ -39,7 +40,7 @@ class Stages(NamedTuple):
     k2: Tensor
 
 
-def ros2_stages(system: Residual, local: Local, solver: Damped, h: float, gamma: float) -> Stages:
+def ros2_stages(system: Residual, local: Local, solver: Solver, h: float, gamma: float) -> Stages:
     """Both stages of a step of size h from the point that ``local`` describes; ``solver`` is that of its J.
 
     Raises:
@@ -66,6 +67,7 @@ class ROS2:
         rtol, atol: tolerances of the error e, measured by the rows it changes: ‖J e‖ ≤ rtol ‖r‖ + atol. They are what
             has a natural scale on any manifold.
         metric: whether an optimiser follows the flow of the product or that of the factors; its own choice if absent.
+        memory: bytes that the linear algebra of a step may take, see ``plan``.
 
     Raises:
         InputError: for a number that is not positive, or γ < 1/4.
@@ -76,9 +78,10 @@ class ROS2:
     rtol: float = 0.1
     atol: float = 1e-12
     metric: Literal["weights", "factors"] | None = None
+    memory: float = 2.0**29
 
     def __post_init__(self) -> None:
-        check_positive(self, "h", "gamma", "rtol", "atol")
+        check_positive(self, "h", "gamma", "rtol", "atol", "memory")
         if self.gamma < 0.25:
             raise InputError(f"integrator.gamma is {self.gamma!r}, but the scheme is A-stable from 0.25 on only.")
 
@@ -95,13 +98,13 @@ class ROS2:
         local = system.linearise(y)
         if not bool(torch.isfinite(local.r).all()):
             raise FloatingPointError("The rows where the step starts are not finite.")
-        solver = Damped(local.J)
+        solver = solver_for(local.J)
         if self.h is not None:
             k1, k2 = ros2_stages(system, local, solver, self.h, self.gamma)
             return Taken(local.retract(self.h * (3 * k1 + k2) / 2), self.h, {})
         return self._controlled(system, local, solver, memory)
 
-    def _controlled(self, system: Residual, local: Local, solver: Damped, memory: dict[str, Any]) -> Taken:
+    def _controlled(self, system: Residual, local: Local, solver: Solver, memory: dict[str, Any]) -> Taken:
         """Shrink h until the error estimate is within tolerance; then suggest the next h."""
         h, previous = memory.get("h") or 1 / solver.largest, memory.get("error", 1.0)
         for _ in range(TRIALS):

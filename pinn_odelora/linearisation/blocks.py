@@ -36,6 +36,10 @@ class Outer:
     def bytes(self) -> int:
         return sum(x.numel() * x.element_size() for pair in self.pairs for x in pair)
 
+    def __getitem__(self, rows: slice) -> Outer:
+        """Some of the rows."""
+        return Outer([Pair(G[rows], H[rows]) for G, H in self.pairs])
+
     def apply(self, D: Tensor) -> Tensor:
         """⟨∂r_i/∂W, D⟩ for every row, (N,)."""
         return sum((G @ D * H).sum(dim=1) for G, H in self.pairs)
@@ -82,6 +86,10 @@ class Outer:
         """‖∂r_i/∂W‖² for every row, (N,)."""
         return sum((G * G2).sum(dim=1) * (H * H2).sum(dim=1) for G, H in self.pairs for G2, H2 in self.pairs)
 
+    def column_squares(self) -> Tensor:
+        """Σ_i (∂r_i/∂W_ab)² for every entry of W, (m, n)."""
+        return sum((G * G2).mT @ (H * H2) for G, H in self.pairs for G2, H2 in self.pairs)
+
 
 @dataclass(frozen=True)
 class Formed:
@@ -92,6 +100,9 @@ class Formed:
     @property
     def bytes(self) -> int:
         return self.J.numel() * self.J.element_size()
+
+    def __getitem__(self, rows: slice) -> Formed:
+        return Formed(self.J[rows])
 
     def apply(self, D: Tensor) -> Tensor:
         return self.J.flatten(1) @ D.flatten()
@@ -117,6 +128,9 @@ class Formed:
 
     def squares(self) -> Tensor:
         return self.J.flatten(1).square().sum(dim=1)
+
+    def column_squares(self) -> Tensor:
+        return self.J.square().sum(dim=0)
 
 
 Block = Outer | Formed

@@ -56,19 +56,21 @@ class Linearisation:
         self.chunk = chunk
         self._sweep = sweep
         self._kept: list[Group] | None = None
+        self._passed: Direction = {}
         self.terms: dict[str, slice] = {}
         self.r = self._first_pass()
 
     def _first_pass(self) -> Tensor:
-        """Sweep all points, keep the groups if they fit, and lay the rows out."""
+        """Sweep all points, keep the groups if they fit, and lay the rows out; of groups let go the gradient stays."""
         kept: list[Group] = []
         spent, values = 0, []
         for group in self._swept():
             values.append((group.rows, group.r))
+            kept.append(group)
             spent += group.bytes
-            if spent <= self.memory:
-                kept.append(group)
-            else:
+            if spent > self.memory:
+                for passed in kept:
+                    self._passed = _added(self._passed, _adjoint(passed, passed.r))
                 kept.clear()
         self._kept = kept if spent <= self.memory else None
         r = values[0][1].new_empty(max(rows.stop for rows, _ in values))
@@ -99,7 +101,8 @@ class Linearisation:
         width = sum(sum(layer.weight.shape) for layer in self.layers.values()) or 1
         return self.chunk or max(64, min(p.number, int(self.memory / (8 * 40 * width))))
 
-    def _groups(self) -> Iterable[Group]:
+    def groups(self) -> Iterable[Group]:
+        """Rows and Jacobian piece by piece."""
         return self._swept() if self._kept is None else self._kept
 
     @property
@@ -114,14 +117,14 @@ class Linearisation:
 
     def gradient(self) -> Direction:
         """∂L/∂y = Jᵀr."""
-        return self.rmatvec(self.r)
+        return self.rmatvec(self.r) if self._kept is not None else self._shaped(self._passed)
 
     def matvec(self, direction: Mapping[str, Tensor]) -> Tensor:
         """J δ, (R,); variables that ``direction`` leaves out do not move."""
         for name, x in direction.items():
             self._check_shape(name, x)
         out = torch.zeros_like(self.r)
-        for group in self._groups():
+        for group in self.groups():
             for name, block in group.blocks.items():
                 if name in direction:
                     out[group.rows] += block.apply(direction[name])
@@ -142,16 +145,17 @@ class Linearisation:
         if w.shape != self.r.shape:
             raise InputError(f"There are {self.rows} rows, so w has shape ({self.rows},), not {tuple(w.shape)}.")
         total: Direction = {}
-        for group in self._groups():
-            part = {name: block.adjoint(w[group.rows]) for name, block in group.blocks.items()}
-            part |= {name: w[group.rows] @ columns for name, columns in group.columns.items()}
-            total = {name: total[name] + x if name in total else x for name, x in part.items()}
+        for group in self.groups():
+            total = _added(total, _adjoint(group, w[group.rows]))
+        return self._shaped(total)
+
+    def _shaped(self, total: Direction) -> Direction:
         return {name: x.view(self.others[name].shape) if name in self.others else x for name, x in total.items()}
 
     def columns(self, frames: Mapping[str, Frame | FactorFrame] | None = None) -> Tensor:
         """J in the coordinates of the frames, whole weights for layers without one, (R, P), stored by columns."""
         out = self.r.new_empty(self.width(frames), self.rows)
-        for group in self._groups():
+        for group in self.groups():
             self._write(group, frames or {}, out[:, group.rows])
         return out.mT
 
@@ -165,7 +169,7 @@ class Linearisation:
         """The rows of a group in ``out``, (P, N)."""
         at = 0
         for name, block in group.blocks.items():
-            for (m, n), part in _coordinates(block, self.layers[name].weight, frames.get(name)):
+            for (m, n), part in parts_of(block, self.layers[name].weight, frames.get(name)):
                 part.write(out[at : at + m * n].unflatten(0, (m, n)))
                 at += m * n
         for columns in group.columns.values():
@@ -177,7 +181,7 @@ class Linearisation:
         if self._kept is not None and self.rows * self.width(frames) * self.r.element_size() <= self.memory:
             return gram(self.columns(frames))
         total = self.r.new_zeros(self.width(frames), self.width(frames))
-        for group in self._groups():
+        for group in self.groups():
             part = self.r.new_empty(len(total), len(group.r))
             self._write(group, frames or {}, part)
             total += gram(part.mT)
@@ -208,18 +212,18 @@ class Linearisation:
         yield portion
 
     def _of(self, term: str | None) -> Iterable[Group]:
-        return (group for group in self._groups() if term in (None, group.term))
+        return (group for group in self.groups() if term in (None, group.term))
 
     def diagonal(self) -> Tensor:
         """The diagonal of J Jᵀ, (R,): ‖∂r_i/∂y‖² for every row."""
         out = torch.zeros_like(self.r)
-        for group in self._groups():
+        for group in self.groups():
             out[group.rows] = sum(block.squares() for block in group.blocks.values())
             out[group.rows] += sum(columns.square().sum(dim=1) for columns in group.columns.values())
         return out
 
 
-def _coordinates(block: Block, W: Tensor, frame: Frame | FactorFrame | None) -> list[tuple[tuple[int, int], Block]]:
+def parts_of(block: Block, W: Tensor, frame: Frame | FactorFrame | None) -> list[tuple[tuple[int, int], Block]]:
     """The Jacobian in a layer's coordinates, in parts with their shapes: those of its frame, or all of W."""
     (m, n) = W.shape
     if frame is None:
@@ -230,6 +234,16 @@ def _coordinates(block: Block, W: Tensor, frame: Frame | FactorFrame | None) -> 
         part = block.restrict(L, R)
         parts.append((shape[::-1], part.transposed()) if transposed else (shape, part))
     return parts
+
+
+def _adjoint(group: Group, w: Tensor) -> Direction:
+    """The group's share in Jᵀw; w at its own rows."""
+    blocks = {name: block.adjoint(w) for name, block in group.blocks.items()}
+    return blocks | {name: w @ columns for name, columns in group.columns.items()}
+
+
+def _added(total: Direction, part: Direction) -> Direction:
+    return {name: total[name] + x if name in total else x for name, x in part.items()}
 
 
 def _shift(rows: slice, origin: slice) -> slice:

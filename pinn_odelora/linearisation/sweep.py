@@ -133,7 +133,9 @@ class Sweep:
             tape: list[Passage] = []
             residual = self.system.engine(name, p).residual(p, tape if paired else None)
             r = self.system.weighted(name, residual, number)
-            passages = [(known, x) for x in tape if (known := _name_of(x.weight, W)) is not None]
+            biases = {id(x) for x in self.variables.others.values()}
+            passages = [(_name_of(x.weight, W), x) for x in tape]
+            passages = [(known, x) for known, x in passages if known is not None or id(x.bias) in biases]
             found = []
             for j in range(r.shape[1]):
                 rows = slice(first + j * number + start, first + j * number + start + len(r))
@@ -141,16 +143,19 @@ class Sweep:
                 found.append(Group(name, rows, r[:, j].detach(), blocks, columns))
         return found
 
-    def _pairs(self, r: Tensor, passages: list[tuple[str, Passage]]) -> tuple[dict[str, Block], dict[str, Tensor]]:
-        """One reverse sweep."""
-        places = [(known, x, c) for known, x in passages for c in x.Z]
+    def _pairs(
+        self, r: Tensor, passages: list[tuple[str | None, Passage]]
+    ) -> tuple[dict[str, Block], dict[str, Tensor]]:
+        """One reverse sweep; a layer without a name is there for its bias."""
+        places = [(known, x, c) for known, x in passages for c in (x.Z if known is not None else [""])]
         G = _gradient(r.sum(), [x.Z[c] for _, x, c in places])
         pairs: dict[str, list[Pair]] = {name: [] for name in self.variables.layers}
         values: dict[int, Tensor] = {}
         for (known, x, c), g in zip(places, G, strict=True):
             if g is not None:
                 parts = _parts(g)
-                pairs[known] += map(Pair, parts, _parts(x.H[c].detach()))
+                if known is not None:
+                    pairs[known] += map(Pair, parts, _parts(x.H[c].detach()))
                 if c == "" and x.bias is not None:
                     values[id(x.bias)] = sum(parts, values.get(id(x.bias), 0))
         columns = {
@@ -163,7 +168,7 @@ class Sweep:
         """Every row differentiated by itself."""
         J = _jacobian(r, [*W.values(), *self.variables.others.values()])
         blocks: dict[str, Block] = {name: Formed(x) for name, x in zip(W, J, strict=False)}
-        return blocks, {name: x.flatten(1) for name, x in zip(self.variables.others, J[len(W) :], strict=True)}
+        return blocks, {name: x.reshape(len(r), -1) for name, x in zip(self.variables.others, J[len(W) :], strict=True)}
 
     def _has_pairs(self, name: str, p: Points) -> bool:
         """Whether the pairs give the Jacobian, at a few points."""

@@ -21,6 +21,7 @@ from pinn_odelora.integrators.explicit import Descent, State
 from pinn_odelora.integrators.tableau import EULER
 from pinn_odelora.lowrank.balance import rebalance
 from pinn_odelora.lowrank.layer import Factors
+from pinn_odelora.optim.groups import is_pair
 
 Flow = Callable[[Factors, Factors, float], Factors]
 """``flow(y, g, scale)``: the velocity at factors y with gradients g; pure, so that every stage sees the same field."""
@@ -52,7 +53,8 @@ class ODELoRA(Optimizer):
     ``step()`` without closure uses the gradients that are there.
 
     Args:
-        pairs: parameter groups of one pair each, as ``factor_pairs`` gives.
+        pairs: parameter groups of one pair each, as ``factor_pairs`` gives, then of single tensors, which follow their
+            own gradient flow.
         lr: the step size h; absent, the integrator's own, which may choose it.
         integrator: the time discretisation.
         flow: the velocity field on the factors.
@@ -80,6 +82,8 @@ class ODELoRA(Optimizer):
         super().__init__(pairs, {"lr": lr, "scale": 1.0, "name": "", "memory": {}})
         for group in self.param_groups:
             shapes = [tuple(p.shape) for p in group["params"]]
+            if not is_pair(group):
+                continue
             if [len(shape) for shape in shapes] != [2, 2] or shapes[0][0] != shapes[1][1]:
                 raise InputError(
                     f"parameter group {group['name']!r} has shapes {shapes}; it must be one pair A (r, n), B (m, r)."
@@ -120,10 +124,14 @@ class ODELoRA(Optimizer):
     def _velocity(self, y: State) -> State:
         """The flow at y with the gradients that the closure left; pairs of one shape and scale in one batch."""
         batches: dict[Any, list[int]] = {}
+        dy: State = [
+            self._downhill(i, k) for i, group in enumerate(self.param_groups) for k in range(len(group["params"]))
+        ]
         for i, group in enumerate(self.param_groups):
+            if not is_pair(group):
+                continue
             A, B = group["params"]
             batches.setdefault((A.shape, B.shape, A.dtype, A.device, group["scale"]), []).append(i)
-        dy: State = [None] * len(y)
         for (*_, scale), members in batches.items():
             point = Factors(*(torch.stack([y[2 * i + k] for i in members]) for k in (0, 1)))
             slope = Factors(*(torch.stack([self._gradient(i, k) for i in members]) for k in (0, 1)))
@@ -132,6 +140,11 @@ class ODELoRA(Optimizer):
                 speed = self.param_groups[i]["lr"]
                 dy[2 * i], dy[2 * i + 1] = (x if speed is None else speed * x for x in (dA[j], dB[j]))
         return dy
+
+    def _downhill(self, i: int, k: int) -> Tensor:
+        """The velocity of a tensor by itself: that of the gradient flow."""
+        speed = self.param_groups[i]["lr"]
+        return -self._gradient(i, k) * (1.0 if speed is None else speed)
 
     def _gradient(self, i: int, k: int) -> Tensor:
         p = self.param_groups[i]["params"][k]
@@ -150,7 +163,7 @@ class ODELoRA(Optimizer):
             p.copy_(x)
 
     def _retract(self) -> None:
-        for group in self.param_groups:
+        for group in filter(is_pair, self.param_groups):
             A, B = group["params"]
             balanced = rebalance(Factors(A, B))
             A.copy_(balanced.A)

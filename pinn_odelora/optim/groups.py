@@ -1,4 +1,4 @@
-"""Parameter groups of one LoRA pair each: how an optimiser on the manifold reads and writes them."""
+"""Parameter groups of one LoRA pair or one tensor each: how an optimiser on the manifold reads and writes them."""
 
 from __future__ import annotations
 
@@ -6,14 +6,42 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
+
+from pinn_odelora.lowrank.layer import LowRankLinear
 
 Group = dict[str, Any]
+NET, BASE = "net.", "base_layer."
+"""Parts of a parameter's name that a user does not see: the solution's network, and what an adapted layer wraps."""
+
+
+def single_tensors(solution: nn.Module) -> list[Group]:
+    """A group ``{"params": [x], "name": …}`` for every trained tensor that is no factor; a weight has its layer's name.
+
+    ``above`` is the bound of a coefficient of the equation, see ``Solution``.
+    """
+    pairs = {id(x) for layer in solution.modules() if isinstance(layer, LowRankLinear) for x in layer.factors}
+    weights = {id(x.weight): name for name, x in solution.named_modules() if isinstance(x, nn.Linear)}
+    bounds = getattr(solution, "bounds", {})
+    return [
+        {
+            "params": [p],
+            "name": weights.get(id(p), name).removeprefix(NET).replace(BASE, ""),
+            "above": bounds.get(name),
+        }
+        for name, p in solution.named_parameters()
+        if p.requires_grad and id(p) not in pairs
+    ]
 
 
 def parameters(groups: list[Group]) -> list[Tensor]:
-    """A and B of every pair in order."""
+    """The tensors of all groups in order."""
     return [p for group in groups for p in group["params"]]
+
+
+def is_pair(group: Group) -> bool:
+    """Whether a group is a LoRA pair rather than a single tensor."""
+    return len(group["params"]) == 2
 
 
 @contextmanager

@@ -6,12 +6,14 @@ closure that offers both (``Surroundings``); within a training run the evaluator
 The metric says which flow it is. ``weights``: the product moves by the projection of full fine-tuning's gradient flow,
 which is ODELoRA; coordinates are those of the tangent space at the product, the factors are balanced after every step.
 ``factors``: the flow of plain LoRA, dA/dt = -∂L/∂A, dB/dt = -∂L/∂B, whose coordinates are the factors themselves.
+Single tensors ride along with the flat metric, coefficients above a bound by their logarithm; see ``variables``. With
+nothing but whole weights it is natural gradient descent on all of them.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
@@ -21,22 +23,25 @@ from torch.optim import Optimizer
 from pinn_odelora.errors import unknown
 from pinn_odelora.integrators import ROS2, LinearlyImplicit
 from pinn_odelora.integrators.implicit import Local
-from pinn_odelora.linearisation import Linearisation
-from pinn_odelora.lowrank.layer import Factors
-from pinn_odelora.lowrank.manifold import LowRank, low_rank, retract
-from pinn_odelora.lowrank.tangent import FactorFrame, Frame
+from pinn_odelora.integrators.plan import Plan, Shape, plan
+from pinn_odelora.linearisation import Coordinates, Linearisation
 from pinn_odelora.optim.groups import unchanged_on_failure
 from pinn_odelora.optim.surroundings import Surroundings
+from pinn_odelora.optim.variables import variable
 
-Products = dict[str, LowRank]
-Pairs = dict[str, Factors]
+log = logging.getLogger(__name__)
+METRICS = ("weights", "factors")
+SWEPT = 0.25
+"""The part of the memory that the sweep may take; the rest is for J."""
+Point = dict[str, Any]
 
 
 class ImplicitODELoRA(Optimizer):
-    """Follow a flow on LoRA pairs by a linearly implicit scheme.
+    """Follow a flow on LoRA pairs, and on what rides along, by a linearly implicit scheme.
 
     Args:
-        pairs: parameter groups of one pair each, as ``factor_pairs`` gives.
+        groups: parameter groups of one pair each, as ``factor_pairs`` gives, or of one tensor each, named as the
+            linearisation names it; ``above`` is the bound of a coefficient.
         integrator: the scheme.
         metric: ``weights``, which is ODELoRA, or ``factors``, the flow of plain LoRA.
 
@@ -47,19 +52,20 @@ class ImplicitODELoRA(Optimizer):
 
     def __init__(
         self,
-        pairs: Iterable[dict[str, Any]],
+        groups: Iterable[dict[str, Any]],
         integrator: LinearlyImplicit | ROS2 | None = None,
         metric: Literal["weights", "factors"] = "weights",
     ) -> None:
-        if metric not in CHARTS:
-            raise unknown("integrator metric", metric, CHARTS)
+        if metric not in METRICS:
+            raise unknown("integrator metric", metric, METRICS)
         self.integrator = integrator or LinearlyImplicit()
-        self.chart = CHARTS[metric]
-        super().__init__(pairs, {"lr": self.integrator.h, "scale": 1.0, "name": "", "memory": {}})
+        self.metric = metric
+        defaults = {"lr": self.integrator.h, "scale": 1.0, "name": "", "above": None, "memory": {}}
+        super().__init__(groups, defaults)
 
     @torch.no_grad()
     def step(self, closure: Surroundings) -> Tensor:
-        chart = self.chart(self.param_groups, closure)
+        chart = Chart(self.param_groups, self.metric, closure, self.integrator.memory)
         with unchanged_on_failure(self.param_groups):
             taken = self.integrator.step(chart, chart.start(), self.param_groups[0]["memory"])
             chart.place(taken.y)
@@ -67,100 +73,85 @@ class ImplicitODELoRA(Optimizer):
             group["memory"] = {**taken.memory, "last_h": taken.h, **chart.said}
         return chart.loss
 
+    def plan(self, rows: int) -> Plan:
+        """The linear algebra that steps with so many rows will use."""
+        return Chart(self.param_groups, self.metric, None, self.integrator.memory).plan(rows)
 
-class Chart(ABC):
-    """Pairs as points of a space, and the system around one; implements ``integrators.implicit.Residual``.
+
+class Chart:
+    """Variables as a point of a product of spaces, and the system around it; an ``integrators.implicit.Residual``.
 
     Args:
-        groups: the pairs.
+        groups: the variables.
+        metric: that of pairs.
         closure: rows and Jacobian at the parameters as they are.
+        memory: bytes that the linear algebra of a step may take.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], closure: Surroundings) -> None:
+    def __init__(self, groups: list[dict[str, Any]], metric: str, closure: Surroundings | None, memory: float) -> None:
         self.groups = {group["name"]: group for group in groups}
+        self.variables = {name: variable(group, metric) for name, group in self.groups.items()}
         self.closure = closure
-        self.said: dict[str, float] = {}
+        self.memory = memory
+        self.said: dict[str, Any] = {}
         self.loss: Tensor | None = None
 
-    @abstractmethod
-    def start(self) -> Any:
+    def start(self) -> Point:
         """The point where the parameters are."""
+        return {name: variable.start() for name, variable in self.variables.items()}
 
-    @abstractmethod
-    def pair(self, y: Any, name: str) -> Factors:
-        """The factors of one pair at y."""
-
-    @abstractmethod
-    def around(self, y: Any, linearised: Linearisation) -> Local:
-        """The system around y from its linearisation in effective weights."""
-
-    def place(self, y: Any) -> None:
+    def place(self, y: Point) -> None:
         for name, group in self.groups.items():
-            for p, x in zip(group["params"], self.pair(y, name), strict=True):
+            for p, x in zip(group["params"], self.variables[name].values(y[name]), strict=True):
                 p.copy_(x)
 
-    def rows(self, y: Any) -> Tensor:
+    def rows(self, y: Point) -> Tensor:
         self.place(y)
         return self.closure.rows().double()
 
-    def linearise(self, y: Any) -> Local:
+    def linearise(self, y: Point) -> Local:
         self.place(y)
-        linearised = self.closure.linearise()
+        linearised = self.closure.linearise(SWEPT * self.memory)
         if self.loss is None:
             self.loss = linearised.loss
         return self.around(y, linearised)
 
+    def plan(self, rows: int) -> Plan:
+        """The linear algebra of steps with so many rows."""
+        columns = sum(variable.dimension for variable in self.variables.values())
+        matrices = [p for group in self.groups.values() for p in group["params"] if p.ndim == 2]
+        pairs = any(len(group["params"]) == 2 for group in self.groups.values())
+        stretched = any(group["above"] is not None for group in self.groups.values())
+        return plan(Shape(rows, columns, sum(sum(p.shape) for p in matrices), not (pairs or stretched)), self.memory)
 
-class Manifold(Chart):
-    """The fixed-rank manifold, in tangent coordinates."""
+    def around(self, y: Point, linearised: Linearisation) -> Local:
+        """The system around y from its linearisation in effective weights."""
+        names = [*linearised.layers, *linearised.others]
+        frames = {name: self.variables[name].frame(y[name]) for name in names}
+        sizes = [self.variables[name].dimension for name in names]
+        form = self.plan(linearised.rows).form
+        given = {name: frame for name, frame in frames.items() if frame is not None}
+        kept = (1 - SWEPT) * self.memory
+        J = Coordinates(linearised, given, kept, kernel=form == "pairs", restore=lambda: self.place(y))
+        self.said["form"] = form
 
-    def start(self) -> Products:
-        return {n: low_rank(Factors(*group["params"]), group["scale"]) for n, group in self.groups.items()}
+        def each(z: Tensor) -> Iterable[tuple[str, Tensor]]:
+            return zip(names, z.split(sizes), strict=True)
 
-    def pair(self, y: Products, name: str) -> Factors:
-        return y[name].factors(self.groups[name]["scale"])
-
-    def around(self, y: Products, linearised: Linearisation) -> Local:
-        frames = {name: y[name].frame for name in linearised.layers}
-        J = linearised.columns({name: frame.to(linearised.r) for name, frame in frames.items()})
-        sizes = [frame.dimension for frame in frames.values()]
-
-        def each(z: Tensor) -> Iterator[tuple[str, Frame, Tensor]]:
-            return ((name, frames[name], part) for name, part in zip(frames, z.split(sizes), strict=True))
-
-        def move(z: Tensor) -> Products:
-            moved = {name: retract(y[name], frame, part) for name, frame, part in each(z)}
-            self.said = {"discarded": float(torch.stack([to.discarded for to in moved.values()]).norm())}
+        def move(z: Tensor) -> Point:
+            moved = {name: self.variables[name].move(y[name], frames[name], part) for name, part in each(z)}
+            lost = [to.discarded for to in moved.values() if to.discarded is not None]
+            if lost:
+                self.said["discarded"] = float(torch.stack(lost).norm())
             return {name: to.point for name, to in moved.items()}
+
+        def coordinates(D: dict[str, Tensor]) -> Tensor:
+            return torch.cat([self.variables[name].coordinates(frames[name], D[name]) for name in names])
 
         return Local(
             linearised.r.double(),
-            J.double(),
+            J.dense() if form in ("normal", "kernel") else J,
             move,
-            vector=lambda z: {name: frame.vector(part) for name, frame, part in each(z)},
-            coordinates=lambda D: torch.cat([frame.coordinates(D[name]) for name, frame in frames.items()]),
+            vector=lambda z: {name: self.variables[name].vector(frames[name], part) for name, part in each(z)},
+            coordinates=coordinates,
         )
-
-
-class FactorSpace(Chart):
-    """The factors as they are: a flat space, in which a product has many points."""
-
-    def start(self) -> Pairs:
-        return {n: Factors(*(p.detach().double().clone() for p in group["params"])) for n, group in self.groups.items()}
-
-    def pair(self, y: Pairs, name: str) -> Factors:
-        return y[name]
-
-    def around(self, y: Pairs, linearised: Linearisation) -> Local:
-        frames = {name: FactorFrame(y[name], self.groups[name]["scale"]) for name in linearised.layers}
-        J = linearised.columns({name: frame.to(linearised.r) for name, frame in frames.items()})
-        sizes = [frame.dimension for frame in frames.values()]
-
-        def move(z: Tensor) -> Pairs:
-            moved = zip(frames.items(), z.split(sizes), strict=True)
-            return {name: frame.moved(part) for (name, frame), part in moved}
-
-        return Local(linearised.r.double(), J.double(), move, vector=lambda z: z, coordinates=lambda z: z)
-
-
-CHARTS = {"weights": Manifold, "factors": FactorSpace}

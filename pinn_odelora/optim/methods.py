@@ -17,9 +17,11 @@ from pinn_odelora.errors import InputError
 from pinn_odelora.flows import gradient_flow
 from pinn_odelora.integrators import ROS2, Chebyshev, LinearlyImplicit, RungeKutta
 from pinn_odelora.optim.flow import ODELoRA, factor_pairs
+from pinn_odelora.optim.groups import single_tensors
 from pinn_odelora.optim.implicit import ImplicitODELoRA
 from pinn_odelora.optim.lbfgs import LBFGS
 from pinn_odelora.optim.projected import ProjectedODELoRA
+from pinn_odelora.system import Solution
 
 Integrator = RungeKutta | Chebyshev | LinearlyImplicit | ROS2
 
@@ -34,11 +36,15 @@ class Method(NamedTuple):
     trains: Literal["factors", "weights"]
     optimizer: Callable[[Sequence[dict[str, Any]]], Optimizer]
 
-    def groups(self, net: nn.Module) -> list[dict[str, Any]]:
-        """The parameter groups of a network: its LoRA pairs, or one group of all weights, which are thawed."""
+    def groups(self, solution: Solution) -> list[dict[str, Any]]:
+        """The parameter groups: the LoRA pairs of the network, or all its weights, which are thawed; then every other
+        tensor that is trained, a group each.
+        """
         if self.trains == "factors":
-            return factor_pairs(net)
-        return [{"params": [p.requires_grad_(True) for p in net.parameters()]}]
+            return [*factor_pairs(solution.net), *single_tensors(solution)]
+        for p in solution.net.parameters():
+            p.requires_grad_(True)
+        return single_tensors(solution)
 
 
 def odelora(integrator: Integrator, retract: bool = True) -> Method:
@@ -84,6 +90,19 @@ def lora_gd(integrator: Integrator) -> Method:
 def lora_adam(lr: float = 3e-3, betas: Sequence[float] = (0.9, 0.999)) -> Method:
     """Adam on the factors (Kingma and Ba, 2015, arXiv 1412.6980; Hu et al., 2022, arXiv 2106.09685)."""
     return Method("factors", lambda groups: torch.optim.Adam(_parameters(groups), lr=lr, betas=tuple(betas)))
+
+
+def full_implicit(integrator: Integrator) -> Method:
+    """Natural gradient descent on all weights: the gradient flow itself, without a manifold, by an implicit scheme.
+
+    With the second-order correction it is a Levenberg–Marquardt method with geodesic acceleration (Transtrum and
+    Sethna, 2012, arXiv 1201.5885); for physics-informed networks see Müller and Zeinhofer (2023, arXiv 2302.13163).
+    """
+    if not isinstance(integrator, LinearlyImplicit | ROS2):
+        raise InputError(
+            "method.full_implicit needs an implicit scheme: choose integrator=linearly_implicit or integrator=ros2."
+        )
+    return Method("weights", lambda groups: ImplicitODELoRA(groups, integrator, "weights"))
 
 
 def full_adam(lr: float = 1e-3, betas: Sequence[float] = (0.9, 0.999)) -> Method:

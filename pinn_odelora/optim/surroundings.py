@@ -13,10 +13,14 @@ class Surroundings(Protocol):
     """A loss ½‖r‖² at the parameters as they are when it is asked; a training run's evaluator is one."""
 
     def weight_gradients(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, and G = ∂L/∂W (m, n) for the effective weight of every pair, by the pairs' names."""
+        """The loss, and by name G = ∂L/∂W (m, n) for the effective weight of every pair, ∂L/∂x for other tensors."""
 
-    def linearise(self) -> Linearisation:
-        """r and its Jacobian with respect to the effective weight of every pair, by the pairs' names."""
+    def linearise(self, memory: float) -> Linearisation:
+        """r and its Jacobian with respect to the effective weight of every pair and to every other tensor, by name.
+
+        Args:
+            memory: bytes that the linearisation may take.
+        """
 
     def rows(self) -> Tensor:
         """r alone, (R,)."""

@@ -1,8 +1,10 @@
 """The points of a run as a LightningDataModule: the points of step k are a function of (seed, k) alone.
 
-Points may also follow the residual. Then the draw of a step holds twice as many candidates, and the step keeps as many
-points as were asked for: a part of them drawn with probability proportional to |r| / mean|r| + 1, |r| the size of the
-residual as the network stands, the others evenly (Wu et al., 2023, arXiv 2207.10289).
+The points of a step may be bounded by the rows that they give: a system of several components costs a step no more
+than a scalar equation then. Points may also follow the residual. Then the draw of a step holds twice as many
+candidates, and the step keeps as many points as were asked for: a part of them drawn with probability proportional to
+|r| / mean|r| + 1, |r| the size of the residual as the network stands, the others evenly (Wu et al., 2023, arXiv
+2207.10289).
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ class PointStream(L.LightningDataModule):
         interior, boundary: points for terms of full dimension, and for the others.
         seed: of the Sobol sequences.
         fresh: new points at every step, or the same ones for ever.
+        rows: how many rows all terms may have together, their points thinned evenly to it; None is no bound.
+        components: of the residual of every term, 1 where not given.
         residual: the part of the interior points that follows the residual, from 0 to 1; above 0 for fresh points only.
         dtype: of the points.
         block: draws handed to Lightning at once.
@@ -47,6 +51,8 @@ class PointStream(L.LightningDataModule):
         dtype: torch.dtype = torch.float64,
         block: int = 50,
         residual: float = 0.0,
+        rows: int | None = None,
+        components: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= residual <= 1 or (residual and not fresh):
@@ -56,7 +62,7 @@ class PointStream(L.LightningDataModule):
             )
         self.residual = residual
         self.terms = terms
-        self.sizes = (interior, boundary)
+        self.sizes = _thinned(terms, (interior, boundary), rows, components or {})
         self.seed = seed
         self.fresh = fresh
         self.dtype = dtype
@@ -94,6 +100,15 @@ class PointStream(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         return DataLoader(_Blocks(self), batch_size=None)
+
+
+def _thinned(
+    terms: Mapping[str, Term], sizes: tuple[int, int], rows: int | None, components: Mapping[str, int]
+) -> tuple[int, int]:
+    """Points inside and on the boundary, fewer of both where their rows would be too many."""
+    total = sum(components.get(name, 1) * sizes[not term.where.interior] for name, term in terms.items())
+    share = 1.0 if rows is None else min(1.0, rows / total)
+    return max(1, round(share * sizes[0])), max(1, round(share * sizes[1]))
 
 
 class _Blocks(IterableDataset):

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from pinn_odelora.errors import NonFiniteError
-from pinn_odelora.gradient import Gradient, rows_of
+from pinn_odelora.gradient import Gradient, in_pieces, rows_of
 from pinn_odelora.linearisation import Linearisation, Sweep
 from pinn_odelora.lowrank.layer import LowRankLinear
+from pinn_odelora.optim.groups import BASE, NET
 from pinn_odelora.points import Points
 from pinn_odelora.system import System
 
@@ -39,6 +40,35 @@ class Evaluation(NamedTuple):
     terms: dict[str, Tensor]
     gradients: list[Tensor]
     weights: dict[str, Tensor]
+
+
+class Trained(NamedTuple):
+    """What is trained, as a linearisation takes it: linear layers by their effective weights, and other tensors."""
+
+    layers: dict[str, nn.Linear | LowRankLinear]
+    others: dict[str, Tensor]
+
+
+def variables_of(
+    solution: nn.Module, parameters: Sequence[Tensor], adapted: Mapping[str, nn.Linear | LowRankLinear]
+) -> Trained:
+    """The adapted layers, the other layers whose weight is trained, and every other trained tensor, by name."""
+    trained = {id(p) for p in parameters}
+    plain = {
+        name.removeprefix(NET): layer
+        for name, layer in solution.named_modules()
+        if isinstance(layer, nn.Linear) and id(layer.weight) in trained
+    }
+    # The factors of an adapted layer are linear layers of their own to torch.
+    factors = {id(layer) for x in adapted.values() if isinstance(x, LowRankLinear) for layer in x.modules()}
+    layers = {**adapted, **{name: layer for name, layer in plain.items() if id(layer) not in factors}}
+    known = {id(layer.weight) for layer in plain.values()}
+    others = {
+        name.removeprefix(NET).replace(BASE, ""): p
+        for name, p in solution.named_parameters()
+        if id(p) in trained and id(p) not in known
+    }
+    return Trained(layers, others)
 
 
 class Evaluator:
@@ -63,8 +93,11 @@ class Evaluator:
         self.layers = layers
         adapted = {name: layer for name, layer in layers.items() if isinstance(layer, LowRankLinear)}
         self.gradient = Gradient(system, self.parameters, adapted, compile)
-        self.sweep = Sweep(system, layers, compile=compile)
+        self.variables = variables_of(system.solution, self.parameters, layers)
+        self.sweep = Sweep(system, *self.variables, compile=compile)
         self._rows = rows_of(system, compile)
+        self.look = in_pieces(system)
+        """Residuals for a measurement: not counted."""
         self.count = 0
         self.last: Evaluation | None = None
         self.good: Evaluation | None = None
@@ -86,9 +119,9 @@ class Evaluator:
             p.grad = g
         return self.last.total
 
-    def linearise(self) -> Linearisation:
-        """The rows and their Jacobian at the parameters as they are now."""
-        around = Linearisation(self.sweep, self.draw.points)
+    def linearise(self, memory: float = 2.0**30) -> Linearisation:
+        """The rows and their Jacobian at the parameters as they are now, in ``memory`` bytes."""
+        around = Linearisation(self.sweep, self.draw.points, memory=memory)
         self.count += 1
         evaluation = self._described(around)
         if self.first is None:
@@ -96,9 +129,13 @@ class Evaluator:
         return around
 
     def weight_gradients(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, and G = ∂L/∂W of every adapted layer, at the parameters as they are now."""
+        """The loss, G = ∂L/∂W of every trained layer and ∂L/∂x of other tensors, at the parameters as they are now."""
         loss = self()
-        return loss, self.last.weights
+        by_tensor = {id(p): g for p, g in zip(self.parameters, self.last.gradients, strict=True)}
+        layers, others = self.variables
+        whole = {name: layer.weight for name, layer in layers.items() if isinstance(layer, nn.Linear)}
+        alone = {name: by_tensor[id(x)] for name, x in (whole | others).items() if id(x) in by_tensor}
+        return loss, {**self.last.weights, **alone}
 
     def rows(self) -> Tensor:
         """The rows alone, at a trial point: whether they are finite is for the caller to see."""
@@ -108,8 +145,7 @@ class Evaluator:
     def residuals(self, points: Mapping[str, Points]) -> dict[str, Tensor]:
         """The residuals at other points than the step's own, counted as an evaluation."""
         self.count += 1
-        with torch.no_grad():
-            return self.system.residuals(points)
+        return self.look(points)
 
     def _described(self, around: Linearisation) -> Evaluation:
         """Loss and gradients that a linearisation holds."""
@@ -118,17 +154,20 @@ class Evaluator:
         terms = {name: around.r[rows].square().sum() / 2 for name, rows in around.terms.items()}
         self._check(around.loss, terms, gradients)
         parameters = [p.detach().clone() for p in self.parameters]
-        return Evaluation(self.draw.number, parameters, around.loss, terms, gradients, G)
+        weights = {name: G[name] for name in self.layers}
+        return Evaluation(self.draw.number, parameters, around.loss, terms, gradients, weights)
 
     def _pulled_back(self, G: Mapping[str, Tensor]) -> list[Tensor]:
         """The gradients by the factors from those by effective weights: g_A = s BᵀG, g_B = s GAᵀ."""
         found: dict[int, Tensor] = {}
-        for name, layer in self.layers.items():
+        layers, others = self.variables
+        for name, layer in layers.items():
             if isinstance(layer, LowRankLinear):
                 A, B = (x.detach() for x in layer.factors)
                 found[id(layer.A)], found[id(layer.B)] = layer.scale * B.mT @ G[name], layer.scale * G[name] @ A.mT
             else:
                 found[id(layer.weight)] = G[name]
+        found |= {id(x): G[name] for name, x in others.items()}
         return [found[id(p)] for p in self.parameters]
 
     def restore(self) -> None:

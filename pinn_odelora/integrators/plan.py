@@ -1,0 +1,83 @@
+"""Which linear algebra a step uses, from its predicted operations and bytes; known before anything is computed.
+
+For R rows and P columns, in multiplications and numbers kept at once:
+
+    normal    R P² / 2 + P³ / 6     R P + 2 P²            J and its Gram matrix
+    kernel    R² P / 2 + R³ / 6     R P + 2 R²            J and J Jᵀ
+    pairs     C² R² S  + R³ / 6     C R S + 2 R²          J Jᵀ from C pairs of each layer, S = Σ (m + n); whole weights
+    cg        2 · 128 R P           C R S + 3 · 256 P     products only, the first those of a sketch; see ``iterative``
+
+The cheapest that fits the memory is taken; conjugate gradients fit always, since what does not is found anew for every
+product, and are left for where nothing else does.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+BYTES = 8
+SKETCH, LARGEST = 128, 256
+"""Columns of the sketch of conjugate gradients, usually and at most."""
+CHANNELS = 4
+"""Derivative channels C of a typical second-order equation."""
+
+Form = Literal["normal", "kernel", "pairs", "cg"]
+NAMES: dict[Form, str] = {
+    "normal": "normal equations",
+    "kernel": "the kernel of the rows",
+    "pairs": "the kernel of the rows, no Jacobian formed",
+    "cg": "conjugate gradients in chunks",
+}
+
+
+class Shape(NamedTuple):
+    """What decides: rows R, columns P, S = Σ (m + n) over the layers, and whether all weights are whole."""
+
+    rows: int
+    columns: int
+    sides: int
+    whole: bool
+
+
+class Plan(NamedTuple):
+    """The form, and its bytes beside those of the rows' own computation."""
+
+    shape: Shape
+    form: Form
+    bytes: float
+
+    @property
+    def unusual(self) -> bool:
+        """Whether J is not simply formed and its Gram matrix factored."""
+        return self.form in ("pairs", "cg")
+
+    def __str__(self) -> str:
+        size = f"{self.shape.rows:,} rows x {self.shape.columns:,} columns"
+        return f"{size}: {NAMES[self.form]}, about {self.bytes / 2**20:,.0f} MiB"
+
+
+def plan(shape: Shape, memory: float) -> Plan:
+    """The cheapest form within ``memory`` bytes."""
+    costs = predicted(shape)
+    fitting = [form for form in costs if costs[form].bytes <= memory and form != "cg"]
+    form = min(fitting, key=lambda f: costs[f].operations) if fitting else "cg"
+    return Plan(shape, form, min(costs[form].bytes, memory))
+
+
+class Cost(NamedTuple):
+    operations: float
+    bytes: float
+
+
+def predicted(shape: Shape) -> dict[Form, Cost]:
+    """Every form that is possible, with its cost."""
+    R, P, S = shape.rows, shape.columns, shape.sides
+    pairs = CHANNELS * R * S
+    costs: dict[Form, Cost] = {
+        "normal": Cost(R * P**2 / 2 + P**3 / 6, BYTES * (R * P + 2 * P**2)),
+        "kernel": Cost(R**2 * P / 2 + R**3 / 6, BYTES * (R * P + 2 * R**2)),
+        "cg": Cost(2 * SKETCH * R * P, BYTES * (pairs + 3 * LARGEST * P)),
+    }
+    if shape.whole:
+        costs["pairs"] = Cost(CHANNELS**2 * R**2 * S + R**3 / 6, BYTES * (2 * R**2 + pairs))
+    return costs

@@ -1,0 +1,15 @@
+"""The solver of the damped systems of a step, by how its Jacobian is given."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from pinn_odelora.integrators.damped import Damped, Operator, Solver
+from pinn_odelora.integrators.iterative import ConjugateGradients
+
+
+def solver_for(J: Tensor | Operator) -> Solver:
+    """``Damped`` for a matrix and for an operator with a kernel, conjugate gradients for one without."""
+    if isinstance(J, Tensor) or J.has_kernel:
+        return Damped(J)
+    return ConjugateGradients(J)
