@@ -27,6 +27,7 @@ def train(cfg: DictConfig) -> None:
     loggers = run.loggers(cfg, folder, facts)
     module = run.fit(cfg, built, loggers, folder)
     conclude.save_weights(module, folder)
+    conclude.save_coefficients(module, folder)
     if module.interrupted:
         conclude.interrupted(module, loggers, folder)
 

@@ -57,7 +57,8 @@ class Parameter:
     choices: tuple[str, ...] = ()
 
     def check(self, name: str, value: Any) -> None:
-        """Raise ``InputError`` unless the value is allowed."""
+        """Raise ``InputError`` unless the value is allowed, or the present one of a value that is trained."""
+        value = value.item() if isinstance(value, Tensor) else value
         if self.choices:
             if value not in self.choices:
                 raise unknown(f"value of problem.{name}:", value, self.choices)
@@ -150,6 +151,15 @@ class Problem(ABC):
     def parameters(cls) -> dict[str, Parameter]:
         """The declared parameters by name."""
         return {f.name: f.metadata["parameter"] for f in dataclasses.fields(cls) if "parameter" in f.metadata}
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """Parameters that are being found, which ``Solution`` holds as tensors."""
+        return tuple(name for name in self.parameters() if isinstance(getattr(self, name), Tensor))
+
+    def known_reference(self, p: Points) -> Tensor | None:
+        """The reference, or None while a parameter is unknown: at an estimate it would be that of another problem."""
+        return None if self.unknown else self.reference(p)
 
     def at_source(self, **values: Any) -> Problem:
         """The problem that the pretrained network solved; ``values`` replace the declared source parameters."""

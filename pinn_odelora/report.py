@@ -139,7 +139,7 @@ def _columns(
     problem: Problem, solution: Callable[[Points], Tensor], points: Points
 ) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
     """Prediction and reference of every field at float64 points on the CPU, (N,) each; None where none is known."""
-    reference = problem.reference(points)
+    reference = problem.known_reference(points)
     known = [None] * len(problem.fields) if reference is None else reference.detach().unbind(dim=1)
     return _predict(solution, points).unbind(dim=1), known
 

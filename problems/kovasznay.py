@@ -47,7 +47,7 @@ class Kovasznay(Problem):
     @property
     def rate(self) -> float:
         """λ, written so that nothing cancels at large Re."""
-        return -4 * math.pi**2 / (self.re / 2 + math.sqrt(self.re**2 / 4 + 4 * math.pi**2))
+        return -4 * math.pi**2 / (self.re / 2 + (self.re**2 / 4 + 4 * math.pi**2) ** 0.5)
 
     def u(self, x: Tensor, y: Tensor) -> Tensor:
         return 1 - torch.exp(self.rate * x) * torch.cos(2 * math.pi * y)

@@ -70,7 +70,10 @@ class ProgressLine:
         left = f"{seconds * (1 / used - 1):.0f} s left" if used > 0 and seconds > 0 else "…"
         speed = f"{evals / seconds:.0f} evals/s" if seconds > 0 else "…"
         loss = f"loss {row['loss']:.3e}" if "loss" in row else "…"
-        return f"step {row['step']:.0f}  {loss}  rel. L2 {row['error/rel_l2']:.3e}  {speed}  {left}"
+        found = {name.removeprefix("coefficient/"): x for name, x in row.items() if name.startswith("coefficient/")}
+        # While a coefficient is unknown there is no reference to be near to.
+        standing = [f"{name} {x:.6g}" for name, x in found.items()] or [f"rel. L2 {row['error/rel_l2']:.3e}"]
+        return "  ".join([f"step {row['step']:.0f}", loss, *standing, speed, left])
 
     def close(self) -> None:
         if self.terminal:

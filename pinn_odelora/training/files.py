@@ -23,6 +23,8 @@ ADAPTER = "adapter"
 WEIGHTS = "network.safetensors"
 """The whole network, when all weights were trained."""
 SUMMARY = "summary.json"
+COEFFICIENTS = "coefficients.json"
+"""What was found for coefficients of the equation, where some were unknown."""
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from numpy.typing import ArrayLike
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -20,8 +21,8 @@ from pinn_odelora.lowrank.files import load_adapter
 from pinn_odelora.points import Points
 from pinn_odelora.problem import Problem
 from pinn_odelora.system import Solution
-from pinn_odelora.training.build import network
-from pinn_odelora.training.files import ADAPTER, BASE, CONFIG, WEIGHTS
+from pinn_odelora.training.build import network, posed
+from pinn_odelora.training.files import ADAPTER, BASE, COEFFICIENTS, CONFIG, WEIGHTS
 
 
 class AdaptedSolution:
@@ -76,7 +77,7 @@ def base(folder: Path) -> tuple[Problem, nn.Module]:
         raise InputError(f"{folder} holds no run: there is no {CONFIG} in it.")
     try:
         cfg = OmegaConf.load(folder / CONFIG)
-        problem: Problem = instantiate(cfg.problem, _convert_="all")
+        problem = with_coefficients(posed(cfg)[0], folder)
         net = network(cfg, problem)
     except (YAMLError, OmegaConfBaseException) as error:
         raise InputError(f"{folder / CONFIG} is damaged or not that of a run ({type(error).__name__}).") from error
@@ -85,3 +86,14 @@ def base(folder: Path) -> tuple[Problem, nn.Module]:
         raise InputError(f"{folder / CONFIG} names a problem or network that cannot be built here: {said}.") from error
     load_network(net, folder / BASE)
     return problem, net
+
+
+def with_coefficients(problem: Problem, folder: Path) -> Problem:
+    """The problem with what the run found for its unknown coefficients."""
+    file = folder / COEFFICIENTS
+    if not file.exists():
+        return problem
+    try:
+        return dataclasses.replace(problem, **json.loads(file.read_text()))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{file} is damaged ({error}).") from None

@@ -1,0 +1,371 @@
+"""Unknown coefficients of an equation: found from measurements, with an interval that means what it says."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import linalg
+
+import pinn_odelora
+from pinn_odelora import __main__ as program
+from pinn_odelora.errors import InputError
+from pinn_odelora.geometry import Box, Cloud
+from pinn_odelora.integrators import LinearlyImplicit
+from pinn_odelora.linearisation import Linearisation, Sweep
+from pinn_odelora.lowrank.start import pissa
+from pinn_odelora.lowrank.targets import adapt as put_factors
+from pinn_odelora.lowrank.targets import linear_targets, thaw
+from pinn_odelora.nets import MLP
+from pinn_odelora.optim.methods import full_implicit, odelora
+from pinn_odelora.points import Points
+from pinn_odelora.problem import Problem, Term, parameter
+from pinn_odelora.system import Solution, System, draw_points
+from pinn_odelora.training import build, conclude, run
+from pinn_odelora.training.evaluation import Draw, Evaluator
+from pinn_odelora.training.interval import coefficient_intervals, response, student
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::DeprecationWarning:lightning")
+NAMES = sorted(program.problem_classes())
+
+
+def numbers(problem):
+    """The parameters that may vary."""
+    return [name for name, p in problem.parameters().items() if not (p.integer or p.choices)]
+
+
+# Derivatives by coefficients.
+
+
+@pytest.mark.parametrize(
+    ("name", "conditions", "coefficient"),
+    [
+        (name, conditions, coefficient)
+        for name in NAMES
+        for conditions in program.problem_classes()[name].supports
+        for coefficient in numbers(program.problem_classes()[name])
+    ],
+)
+def test_rows_are_differentiable_by_every_coefficient(name, conditions, coefficient, generator):
+    """The column of a coefficient against a central difference, conditions and ansatz that contain it included."""
+    problem = program.problem_classes()[name](conditions=conditions)
+    net = MLP(problem.inputs, len(problem.fields), width=8, depth=2, generator=generator).double()
+
+    def linearised(value):
+        solution = Solution(dataclasses.replace(problem, **{coefficient: value}), net, [coefficient])
+        system = System(solution.problem, solution)
+        points = draw_points(system.terms, 4, 3, seed=3)
+        return Linearisation(Sweep(system, {}, dict(solution.named_parameters(prefix=""))), points)
+
+    x = getattr(problem, coefficient)
+    h = 1e-5 * x
+    around = linearised(x)
+    column = torch.cat([group.columns[f"coefficients.{coefficient}"] for group in around.groups()])[:, 0]
+    expected = (linearised(x + h).r - linearised(x - h).r) / (2 * h)
+    assert column.abs().max() > 0
+    assert (column - expected).abs().max() < 1e-7 * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_there_is_no_reference_while_a_coefficient_is_unknown(name, generator):
+    problem = program.problem_classes()[name]()
+    p = problem.region.sample(4, lambda n, d: torch.rand(n, d, generator=generator, dtype=torch.float64))
+    assert torch.equal(problem.known_reference(p), problem.reference(p))
+    for coefficient in numbers(problem):
+        solution = Solution(problem, MLP(problem.inputs, len(problem.fields), width=4, depth=1), [coefficient])
+        assert solution.problem.unknown == (coefficient,)
+        assert solution.problem.known_reference(p) is None
+
+
+# A system that is linear in all that is trained: u' = c on [0, 1] with u = ax + b, u measured with noise.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Slope(Problem):
+    """u' = c on [0, 1], u(0) = 0 softly."""
+
+    coords = ("x",)
+    region = Box(x=(0, 1))
+    supports = ("soft",)
+    c: float = parameter(1.0, 2.0)
+
+    def terms(self):
+        return {
+            "pde": Term(self.region, lambda f: f.u_x - self.c, weight=3.0),
+            "bc": Term(self.region.face(x=0.0), lambda f: f.u),
+        }
+
+
+X = torch.linspace(0.1, 1, 12, dtype=torch.float64)[:, None]
+
+
+def line_through(values):
+    """The system of a line with unknown c, its groups and points."""
+    net = torch.nn.Sequential(torch.nn.Linear(1, 1, dtype=torch.float64))
+    with torch.no_grad():
+        net[0].weight.fill_(1.7)
+        net[0].bias.fill_(0.2)
+    solution = Solution(Slope(c=1.0), net, ["c"])
+    cloud = Cloud(Points({"x": X, "measured_u": values}))
+    data = Term(cloud, lambda f: f.u - f.measured_u, weight=0.5)
+    system = System(solution.problem, solution, {"data": data})
+    groups = full_implicit(LinearlyImplicit()).groups(solution)
+    points = draw_points(system.terms, 16, 1, seed=0)
+    evaluator = Evaluator(system, [p for g in groups for p in g["params"]], {"0": net[0]})
+    evaluator.begin(Draw(0, points))
+    return solution, groups, evaluator, points
+
+
+def fitted(values, steps=12):
+    """The estimate of c and its interval after steps of natural gradient descent on all that is trained."""
+    solution, groups, evaluator, points = line_through(values)
+    optimizer = full_implicit(LinearlyImplicit()).optimizer(groups)
+    for _ in range(steps):
+        optimizer.step(evaluator)
+    return solution.coefficients["c"].item(), coefficient_intervals(evaluator.sweep, groups, points)["c"]
+
+
+def exact(values):
+    """c by the normal equations of rows (a, b, c)."""
+    one, zero = torch.ones_like(X), torch.zeros_like(X)
+    data = math.sqrt(2 * 0.5 / 12) * torch.cat([X, one, zero], dim=1)
+    pde = math.sqrt(2 * 3) * torch.tensor([[1.0, 0.0, -1.0]], dtype=torch.float64)
+    bc = math.sqrt(2) * torch.tensor([[0.0, 1.0, 0.0]], dtype=torch.float64)
+    J = torch.cat([pde, bc, data])
+    S = linalg.solve(J.mT @ J, data.mT)
+    return S @ (math.sqrt(2 * 0.5 / 12) * values), S, data
+
+
+def test_the_estimate_and_its_interval_are_those_of_the_normal_equations(generator):
+    values = 2 * X + 0.1 * torch.randn(12, 1, generator=generator, dtype=torch.float64)
+    estimate, interval = fitted(values)
+    theta, S, data = exact(values)
+    assert estimate == pytest.approx(float(theta[2]), rel=1e-7)
+    r = data @ theta - math.sqrt(2 * 0.5 / 12) * values
+    freedom = 12 - float((data @ S).trace())
+    std = float(r.norm()) / math.sqrt(freedom) * float(S[2].norm())
+    assert interval.std == pytest.approx(std, rel=1e-5)
+    assert interval.high - interval.estimate == pytest.approx(student(0.95, freedom) * std, rel=1e-5)
+    assert interval.low < interval.estimate < interval.high
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says(generator):
+    """By the normal equations, whose estimate and interval the test above has shown to be the same, 4000 times."""
+    noise = 0.1 * torch.randn(12, 4000, generator=generator, dtype=torch.float64)
+    theta, _, data = exact(2 * X + noise)
+    J = torch.cat([data, math.sqrt(6) * torch.tensor([[1.0, 0, -1]]), math.sqrt(2) * torch.tensor([[0.0, 1, 0]])])
+    found = response(J, data)
+    r = data @ theta - math.sqrt(2 * 0.5 / 12) * (2 * X + noise)
+    freedom = 12 - found.used
+    std = r.norm(dim=0) / math.sqrt(freedom) * found.deviation[2]
+    assert float(theta[2].std()) == pytest.approx(0.1 * math.sqrt(1 / 12) * float(found.deviation[2]), rel=0.04)
+    covered = ((theta[2] - 2).abs() < student(0.95, freedom) * std).double().mean()
+    assert float(covered) == pytest.approx(0.95, abs=0.012)
+
+
+def test_quantiles_of_student():
+    """Tabulated values."""
+    for freedom, quantile in ((10, 2.2281), (30, 2.0423), (200, 1.9719), (1e9, 1.95996)):
+        assert student(0.95, freedom) == pytest.approx(quantile, rel=1e-3)
+    assert math.isnan(student(0.95, 0.0))
+
+
+# On a network.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Decay(Problem):
+    """u' = -k u on [0, 1], u(0) = 1."""
+
+    coords = ("t",)
+    region = Box(t=(0, 1))
+    enforced = ("ic",)
+    k: float = parameter(1.0, 2.0, above=0)
+
+    def terms(self):
+        return {
+            "pde": Term(self.region, lambda f: f.u_t + self.k * f.u),
+            "ic": Term(self.region.face(t=0.0), lambda f: f.u - 1),
+        }
+
+    def ansatz(self, p):
+        return torch.ones_like(p.t), p.t
+
+    def reference(self, p):
+        return torch.exp(-self.k * p.t)
+
+
+def decaying(generator, first, metric="odelora", truth=2.0):
+    net = MLP(1, 1, width=12, depth=2, generator=generator).double()
+    method = (odelora if metric == "odelora" else full_implicit)(LinearlyImplicit())
+    layers = linear_targets(net, "linears.1")
+    if method.trains == "factors":
+        layers = put_factors(net, layers, 6, 1.0, pissa, generator)
+        thaw(net, ["biases", "last"])
+    solution = Solution(Decay(k=first), net, ["k"])
+    t = torch.rand(30, 1, generator=generator, dtype=torch.float64)
+    cloud = Cloud(Points({"t": t, "measured_u": torch.exp(-truth * t)}))
+    system = System(solution.problem, solution, {"data": Term(cloud, lambda f: f.u - f.measured_u)})
+    groups = method.groups(solution)
+    evaluator = Evaluator(system, [p for g in groups for p in g["params"]], layers)
+    return solution, method.optimizer(groups), evaluator, groups
+
+
+@pytest.mark.parametrize("metric", ["odelora", "full_implicit"])
+def test_a_coefficient_is_found_from_clean_data(metric, generator):
+    solution, optimizer, evaluator, groups = decaying(generator, 0.3, metric)
+    for step in range(40):
+        evaluator.begin(Draw(step, draw_points(evaluator.system.terms, 60, 1, seed=0, draw=step)))
+        optimizer.step(evaluator)
+        assert solution.coefficients["k"].item() > 0
+    assert solution.coefficients["k"].item() == pytest.approx(2.0, rel=1e-3)
+    interval = coefficient_intervals(evaluator.sweep, groups, evaluator.draw.points)["k"]
+    assert 0 < interval.low < interval.estimate < interval.high
+    assert interval.high - interval.low < 0.01
+    assert interval.high * interval.low == pytest.approx(interval.estimate**2)  # symmetric in the logarithm
+
+
+def test_a_coefficient_stays_above_its_bound(generator):
+    """Values that grow would be those of a negative k."""
+    solution, optimizer, evaluator, _ = decaying(generator, 1.0, truth=-1.0)
+    for step in range(15):
+        evaluator.begin(Draw(step, draw_points(evaluator.system.terms, 60, 1, seed=0, draw=step)))
+        optimizer.step(evaluator)
+        assert solution.coefficients["k"].item() > 0
+    assert solution.coefficients["k"].item() < 0.1
+
+
+# Runs.
+
+
+@pytest.fixture
+def measured(tmp_path):
+    """A file of measurements of Burgers' equation at ν = 0.02."""
+    rng = np.random.default_rng(3)
+    x, t = rng.uniform(-1, 1, 20), rng.uniform(0, 1, 20)
+    p = Points({"x": torch.from_numpy(x)[:, None], "t": torch.from_numpy(t)[:, None]})
+    u = program.problem_classes()["burgers"](nu=0.02).reference(p)[:, 0].numpy()
+    np.savez(tmp_path / "measured.npz", x=x, t=t, u=u + 0.01 * rng.standard_normal(20))
+    return f"data.file={tmp_path / 'measured.npz'}"
+
+
+def test_a_run_finds_logs_and_keeps_a_coefficient(compose, adapt, measured, tmp_path):
+    cfg = compose("problem.nu=unknown", measured, "budget.steps=6", "log.every=2")
+    module, facts = adapt(cfg)
+    folder = tmp_path / "run"
+    estimate = module.solution.coefficients["nu"].item()
+    assert 0 < estimate != 0.05
+    header, first, *_, last = (folder / "history.csv").read_text().splitlines()
+    rows = [dict(zip(header.split(","), line.split(","), strict=True)) for line in (first, last)]
+    assert [float(row["coefficient/nu"]) for row in rows] == [0.05, estimate]
+    assert all(row["error/rel_l2"] == "nan" for row in rows)
+
+    conclude.save_weights(module, folder)
+    conclude.save_coefficients(module, folder)
+    result = conclude.summary(cfg, module, facts)
+    found = result["coefficients"]["nu"]
+    assert found["estimate"] == estimate
+    assert 0 < found["low"] < estimate < found["high"]
+    assert math.isnan(result["rel_l2"])
+    assert json.loads((folder / "coefficients.json").read_text()) == {"nu": estimate}
+
+    u = pinn_odelora.load(folder)
+    assert u.problem.nu == estimate
+    p = Points({"x": torch.tensor([[0.3]]).double(), "t": torch.tensor([[0.4]]).double()})
+    # The adapter's file has single precision.
+    assert float(u(0.3, 0.4)) == pytest.approx(float(module.solution(p).detach()), rel=1e-6)
+
+
+def test_the_last_line_says_what_was_found(compose, adapt, measured, tmp_path, capsys):
+    cfg = compose("problem.nu=unknown", measured, "budget.steps=2")
+    module, facts = adapt(cfg)
+    conclude.last_words(module, conclude.summary(cfg, module, facts), tmp_path / "run")
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert f"burgers, odelora: nu = {module.solution.coefficients['nu'].item():.6g} (95 % interval " in last
+
+
+def test_the_first_guess_is_the_value_of_the_pretrained_network(compose, measured):
+    assert build.posed(compose("problem.nu=unknown", measured))[0].nu == 0.05
+    problem, unknown = build.posed(compose("problem.nu=unknown", measured, "pretrain.source.nu=0.1"))
+    assert (problem.nu, unknown) == (0.1, ("nu",))
+
+
+def test_a_coefficient_of_the_ansatz_is_found_and_loaded(compose, adapt, measured, tmp_path):
+    """Burgers' amplitude stands in the ansatz, so a solution without it would be another function."""
+    module, _ = adapt(compose("problem.amplitude=unknown", measured, "problem.nu=0.05", "budget.steps=3"))
+    conclude.save_weights(module, tmp_path / "run")
+    conclude.save_coefficients(module, tmp_path / "run")
+    u = pinn_odelora.load(tmp_path / "run")
+    amplitude = module.solution.coefficients["amplitude"].item()
+    assert abs(amplitude - 1) > 1e-3
+    assert float(u(0.3, 0.0)) == pytest.approx(-amplitude * math.sin(0.3 * math.pi))
+
+
+def test_a_resumed_run_is_the_same_bit_for_bit(compose, adapt, measured, tmp_path):
+    given = ["problem.nu=unknown", measured, "checkpoint.every=1"]
+    whole, _ = adapt(compose(*given, "budget.steps=7", f"output_dir={tmp_path / 'whole'}"))
+    cfg = compose(*given, "budget.steps=3", f"output_dir={tmp_path / 'part'}")
+    adapt(cfg)
+    resumed = OmegaConf.merge(cfg, {"budget": {"steps": 7}, "resume": cfg.output_dir})
+    built = build.experiment(resumed)
+    run.pretrained_network(resumed, built, tmp_path / "part")
+    part = run.fit(resumed, built, [], tmp_path / "part")
+    for (name, a), b in zip(whole.solution.named_parameters(), part.solution.parameters(), strict=True):
+        assert torch.equal(a, b), name
+    assert whole.intervals == part.intervals
+
+
+# Refusals.
+
+
+def test_an_unknown_without_measurements_is_refused(compose):
+    with pytest.raises(InputError, match=r"^problem.nu is unknown, but there are no measurements"):
+        compose("problem.nu=unknown")
+
+
+def test_a_compiled_step_is_refused(compose, measured):
+    with pytest.raises(InputError, match=r"^derivatives.compile is on, but .*problem.nu"):
+        compose("problem.nu=unknown", measured, "derivatives.compile=on")
+
+
+@pytest.mark.parametrize("given", ["problem=poisson problem.a=unknown", "problem=poisson problem.domain=unknown"])
+def test_only_numbers_that_vary_can_be_unknown(compose, measured, given):
+    with pytest.raises(InputError, match=r"'unknown', but it must be"):
+        compose(*given.split(), measured)
+
+
+def test_what_a_coefficient_may_be_names_the_word(compose):
+    with pytest.raises(InputError, match=r"^problem.nu is -1, but it must be a finite number above 0 or unknown\.$"):
+        compose("problem.nu=-1")
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["integrator=rk4", "method=lora_gd integrator=euler integrator.h=0.1", "method=lora_adam", "method=full_lbfgs"],
+)
+def test_a_method_that_cannot_find_a_coefficient_is_refused(compose, measured, given):
+    cfg = compose("problem.nu=unknown", measured, *given.split())
+    with pytest.raises(InputError, match=r"^problem.nu is unknown, but only an implicit scheme can find it"):
+        build.experiment(cfg)
+
+
+def test_a_coefficient_that_nothing_depends_on_is_refused(compose, measured):
+    cfg = compose("problem.nu=unknown", measured, "problem._target_=test_inverse.Idle")
+    with pytest.raises(InputError, match=r"^problem.nu is unknown, but no residual of this problem depends on it"):
+        build.experiment(cfg)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Idle(Problem):
+    """u_t = u_xx, whose nu does nothing."""
+
+    coords = ("x", "t")
+    region = Box(x=(-1, 1), t=(0, 1))
+    supports = ("soft",)
+    nu: float = parameter(0.05, 0.02, above=0)
+
+    def terms(self):
+        return {"pde": Term(self.region, lambda f: f.u_t - f.u_xx)}
