@@ -80,7 +80,7 @@ def bare_step(cfg, built, device):
     """The loop that one would write by hand, one step of it."""
     module = run.adaptation(cfg, built._replace(net=copy.deepcopy(built.net)), None).to(device)
     system, parameters = module.evaluator.system, module.evaluator.parameters
-    points = {name: p.to(device) for name, p in run.stream(cfg, system.terms).draw(0).points.items()}
+    points = {name: p.to(device) for name, p in run.stream(cfg, system).draw(0).points.items()}
     adam = torch.optim.Adam(parameters, lr=3e-3)
 
     def step():

@@ -1,0 +1,102 @@
+"""Who races: this package with its default settings, and what a user could pick instead.
+
+A rival with a learning rate gets the best of several, found on a seed that is not reported, and lets it fall to zero by
+a cosine over its time. L-BFGS chooses its steps by a strong Wolfe line search and has nothing to sweep; it needs points
+that stay, either for ever or, ``resampled``, for a while, after which it starts with new points and an empty memory.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from pinn_odelora.optim.lbfgs import LBFGS
+from pinn_odelora.optim.methods import Method
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+class Contender(NamedTuple):
+    """One way to adapt a network.
+
+    ``overrides``: of the configuration, as on the command line.
+    ``method``: what is trained and how, where it is not the configuration's.
+    ``rates``: learning rates to choose from; none for a method that chooses its steps itself.
+    ``renewed``: evaluations after which points and optimiser are new; None for points as configured.
+    ``package``: what has to be installed for it.
+    """
+
+    name: str
+    overrides: tuple[str, ...] = ()
+    method: Callable[[], Method] | None = None
+    rates: tuple[float, ...] = ()
+    renewed: int | None = None
+    package: str | None = None
+
+    @property
+    def missing(self) -> str | None:
+        """What there is not, so that it cannot race."""
+        for override in self.overrides:
+            group, _, name = override.partition("=")
+            if group == "method" and not (CONFIGS / "method" / f"{name}.yaml").is_file():
+                return f"configs/method/{name}.yaml"
+        if self.package and importlib.util.find_spec(self.package) is None:
+            return f"the package {self.package}"
+        return None
+
+
+class FactorLBFGS(LBFGS):
+    """L-BFGS for gradients by factors, which come out of their products with the columns in a row."""
+
+    def step(self, closure: Callable[[], Tensor]) -> Tensor:
+        def by_rows() -> Tensor:
+            loss = closure()
+            for p in self.param_groups[0]["params"]:
+                p.grad = p.grad.contiguous()
+            return loss
+
+        return super().step(by_rows)
+
+
+def lora_lbfgs(history: int = 100) -> Method:
+    """L-BFGS on the factors, otherwise as ``full_lbfgs``."""
+    return Method("factors", lambda groups: FactorLBFGS(_parameters(groups), history))
+
+
+def full_soap() -> Method:
+    """SOAP on all weights (Vyas et al., 2024, arXiv 2409.11321), as published but for the weight decay.
+
+    The published decay of 0.01 pulls the weights to zero, away from every solution: at the losses of this race it
+    would be all that is left to see, so it is off.
+    """
+    from pytorch_optimizer import SOAP
+
+    settings = {"betas": (0.95, 0.95), "precondition_frequency": 10, "weight_decay": 0}
+    return Method("weights", lambda groups: SOAP(_parameters(groups), **settings))
+
+
+def _parameters(groups):
+    return [p for group in groups for p in group["params"]]
+
+
+OURS = "odelora"
+NATURAL = "full_natural"
+CONTENDERS = {
+    contender.name: contender
+    for contender in (
+        Contender(OURS),
+        Contender("lora_adam", ("method=lora_adam",), rates=(1e-3, 3e-3, 1e-2, 3e-2)),
+        Contender("full_adam", ("method=full_adam",), rates=(1e-3, 3e-3, 1e-2)),
+        Contender("full_soap", ("method=full_adam",), full_soap, rates=(1e-3, 3e-3, 1e-2), package="pytorch_optimizer"),
+        Contender("lora_lbfgs", ("method=lora_adam", "points=fixed"), lora_lbfgs),
+        Contender("full_lbfgs", ("method=full_lbfgs",)),
+        Contender("full_lbfgs_resampled", ("method=full_lbfgs", "points.fresh=true"), renewed=100),
+        Contender(NATURAL, ("method=full_implicit",)),
+    )
+}
+RIVALS = tuple(name for name in CONTENDERS if name not in (OURS, NATURAL))
+"""Those that the targets speak of as Adam, SOAP and L-BFGS."""
