@@ -13,7 +13,7 @@ from pinn_odelora.errors import InputError
 from pinn_odelora.lowrank import Factors, LowRankLinear, adapters
 from pinn_odelora.lowrank.files import load_adapter, merged_state_dict, save_adapter
 from pinn_odelora.lowrank.start import orthonormal, pissa, zero
-from pinn_odelora.lowrank.targets import adapt, linear_targets
+from pinn_odelora.lowrank.targets import adapt, linear_targets, thaw
 from pinn_odelora.nets import MLP
 
 STARTS = {"zero": zero, "orthonormal": partial(orthonormal, size=0.5), "pissa": pissa}
@@ -195,6 +195,49 @@ def test_adapters_of_peft_are_read_or_refused(options, generator, tmp_path):
         with pytest.raises(InputError, match="sets use_rslora to True, but only False"):
             load_adapter(base(), tmp_path)
         return
+    load_adapter(net := base(), tmp_path)
+    x = points(generator)
+    close(net(x), model(x))
+
+
+ALSO = [("biases",), ("last",), ("biases", "last")]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("also", ALSO, ids="+".join)
+def test_what_is_trained_beside_the_factors_is_saved_with_them(also, generator, tmp_path):
+    peft = pytest.importorskip("peft")
+    net, x = trained(base(), pissa, generator), points(generator)
+    thaw(net, also)
+    with torch.no_grad():
+        for p in net.parameters():
+            if p.requires_grad:
+                p += 0.1 * torch.randn(p.shape, generator=generator, dtype=p.dtype)
+    save_adapter(net, tmp_path, base="b")
+    load_adapter(loaded := base(), tmp_path)
+    close(loaded(x), net(x))
+    close(merged(loaded)(x), net(x))
+    close(peft.PeftModel.from_pretrained(base(), tmp_path)(x), net(x))
+    save_adapter(loaded, tmp_path / "again", base="b")
+    load_adapter(again := base(), tmp_path / "again")
+    close(again(x), net(x))
+
+
+def merged(net):
+    plain = base()
+    plain.load_state_dict(merged_state_dict(net))
+    return plain
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_adapters_of_peft_with_biases_and_whole_layers_are_read(generator, tmp_path):
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules=["linears.1"], bias="all", modules_to_save=["linears.3"])
+    model = peft.get_peft_model(base(), config)
+    for p in model.parameters():
+        if p.requires_grad:
+            nn.init.normal_(p, generator=generator)
+    model.save_pretrained(tmp_path)
     load_adapter(net := base(), tmp_path)
     x = points(generator)
     close(net(x), model(x))

@@ -31,6 +31,8 @@ from pinn_odelora.commandline.rules import Rule, boolean, null, number, one_of, 
 from pinn_odelora.commandline.signature import Parameter, Signature, signature
 from pinn_odelora.errors import InputError
 
+UNKNOWN = "unknown"
+"""What a coefficient of the equation is that is to be found from measurements."""
 RESERVED = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 ANNOTATIONS = {"int": whole(), "float": number(), "bool": boolean, "str": text, "None": null}
 TRAINER = "lightning.pytorch.trainer.trainer.Trainer"
@@ -122,6 +124,8 @@ def component(key: str, node: Any, provided: tuple[str, ...] = ()) -> Iterator[L
             yield from ((leaf, number(above=0).check(leaf, x)) for leaf, x in _weights(full, value))
         else:
             rules = [COMPONENT_RULES.get(full), _rule(parameters.get(name, Parameter()))]
+            if key == "problem" and _may_be_unknown(parameters.get(name, Parameter())):
+                rules = [rule | one_of(UNKNOWN) for rule in rules if rule]
             yield from ((full, rule.check(full, value)) for rule in rules if rule)
     missing = [name for name, p in parameters.items() if p.required and name not in node]
     if missing and "_args_" not in node:
@@ -154,6 +158,16 @@ def _rule(parameter: Parameter) -> Rule | None:
         return whole(math.floor(above) + 1) if options.get("integer") else number(above)
     kinds = [_kind(kind) for kind in parameter.annotation.split(" | ")]
     return None if None in kinds else reduce(or_, kinds)
+
+
+def _may_be_unknown(parameter: Parameter) -> bool:
+    """Whether it is a number that may vary; ``build`` sees whether it was declared as a parameter of the equation."""
+    return parameter.annotation == "float" and not parameter.options.get("integer")
+
+
+def unknowns(config: Any) -> list[str]:
+    """The keys of coefficients that are to be found."""
+    return [f"problem.{name}" for name, value in config["problem"].items() if value == UNKNOWN]
 
 
 def _kind(annotation: str) -> Rule | None:
@@ -195,6 +209,14 @@ def budget(limits: Any) -> None:
 
 def combination(config: Any, request: Request) -> None:
     """Settings that the chosen method would not look at."""
+    if (found := unknowns(config)) and config["data"]["file"] is None:
+        raise InputError(
+            f"{found[0]} is {UNKNOWN}, but there are no measurements to find it from: give data.file, or its value."
+        )
+    if found and config["derivatives"]["compile"] == "on":
+        raise InputError(
+            f"derivatives.compile is on, but a compiled step would keep {found[0]} at its first guess; it must be off."
+        )
     target = config["method"]["_target_"]
     name = target.rpartition(".")[2]
     if (given := request.gives("integrator")) and not takes_integrator(target):

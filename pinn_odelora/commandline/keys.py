@@ -45,6 +45,10 @@ KEYS: Mapping[str, Key] = {
     "lora.targets": Key(
         "adapted layers, as patterns; null is the hidden ones", text | list_of(text, "patterns") | null
     ),
+    "lora.also": Key(
+        "what is trained beside the factors: a list of biases, last (the last layer, where it is not adapted)",
+        list_of(one_of("biases", "last"), "words"),
+    ),
     "lora.start": Key("starting factors: zero, orthonormal or pissa", one_of("zero", "orthonormal", "pissa")),
     "lora.start_size": Key("size of orthonormal starting factors", number(above=0)),
     "data.file": Key("measurements, .csv or .npz with named columns", file | null),
@@ -64,6 +68,9 @@ KEYS: Mapping[str, Key] = {
     "derivatives.compile": Key("compile loss and gradient at the first step: on or off", one_of("off", "on")),
     "points.fresh": Key("new points at every step", boolean),
     "points.residual": Key("the part of fresh interior points that follows the residual, from 0 to 1", part),
+    "points.rows": Key(
+        "rows of all terms together at most, the points thinned to it; null is no bound", whole(1) | null
+    ),
     "points.interior": Key("points inside the domain", whole(1)),
     "points.boundary": Key("points on each part of the boundary", whole(1)),
     "log.every": Key("steps between two rows of measurements", whole(1)),

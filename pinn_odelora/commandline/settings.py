@@ -30,6 +30,7 @@ Other keys, key=value:
 
 {help_lines()}
 
+A coefficient of the equation may be unknown, as problem.nu=unknown, and is found from data.file.
 -m runs every combination of a,b,c; --cfg job shows the configuration without running it.
 python -m pinn_odelora list describes the problems and methods; README.md and docs/ say more.
 """

@@ -5,7 +5,8 @@ What is saved is therefore the exact difference
 
     W - W0 = s (B A - B₀A₀) = s [B, -B₀] [A; A₀],
 
-a pair of rank at most 2r, or r when B₀A₀ = 0.
+a pair of rank at most 2r, or r when B₀A₀ = 0. Biases and whole layers that were trained beside the factors are saved
+as they are, under the names that PEFT gives them.
 """
 
 from __future__ import annotations
@@ -30,11 +31,14 @@ from pinn_odelora.lowrank.targets import linear_layers
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 
+_OTHER = re.compile(r"base_model\.model\.(.+?)(?:\.base_layer)?\.(weight|bias)")
+_COPIES = (".modules_to_save.", ".original_module.")
+"""Parts of names under which PEFT saves a bias of a whole layer once more."""
 _FACTOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 
 _PLAIN: Mapping[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
-    "bias": ("none",),
+    "bias": ("none", "all", "lora_only"),
     "use_dora": (False, None),
     "use_rslora": (False, None),
     "init_lora_weights": (True, False, None, "gaussian", "orthogonal"),
@@ -81,16 +85,46 @@ def save_adapter(net: nn.Module, folder: str | Path, base: str) -> None:
         raise InputError("The network has no adapted layer to save.")
     pairs = {name: difference(layer) for name, layer in layers.items()}
     tensors = {
-        f"base_model.model.{name}.lora_{letter}.weight": factor.detach().cpu().clone().contiguous()
+        f"base_model.model.{name}.lora_{letter}.weight": _plain(factor)
         for name, pair in pairs.items()
         for letter, factor in pair._asdict().items()
     }
+    wholes = _wholes(net, layers)
+    biases = _biases(net, layers, wholes)
+    tensors |= {f"base_model.model.{name}": _plain(x) for name, x in (biases | _parameters(wholes)).items()}
     ranks = {name: len(pair.A) for name, pair in pairs.items()}
     config = _config(ranks, {name: layer.scale for name, layer in layers.items()})
     targets = _target_modules(net, layers)
     config |= {"target_modules": targets, "base_model_name_or_path": base}
+    config |= {"modules_to_save": [*wholes] or None, "bias": "all" if biases else "none"}
     write_atomically(Path(folder) / WEIGHTS, safetensors.torch.save(tensors, {"format": "pt"}))
     write_atomically(Path(folder) / CONFIG, json.dumps(config, indent=2).encode())
+
+
+def _plain(x: Tensor) -> Tensor:
+    return x.detach().cpu().clone().contiguous()
+
+
+def _wholes(net: nn.Module, layers: Mapping[str, LowRankLinear]) -> dict[str, nn.Linear]:
+    """The linear layers whose whole weight is trained, by name; the factors are none of them."""
+    inside = {id(x) for layer in layers.values() for x in layer.modules()}
+    return {
+        name: layer
+        for name, layer in net.named_modules()
+        if isinstance(layer, nn.Linear) and id(layer) not in inside and layer.weight.requires_grad
+    }
+
+
+def _parameters(wholes: Mapping[str, nn.Linear]) -> dict[str, Tensor]:
+    return {f"{name}.{key}": x for name, layer in wholes.items() for key, x in layer.named_parameters()}
+
+
+def _biases(net: nn.Module, layers: Mapping[str, LowRankLinear], wholes: Mapping[str, nn.Linear]) -> dict[str, Tensor]:
+    """All biases by name if any is trained outside the whole layers, as PEFT saves them."""
+    owners = {name: x for name, x in net.named_modules() if isinstance(x, nn.Linear) and x.bias is not None}
+    if not any(layer.bias.requires_grad for name, layer in owners.items() if name not in wholes):
+        return {}
+    return {f"{name}.bias": layer.bias for name, layer in owners.items()}
 
 
 def _config(ranks: Mapping[str, int], scales: Mapping[str, float]) -> dict[str, Any]:
@@ -145,14 +179,29 @@ def load_adapter(net: nn.Module, folder: str | Path) -> dict[str, LowRankLinear]
             then unchanged.
     """
     linears = linear_layers(net)
-    saved = _read(Path(folder))
+    saved, others = _read(Path(folder))
     for name, adapter in saved.items():
         _check_layer(name, adapter.pair, linears, Path(folder) / WEIGHTS)
+    places = {f"{name}.{key}": x for name, layer in linears.items() for key, x in layer.named_parameters()}
+    for name, value in others.items():
+        _check_other(name, value, places, Path(folder) / WEIGHTS)
     net.requires_grad_(False)
+    with torch.no_grad():
+        for name, value in others.items():
+            places[name].copy_(value)
     layers = {name: _with_factors(linears[name], *adapter) for name, adapter in saved.items()}
     for name, layer in layers.items():
         net.set_submodule(name, layer)
+    for name in others:
+        places[name].requires_grad_(True)
     return layers
+
+
+def _check_other(name: str, value: Tensor, places: Mapping[str, Tensor], path: Path) -> None:
+    if name not in places:
+        raise InputError(f"{path} holds {name}, but the linear layers have {', '.join(places)}.")
+    if value.shape != places[name].shape:
+        raise InputError(f"{path} has {name} of shape {tuple(value.shape)}, not {tuple(places[name].shape)}.")
 
 
 def _with_factors(base: nn.Linear, pair: Factors, scale: float) -> LowRankLinear:
@@ -163,11 +212,12 @@ def _with_factors(base: nn.Linear, pair: Factors, scale: float) -> LowRankLinear
     return layer
 
 
-def _read(folder: Path) -> dict[str, _Adapter]:
+def _read(folder: Path) -> tuple[dict[str, _Adapter], dict[str, Tensor]]:
+    """The pairs by layer, and other tensors by name."""
     config = _read_config(folder / CONFIG)
-    pairs = _read_pairs(folder / WEIGHTS)
+    pairs, others = _read_tensors(folder / WEIGHTS)
     try:
-        return {name: _Adapter(pair, _scale(config, name, len(pair.A))) for name, pair in pairs.items()}
+        return {name: _Adapter(pair, _scale(config, name, len(pair.A))) for name, pair in pairs.items()}, others
     except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError, re.error) as error:
         raise InputError(f"{folder / CONFIG} does not give the scale of each layer by r and lora_alpha.") from error
 
@@ -187,19 +237,24 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _read_pairs(path: Path) -> dict[str, Factors]:
+def _read_tensors(path: Path) -> tuple[dict[str, Factors], dict[str, Tensor]]:
     factors: dict[str, dict[str, Tensor]] = {}
+    others: dict[str, Tensor] = {}
     for key, value in read_state_dict(path).items():
-        match = _FACTOR.fullmatch(key)
-        if not match:
-            raise InputError(f"{path} holds {key}, which is no LoRA factor of a linear layer.")
+        if any(copy in key for copy in _COPIES):
+            continue
         if not value.isfinite().all():
             raise InputError(f"{key} in {path} holds NaN or infinite values.")
-        factors.setdefault(match[1], {})[match[2]] = value
+        if match := _FACTOR.fullmatch(key):
+            factors.setdefault(match[1], {})[match[2]] = value
+        elif (match := _OTHER.fullmatch(key)) and ".lora_" not in key:
+            others[f"{match[1]}.{match[2]}"] = value
+        else:
+            raise InputError(f"{path} holds {key}, which is no LoRA factor, weight or bias of a linear layer.")
     for name, pair in factors.items():
         if len(pair) < 2:
             raise InputError(f"{path} holds only lora_{next(iter(pair))} of layer {name}; both factors are needed.")
-    return {name: Factors(**pair) for name, pair in factors.items()}
+    return {name: Factors(**pair) for name, pair in factors.items()}, others
 
 
 def _scale(config: Mapping[str, Any], name: str, rank: int) -> float:

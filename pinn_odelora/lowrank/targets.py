@@ -14,6 +14,9 @@ from pinn_odelora.errors import InputError, unknown
 from pinn_odelora.lowrank.layer import LowRankLinear, adapters
 from pinn_odelora.lowrank.start import Start
 
+THAWED = ("biases", "last")
+"""What can be trained beside the factors."""
+
 
 def linear_layers(net: nn.Module) -> dict[str, nn.Linear]:
     """All linear layers by module name, in module order.
@@ -90,6 +93,32 @@ def adapt(
     for name, layer in layers.items():
         net.set_submodule(name, layer)
     return layers
+
+
+def thaw(net: nn.Module, also: Sequence[str]) -> None:
+    """Train more than the factors of an adapted network: ``biases`` of all its linear layers, or the whole ``last`` one
+    where it is not adapted.
+
+    Raises:
+        InputError: for another word, and where there is no bias.
+    """
+    linears = [x for x in net.modules() if isinstance(x, nn.Linear | LowRankLinear)]
+    inner = {id(y) for x in linears if isinstance(x, LowRankLinear) for y in x.modules() if y is not x}
+    linears = [x for x in linears if id(x) not in inner]
+    for word in also:
+        if word not in THAWED:
+            raise unknown("word in lora.also:", word, THAWED)
+        if word == "last" and isinstance(linears[-1], LowRankLinear):
+            continue
+        found = [*linears[-1].parameters()] if word == "last" else [b for b in map(_bias, linears) if b is not None]
+        if not found:
+            raise InputError("lora.also names biases, but the linear layers of the network have none.")
+        for p in found:
+            p.requires_grad_(True)
+
+
+def _bias(layer: nn.Linear | LowRankLinear) -> nn.Parameter | None:
+    return layer.base_layer.bias if isinstance(layer, LowRankLinear) else layer.bias
 
 
 def _check_rank(rank: int, targets: Mapping[str, nn.Linear]) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -15,13 +16,14 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from pinn_odelora.checkpoints import load_network
-from pinn_odelora.commandline import has_pretrained
+from pinn_odelora.commandline import UNKNOWN, has_pretrained
 from pinn_odelora.errors import InputError, NonFiniteError
 from pinn_odelora.geometry import sobol
 from pinn_odelora.lowrank.layer import LowRankLinear
 from pinn_odelora.lowrank.start import named
-from pinn_odelora.lowrank.targets import adapt, linear_layers, linear_targets
+from pinn_odelora.lowrank.targets import adapt, linear_layers, linear_targets, thaw
 from pinn_odelora.measurements import read_measurements
+from pinn_odelora.optim.implicit import ImplicitODELoRA
 from pinn_odelora.optim.methods import Method
 from pinn_odelora.problem import Problem, Term
 from pinn_odelora.system import Solution, System, draw_points
@@ -31,13 +33,17 @@ from pinn_odelora.training.pretrain import Pretraining
 
 
 class Experiment(NamedTuple):
-    """What a run is about, before anything is trained."""
+    """What a run is about, before anything is trained.
+
+    ``unknown``: parameters of the problem that are to be found; it has the first guess of them.
+    """
 
     problem: Problem
     source: Problem
     net: nn.Module
     method: Method
     measurements: Mapping[str, Term]
+    unknown: tuple[str, ...] = ()
 
 
 def experiment(cfg: DictConfig) -> Experiment:
@@ -46,8 +52,8 @@ def experiment(cfg: DictConfig) -> Experiment:
     Raises:
         InputError: one sentence on what does not fit.
     """
-    problem: Problem = instantiate(cfg.problem, _convert_="all")
-    source = problem.at_source(**OmegaConf.to_container(cfg.pretrain.source))
+    problem, unknown = posed(cfg)
+    source = at_source(cfg, problem)
     net = network(cfg, problem)
     if not has_pretrained(cfg):
         if cfg.pretrain.checkpoint is not None:
@@ -55,9 +61,35 @@ def experiment(cfg: DictConfig) -> Experiment:
         else:
             kept = None if cfg.pretrain.cache is None else Path(cfg.pretrain.cache)
             cache.check_writable(kept, cache.key(source, net, pretraining(cfg)))
-    built = Experiment(problem, source, net, method(cfg), measurements(cfg, problem))
+    built = Experiment(problem, source, net, method(cfg), measurements(cfg, problem), unknown)
     rehearse(cfg, built)
     return built
+
+
+def posed(cfg: DictConfig) -> tuple[Problem, tuple[str, ...]]:
+    """The problem, and which of its parameters are unknown; of these it has the first guess, their value at the source.
+
+    Raises:
+        InputError: if a parameter that is no coefficient is to be found.
+    """
+    settings = OmegaConf.to_container(cfg.problem, resolve=True)
+    unknown = tuple(name for name, value in settings.items() if value == UNKNOWN)
+    known = {name: value for name, value in settings.items() if name not in unknown}
+    problem: Problem = instantiate(known, _convert_="all")
+    declared = problem.parameters()
+    coefficients = [name for name, p in declared.items() if not (p.integer or p.choices)]
+    for name in unknown:
+        if name not in coefficients:
+            raise InputError(
+                f"problem.{name} is {UNKNOWN}, but only numbers that may vary can be found: {', '.join(coefficients)}."
+            )
+    source = at_source(cfg, problem)
+    return dataclasses.replace(problem, **{name: getattr(source, name) for name in unknown}), unknown
+
+
+def at_source(cfg: DictConfig, problem: Problem) -> Problem:
+    """The problem that the pretrained network solved."""
+    return problem.at_source(**OmegaConf.to_container(cfg.pretrain.source))
 
 
 def network(cfg: DictConfig, problem: Problem) -> nn.Module:
@@ -111,20 +143,40 @@ def layers(cfg: DictConfig, net: nn.Module, trains: str) -> dict[str, nn.Linear 
     targets = linear_targets(net, patterns)
     start = named(cfg.lora.start, cfg.lora.start_size)
     generator = torch.Generator().manual_seed(cfg.seed)
-    return adapt(net, targets, cfg.lora.rank, cfg.lora.scale, start, generator)
+    adapted = adapt(net, targets, cfg.lora.rank, cfg.lora.scale, start, generator)
+    thaw(net, cfg.lora.also)
+    return adapted
 
 
 def rehearse(cfg: DictConfig, built: Experiment) -> None:
     """One step on a copy with a few points: a rank, pattern or start that does not fit is refused before training."""
     net = copy.deepcopy(built.net)
     adapted = layers(cfg, net, built.method.trains)
-    system = System(built.problem, Solution(built.problem, net), built.measurements, cfg.derivatives.engine)
-    groups = built.method.groups(net)
+    solution = Solution(built.problem, net, built.unknown)
+    system = System(solution.problem, solution, built.measurements, cfg.derivatives.engine)
+    groups = built.method.groups(solution)
     evaluator = Evaluator(system, [p for group in groups for p in group["params"]], adapted)
     evaluator.begin(Draw(0, draw_points(system.terms, 8, 8, seed=0)))
+    optimizer = built.method.optimizer(groups)
+    if built.unknown and not isinstance(optimizer, ImplicitODELoRA):
+        raise InputError(
+            f"problem.{built.unknown[0]} is {UNKNOWN}, but only an implicit scheme can find it: choose method=odelora, "
+            "lora_gd or full_implicit with integrator=linearly_implicit or ros2."
+        )
     # An untrained network may overflow where the pretrained one does not.
     with suppress(NonFiniteError):
-        built.method.optimizer(groups).step(evaluator)
+        check_seen(built.unknown, evaluator)
+        optimizer.step(evaluator)
+
+
+def check_seen(unknown: Sequence[str], evaluator: Evaluator) -> None:
+    """Refuse to look for a coefficient that no residual depends on."""
+    if not unknown:
+        return
+    gradient = evaluator.linearise()
+    for name in unknown:
+        if not any(bool(group.columns[f"coefficients.{name}"].any()) for group in gradient.groups()):
+            raise InputError(f"problem.{name} is {UNKNOWN}, but no residual of this problem depends on it.")
 
 
 def pretraining(cfg: DictConfig) -> Pretraining:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import sys
 from pathlib import Path
@@ -19,8 +20,9 @@ from pinn_odelora.checkpoints import save_network
 from pinn_odelora.errors import NonFiniteError
 from pinn_odelora.lowrank.files import save_adapter
 from pinn_odelora.training import measure, tracking
-from pinn_odelora.training.files import ADAPTER, BASE, HISTORY, WEIGHTS
+from pinn_odelora.training.files import ADAPTER, BASE, COEFFICIENTS, HISTORY, WEIGHTS, write_json
 from pinn_odelora.training.history import History
+from pinn_odelora.training.interval import Interval
 from pinn_odelora.training.module import Adaptation
 
 
@@ -32,6 +34,23 @@ def save_weights(module: Adaptation, folder: Path) -> None:
         save_network(module.solution.net, folder / WEIGHTS, {})
 
 
+def save_coefficients(module: Adaptation, folder: Path) -> None:
+    """What was found for unknown coefficients, without which the solution could not be built again."""
+    if module.solution.coefficients:
+        found = {name: x.item() for name, x in module.solution.coefficients.items()}
+        write_json(folder / COEFFICIENTS, found)
+
+
+def coefficients(module: Adaptation) -> dict[str, dict[str, float | None]]:
+    """Estimates with their 95 % intervals; null where a failed run has none."""
+    missing = math.nan, math.nan, math.nan
+    return {
+        name: {k: v if math.isfinite(v) else None for k, v in found._asdict().items()}
+        for name, x in module.solution.coefficients.items()
+        for found in [module.intervals.get(name) or Interval(x.item(), *missing)]
+    }
+
+
 def summary(cfg: DictConfig, module: Adaptation, facts: dict[str, Any]) -> dict[str, Any]:
     """What a comparison reads of a run."""
     problem, p = module.yardstick.system.problem, module.progress
@@ -41,9 +60,11 @@ def summary(cfg: DictConfig, module: Adaptation, facts: dict[str, Any]) -> dict[
         "problem": cfg.choices.problem,
         "method": cfg.choices.method,
         "integrator": cfg.choices.integrator,
+        "linear_algebra": module.linear_algebra,
         "seed": cfg.seed,
         "rel_l2": errors["error/rel_l2"],
         "max_error": errors["error/max"],
+        **({"coefficients": coefficients(module)} if module.solution.coefficients else {}),
         "loss": p.loss,
         "heldout_loss": p.heldout_loss,
         "loss_rises": p.rises / max(p.step, 1),
@@ -117,12 +138,23 @@ def leave(where: str, folder: Path) -> NoReturn:
 def last_words(module: Adaptation, result: dict[str, Any], folder: Path) -> None:
     """One line of result, and a failure raised where there was one."""
     say(
-        f"{result['problem']}, {result['method']}: relative L2 {result['rel_l2_before']:.2e} -> {result['rel_l2']:.2e} "
-        f"in {result['steps']} steps, {result['gradient_evals']} gradient evaluations, {result['seconds']:.1f} s; "
-        f"files in {_near(folder)}"
+        f"{result['problem']}, {result['method']}: {_outcome(result)} in {result['steps']} steps, "
+        f"{result['gradient_evals']} gradient evaluations, {result['seconds']:.1f} s; files in {_near(folder)}"
     )
     if module.failure is not None:
         raise NonFiniteError(f"{module.failure} The last good state is kept in {_near(folder)}.")
+
+
+def _outcome(result: dict[str, Any]) -> str:
+    """What was found for unknown coefficients, else how much nearer the reference is."""
+    found = result.get("coefficients", {}).items()
+    if not found:
+        return f"relative L2 {result['rel_l2_before']:.2e} -> {result['rel_l2']:.2e}"
+    return ", ".join(
+        f"{name} = {x['estimate']:.6g}"
+        + ("" if x["low"] is None else f" (95 % interval {x['low']:.6g} to {x['high']:.6g})")
+        for name, x in found
+    )
 
 
 def _near(folder: Path) -> Path:

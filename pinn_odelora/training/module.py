@@ -25,6 +25,7 @@ from pinn_odelora.system import System
 from pinn_odelora.training import measure
 from pinn_odelora.training.budget import Budget, Progress
 from pinn_odelora.training.evaluation import Draw, Evaluation, Evaluator
+from pinn_odelora.training.interval import Interval, coefficient_intervals
 
 Row = dict[str, float]
 
@@ -36,7 +37,7 @@ class Yardstick:
         self.system = system
         self.test = test
         self.heldout = dict(heldout)
-        self.reference = system.problem.reference(test)
+        self.reference = system.problem.known_reference(test)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
         self.test = self.test.to(device, dtype)
@@ -100,12 +101,14 @@ class Adaptation(L.LightningModule):
         self.record = record
         self.every = every
         self.progress = Progress()
-        self.groups = method.groups(self.solution.net)
+        self.groups = method.groups(self.solution)
         self.evaluator = Evaluator(system, [p for group in self.groups for p in group["params"]], self.layers, compile)
         self.pretrained = measure.weights(self.layers)
         self.failure: NonFiniteError | None = None
         self.interrupted = False
         self.stalled = False
+        self.linear_algebra: str | None = None
+        self.intervals: dict[str, Interval] = {}
 
     def configure_optimizers(self) -> Optimizer:
         return self.method.optimizer(self.groups)
@@ -176,6 +179,7 @@ class Adaptation(L.LightningModule):
             }
             | self.yardstick.errors()
             | measure.low_rank(self.layers, self.pretrained)
+            | {f"coefficient/{name}": x.item() for name, x in self.solution.coefficients.items()}
         )
 
     def _left(self, first: Evaluation, before: Mapping[str, Tensor]) -> Row:
@@ -203,9 +207,13 @@ class Adaptation(L.LightningModule):
         stream = self.trainer.datamodule
         candidates: Draw = stream.draw(self.progress.step)
         here = Draw(candidates.number, {name: p.to(self.device) for name, p in candidates.points.items()})
-        loss = self.evaluator.system.loss(stream.chosen(here, self.evaluator.system.residuals).points)
-        terms = {f"loss/{name}": float(x.detach()) for name, x in loss.terms.items()}
-        self.record(self._state() | {"loss": float(loss.total.detach())} | terms)
+        look = self.evaluator.look
+        points = stream.chosen(here, look).points
+        loss = self.evaluator.system.loss_of(look(points))
+        terms = {f"loss/{name}": float(x) for name, x in loss.terms.items()}
+        self.record(self._state() | {"loss": float(loss.total)} | terms)
+        if self.solution.coefficients and self.failure is None:
+            self.intervals = coefficient_intervals(self.evaluator.sweep, self.groups, points)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         last = self.evaluator.last

@@ -8,7 +8,7 @@ import os
 import secrets
 import signal
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from pinn_odelora.checkpoints import load_network, save_network
 from pinn_odelora.errors import InputError
-from pinn_odelora.problem import Term
+from pinn_odelora.integrators.plan import Plan
+from pinn_odelora.optim import ImplicitODELoRA
 from pinn_odelora.system import Solution, System, draw_points
 from pinn_odelora.training import build, conclude, measure, pretrain, tracking
 from pinn_odelora.training.allocator import keep_freed_memory
@@ -108,8 +109,8 @@ def _facts(file: Path) -> dict[str, Any]:
 
 
 def _error_before(cfg: DictConfig, built: build.Experiment) -> float:
-    solution = Solution(built.problem, built.net)
-    return measure.errors(built.problem, solution, measure.FINER * cfg.log.test)["error/rel_l2"]
+    solution = Solution(built.problem, built.net, built.unknown)
+    return measure.errors(solution.problem, solution, measure.FINER * cfg.log.test)["error/rel_l2"]
 
 
 def loggers(cfg: DictConfig, folder: Path, facts: dict[str, Any]) -> list[Logger]:
@@ -145,7 +146,11 @@ def fit(cfg: DictConfig, built: build.Experiment, loggers: list[Logger], folder:
     module = adaptation(cfg, built, record)
     line = ProgressLine(module)
     trainer = _trainer(cfg, loggers, [Saver(state, cfg.checkpoint.every), StopOnSignal()])
-    points = stream(cfg, module.evaluator.system.terms)
+    points = stream(cfg, module.evaluator.system)
+    if (plan := linear_algebra(module, points)) is not None:
+        module.linear_algebra = str(plan)
+        if plan.unusual:
+            conclude.say(str(plan))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning|torch")
         trainer.fit(module, points, ckpt_path=state if state.exists() else None, weights_only=True)
@@ -156,8 +161,8 @@ def fit(cfg: DictConfig, built: build.Experiment, loggers: list[Logger], folder:
 def adaptation(cfg: DictConfig, built: build.Experiment, record: Callable[[Row], None]) -> Adaptation:
     """The module that adapts ``built.net``, which is changed: factors are put in, or all weights are trained."""
     adapted = build.layers(cfg, built.net, built.method.trains)
-    solution = Solution(built.problem, built.net.to(DTYPES[cfg.precision]))
-    system = System(built.problem, solution, built.measurements, cfg.derivatives.engine)
+    solution = Solution(built.problem, built.net.to(DTYPES[cfg.precision]), built.unknown)
+    system = System(solution.problem, solution, built.measurements, cfg.derivatives.engine)
     held = draw_points(system.terms, cfg.log.heldout, max(cfg.log.heldout // 5, 1), seed=998)
     yardstick = Yardstick(system, measure.test_points(built.problem, cfg.log.test), held)
     budget = Budget(**OmegaConf.to_container(cfg.budget))
@@ -165,10 +170,39 @@ def adaptation(cfg: DictConfig, built: build.Experiment, record: Callable[[Row],
     return Adaptation(system, adapted, built.method, budget, yardstick, record, every=cfg.log.every, compile=compile)
 
 
-def stream(cfg: DictConfig, terms: Mapping[str, Term]) -> PointStream:
+def stream(cfg: DictConfig, system: System) -> PointStream:
     """The points of the run."""
-    p = cfg.points
-    return PointStream(terms, p.interior, p.boundary, cfg.seed, p.fresh, DTYPES[cfg.precision], residual=p.residual)
+    p, dtype = cfg.points, DTYPES[cfg.precision]
+    return PointStream(
+        system.terms,
+        p.interior,
+        p.boundary,
+        cfg.seed,
+        p.fresh,
+        dtype,
+        residual=p.residual,
+        rows=p.rows,
+        components=components(system) if p.rows else None,
+    )
+
+
+def linear_algebra(module: Adaptation, points: PointStream) -> Plan | None:
+    """What an implicit method will use for steps at as many points as the first draw has; None for other methods."""
+    optimizer, system = module.configure_optimizers(), module.evaluator.system
+    if not isinstance(optimizer, ImplicitODELoRA):
+        return None
+    nothing = lambda candidates: {name: torch.zeros(p.number, 1) for name, p in candidates.items()}
+    first = points.chosen(points.draw(0), nothing).points
+    each = components(system)
+    return optimizer.plan(sum(p.number * each[name] for name, p in first.items()))
+
+
+def components(system: System) -> dict[str, int]:
+    """How many each term has; found with a system of its own, since engines keep to the first points they see."""
+    dtype = next(system.solution.parameters()).dtype
+    few = {name: p.to(dtype) for name, p in draw_points(system.terms, 8, 8, seed=0).items()}
+    apart = System(system.problem, system.solution, system.extra, system.derivatives)
+    return {name: r.shape[1] for name, r in apart.residuals(few).items()}
 
 
 def _steps_done(folder: Path) -> int:
