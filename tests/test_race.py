@@ -147,7 +147,7 @@ def test_resampling_means_new_points_and_an_empty_memory(enter):
 
 def test_points_are_those_of_a_run_of_the_program(enter):
     entry = enter(CONTENDERS[OURS], seed=3)
-    stream = running.run.stream(entry.cfg, entry.module.evaluator.system.terms)
+    stream = running.run.stream(entry.cfg, entry.module.evaluator.system)
     assert entry.cfg.seed == stream.seed == 3
     assert torch.equal(entry.stream.draw(5).points["pde"]["x"], stream.draw(5).points["pde"]["x"])
 

@@ -102,15 +102,17 @@ def test_every_method_logs_the_same_names(compose, adapt, tmp_path):
     ("overrides", "evaluations"),
     [
         # Four stages at every step.
-        (["integrator=rk4", "integrator.h=1e-4"], 4 * 6),
+        (["integrator=rk4", "integrator.h=1e-4", "points=fresh"], 4 * 6),
         # The last stage of the pair is the first of the next step: four at the first step, then three.
         (["integrator=bogacki_shampine", "integrator.h=1e-4", "method.retract=false", "points=fixed"], 4 + 5 * 3),
         # Other points at every step: nothing can be reused.
         (["integrator=bogacki_shampine", "integrator.h=1e-4", "method.retract=false", "points=fresh"], 4 * 6),
         (["method=full_adam"], 6),
         # A linearisation, and the residual ahead, with the correction and without it.
-        (["integrator.h=1e-4"], 4 * 6),
-        (["integrator.h=1e-4", "integrator.correction=false"], 2 * 6),
+        (["integrator.h=1e-4", "points=fresh"], 4 * 6),
+        (["integrator.h=1e-4", "integrator.correction=false", "points=fresh"], 2 * 6),
+        # And the residual at the candidates, where points follow it.
+        (["integrator.h=1e-4", "points=residual"], 5 * 6),
     ],
 )
 def test_evaluations_are_counted_and_not_repeated(overrides, evaluations, compose, adapt):
