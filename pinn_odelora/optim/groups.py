@@ -11,8 +11,11 @@ from torch import Tensor, nn
 from pinn_odelora.lowrank.layer import LowRankLinear
 
 Group = dict[str, Any]
-NET, BASE = "net.", "base_layer."
-"""Parts of a parameter's name that a user does not see: the solution's network, and what an adapted layer wraps."""
+
+
+def plain_name(name: str) -> str:
+    """The name of a parameter or layer of a ``Solution`` as the user's own network has it."""
+    return name.removeprefix("net.").replace("base_layer.", "")
 
 
 def single_tensors(solution: nn.Module) -> list[Group]:
@@ -26,7 +29,7 @@ def single_tensors(solution: nn.Module) -> list[Group]:
     return [
         {
             "params": [p],
-            "name": weights.get(id(p), name).removeprefix(NET).replace(BASE, ""),
+            "name": plain_name(weights.get(id(p), name)),
             "above": bounds.get(name),
         }
         for name, p in solution.named_parameters()

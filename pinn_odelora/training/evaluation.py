@@ -19,7 +19,7 @@ from pinn_odelora.errors import NonFiniteError
 from pinn_odelora.gradient import Gradient, in_pieces, rows_of
 from pinn_odelora.linearisation import Linearisation, Sweep
 from pinn_odelora.lowrank.layer import LowRankLinear
-from pinn_odelora.optim.groups import BASE, NET
+from pinn_odelora.optim.groups import plain_name
 from pinn_odelora.points import Points
 from pinn_odelora.system import System
 
@@ -55,7 +55,7 @@ def variables_of(
     """The adapted layers, the other layers whose weight is trained, and every other trained tensor, by name."""
     trained = {id(p) for p in parameters}
     plain = {
-        name.removeprefix(NET): layer
+        plain_name(name): layer
         for name, layer in solution.named_modules()
         if isinstance(layer, nn.Linear) and id(layer.weight) in trained
     }
@@ -63,11 +63,7 @@ def variables_of(
     factors = {id(layer) for x in adapted.values() if isinstance(x, LowRankLinear) for layer in x.modules()}
     layers = {**adapted, **{name: layer for name, layer in plain.items() if id(layer) not in factors}}
     known = {id(layer.weight) for layer in plain.values()}
-    others = {
-        name.removeprefix(NET).replace(BASE, ""): p
-        for name, p in solution.named_parameters()
-        if id(p) in trained and id(p) not in known
-    }
+    others = {plain_name(name): p for name, p in solution.named_parameters() if id(p) in trained and id(p) not in known}
     return Trained(layers, others)
 
 
