@@ -204,6 +204,7 @@ REFUSED = [
     ("lora.rank=0", "lora.rank is 0, but it must be a whole number of at least 1."),
     ("log.every=${missing}", "log.every cannot be resolved"),
     ("points=fixed points.residual=0.5", "points.residual is 0.5 with points.fresh=false"),
+    ("points=fixed points.first=50", "points.first is 50 with points.fresh=false"),
     ("points=fresh points.residual=1.5", "points.residual is 1.5, but it must be a number from 0 to 1."),
     (
         "method=lora_adam integrator=rk4",

@@ -16,16 +16,12 @@ from pinn_odelora.integrators.tableau import EULER
 from pinn_odelora.lowrank.balance import balance_defect
 from pinn_odelora.lowrank.layer import adapters
 from pinn_odelora.lowrank.start import zero
-from pinn_odelora.nets import MLP
 from pinn_odelora.optim import ImplicitODELoRA, factor_pairs
 from pinn_odelora.optim.methods import lora_gd, odelora
-from pinn_odelora.points import Points
 from pinn_odelora.system import Solution, System
 from pinn_odelora.training.data import PointStream
-from pinn_odelora.training.evaluation import Draw, Evaluator
-from pinn_odelora.training.run import components
+from pinn_odelora.training.evaluation import Evaluator
 from problems.burgers import Burgers
-from problems.kovasznay import Kovasznay
 
 
 def evaluator_of(net, n=60, conditions="soft"):
@@ -190,38 +186,21 @@ def test_a_trial_that_overflows_is_shortened_and_a_point_that_does_is_refused():
     torch.testing.assert_close(products(net), before, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("integrator", [LinearlyImplicit(), LinearlyImplicit(h=0.1, correction=False), ROS2()])
+def test_a_step_tells_the_loss_where_it_ended_on_its_own_points(integrator):
+    net = adapted()
+    optimizer = ImplicitODELoRA(factor_pairs(net), integrator)
+    began = optimizer.step(evaluator_of(net))
+    ended = optimizer.param_groups[0]["memory"]["ended"]
+    assert ended == pytest.approx(float(evaluator_of(net)()), rel=1e-12)
+    assert ended != pytest.approx(float(began), rel=1e-3)
+
+
 def test_bad_settings_are_refused():
     with pytest.raises(InputError, match=r"integrator.h is -1"):
         LinearlyImplicit(h=-1)
     with pytest.raises(InputError, match="allowed: factors, weights"):
         ImplicitODELoRA(factor_pairs(adapted()), metric="angles")
-    with pytest.raises(InputError, match=r"points.residual is 0.5 with points.fresh=false"):
-        PointStream({}, fresh=False, residual=0.5)
-
-
-def test_points_follow_the_residual():
-    """Two thirds of the points from candidates of which a quarter has a residual eight times the others'."""
-    terms = Burgers(conditions="soft").loss_terms()
-    stream = PointStream(terms, 900, 10, seed=2, fresh=True, residual=2 / 3)
-    draw = stream.draw(5)
-    assert draw.points["pde"].number == 1800
-    inside = lambda p: (p.x > 0.5).squeeze(1)
-    residuals = lambda points: {"pde": torch.where(points["pde"].x > 0.5, 8.0, -1.0)}
-    chosen = stream.chosen(draw, residuals)
-    p, share = draw.points["pde"], float(inside(chosen.points["pde"]).double().mean())
-    weights = torch.where(inside(p), 8.0, 1.0)
-    chance = weights / weights.mean() + 1
-    # Drawing without replacement evens the shares out; between even and proportional to the chances.
-    assert 0.25 < float(inside(p).double().mean()) + 0.05 < share < float(chance[inside(p)].sum() / chance.sum())
-    assert chosen.points["pde"].number == 900
-    assert len({tuple(row) for row in chosen.points["pde"].rows(["x", "t"]).tolist()}) == 900
-    for name in ("ic", "bc"):
-        assert chosen.points[name] is draw.points[name]
-    again = stream.chosen(draw, residuals)
-    torch.testing.assert_close(again.points["pde"].x, chosen.points["pde"].x, rtol=0, atol=0)
-    nothing = stream.chosen(Draw(5, draw.points), lambda points: {"pde": torch.zeros(1800, 1)})
-    assert isinstance(nothing.points["pde"], Points)
-    assert nothing.points["pde"].number == 900
 
 
 @pytest.mark.parametrize(
@@ -237,22 +216,3 @@ def test_points_follow_the_residual():
 def test_a_flow_is_not_labelled_as_another(method, integrator, settings, sentence):
     with pytest.raises(InputError, match=sentence):
         method(integrator, **settings)
-
-
-@pytest.mark.parametrize("rows", [None, 10_000, 2000])
-def test_a_row_budget_thins_all_points_of_a_system_alike(rows):
-    terms, each = Kovasznay().loss_terms(), {"pde": 3, "bc": 2, "outflow": 1}
-    stream = PointStream(terms, 2000, 200, fresh=True, rows=rows, components=each)
-    number = {name: p.number for name, p in stream.draw(3).points.items()}
-    share = min(1, (rows or math.inf) / (3 * 2000 + 2 * 200 + 200))
-    assert number == {"pde": round(2000 * share), "bc": round(200 * share), "outflow": round(200 * share)}
-    following = PointStream(terms, 2000, 200, fresh=True, residual=0.3, rows=rows, components=each)
-    chosen = following.chosen(following.draw(3), lambda points: {n: torch.ones(p.number, 3) for n, p in points.items()})
-    assert {name: p.number for name, p in chosen.points.items()} == number
-
-
-def test_components_are_counted_at_a_few_points(generator):
-    problem = Kovasznay()
-    system = System(problem, Solution(problem, MLP(2, 3, width=5, depth=2, generator=generator)))
-    assert components(system) == {"pde": 3, "bc": 2, "outflow": 1}
-    assert not system._engines

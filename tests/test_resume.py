@@ -19,7 +19,7 @@ from pinn_odelora.training.module import Adaptation
 ROOT = Path(__file__).parent.parent
 CASES = [
     ["method=odelora"],
-    ["method=odelora", "integrator=linearly_implicit", "points=residual", "points.interior=40"],
+    ["method=odelora", "integrator=linearly_implicit", "points=residual", "points.interior=40", "points.first=5"],
     ["method=odelora", "integrator=heun", "integrator.renew=7", "points=fresh"],
     ["method=odelora", "integrator=bogacki_shampine", "method.retract=false", "points=fixed"],
     ["method=lora_adam", "points=fresh"],

@@ -27,6 +27,7 @@ from pinn_odelora import commandline
 from pinn_odelora.errors import NonFiniteError
 from pinn_odelora.training import build, run
 from pinn_odelora.training.data import PointStream
+from pinn_odelora.training.growth import ended_at, grown
 from pinn_odelora.training.module import Adaptation
 from pinn_odelora.training.pretrain import pretrained
 from racing.cases import Case
@@ -100,6 +101,8 @@ class Steps:
         self.process_seconds = 0.0
         self.done = 0
         self.draw = 0
+        self.rows = entry.stream.first
+        self.ended: float | None = None
         self.renewed_at = 0
         self.stalled = False
         self.failure: str | None = None
@@ -111,7 +114,7 @@ class Steps:
     def take(self, rate: float | None) -> None:
         """One step, with that learning rate if it takes one."""
         self._renew()
-        candidates = self.entry.stream.draw(self.draw)
+        candidates = self.entry.stream.draw(self.draw, self.rows)
         if rate is not None:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
@@ -125,11 +128,18 @@ class Steps:
                 self.evaluator.restore()
                 return
         self.done += 1
+        self._look_back()
         if self.entry.renewed is None:
             self.draw += 1
             self.stalled = self.evaluator.count == asked
         elif self.evaluator.count == asked:
             self.renewed_at = -math.inf
+
+    def _look_back(self) -> None:
+        """As a run of the program does after a step."""
+        ended, began = ended_at(self.optimizer), float(self.evaluator.first.total)
+        self.rows = grown(self.rows, self.entry.stream.most, began, self.ended, ended)
+        self.ended = ended
 
     def _renew(self) -> None:
         if self.entry.renewed is not None and self.evaluator.count - self.renewed_at >= self.entry.renewed:

@@ -229,6 +229,11 @@ def combination(config: Any, request: Request) -> None:
             f"points.residual is {points['residual']} with points.fresh=false, but only fresh points can follow the "
             "residual: choose points=residual, or points.residual=0."
         )
+    if points["first"] is not None and not points["fresh"]:
+        raise InputError(
+            f"points.first is {points['first']} with points.fresh=false, but only fresh points can grow in number: "
+            "choose points=residual, or points.first=null."
+        )
     given = [key for key in request.gives("lora") if key != "lora.targets"]
     if given and name.startswith("full_"):
         raise InputError(

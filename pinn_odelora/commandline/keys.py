@@ -68,8 +68,9 @@ KEYS: Mapping[str, Key] = {
     "derivatives.compile": Key("compile loss and gradient at the first step: on or off", one_of("off", "on")),
     "points.fresh": Key("new points at every step", boolean),
     "points.residual": Key("the part of fresh interior points that follows the residual, from 0 to 1", part),
-    "points.rows": Key(
-        "rows of all terms together at most, the points thinned to it; null is no bound", whole(1) | null
+    "points.rows": Key("rows of all drawn points together at most, thinned to it; null is no bound", whole(1) | null),
+    "points.first": Key(
+        "rows of the first step, doubled where a step fits its own points only; null is all rows", whole(1) | null
     ),
     "points.interior": Key("points inside the domain", whole(1)),
     "points.boundary": Key("points on each part of the boundary", whole(1)),

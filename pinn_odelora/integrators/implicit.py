@@ -69,12 +69,15 @@ class Residual(Protocol):
 
 
 class Taken(NamedTuple):
-    """A step taken: the point, h, the memory for the next step, and whether the correction was used."""
+    """A step taken: the point, h, the memory for the next step, whether the correction was used, and the loss there,
+    at the step's own points, where the scheme has looked.
+    """
 
     y: Any
     h: float
     memory: dict[str, Any]
     corrected: bool = False
+    loss: float | None = None
 
 
 @dataclass(frozen=True)
@@ -117,15 +120,15 @@ class LinearlyImplicit:
         solver = solver_for(local.J)
         if self.h is not None:
             trial = self._trial(system, local, solver, 1 / self.h)
-            return Taken(trial.y, self.h, {}, trial.corrected)
+            return Taken(trial.y, self.h, {}, trial.corrected, trial.loss)
         mu, growth = memory.get("mu") or self.first * solver.largest, 2.0
         for _ in range(TRIALS):
             trial = self._trial(system, local, solver, mu)
             gain = (before - trial.loss) / trial.promised if trial.promised > 0 else 0.0
             if gain > ACCEPTED:
-                return Taken(trial.y, 1 / mu, {"mu": mu * _factor(gain)}, trial.corrected)
+                return Taken(trial.y, 1 / mu, {"mu": mu * _factor(gain)}, trial.corrected, trial.loss)
             mu, growth = mu * growth, 2 * growth
-        return Taken(y, 1 / mu, {"mu": solver.largest})
+        return Taken(y, 1 / mu, {"mu": solver.largest}, loss=before)
 
     def _trial(self, system: Residual, local: Local, solver: Solver, mu: float) -> Trial:
         """Where the step with damping μ leads: with the correction, or without it where that does better."""

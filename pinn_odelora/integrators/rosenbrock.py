@@ -27,7 +27,7 @@ from torch import Tensor, linalg
 from pinn_odelora.errors import InputError
 from pinn_odelora.integrators.control import check_positive, next_step
 from pinn_odelora.integrators.damped import Solver
-from pinn_odelora.integrators.implicit import Local, Residual, Taken
+from pinn_odelora.integrators.implicit import Local, Residual, Taken, half_square
 from pinn_odelora.integrators.solvers import solver_for
 
 TRIALS = 40
@@ -111,12 +111,13 @@ class ROS2:
             try:
                 k1, k2 = ros2_stages(system, local, solver, h, self.gamma)
                 new = local.retract(h * (3 * k1 + k2) / 2)
-                finite = bool(torch.isfinite(system.rows(new)).all())
-                error = self._error(local, h * (k1 + k2) / 2) if finite else math.inf
+                loss = half_square(system.rows(new))
+                error = self._error(local, h * (k1 + k2) / 2) if math.isfinite(loss) else math.inf
             except FloatingPointError:
                 error = math.inf
             if error <= 1:
-                return Taken(new, h, {"h": next_step(h, error, previous, 1 / 2), "error": max(error, 1e-4)})
+                memory = {"h": next_step(h, error, previous, 1 / 2), "error": max(error, 1e-4)}
+                return Taken(new, h, memory, loss=loss)
             h = min(next_step(h, error, 1.0, 1 / 2), 0.9 * h)
         raise FloatingPointError(f"No step down to h = {h:.1e} meets the tolerance with finite rows.")
 

@@ -70,7 +70,7 @@ class ImplicitODELoRA(Optimizer):
             taken = self.integrator.step(chart, chart.start(), self.param_groups[0]["memory"])
             chart.place(taken.y)
         for group in self.param_groups:
-            group["memory"] = {**taken.memory, "last_h": taken.h, **chart.said}
+            group["memory"] = {**taken.memory, "last_h": taken.h, "ended": taken.loss, **chart.said}
         return chart.loss
 
     def plan(self, rows: int) -> Plan:

@@ -1,14 +1,15 @@
-"""The points of a run as a LightningDataModule: the points of step k are a function of (seed, k) alone.
+"""The points of a run as a LightningDataModule: those of step k are a function of the seed, k and their number alone.
 
 The points of a step may be bounded by the rows that they give: a system of several components costs a step no more
-than a scalar equation then. Points may also follow the residual. Then the draw of a step holds twice as many
-candidates, and the step keeps as many points as were asked for: a part of them drawn with probability proportional to
+than a scalar equation then. Measured points are all taken, and do not count. Points may also follow the residual. Then
+the draw of a step holds twice as many candidates, and the step keeps half of them: a part drawn with probability ∝
 |r| / mean|r| + 1, |r| the size of the residual as the network stands, the others evenly (Wu et al., 2023, arXiv
 2207.10289).
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 
 import lightning as L
@@ -17,6 +18,7 @@ from torch import Tensor, linalg
 from torch.utils.data import DataLoader, IterableDataset
 
 from pinn_odelora.errors import InputError
+from pinn_odelora.geometry import Cloud
 from pinn_odelora.points import Points
 from pinn_odelora.problem import Term
 from pinn_odelora.system import draw_points
@@ -24,21 +26,24 @@ from pinn_odelora.training.evaluation import Draw
 
 
 class PointStream(L.LightningDataModule):
-    """Blocks of draws, one draw a training step.
+    """Blocks of step numbers for Lightning, and the points of a step.
 
     Args:
         terms: the terms of the loss, each with its region.
         interior, boundary: points for terms of full dimension, and for the others.
         seed: of the Sobol sequences.
         fresh: new points at every step, or the same ones for ever.
-        rows: how many rows all terms may have together, their points thinned evenly to it; None is no bound.
+        rows: how many rows drawn points may give together, thinned evenly to it; None is no bound.
+        first: how many they give at the first step, see ``growth``; None is as many as at all others, and so it is
+            where some points are measured: their errors would hide what the test looks for.
         components: of the residual of every term, 1 where not given.
         residual: the part of the interior points that follows the residual, from 0 to 1; above 0 for fresh points only.
         dtype: of the points.
-        block: draws handed to Lightning at once.
+        block: steps handed to Lightning at once.
 
     Raises:
-        InputError: if a part of fixed points is to follow the residual, or the part is not in [0, 1].
+        InputError: if a part of fixed points is to follow the residual, or the part is not in [0, 1]; if the rows of
+            fixed points are to grow.
     """
 
     def __init__(
@@ -53,6 +58,7 @@ class PointStream(L.LightningDataModule):
         residual: float = 0.0,
         rows: int | None = None,
         components: Mapping[str, int] | None = None,
+        first: int | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= residual <= 1 or (residual and not fresh):
@@ -60,19 +66,42 @@ class PointStream(L.LightningDataModule):
                 f"points.residual is {residual!r} with points.fresh={str(fresh).lower()}, but it must be from 0 to 1, "
                 "and above 0 only where points are fresh."
             )
+        if first is not None and not fresh:
+            raise InputError(
+                f"points.first is {first!r} with points.fresh=false, but fixed points cannot grow in number."
+            )
         self.residual = residual
         self.terms = terms
-        self.sizes = _thinned(terms, (interior, boundary), rows, components or {})
+        self.sizes = interior, boundary
+        drawn = {name: term for name, term in terms.items() if not isinstance(term.where, Cloud)}
+        self.total = sum((components or {}).get(name, 1) * self._size(term) for name, term in drawn.items())
+        self.most = self.total if rows is None else min(rows, self.total)
+        self.first = self.most if first is None or len(drawn) < len(terms) else min(first, self.most)
         self.seed = seed
         self.fresh = fresh
         self.dtype = dtype
         self.block = block
         self.first_step = 0
+        self._fixed: Draw | None = None
 
-    def draw(self, step: int) -> Draw:
-        """The draw of one step."""
-        number = step if self.fresh else 0
-        interior, boundary = self.sizes
+    def _size(self, term: Term) -> int:
+        return self.sizes[not term.where.interior]
+
+    def draw(self, step: int, rows: int | None = None) -> Draw:
+        """The draw of one step, on the CPU; candidates where points follow the residual.
+
+        Args:
+            step: which.
+            rows: how many rows its points are to give together; None is as many as there may be.
+        """
+        if self.fresh:
+            return self._drawn(step, self.most if rows is None else rows)
+        if self._fixed is None:
+            self._fixed = self._drawn(0, self.most)
+        return self._fixed
+
+    def _drawn(self, number: int, rows: int) -> Draw:
+        interior, boundary = (max(1, round(size * rows / self.total)) for size in self.sizes)
         candidates = 2 * interior if self.residual else interior
         points = draw_points(self.terms, candidates, boundary, seed=self.seed, draw=number)
         return Draw(number, {name: p.to(self.dtype) for name, p in points.items()})
@@ -88,7 +117,7 @@ class PointStream(L.LightningDataModule):
 
     def _following(self, p: Points, r: Tensor, generator: torch.Generator) -> Points:
         size = linalg.vector_norm(r, dim=1).double().cpu()
-        n = min(self.sizes[0], len(size))
+        n = (len(size) + 1) // 2
         # A residual that is zero or not finite everywhere has nothing to follow.
         mean = size.mean()
         chance = size / mean + 1 if 0 < mean < torch.inf else torch.ones_like(size)
@@ -102,22 +131,10 @@ class PointStream(L.LightningDataModule):
         return DataLoader(_Blocks(self), batch_size=None)
 
 
-def _thinned(
-    terms: Mapping[str, Term], sizes: tuple[int, int], rows: int | None, components: Mapping[str, int]
-) -> tuple[int, int]:
-    """Points inside and on the boundary, fewer of both where their rows would be too many."""
-    total = sum(components.get(name, 1) * sizes[not term.where.interior] for name, term in terms.items())
-    share = 1.0 if rows is None else min(1.0, rows / total)
-    return max(1, round(share * sizes[0])), max(1, round(share * sizes[1]))
-
-
 class _Blocks(IterableDataset):
     def __init__(self, stream: PointStream) -> None:
         self.stream = stream
 
-    def __iter__(self) -> Iterator[list[Draw]]:
-        step, size = self.stream.first_step, self.stream.block
-        fixed = None if self.stream.fresh else self.stream.draw(0)
-        while True:
-            yield [fixed or self.stream.draw(step + i) for i in range(size)]
-            step += size
+    def __iter__(self) -> Iterator[list[int]]:
+        for first in itertools.count(self.stream.first_step, self.stream.block):
+            yield list(range(first, first + self.stream.block))

@@ -25,6 +25,7 @@ from pinn_odelora.system import System
 from pinn_odelora.training import measure
 from pinn_odelora.training.budget import Budget, Progress
 from pinn_odelora.training.evaluation import Draw, Evaluation, Evaluator
+from pinn_odelora.training.growth import ended_at, grown
 from pinn_odelora.training.interval import Interval, coefficient_intervals
 
 Row = dict[str, float]
@@ -117,12 +118,12 @@ class Adaptation(L.LightningModule):
         self.yardstick.to(self.device, next(self.solution.parameters()).dtype)
         self.pretrained = {name: W.to(self.device) for name, W in self.pretrained.items()}
 
-    def training_step(self, block: list[Draw], _: int) -> None:
-        for draw in block:
+    def training_step(self, block: list[int], _: int) -> None:
+        for number in block:
             if self.over:
                 self.trainer.should_stop = True
                 return
-            self._step(draw)
+            self._step(number)
 
     @property
     def over(self) -> bool:
@@ -130,12 +131,12 @@ class Adaptation(L.LightningModule):
         ended = self.failure is not None or self.interrupted or self.stalled
         return ended or self.budget.used(self.progress) >= 1
 
-    def _step(self, draw: Draw) -> None:
+    def _step(self, number: int) -> None:
         observed = self.progress.step % self.every == 0
         row = self._state() if observed else {}
         before = measure.weights(self.layers) if observed else {}
         try:
-            self._advance(draw)
+            self._advance(self._candidates(number, self.rows))
         except NonFiniteError as failure:
             self.failure = failure
             self.evaluator.restore()
@@ -143,6 +144,15 @@ class Adaptation(L.LightningModule):
         if observed:
             self.record(row | self._left(self.evaluator.first, before))
         self.progress.step += 1
+
+    @property
+    def rows(self) -> int:
+        """Those of the next step."""
+        return self.progress.rows or self.trainer.datamodule.first
+
+    def _candidates(self, number: int, rows: int) -> Draw:
+        candidates: Draw = self.trainer.datamodule.draw(number, rows)
+        return Draw(candidates.number, {name: p.to(self.device) for name, p in candidates.points.items()})
 
     def _advance(self, draw: Draw) -> None:
         """One step of the optimiser, timed, its evaluations counted."""
@@ -155,9 +165,15 @@ class Adaptation(L.LightningModule):
             # A step that asks for nothing new has not moved; without this, no budget but time would end the run.
             self.stalled = self.progress.gradient_evals == self.evaluator.count
             self.progress.gradient_evals = self.evaluator.count
-        loss = float(self.evaluator.first.total)
-        self.progress.rises += loss > self.progress.loss
-        self.progress.loss = loss
+        self._look_back(float(self.evaluator.first.total))
+
+    def _look_back(self, loss: float) -> None:
+        """After a step that began at that loss: whether it had risen, and how many rows the next one has."""
+        p, stream = self.progress, self.trainer.datamodule
+        p.rises += loss > p.loss
+        ended = ended_at(self.optimizers(use_pl_optimizer=False))
+        p.rows = grown(self.rows, stream.most, loss, p.ended, ended)
+        p.loss, p.ended = loss, ended
 
     def _state(self) -> Row:
         """What can be said of the point itself."""
@@ -173,6 +189,7 @@ class Adaptation(L.LightningModule):
                 "step": p.step,
                 "cost/gradient_evals": p.gradient_evals,
                 "cost/seconds": p.seconds,
+                "cost/rows": self.rows,
                 "stability/heldout_loss": heldout,
                 "stability/rose": float(rise > 0),
                 "stability/largest_rise": p.largest_rise,
@@ -205,8 +222,7 @@ class Adaptation(L.LightningModule):
         if self.interrupted:
             return
         stream = self.trainer.datamodule
-        candidates: Draw = stream.draw(self.progress.step)
-        here = Draw(candidates.number, {name: p.to(self.device) for name, p in candidates.points.items()})
+        here = self._candidates(self.progress.step, stream.most)
         look = self.evaluator.look
         points = stream.chosen(here, look).points
         loss = self.evaluator.system.loss_of(look(points))

@@ -182,7 +182,8 @@ def stream(cfg: DictConfig, system: System) -> PointStream:
         dtype,
         residual=p.residual,
         rows=p.rows,
-        components=components(system) if p.rows else None,
+        components=components(system) if p.rows or p.first else None,
+        first=p.first,
     )
 
 

@@ -1,0 +1,138 @@
+"""The points of a step: how many, where, and how their number grows."""
+
+import math
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+from pinn_odelora.errors import InputError
+from pinn_odelora.geometry import Cloud
+from pinn_odelora.nets import MLP
+from pinn_odelora.points import Points
+from pinn_odelora.problem import Term
+from pinn_odelora.system import Solution, System
+from pinn_odelora.training.data import PointStream
+from pinn_odelora.training.evaluation import Draw
+from pinn_odelora.training.growth import grown
+from pinn_odelora.training.history import History
+from pinn_odelora.training.run import components
+from problems.burgers import Burgers
+from problems.kovasznay import Kovasznay
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::DeprecationWarning:lightning")
+
+
+def numbers(points):
+    return {name: p.number for name, p in points.items()}
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"residual": 0.5}, "points.residual is 0.5 with points.fresh=false"),
+        ({"first": 20}, "points.first is 20 with points.fresh=false"),
+    ],
+)
+def test_fixed_points_neither_follow_nor_grow(settings, sentence):
+    with pytest.raises(InputError, match=sentence):
+        PointStream({}, fresh=False, **settings)
+
+
+def test_points_follow_the_residual():
+    """Two thirds of the points from candidates of which a quarter has a residual eight times the others'."""
+    terms = Burgers(conditions="soft").loss_terms()
+    stream = PointStream(terms, 900, 10, seed=2, fresh=True, residual=2 / 3)
+    draw = stream.draw(5)
+    assert draw.points["pde"].number == 1800
+    inside = lambda p: (p.x > 0.5).squeeze(1)
+    residuals = lambda points: {"pde": torch.where(points["pde"].x > 0.5, 8.0, -1.0)}
+    chosen = stream.chosen(draw, residuals)
+    p, share = draw.points["pde"], float(inside(chosen.points["pde"]).double().mean())
+    weights = torch.where(inside(p), 8.0, 1.0)
+    chance = weights / weights.mean() + 1
+    # Drawing without replacement evens the shares out; between even and proportional to the chances.
+    assert 0.25 < float(inside(p).double().mean()) + 0.05 < share < float(chance[inside(p)].sum() / chance.sum())
+    assert chosen.points["pde"].number == 900
+    assert len({tuple(row) for row in chosen.points["pde"].rows(["x", "t"]).tolist()}) == 900
+    for name in ("ic", "bc"):
+        assert chosen.points[name] is draw.points[name]
+    again = stream.chosen(draw, residuals)
+    torch.testing.assert_close(again.points["pde"].x, chosen.points["pde"].x, rtol=0, atol=0)
+    nothing = stream.chosen(Draw(5, draw.points), lambda points: {"pde": torch.zeros(1800, 1)})
+    assert isinstance(nothing.points["pde"], Points)
+    assert nothing.points["pde"].number == 900
+
+
+@pytest.mark.parametrize("rows", [None, 10_000, 2000])
+def test_a_row_budget_thins_all_points_of_a_system_alike(rows):
+    terms, each = Kovasznay().loss_terms(), {"pde": 3, "bc": 2, "outflow": 1}
+    stream = PointStream(terms, 2000, 200, fresh=True, rows=rows, components=each)
+    number = {name: p.number for name, p in stream.draw(3).points.items()}
+    share = min(1, (rows or math.inf) / (3 * 2000 + 2 * 200 + 200))
+    assert number == {"pde": round(2000 * share), "bc": round(200 * share), "outflow": round(200 * share)}
+    following = PointStream(terms, 2000, 200, fresh=True, residual=0.3, rows=rows, components=each)
+    chosen = following.chosen(following.draw(3), lambda points: {n: torch.ones(p.number, 3) for n, p in points.items()})
+    assert {name: p.number for name, p in chosen.points.items()} == number
+
+
+@pytest.mark.parametrize("residual", [0.0, 0.3])
+def test_a_draw_of_fewer_rows_is_thinned_alike_and_stays_a_function_of_its_number(residual):
+    terms = Burgers(conditions="soft").loss_terms()
+    stream = PointStream(terms, 1000, 100, fresh=True, rows=900, first=60, residual=residual)
+    assert (stream.total, stream.most, stream.first) == (1200, 900, 60)
+    even = lambda points: {name: torch.ones(p.number, 1) for name, p in points.items()}
+    few, all_ = (stream.chosen(stream.draw(4, rows), even).points for rows in (60, None))
+    assert numbers(few) == {"pde": 50, "ic": 5, "bc": 5}
+    assert numbers(all_) == {"pde": 750, "ic": 75, "bc": 75}
+    stream.draw(9, 700)
+    again = stream.chosen(stream.draw(4, 60), even).points
+    assert torch.equal(again["pde"].x, few["pde"].x)
+
+
+def test_measured_points_are_all_taken_and_do_not_count():
+    measured = Points({"x": torch.zeros(30, 1), "t": torch.zeros(30, 1)})
+    terms = {**Burgers(conditions="soft").loss_terms(), "data": Term(Cloud(measured), lambda field: field.u)}
+    stream = PointStream(terms, 1000, 100, fresh=True, rows=600, first=60)
+    assert numbers(stream.draw(0).points) == {"pde": 500, "ic": 50, "bc": 50, "data": 30}
+    # Their errors would hide that a step fits its own points.
+    assert stream.first == stream.most == 600
+
+
+def test_fixed_points_are_drawn_once():
+    stream = PointStream(Burgers().loss_terms(), 50, 10)
+    assert stream.draw(0) is stream.draw(7)
+
+
+def test_rows_double_where_the_next_points_show_more_than_twice_the_loss():
+    assert grown(100, 1000, began=2.1, ended_before=1.0, ended=0.5) == 200
+    assert grown(100, 1000, began=1.9, ended_before=1.0, ended=0.5) == 100
+    assert grown(800, 1000, began=9.0, ended_before=1.0, ended=0.5) == 1000
+    assert grown(100, 1000, began=9.0, ended_before=None, ended=0.5) == 100
+    assert grown(100, 1000, began=0.1, ended_before=1.0, ended=None) == 1000
+
+
+def rows_of_a_run(compose, adapt, *overrides):
+    cfg = compose("points=residual", "points.interior=300", "points.first=20", "log.every=1", *overrides)
+    adapt(cfg)
+    return [int(row["cost/rows"]) for row in History(Path(cfg.output_dir) / "history.csv").rows[:-1]]
+
+
+@pytest.mark.parametrize("integrator", ["linearly_implicit", "ros2"])
+def test_a_run_begins_with_few_rows_and_adds_where_it_fits_them_alone(integrator, compose, adapt):
+    rows = rows_of_a_run(compose, adapt, f"integrator={integrator}", "points.first=3", "budget.steps=12")
+    assert rows[:2] == [3, 3]
+    assert all(b in (a, min(2 * a, 300)) for a, b in pairwise(rows))
+    assert rows[-1] > 3
+
+
+def test_a_scheme_that_does_not_look_back_has_all_rows_from_its_second_step_on(compose, adapt):
+    assert rows_of_a_run(compose, adapt, "integrator=rk4", "budget.steps=3") == [20, 300, 300]
+
+
+def test_components_are_counted_at_a_few_points(generator):
+    problem = Kovasznay()
+    system = System(problem, Solution(problem, MLP(2, 3, width=5, depth=2, generator=generator)))
+    assert components(system) == {"pde": 3, "bc": 2, "outflow": 1}
+    assert not system._engines
