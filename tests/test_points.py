@@ -15,7 +15,7 @@ from pinn_odelora.problem import Term
 from pinn_odelora.system import Solution, System
 from pinn_odelora.training.data import PointStream
 from pinn_odelora.training.evaluation import Draw
-from pinn_odelora.training.growth import grown
+from pinn_odelora.training.growth import Growth
 from pinn_odelora.training.history import History
 from pinn_odelora.training.run import components
 from problems.burgers import Burgers
@@ -105,12 +105,31 @@ def test_fixed_points_are_drawn_once():
     assert stream.draw(0) is stream.draw(7)
 
 
-def test_rows_double_where_the_next_points_show_more_than_twice_the_loss():
-    assert grown(100, 1000, began=2.1, ended_before=1.0, ended=0.5) == 200
-    assert grown(100, 1000, began=1.9, ended_before=1.0, ended=0.5) == 100
-    assert grown(800, 1000, began=9.0, ended_before=1.0, ended=0.5) == 1000
-    assert grown(100, 1000, began=9.0, ended_before=None, ended=0.5) == 100
-    assert grown(100, 1000, began=0.1, ended_before=1.0, ended=None) == 1000
+def looked_back(growth, *ratios, most=1000):
+    """After steps that each left a loss of 2 on their own points and found the given multiples of it on the next."""
+    growth.ended = 2.0
+    for q in ratios:
+        growth.look_back(most, began=2.0 * q, ended=2.0)
+    return growth
+
+
+def test_rows_double_where_the_next_points_keep_showing_more_than_half_as_much_again():
+    # Means of log q with weights 1/2, 1/4, …: once 1.5² = 2.25, or 1.6 three times; 1.4 never suffices.
+    assert [looked_back(Growth(100), q).rows for q in (2.2, 2.3)] == [100, 200]
+    assert [looked_back(Growth(100), *[1.6] * n).rows for n in (2, 3)] == [100, 200]
+    assert looked_back(Growth(100), *[1.4] * 50).rows == 100
+    assert looked_back(Growth(100), 0.5, 2.3).rows == 100
+    # Begun anew after a doubling.
+    assert looked_back(Growth(100), 9.0, 2.2).rows == 200
+    assert looked_back(Growth(800), 9.0).rows == 1000
+
+
+def test_nothing_is_concluded_from_what_is_not_known():
+    growth = Growth(100)
+    growth.look_back(1000, began=9.0, ended=0.5)
+    assert growth == Growth(100, 0.0, 0.5)
+    growth.look_back(1000, began=9.0, ended=None)
+    assert growth.rows == 1000
 
 
 def rows_of_a_run(compose, adapt, *overrides):

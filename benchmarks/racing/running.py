@@ -27,7 +27,7 @@ from pinn_odelora import commandline
 from pinn_odelora.errors import NonFiniteError
 from pinn_odelora.training import build, run
 from pinn_odelora.training.data import PointStream
-from pinn_odelora.training.growth import ended_at, grown
+from pinn_odelora.training.growth import Growth, ended_at
 from pinn_odelora.training.module import Adaptation
 from pinn_odelora.training.pretrain import pretrained
 from racing.cases import Case
@@ -61,10 +61,11 @@ class Mark(NamedTuple):
 def configuration(case: Case, contender: Contender, seed: int, cache: Path | None = None) -> DictConfig:
     """As the command line composes it."""
     cache_key = [] if cache is None else [f"pretrain.cache={cache}"]
-    own = ["logger=csv", "output_dir=unused", "trainer.accelerator=cpu", f"log.test={TEST_POINTS}", f"seed={seed}"]
+    own = ["logger=csv", "output_dir=unused", "trainer.accelerator=cpu", f"seed={seed}"]
+    measured = [f"log.test={TEST_POINTS}", f"log.heldout={TEST_POINTS}"]
     commandline.register()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return compose("train", [*own, *cache_key, *case.overrides, *contender.overrides])
+        return compose("train", [*own, *measured, *cache_key, *case.overrides, *contender.overrides])
 
 
 def enter(case: Case, contender: Contender, seed: int, cache: Path | None = None) -> Entry:
@@ -101,8 +102,7 @@ class Steps:
         self.process_seconds = 0.0
         self.done = 0
         self.draw = 0
-        self.rows = entry.stream.first
-        self.ended: float | None = None
+        self.growth = Growth(entry.stream.first)
         self.renewed_at = 0
         self.stalled = False
         self.failure: str | None = None
@@ -114,7 +114,7 @@ class Steps:
     def take(self, rate: float | None) -> None:
         """One step, with that learning rate if it takes one."""
         self._renew()
-        candidates = self.entry.stream.draw(self.draw, self.rows)
+        candidates = self.entry.stream.draw(self.draw, self.growth.rows)
         if rate is not None:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
@@ -128,18 +128,13 @@ class Steps:
                 self.evaluator.restore()
                 return
         self.done += 1
-        self._look_back()
+        began = float(self.evaluator.first.total)
+        self.growth.look_back(self.entry.stream.most, began, ended_at(self.optimizer))
         if self.entry.renewed is None:
             self.draw += 1
             self.stalled = self.evaluator.count == asked
         elif self.evaluator.count == asked:
             self.renewed_at = -math.inf
-
-    def _look_back(self) -> None:
-        """As a run of the program does after a step."""
-        ended, began = ended_at(self.optimizer), float(self.evaluator.first.total)
-        self.rows = grown(self.rows, self.entry.stream.most, began, self.ended, ended)
-        self.ended = ended
 
     def _renew(self) -> None:
         if self.entry.renewed is not None and self.evaluator.count - self.renewed_at >= self.entry.renewed:

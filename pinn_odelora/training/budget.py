@@ -14,8 +14,7 @@ class Progress:
 
     ``gradient_evals`` counts every evaluation of loss and gradient, those of stages, trial steps and line searches
     included; ``seconds`` is the time spent in optimiser steps, measurements excluded; ``rises`` counts the steps whose
-    training loss was above that of the step before; ``rows`` are those of the next step, 0 before the first, and
-    ``ended`` is the loss on the points of the last step where it ended, see ``growth``.
+    training loss was above that of the step before.
     """
 
     step: int = 0
@@ -26,8 +25,6 @@ class Progress:
     loss: float = math.nan
     heldout_loss: float = math.nan
     first_heldout_loss: float = math.nan
-    rows: int = 0
-    ended: float | None = None
 
     def as_dict(self) -> dict[str, float]:
         return asdict(self)

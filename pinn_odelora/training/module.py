@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import lightning as L
@@ -25,7 +26,7 @@ from pinn_odelora.system import System
 from pinn_odelora.training import measure
 from pinn_odelora.training.budget import Budget, Progress
 from pinn_odelora.training.evaluation import Draw, Evaluation, Evaluator
-from pinn_odelora.training.growth import ended_at, grown
+from pinn_odelora.training.growth import Growth, ended_at
 from pinn_odelora.training.interval import Interval, coefficient_intervals
 
 Row = dict[str, float]
@@ -102,6 +103,7 @@ class Adaptation(L.LightningModule):
         self.record = record
         self.every = every
         self.progress = Progress()
+        self.growth = Growth()
         self.groups = method.groups(self.solution)
         self.evaluator = Evaluator(system, [p for group in self.groups for p in group["params"]], self.layers, compile)
         self.pretrained = measure.weights(self.layers)
@@ -117,6 +119,7 @@ class Adaptation(L.LightningModule):
     def on_fit_start(self) -> None:
         self.yardstick.to(self.device, next(self.solution.parameters()).dtype)
         self.pretrained = {name: W.to(self.device) for name, W in self.pretrained.items()}
+        self.growth.rows = self.growth.rows or self.trainer.datamodule.first
 
     def training_step(self, block: list[int], _: int) -> None:
         for number in block:
@@ -136,7 +139,7 @@ class Adaptation(L.LightningModule):
         row = self._state() if observed else {}
         before = measure.weights(self.layers) if observed else {}
         try:
-            self._advance(self._candidates(number, self.rows))
+            self._advance(self._candidates(number, self.growth.rows))
         except NonFiniteError as failure:
             self.failure = failure
             self.evaluator.restore()
@@ -144,11 +147,6 @@ class Adaptation(L.LightningModule):
         if observed:
             self.record(row | self._left(self.evaluator.first, before))
         self.progress.step += 1
-
-    @property
-    def rows(self) -> int:
-        """Those of the next step."""
-        return self.progress.rows or self.trainer.datamodule.first
 
     def _candidates(self, number: int, rows: int) -> Draw:
         candidates: Draw = self.trainer.datamodule.draw(number, rows)
@@ -169,11 +167,10 @@ class Adaptation(L.LightningModule):
 
     def _look_back(self, loss: float) -> None:
         """After a step that began at that loss: whether it had risen, and how many rows the next one has."""
-        p, stream = self.progress, self.trainer.datamodule
-        p.rises += loss > p.loss
+        self.progress.rises += loss > self.progress.loss
+        self.progress.loss = loss
         ended = ended_at(self.optimizers(use_pl_optimizer=False))
-        p.rows = grown(self.rows, stream.most, loss, p.ended, ended)
-        p.loss, p.ended = loss, ended
+        self.growth.look_back(self.trainer.datamodule.most, loss, ended)
 
     def _state(self) -> Row:
         """What can be said of the point itself."""
@@ -189,7 +186,7 @@ class Adaptation(L.LightningModule):
                 "step": p.step,
                 "cost/gradient_evals": p.gradient_evals,
                 "cost/seconds": p.seconds,
-                "cost/rows": self.rows,
+                "cost/rows": self.growth.rows,
                 "stability/heldout_loss": heldout,
                 "stability/rose": float(rise > 0),
                 "stability/largest_rise": p.largest_rise,
@@ -234,10 +231,12 @@ class Adaptation(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         last = self.evaluator.last
         checkpoint["progress"] = self.progress.as_dict()
+        checkpoint["growth"] = asdict(self.growth)
         checkpoint["evaluation"] = None if last is None else dict(last._asdict())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.progress = Progress(**checkpoint["progress"])
+        self.growth = Growth(**checkpoint["growth"])
         self.evaluator.count = self.progress.gradient_evals
         if checkpoint["evaluation"] is not None:
             self.evaluator.last = Evaluation(**checkpoint["evaluation"])
