@@ -4,7 +4,7 @@ A step of few rows is cheap, and far from the solution they tell as well as many
 the step brings down the loss on its own points and leaves it on all others. The next step's points show which it was,
 and cost nothing, since its linearisation begins with their loss. With L_k the loss on the points of step k,
 
-    q_k = L_{k+1}(y_{k+1}) / L_k(y_{k+1}) ,        g_k = (g_{k-1} + log q_k) / 2 ,        R doubles where g_k > log 1.5 ,
+    q_k = L_{k+1}(y_{k+1}) / L_k(y_{k+1}) ,      g_k = (g_{k-1} + log q_k) / 2 ,      R doubles where g_k > log 1.5 ,
 
 up to all rows; g starts at 0, and again at every doubling. A least-squares fit of P numbers to R rows that are mostly
 noise has q = (R + P) / (R - P): it is 1.5 at R = 5 P.
