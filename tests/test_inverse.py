@@ -152,12 +152,25 @@ def test_the_estimate_and_its_interval_are_those_of_the_normal_equations(generat
     assert interval.low < interval.estimate < interval.high
 
 
+@pytest.mark.parametrize("steps", [0, 12])
+def test_the_step_ahead_is_told_and_widens_the_interval(steps, generator):
+    """Rows are linear in weights and coefficient here, so that one Gauss-Newton step ends at the estimate."""
+    values = 2 * X + 0.1 * torch.randn(12, 1, generator=generator, dtype=torch.float64)
+    estimate, interval = fitted(values, steps)
+    expected = float(exact(values)[0][2])
+    assert estimate + interval.ahead == pytest.approx(expected, rel=1e-7)
+    assert interval.settled == (steps > 0)
+    half = interval.high - interval.estimate
+    assert interval.low < expected < interval.high
+    assert half > abs(interval.ahead) + 1.9 * interval.std
+
+
 def test_the_interval_covers_the_truth_as_often_as_it_says(generator):
     """By the normal equations, whose estimate and interval the test above has shown to be the same, 4000 times."""
     noise = 0.1 * torch.randn(12, 4000, generator=generator, dtype=torch.float64)
     theta, _, data = exact(2 * X + noise)
     J = torch.cat([data, math.sqrt(6) * torch.tensor([[1.0, 0, -1]]), math.sqrt(2) * torch.tensor([[0.0, 1, 0]])])
-    found = response(J, data)
+    found = response(J, torch.zeros(14, dtype=torch.float64), slice(0, 12))
     r = data @ theta - math.sqrt(2 * 0.5 / 12) * (2 * X + noise)
     freedom = 12 - found.used
     std = r.norm(dim=0) / math.sqrt(freedom) * found.deviation[2]

@@ -43,9 +43,9 @@ def save_coefficients(module: Adaptation, folder: Path) -> None:
 
 def coefficients(module: Adaptation) -> dict[str, dict[str, float | None]]:
     """Estimates with their 95 % intervals; null where a failed run has none."""
-    missing = math.nan, math.nan, math.nan
+    missing = [math.nan] * 4
     return {
-        name: {k: v if math.isfinite(v) else None for k, v in found._asdict().items()}
+        name: {k: v if math.isfinite(v) else None for k, v in found._asdict().items()} | {"settled": found.settled}
         for name, x in module.solution.coefficients.items()
         for found in [module.intervals.get(name) or Interval(x.item(), *missing)]
     }
@@ -152,9 +152,13 @@ def _outcome(result: dict[str, Any]) -> str:
         return f"relative L2 {result['rel_l2_before']:.2e} -> {result['rel_l2']:.2e}"
     return ", ".join(
         f"{name} = {x['estimate']:.6g}"
-        + ("" if x["low"] is None else f" (95 % interval {x['low']:.6g} to {x['high']:.6g})")
+        + ("" if x["low"] is None else f" (95 % interval {x['low']:.6g} to {x['high']:.6g}{_ahead(x)})")
         for name, x in found
     )
+
+
+def _ahead(found: dict[str, Any]) -> str:
+    return "" if found["settled"] else f"; not settled, the next step would add {found['ahead']:.1e}: raise the budget"
 
 
 def _near(folder: Path) -> Path:

@@ -10,16 +10,19 @@ This is the sandwich covariance (Huber, 1967; White, 1982); s²H⁻¹ would coun
 tr J_d H⁻¹ J_dᵀ is how many measurements the fit has used up: the coefficients, and what the equation's weight leaves
 free for the network to follow the noise with.
 
+A run may end before its minimum. The step  -H⁻¹Jᵀr  says by how much the estimate would still move: the interval is
+wider by it on both sides, and it is told beside.
+
 Assumptions: the noise is independent, of mean zero and, once divided by the square root of the given weights, of one
-size; the true solution leaves no residual in the equation and lies within the adapter's reach; the run has ended near
-the minimum, and the system is linear over the width of the interval. The interval is then that of Student's t with
-N_d - tr degrees of freedom, in log(x - bound) for a coefficient above a bound.
+size; the true solution leaves no residual in the equation and lies within the adapter's reach; the system is linear
+over the width of the interval. At the minimum the interval is then that of Student's t with N_d - tr degrees of
+freedom, in log(x - bound) for a coefficient above a bound.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
@@ -37,36 +40,49 @@ COEFFICIENTS = "coefficients."
 
 
 class Interval(NamedTuple):
-    """An estimate with its interval; ``std`` is in the units of the coefficient."""
+    """An estimate with its interval, in the units of the coefficient.
+
+    ``std`` is its standard deviation, ``ahead`` what the next Gauss–Newton step would add to it.
+    """
 
     estimate: float
     low: float
     high: float
     std: float
+    ahead: float
+
+    @property
+    def settled(self) -> bool:
+        """Whether the run has ended where the measurements, and not its budget, decide on the estimate."""
+        return abs(self.ahead) < self.std / 2
 
 
 class Response(NamedTuple):
     """Of each coordinate: ‖row of H⁻¹J_dᵀ‖, the standard deviation that unit noise in the data rows gives it, (P,).
 
-    ``used``: tr J_d H⁻¹ J_dᵀ, the degrees of freedom that the fit takes from the data.
+    ``used``: tr J_d H⁻¹ J_dᵀ, the degrees of freedom that the fit takes from the data; ``step``: -H⁻¹Jᵀr, (P,).
     """
 
     deviation: Tensor
     used: float
+    step: Tensor
 
 
-def response(J: Tensor, data: Tensor) -> Response:
+def response(J: Tensor, r: Tensor, rows: slice) -> Response:
     """How estimates answer noise in the data rows, by the QR factor of J: H = RᵀR.
 
     Args:
-        J: (R, P), all rows.
-        data: (N_d, P), those of the data.
+        J: (R, P).
+        r: (R,).
+        rows: those of the data.
     """
+    data = J[rows]
     damping = math.sqrt(DAMPING * float(J.square().sum(dim=0).max()))
     R = linalg.qr(torch.cat([J, damping * torch.eye(J.shape[1], dtype=J.dtype, device=J.device)]), mode="r").R
     half = linalg.solve_triangular(R.mT, data.mT, upper=False)
     whole = linalg.solve_triangular(R, half, upper=True)
-    return Response(linalg.vector_norm(whole, dim=1), float(half.square().sum()))
+    step = linalg.solve_triangular(R, linalg.solve_triangular(R.mT, -(J.mT @ r)[:, None], upper=False), upper=True)
+    return Response(linalg.vector_norm(whole, dim=1), float(half.square().sum()), step[:, 0])
 
 
 def coefficient_intervals(
@@ -84,35 +100,40 @@ def coefficient_intervals(
     variables = {group["name"]: variable({"above": None} | group, "weights") for group in groups}
     here = {name: variables[name].start() for name in (*linearised.layers, *linearised.others)}
     frames = {name: frame for name, y in here.items() if (frame := variables[name].frame(y)) is not None}
-    J, rows = Coordinates(linearised, frames).dense(), linearised.terms[DATA]
-    found = response(J, J[rows])
-    r = linearised.r[rows].double()
+    J, r, rows = Coordinates(linearised, frames).dense(), linearised.r.double(), linearised.terms[DATA]
+    found = response(J, r, rows)
     freedom = int((J[rows] != 0).any(dim=1).sum()) - found.used
-    s = float(r.norm()) / math.sqrt(freedom) if freedom > 0 else math.nan
-    deviations = found.deviation[-sum(x.numel() for x in linearised.others.values()) :] if linearised.others else []
-    by_name = dict(zip(_numbers(linearised.others), deviations, strict=True))
+    s = float(r[rows].norm()) / math.sqrt(freedom) if freedom > 0 else math.nan
     above = {group["name"]: group.get("above") for group in groups}
+    column = {name: first for name, first in _first_columns(linearised, J.shape[1]) if name.startswith(COEFFICIENTS)}
     return {
         name.removeprefix(COEFFICIENTS): _interval(
-            float(here[name]), above[name], s * float(by_name[name, 0]), student(level, freedom)
+            float(here[name]),
+            above[name],
+            s * float(found.deviation[i]),
+            student(level, freedom),
+            float(found.step[i]),
         )
-        for name in linearised.others
-        if name.startswith(COEFFICIENTS)
+        for name, i in column.items()
     }
 
 
-def _numbers(others: Mapping[str, Tensor]) -> list[tuple[str, int]]:
-    """Which number of which tensor a column belongs to."""
-    return [(name, i) for name, x in others.items() for i in range(x.numel())]
+def _first_columns(linearised: Linearisation, columns: int) -> Iterator[tuple[str, int]]:
+    """Where the columns of each tensor beside the layers begin; they come last."""
+    first = columns - sum(x.numel() for x in linearised.others.values())
+    for name, x in linearised.others.items():
+        yield name, first
+        first += x.numel()
 
 
-def _interval(x: float, above: float | None, deviation: float, quantile: float) -> Interval:
-    """``deviation`` is that of log(x - above), or of x itself without a bound."""
+def _interval(x: float, above: float | None, deviation: float, quantile: float, step: float) -> Interval:
+    """``deviation`` and ``step`` are those of log(x - above), or of x itself without a bound."""
+    half = quantile * deviation + abs(step)
     if above is None:
-        return Interval(x, x - quantile * deviation, x + quantile * deviation, deviation)
+        return Interval(x, x - half, x + half, deviation, step)
     size = x - above
-    ends = [above + size * math.exp(min(sign * quantile * deviation, 700.0)) for sign in (-1, 1)]
-    return Interval(x, *ends, size * deviation)
+    moved = lambda by: size * math.exp(min(by, 700.0))
+    return Interval(x, above + moved(-half), above + moved(half), size * deviation, moved(step) - size)
 
 
 def student(level: float, freedom: float) -> float:
