@@ -15,7 +15,7 @@ from pinn_odelora.problem import Term
 from pinn_odelora.system import Solution, System
 from pinn_odelora.training.data import PointStream
 from pinn_odelora.training.evaluation import Draw
-from pinn_odelora.training.growth import Growth
+from pinn_odelora.training.growth import Ended, Growth, ended
 from pinn_odelora.training.history import History
 from pinn_odelora.training.run import components
 from problems.burgers import Burgers
@@ -105,31 +105,61 @@ def test_fixed_points_are_drawn_once():
     assert stream.draw(0) is stream.draw(7)
 
 
-def looked_back(growth, *ratios, most=1000):
-    """After steps that each left a loss of 2 on their own points and found the given multiples of it on the next."""
-    growth.ended = 2.0
-    for q in ratios:
-        growth.look_back(most, began=2.0 * q, ended=2.0)
+def looked_back(growth, gaps, fall=1.0, price=2.0, most=1000):
+    """After steps that leave a loss on their own points of which the next find the given multiples.
+
+    From step to step the loss where they begin falls by the factor ``fall``.
+    """
+    began = 1.0
+    growth.began, growth.ended = began * fall, began / gaps[0]
+    for ahead in [*gaps[1:], 1.0]:
+        growth.look_back(most, began, Ended(began / fall / ahead, price))
+        assert growth.began == began
+        began /= fall
     return growth
 
 
 def test_rows_double_where_the_next_points_keep_showing_more_than_half_as_much_again():
     # Means of log q with weights 1/2, 1/4, …: once 1.5² = 2.25, or 1.6 three times; 1.4 never suffices.
-    assert [looked_back(Growth(100), q).rows for q in (2.2, 2.3)] == [100, 200]
-    assert [looked_back(Growth(100), *[1.6] * n).rows for n in (2, 3)] == [100, 200]
-    assert looked_back(Growth(100), *[1.4] * 50).rows == 100
-    assert looked_back(Growth(100), 0.5, 2.3).rows == 100
+    assert [looked_back(Growth(100), [q]).rows for q in (2.2, 2.3)] == [100, 200]
+    assert [looked_back(Growth(100), [1.6] * n).rows for n in (2, 3)] == [100, 200]
+    assert looked_back(Growth(100), [1.4] * 50).rows == 100
+    assert looked_back(Growth(100), [0.5, 2.3]).rows == 100
     # Begun anew after a doubling.
-    assert looked_back(Growth(100), 9.0, 2.2).rows == 200
-    assert looked_back(Growth(800), 9.0).rows == 1000
+    assert looked_back(Growth(100), [9.0, 2.2]).rows == 200
+    assert looked_back(Growth(800), [9.0]).rows == 1000
+
+
+@pytest.mark.parametrize(("price", "enough"), [(2.0, 2), (4.0, 6)])
+def test_rows_do_not_double_while_the_loss_falls_faster_than_twice_as_many_could_pay_for(price, enough):
+    fall = 1.3
+    gaps = lambda times: [fall ** (times * enough)] * 60
+    assert looked_back(Growth(1), gaps(0.95), fall, price, most=10**6).rows == 1
+    assert looked_back(Growth(1), gaps(1.05), fall, price, most=10**6).rows > 1
+
+
+def test_a_fall_is_averaged_over_about_four_steps():
+    growth = Growth(100, began=8.0, ended=1.0)
+    for began in (4.0, 2.0, 2.0, 2.0):
+        growth.look_back(1000, began, Ended(1.9, 2.0))
+    assert growth.fall == pytest.approx(math.log(2) * (3 / 4) ** 2)
 
 
 def test_nothing_is_concluded_from_what_is_not_known():
     growth = Growth(100)
-    growth.look_back(1000, began=9.0, ended=0.5)
-    assert growth == Growth(100, 0.0, 0.5)
-    growth.look_back(1000, began=9.0, ended=None)
+    growth.look_back(1000, 9.0, Ended(0.5, 2.0))
+    assert growth == Growth(100, began=9.0, ended=0.5)
+    growth.look_back(1000, 9.0, Ended(None, 2.0))
     assert growth.rows == 1000
+
+
+def test_a_kernel_of_the_rows_makes_twice_as_many_dearer():
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    assert ended(optimizer) == (None, 2)
+    for form, price in (("normal", 2), ("kernel", 4), ("pairs", 4), ("cg", 2)):
+        optimizer.param_groups[0]["memory"] = {"form": form, "ended": 0.3}
+        assert ended(optimizer) == (0.3, price)
 
 
 def rows_of_a_run(compose, adapt, *overrides):

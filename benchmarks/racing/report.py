@@ -20,6 +20,7 @@ SHOWN = (3, 10, 15, 30)
 COLOURS = {
     OURS: "#d62728",
     NATURAL: "#222222",
+    "full_natural_even": "#999999",
     "lora_adam": "#1f77b4",
     "full_adam": "#17becf",
     "full_soap": "#2ca02c",

@@ -27,7 +27,7 @@ from pinn_odelora import commandline
 from pinn_odelora.errors import NonFiniteError
 from pinn_odelora.training import build, run
 from pinn_odelora.training.data import PointStream
-from pinn_odelora.training.growth import Growth, ended_at
+from pinn_odelora.training.growth import Growth, ended
 from pinn_odelora.training.module import Adaptation
 from pinn_odelora.training.pretrain import pretrained
 from racing.cases import Case
@@ -129,7 +129,7 @@ class Steps:
                 return
         self.done += 1
         began = float(self.evaluator.first.total)
-        self.growth.look_back(self.entry.stream.most, began, ended_at(self.optimizer))
+        self.growth.look_back(self.entry.stream.most, began, ended(self.optimizer))
         if self.entry.renewed is None:
             self.draw += 1
             self.stalled = self.evaluator.count == asked

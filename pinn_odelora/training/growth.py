@@ -1,13 +1,19 @@
-"""How many rows a step takes: few at first, more once steps fit their own points better than others.
+"""How many rows a step takes: few at first, and twice as many whenever that pays.
 
 A step of few rows is cheap, and far from the solution they tell as well as many which way to go. Near it they do not:
 the step brings down the loss on its own points and leaves it on all others. The next step's points show which it was,
 and cost nothing, since its linearisation begins with their loss. With L_k the loss on the points of step k,
 
-    q_k = L_{k+1}(y_{k+1}) / L_k(y_{k+1}) ,      g_k = (g_{k-1} + log q_k) / 2 ,      R doubles where g_k > log 1.5 ,
+    g = log L_{k+1}(y_{k+1}) / L_k(y_{k+1}) ,        the gap: how much of a step's gain is on its own points alone,
+    f = log L_k(y_k) / L_{k+1}(y_{k+1}) ,            the fall that is left,
 
-up to all rows; g starts at 0, and again at every doubling. A least-squares fit of P numbers to R rows that are mostly
-noise has q = (R + P) / (R - P): it is 1.5 at R = 5 P.
+both averaged over steps with weights 2⁻¹, 2⁻², … and ¼, ¼·¾, …. A least-squares fit of P numbers to R rows that are
+mostly noise has g = log (R + P)/(R - P), so that twice the rows close about half of the gap; they cost c times as much,
+c = 4 where a kernel of the rows is factored and 2 otherwise. They pay where (f + g/2)/c > f:
+
+    R doubles where  g > 2 (c - 1) f  and  g > log 1.5 ,
+
+up to all rows. Below log 1.5, which is R = 5 P, there is little to close.
 
 Growing a sample by a test on the sample itself is known from stochastic optimisation (Byrd, Chin, Nocedal and Wu, 2012,
 Math. Program. 134); this test is our own, since it needs a step that is judged on its own points.
@@ -17,44 +23,56 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch.optim import Optimizer
 
-LIMIT = 1.5
 FACTOR = 2
+LEAST_GAP = math.log(1.5)
+
+
+class Ended(NamedTuple):
+    """What an optimiser says of its last step: the loss on the step's own points where it ended, and c.
+
+    ``loss`` is None from an optimiser that does not look there.
+    """
+
+    loss: float | None
+    price: float
+
+
+def ended(optimizer: Optimizer) -> Ended:
+    memory = optimizer.param_groups[0].get("memory", {})
+    return Ended(memory.get("ended"), 4.0 if memory.get("form") in ("kernel", "pairs") else 2.0)
 
 
 @dataclass
 class Growth:
-    """Rows of the next step, and what decides on them.
+    """Rows of the next step, and what decides on them; plain numbers, so that it can be saved.
 
     Attributes:
         rows: R; 0 where no step has been configured yet.
-        gap: g.
-        ended: the loss on the points of the last step where it ended; None where that is not known.
+        gap, fall: g and f; f is None before it has been seen.
+        began, ended: of the last step, the loss on its own points at both ends; None where that is not known.
     """
 
     rows: int = 0
     gap: float = 0.0
+    fall: float | None = None
+    began: float | None = None
     ended: float | None = None
 
-    def look_back(self, most: int, began: float, ended: float | None) -> None:
-        """After a step.
+    def look_back(self, most: int, began: float, last: Ended) -> None:
+        """After a step that began with that loss on its own points; ``most`` are all rows there may be.
 
-        Args:
-            most: all rows there may be.
-            began: the loss on its own points where it began.
-            ended: the same where it ended; None from a scheme that does not look there, which then has all rows.
+        A scheme that does not look where its steps end has all rows, since nothing can be seen of it.
         """
-        if ended is None:
+        if last.loss is None:
             self.rows = most
         elif self.ended and began > 0:
             self.gap = (self.gap + math.log(began / self.ended)) / 2
-            if self.gap > math.log(LIMIT):
+            fall = math.log(self.began / began)
+            self.fall = fall if self.fall is None else (3 * self.fall + fall) / 4
+            if self.gap > max(LEAST_GAP, 2 * (last.price - 1) * self.fall):
                 self.rows, self.gap = min(most, FACTOR * self.rows), 0.0
-        self.ended = ended
-
-
-def ended_at(optimizer: Optimizer) -> float | None:
-    """The loss on a step's own points where it ended; None from an optimiser that does not look there."""
-    return optimizer.param_groups[0].get("memory", {}).get("ended")
+        self.began, self.ended = began, last.loss

@@ -26,7 +26,7 @@ from pinn_odelora.system import System
 from pinn_odelora.training import measure
 from pinn_odelora.training.budget import Budget, Progress
 from pinn_odelora.training.evaluation import Draw, Evaluation, Evaluator
-from pinn_odelora.training.growth import Growth, ended_at
+from pinn_odelora.training.growth import Growth, ended
 from pinn_odelora.training.interval import Interval, coefficient_intervals
 
 Row = dict[str, float]
@@ -169,8 +169,8 @@ class Adaptation(L.LightningModule):
         """After a step that began at that loss: whether it had risen, and how many rows the next one has."""
         self.progress.rises += loss > self.progress.loss
         self.progress.loss = loss
-        ended = ended_at(self.optimizers(use_pl_optimizer=False))
-        self.growth.look_back(self.trainer.datamodule.most, loss, ended)
+        last = ended(self.optimizers(use_pl_optimizer=False))
+        self.growth.look_back(self.trainer.datamodule.most, loss, last)
 
     def _state(self) -> Row:
         """What can be said of the point itself."""
