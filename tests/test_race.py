@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import race as command
 from racing import contenders, plan, report, running
 from racing.cases import CASES, Case
-from racing.contenders import CONTENDERS, OURS, RIVALS, Contender
+from racing.contenders import CONTENDERS, OURS, RIVALS, SCHEMES, Contender
 from racing.plan import SWEEP_SEED, Job, best_rate, finished, jobs
 from racing.results import Results
 from racing.verdict import verdicts
@@ -403,8 +403,25 @@ def test_the_report_of_a_part_says_what_is_missing(tmp_path):
     assert "| odelora | 1.0e-06 [1.0e-06, 1.0e-06] |" in text
     assert (written / "race.png").stat().st_size > 10_000
     assert len((written / "race.csv").read_text().splitlines()) == len(runs) + 1
-    for contender in CONTENDERS:
-        assert contender in report.COLOURS
+    assert set(report.COLOURS) == set(CONTENDERS) - set(SCHEMES)
+    assert "Discretisations" not in text
+
+
+def test_the_discretisations_have_a_table_of_their_own(tmp_path):
+    runs = [made_up("heat", name, 0, {3: 0.3, 10: 0.2, 15: 0.15, 30: 0.1}) for name in (OURS, "rkc2")]
+    text = "\n".join(report.readme(Results(runs), []))
+    runs, _, schemes = text.partition("## Discretisations of one flow")
+    assert "| heat | rkc2 | 3.0e-01 [3.0e-01, 3.0e-01] |" in schemes
+    assert "| heat | odelora |" in schemes
+    assert "rkc2" not in runs
+    columns = [line.count("|") for line in schemes.splitlines() if line.startswith("|")]
+    assert len(columns) == 4
+    assert len(set(columns)) == 1
+
+
+def test_some_race_on_some_cases_only():
+    planned = list(jobs(list(CASES.values()), [CONTENDERS["rkc2"]], 30.0, seeds=[0]))
+    assert sorted(job.case.name for job in planned) == ["burgers", "heat", "kovasznay"]
 
 
 def test_the_command_exits_with_1_when_a_target_is_short(tmp_path):

@@ -28,6 +28,7 @@ class Contender(NamedTuple):
     ``rates``: learning rates to choose from; none for a method that chooses its steps itself.
     ``renewed``: evaluations after which points and optimiser are new; None for points as configured.
     ``package``: what has to be installed for it.
+    ``cases``: the names of those that it races on; None is all.
     """
 
     name: str
@@ -36,6 +37,10 @@ class Contender(NamedTuple):
     rates: tuple[float, ...] = ()
     renewed: int | None = None
     package: str | None = None
+    cases: tuple[str, ...] | None = None
+
+    def races_on(self, case: str) -> bool:
+        return self.cases is None or case in self.cases
 
     @property
     def missing(self) -> str | None:
@@ -84,6 +89,24 @@ def _parameters(groups):
 
 
 OURS = "odelora"
+FLOW_CASES = ("burgers", "heat", "kovasznay")
+SCHEMES = {
+    name: Contender(name, overrides, cases=FLOW_CASES)
+    for name, overrides in {
+        "euler": ("integrator=euler",),
+        "heun": ("integrator=heun",),
+        "rk4": ("integrator=rk4",),
+        "rk4_manifold": ("integrator=rk4", "integrator.chart=manifold"),
+        "bogacki_shampine": ("integrator=bogacki_shampine",),
+        "rkc1": ("integrator=rkc1",),
+        "rkc2": ("integrator=rkc2",),
+        "ros2": ("integrator=ros2",),
+        "no_correction": ("integrator.correction=false",),
+    }.items()
+}
+"""Other discretisations of the flow that our default follows, which find their step sizes themselves; ``no_correction``
+is the default scheme without its second-order correction. They show what stability costs, and are no rivals.
+"""
 NATURAL = "full_natural"
 """Natural gradient with our correction and our growing rows, at most 1,000: the best for it of 1,000, 2,000 and 4,000,
 on a seed that is not reported. ``full_natural_even`` has 1,000 even points at every step.
@@ -100,7 +123,8 @@ CONTENDERS = {
         Contender("full_lbfgs_resampled", ("method=full_lbfgs", "points.fresh=true"), renewed=100),
         Contender(NATURAL, ("method=full_implicit", "points.rows=1000")),
         Contender("full_natural_even", ("method=full_implicit", "points=fresh")),
+        *SCHEMES.values(),
     )
 }
-RIVALS = tuple(name for name in CONTENDERS if name != OURS and not name.startswith(NATURAL))
+RIVALS = tuple(name for name in CONTENDERS if name != OURS and name not in SCHEMES and not name.startswith(NATURAL))
 """Those that the targets speak of as Adam, SOAP and L-BFGS."""

@@ -57,7 +57,7 @@ def jobs(
         if seeds is not None and seed not in seeds:
             continue
         for case in (case for case in cases if seed in case.seeds):
-            for contender in contenders:
+            for contender in (contender for contender in contenders if contender.races_on(case.name)):
                 if (case.name, contender.name) not in swept:
                     yield from sweep(case, contender, seconds)
                     swept.add((case.name, contender.name))

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from racing.cases import CASES
-from racing.contenders import CONTENDERS, NATURAL, OURS
+from racing.contenders import CONTENDERS, FLOW_CASES, NATURAL, OURS, SCHEMES
 from racing.plan import SWEEP_SEED
 from racing.results import Results, Run, Spread, dump, finite
 from racing.running import MARKS, SETTLED, TEST_POINTS
@@ -73,13 +73,14 @@ def readme(results: Results, judged: list[Verdict]) -> list[str]:
         "## Runs",
         *(line for case in names for line in section(results, case)),
         "",
+        *discretisations(results),
         *absent(results),
     ]
 
 
 def section(results: Results, case: str) -> list[str]:
     """The table of one case, the best after ten seconds first."""
-    present = [name for name in CONTENDERS if results.of(case, name)]
+    present = [name for name in CONTENDERS if results.of(case, name) and name not in SCHEMES]
     order = sorted(present, key=lambda name: _median(results.error(case, name, 10)))
     rival = best_rival(results, case)
     end = results.floor(case, rival[0]) if rival else None
@@ -93,6 +94,24 @@ def section(results: Results, case: str) -> list[str]:
         f"| contender | {' | '.join(f'{t} s' for t in SHOWN)} | evaluations | largest rise | diverged | lr |",
         "|---" * (len(SHOWN) + 5) + "|",
         *(row(results, case, name) for name in order),
+    ]
+
+
+def discretisations(results: Results) -> list[str]:
+    """The table of the schemes for one flow, none without a run."""
+    shown = [(case, name) for case in FLOW_CASES for name in (OURS, *SCHEMES) if results.of(case, name)]
+    if not any(name in SCHEMES for _, name in shown):
+        return []
+    return [
+        "## Discretisations of one flow",
+        "",
+        "The flow that the default follows by linearly implicit steps with a correction, followed by other schemes, "
+        "each with the step size that it finds itself. Explicit ones are held at the limit of the stiffest modes.",
+        "",
+        f"| case | scheme | {' | '.join(f'{t} s' for t in SHOWN)} | evaluations | largest rise | diverged |",
+        "|---" * (len(SHOWN) + 5) + "|",
+        *(f"| {case} {row(results, case, name).removesuffix(' |  |')} |" for case, name in shown),
+        "",
     ]
 
 
@@ -117,12 +136,9 @@ def before(results: Results, case: str) -> float:
 
 def absent(results: Results) -> list[str]:
     """What has not been run, and what deserves a second look."""
-    unrun = {case: [name for name in CONTENDERS if not results.errors(case, name, results.seconds)] for case in CASES}
-    unrun = [
-        case if len(names) == len(CONTENDERS) else f"{case} ({', '.join(names)})"
-        for case, names in unrun.items()
-        if names
-    ]
+    here = {case: [name for name, c in CONTENDERS.items() if c.races_on(case)] for case in CASES}
+    unrun = {case: [n for n in here[case] if not results.errors(case, n, results.seconds)] for case in CASES}
+    unrun = [case if names == here[case] else f"{case} ({', '.join(names)})" for case, names in unrun.items() if names]
     fewer = [
         f"{case}/{name} ({len(seeds)} of {len(CASES[case].seeds)})"
         for case in CASES
@@ -159,7 +175,7 @@ def picture(results: Results) -> Figure:
     drawn = {}
     for case, panel in zip(names, panels, strict=False):
         panel.set(title=case, xscale="log", yscale="log", xlabel="CPU seconds", ylabel="relative L2")
-        for contender in CONTENDERS:
+        for contender in COLOURS:
             points = curve(results, case, contender)
             if points:
                 t, errors = list(points), list(points.values())
