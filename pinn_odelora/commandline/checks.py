@@ -62,6 +62,8 @@ def check(cfg: DictConfig, request: Request) -> None:
     source_parameters(config)
     trainer_settings(config["trainer"])
     budget(config["budget"])
+    unknown_coefficients(config)
+    points(config["points"])
     combination(config, request)
     if cfg.resume is None:
         free_folder(chosen_folder(cfg, request))
@@ -207,9 +209,10 @@ def budget(limits: Any) -> None:
         raise InputError(f"No budget is set, but a run needs one of {', '.join(f'budget.{name}' for name in limits)}.")
 
 
-def combination(config: Any, request: Request) -> None:
-    """Settings that the chosen method would not look at."""
-    if (found := unknowns(config)) and config["data"]["file"] is None:
+def unknown_coefficients(config: Any) -> None:
+    """Measurements to find them from, and steps that see them change."""
+    found = unknowns(config)
+    if found and config["data"]["file"] is None:
         raise InputError(
             f"{found[0]} is {UNKNOWN}, but there are no measurements to find it from: give data.file, or its value."
         )
@@ -217,23 +220,32 @@ def combination(config: Any, request: Request) -> None:
         raise InputError(
             f"derivatives.compile is on, but a compiled step would keep {found[0]} at its first guess; it must be off."
         )
+
+
+def points(settings: Any) -> None:
+    """What only fresh points can do."""
+    if settings["fresh"]:
+        return
+    if settings["residual"]:
+        raise InputError(
+            f"points.residual is {settings['residual']} with points.fresh=false, but only fresh points can follow the "
+            "residual: choose points=residual, or points.residual=0."
+        )
+    if settings["first"] is not None:
+        raise InputError(
+            f"points.first is {settings['first']} with points.fresh=false, but only fresh points can grow in number: "
+            "choose points=residual, or points.first=null."
+        )
+
+
+def combination(config: Any, request: Request) -> None:
+    """Settings that the chosen method would not look at."""
     target = config["method"]["_target_"]
     name = target.rpartition(".")[2]
     if (given := request.gives("integrator")) and not takes_integrator(target):
         others = [m for m, path in request.members("method").items() if takes_integrator(path)]
         advice = f"; methods that do: {', '.join(others)}" if others else ""
         raise InputError(f"{given[0]} is given, but method {name} takes no integrator{advice}.")
-    points = config["points"]
-    if points["residual"] and not points["fresh"]:
-        raise InputError(
-            f"points.residual is {points['residual']} with points.fresh=false, but only fresh points can follow the "
-            "residual: choose points=residual, or points.residual=0."
-        )
-    if points["first"] is not None and not points["fresh"]:
-        raise InputError(
-            f"points.first is {points['first']} with points.fresh=false, but only fresh points can grow in number: "
-            "choose points=residual, or points.first=null."
-        )
     given = [key for key in request.gives("lora") if key != "lora.targets"]
     if given and name.startswith("full_"):
         raise InputError(
