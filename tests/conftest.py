@@ -32,7 +32,7 @@ def compose(tmp_path, monkeypatch):
         "points.interior=40",
         "points.boundary=12",
         "pretrain.adam_steps=3",
-        "pretrain.lbfgs_evals=0",
+        "pretrain.implicit_steps=0",
         "net.width=12",
         "log.test=64",
         "log.heldout=32",

@@ -26,7 +26,7 @@ from pinn_odelora.problem import Problem, Term, parameter
 from pinn_odelora.system import Solution, System, draw_points
 from pinn_odelora.training import build, conclude, run
 from pinn_odelora.training.evaluation import Draw, Evaluator
-from pinn_odelora.training.interval import coefficient_intervals, response, student
+from pinn_odelora.training.interval import _interval, coefficient_intervals, response, student
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::DeprecationWarning:lightning")
 NAMES = sorted(program.problem_classes())
@@ -166,7 +166,7 @@ def test_the_step_ahead_is_told_and_widens_the_interval(steps, generator):
 
 
 def test_the_interval_covers_the_truth_as_often_as_it_says(generator):
-    """By the normal equations, whose estimate and interval the test above has shown to be the same, 4000 times."""
+    """By the normal equations, whose estimate and interval a test above has shown to be the same, 4000 times."""
     noise = 0.1 * torch.randn(12, 4000, generator=generator, dtype=torch.float64)
     theta, _, data = exact(2 * X + noise)
     J = torch.cat([data, math.sqrt(6) * torch.tensor([[1.0, 0, -1]]), math.sqrt(2) * torch.tensor([[0.0, 1, 0]])])
@@ -177,6 +177,14 @@ def test_the_interval_covers_the_truth_as_often_as_it_says(generator):
     assert float(theta[2].std()) == pytest.approx(0.1 * math.sqrt(1 / 12) * float(found.deviation[2]), rel=0.04)
     covered = ((theta[2] - 2).abs() < student(0.95, freedom) * std).double().mean()
     assert float(covered) == pytest.approx(0.95, abs=0.012)
+
+
+def test_an_interval_above_a_bound_is_one_of_the_logarithm():
+    found = _interval(3.0, 1.0, 0.1, 2.0, 0.3)
+    expected = (3.0, 1 + 2 * math.exp(-0.5), 1 + 2 * math.exp(0.5), 0.2, 2 * (math.exp(0.3) - 1))
+    assert tuple(found) == pytest.approx(expected)
+    assert not found.settled
+    assert found._replace(ahead=0.09).settled
 
 
 def test_quantiles_of_student():

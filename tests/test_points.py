@@ -13,11 +13,10 @@ from pinn_odelora.nets import MLP
 from pinn_odelora.points import Points
 from pinn_odelora.problem import Term
 from pinn_odelora.system import Solution, System
-from pinn_odelora.training.data import PointStream
-from pinn_odelora.training.evaluation import Draw
+from pinn_odelora.training.data import PointStream, components
+from pinn_odelora.training.evaluation import Draw, Evaluator
 from pinn_odelora.training.growth import Ended, Growth, ended
 from pinn_odelora.training.history import History
-from pinn_odelora.training.run import components
 from problems.burgers import Burgers
 from problems.kovasznay import Kovasznay
 
@@ -125,8 +124,9 @@ def test_rows_double_where_the_next_points_keep_showing_more_than_half_as_much_a
     assert [looked_back(Growth(100), [1.6] * n).rows for n in (2, 3)] == [100, 200]
     assert looked_back(Growth(100), [1.4] * 50).rows == 100
     assert looked_back(Growth(100), [0.5, 2.3]).rows == 100
-    # Begun anew after a doubling.
+    # Begun anew after a doubling, but the next gap is still that of the step before it.
     assert looked_back(Growth(100), [9.0, 2.2]).rows == 200
+    assert looked_back(Growth(100), [9.0, 2.3]).rows == 400
     assert looked_back(Growth(800), [9.0]).rows == 1000
 
 
@@ -153,6 +153,19 @@ def test_nothing_is_concluded_from_what_is_not_known():
     assert growth.rows == 1000
 
 
+@pytest.mark.parametrize(("began", "ended"), [(0.0, 0.5), (9.0, 0.0), (9.0, math.inf)])
+def test_losses_without_a_logarithm_tell_nothing(began, ended):
+    growth = Growth(100, began=1.0, ended=ended)
+    growth.look_back(1000, began, Ended(0.5, 2.0))
+    assert growth == Growth(100, began=began, ended=0.5)
+
+
+def test_so_few_points_that_none_follow_the_residual():
+    stream = PointStream(Burgers().loss_terms(), 100, 10, fresh=True, residual=0.3, first=1)
+    points = stream.chosen(stream.draw(0, 1), lambda p: {n: torch.ones(x.number, 1) for n, x in p.items()}).points
+    assert numbers(points) == {"pde": 1}
+
+
 def test_a_kernel_of_the_rows_makes_twice_as_many_dearer():
     weight = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([weight], lr=1.0)
@@ -162,22 +175,46 @@ def test_a_kernel_of_the_rows_makes_twice_as_many_dearer():
         assert ended(optimizer) == (0.3, price)
 
 
-def rows_of_a_run(compose, adapt, *overrides):
-    cfg = compose("points=residual", "points.interior=300", "points.first=20", "log.every=1", *overrides)
-    adapt(cfg)
-    return [int(row["cost/rows"]) for row in History(Path(cfg.output_dir) / "history.csv").rows[:-1]]
+@pytest.fixture
+def rows_of_a_run(compose, adapt, monkeypatch):
+    """Those that are logged, once they are found to be those of the points."""
+    taken, begin = [], Evaluator.begin
+
+    def beginning(evaluator, draw):
+        taken.append(sum(p.number for p in draw.points.values()))
+        begin(evaluator, draw)
+
+    def ran(*overrides):
+        cfg = compose("points=residual", "points.interior=300", "points.first=20", "log.every=1", *overrides)
+        monkeypatch.setattr(Evaluator, "begin", beginning)
+        adapt(cfg)
+        rows = [int(row["cost/rows"]) for row in History(Path(cfg.output_dir) / "history.csv").rows]
+        assert rows.pop() == 300
+        # The first were those of the check that the method can take a step at all.
+        assert rows == taken[1:]
+        return rows
+
+    return ran
 
 
 @pytest.mark.parametrize("integrator", ["linearly_implicit", "ros2"])
-def test_a_run_begins_with_few_rows_and_adds_where_it_fits_them_alone(integrator, compose, adapt):
-    rows = rows_of_a_run(compose, adapt, f"integrator={integrator}", "points.first=3", "budget.steps=12")
+def test_a_run_begins_with_few_rows_and_adds_where_it_fits_them_alone(integrator, rows_of_a_run):
+    rows = rows_of_a_run(f"integrator={integrator}", "points.first=3", "budget.steps=12")
     assert rows[:2] == [3, 3]
     assert all(b in (a, min(2 * a, 300)) for a, b in pairwise(rows))
     assert rows[-1] > 3
 
 
-def test_a_scheme_that_does_not_look_back_has_all_rows_from_its_second_step_on(compose, adapt):
-    assert rows_of_a_run(compose, adapt, "integrator=rk4", "budget.steps=3") == [20, 300, 300]
+def test_a_scheme_that_does_not_look_back_has_all_rows_from_its_second_step_on(rows_of_a_run):
+    overrides = ("integrator=rk4", "points=residual", "points.interior=300", "points.first=20")
+    assert rows_of_a_run(*overrides, "budget.steps=3") == [20, 300, 300]
+
+
+@pytest.mark.parametrize(("points", "rows"), [("fresh", 120 + 24 + 12), ("residual", 120 + 24 + 12)])
+def test_rows_of_a_system_count_its_components(points, rows, compose, adapt):
+    cfg = compose("problem=kovasznay", f"points={points}", "budget.steps=1", "points.first=null")
+    adapt(cfg)
+    assert History(Path(cfg.output_dir) / "history.csv").rows[0]["cost/rows"] == rows
 
 
 def test_components_are_counted_at_a_few_points(generator):

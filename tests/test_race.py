@@ -22,7 +22,7 @@ TINY = Case(
     "burgers",
     (
         *("problem=burgers", "net.width=12", "points.interior=40", "points.boundary=12"),
-        *("pretrain.adam_steps=3", "pretrain.lbfgs_evals=0"),
+        *("pretrain.lbfgs_evals=0"),
     ),
     seeds=(0, 1),
 )

@@ -66,7 +66,7 @@ def kill_and_resume(kills, tmp_path, seed):
     """A run killed at random moments until it has been killed often enough, then left to finish."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PINN_ODELORA_CACHE": str(tmp_path / "cache")}
     short = [
-        *("logger=csv", "points.interior=100", "net.width=16", "pretrain.adam_steps=5", "pretrain.lbfgs_evals=0"),
+        *("logger=csv", "points.interior=100", "net.width=16", "pretrain.adam_steps=5", "pretrain.implicit_steps=0"),
         *("log.every=10", "checkpoint.every=10", "points=fresh", "budget.gradient_evals=null", "budget.steps=200"),
     ]
     train = [sys.executable, "train.py"]
@@ -121,7 +121,13 @@ def test_twenty_kills_at_random_moments(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_run_with_the_line_that_continues_it(number, tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PINN_ODELORA_CACHE": str(tmp_path / "cache")}
-    arguments = ["logger=csv", "net.width=16", "pretrain.adam_steps=5", "pretrain.lbfgs_evals=0", "points.interior=100"]
+    arguments = [
+        "logger=csv",
+        "net.width=16",
+        "pretrain.adam_steps=5",
+        "pretrain.implicit_steps=0",
+        "points.interior=100",
+    ]
     command = [
         sys.executable,
         "train.py",

@@ -61,11 +61,12 @@ class Mark(NamedTuple):
 def configuration(case: Case, contender: Contender, seed: int, cache: Path | None = None) -> DictConfig:
     """As the command line composes it."""
     cache_key = [] if cache is None else [f"pretrain.cache={cache}"]
+    by_lbfgs = ["pretrain.finish=lbfgs", "pretrain.adam_steps=500"]
     own = ["logger=csv", "output_dir=unused", "trainer.accelerator=cpu", f"seed={seed}"]
     measured = [f"log.test={TEST_POINTS}", f"log.heldout={TEST_POINTS}"]
     commandline.register()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return compose("train", [*own, *measured, *cache_key, *case.overrides, *contender.overrides])
+        return compose("train", [*own, *by_lbfgs, *measured, *cache_key, *case.overrides, *contender.overrides])
 
 
 def enter(case: Case, contender: Contender, seed: int, cache: Path | None = None) -> Entry:

@@ -57,7 +57,12 @@ KEYS: Mapping[str, Key] = {
     "pretrain.seed": Key("of its initial weights and points", SEED),
     "pretrain.adam_steps": Key("steps of Adam", whole(0)),
     "pretrain.adam_lr": Key("its learning rate", number(above=0)),
-    "pretrain.lbfgs_evals": Key("gradient evaluations of L-BFGS after it", whole(0)),
+    "pretrain.finish": Key(
+        "what follows Adam: implicit (natural gradient), lbfgs, or auto: the first where it can",
+        one_of("auto", "implicit", "lbfgs"),
+    ),
+    "pretrain.implicit_steps": Key("steps of natural gradient at most", whole(0)),
+    "pretrain.lbfgs_evals": Key("gradient evaluations of L-BFGS at most", whole(0)),
     "pretrain.target": Key("relative L2 error that ends pretraining", number(above=0)),
     "pretrain.interior": Key("points inside the domain", whole(1)),
     "pretrain.boundary": Key("points on each part of the boundary", whole(1)),

@@ -69,8 +69,8 @@ class Residual(Protocol):
 
 
 class Taken(NamedTuple):
-    """A step taken: the point, h, the memory for the next step, whether the correction was used, and the loss there,
-    at the step's own points, where the scheme has looked.
+    """A step taken: the point, h, the memory for the next step, whether the correction was used, and ½‖r‖² at y on the
+    step's own points, None where the scheme has not formed it.
     """
 
     y: Any

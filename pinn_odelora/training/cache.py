@@ -11,6 +11,7 @@ import hashlib
 import inspect
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from pinn_odelora.errors import InputError
 from pinn_odelora.problem import Problem
 
 PARTS = ("derivatives", "geometry", "nets", "optim/lbfgs.py", "points.py", "problem.py", "reference.py", "system.py")
+IMPLICIT = ("integrators", "linearisation", "lowrank", "optim", "training/data.py", "training/growth.py")
+"""What takes part in natural gradient beside."""
 
 
 def folder() -> Path:
@@ -59,7 +62,7 @@ def key(problem: Problem, net: nn.Module, settings: Any) -> str:
         "net": [repr(net), weights.hexdigest(), _source(type(net))],
         "pretraining": [dataclasses.asdict(settings), _source(type(settings))],
         "torch": torch.__version__,
-        "code": _code(),
+        "code": _code(PARTS if getattr(settings, "finish", None) == "lbfgs" else (*PARTS, *IMPLICIT)),
     }
     return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
@@ -69,10 +72,10 @@ def _source(cls: type) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""
 
 
-def _code() -> str:
+def _code(parts: Iterable[str]) -> str:
     root = Path(pinn_odelora.__file__).parent
     digest = hashlib.sha256()
-    for part in PARTS:
+    for part in parts:
         for file in sorted([root / part] if part.endswith(".py") else (root / part).glob("*.py")):
             digest.update(file.read_bytes())
     return digest.hexdigest()

@@ -41,7 +41,7 @@ def save_coefficients(module: Adaptation, folder: Path) -> None:
         write_json(folder / COEFFICIENTS, found)
 
 
-def coefficients(module: Adaptation) -> dict[str, dict[str, float | None]]:
+def coefficients(module: Adaptation) -> dict[str, dict[str, float | bool | None]]:
     """Estimates with their 95 % intervals; null where a failed run has none."""
     missing = [math.nan] * 4
     return {
@@ -152,7 +152,7 @@ def _outcome(result: dict[str, Any]) -> str:
         return f"relative L2 {result['rel_l2_before']:.2e} -> {result['rel_l2']:.2e}"
     return ", ".join(
         f"{name} = {x['estimate']:.6g}"
-        + ("" if x["low"] is None else f" (95 % interval {x['low']:.6g} to {x['high']:.6g}{_ahead(x)})")
+        + ("" if None in x.values() else f" (95 % interval {x['low']:.6g} to {x['high']:.6g}{_ahead(x)})")
         for name, x in found
     )
 

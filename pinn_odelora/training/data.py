@@ -21,7 +21,7 @@ from pinn_odelora.errors import InputError
 from pinn_odelora.geometry import Cloud
 from pinn_odelora.points import Points
 from pinn_odelora.problem import Term
-from pinn_odelora.system import draw_points
+from pinn_odelora.system import System, draw_points
 from pinn_odelora.training.evaluation import Draw
 
 
@@ -92,7 +92,7 @@ class PointStream(L.LightningDataModule):
 
         Args:
             step: which.
-            rows: how many rows its points are to give together; None is as many as there may be.
+            rows: how many rows its points are to give together, where they are fresh; None is as many as there may be.
         """
         if self.fresh:
             return self._drawn(step, self.most if rows is None else rows)
@@ -111,9 +111,14 @@ class PointStream(L.LightningDataModule):
         if not self.residual:
             return draw
         generator = torch.Generator().manual_seed(draw.number)
-        inside = {name: p for name, p in draw.points.items() if self.terms[name].where.interior}
+        inside = {name: p for name, p in draw.points.items() if self.follows(name)}
         found = {name: self._following(p, residuals({name: p})[name].detach(), generator) for name, p in inside.items()}
         return Draw(draw.number, {**draw.points, **found})
+
+    def follows(self, name: str) -> bool:
+        """Whether points of that term are chosen by their residual: those that are drawn, inside."""
+        where = self.terms[name].where
+        return where.interior and not isinstance(where, Cloud)
 
     def _following(self, p: Points, r: Tensor, generator: torch.Generator) -> Points:
         size = linalg.vector_norm(r, dim=1).double().cpu()
@@ -121,7 +126,9 @@ class PointStream(L.LightningDataModule):
         # A residual that is zero or not finite everywhere has nothing to follow.
         mean = size.mean()
         chance = size / mean + 1 if 0 < mean < torch.inf else torch.ones_like(size)
-        drawn = torch.multinomial(chance, round(self.residual * n), generator=generator)
+        following = round(self.residual * n)
+        # Of nothing, torch draws nothing only by refusing.
+        drawn = torch.multinomial(chance, following, generator=generator) if following else torch.empty(0).long()
         left = torch.ones(len(size), dtype=torch.bool)
         left[drawn] = False
         rows = torch.cat([drawn, left.nonzero()[: n - len(drawn), 0]]).to(r.device)
@@ -129,6 +136,14 @@ class PointStream(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         return DataLoader(_Blocks(self), batch_size=None)
+
+
+def components(system: System) -> dict[str, int]:
+    """How many each term has; found with a system of its own, since engines keep to the first points they see."""
+    dtype = next(system.solution.parameters()).dtype
+    few = {name: p.to(dtype) for name, p in draw_points(system.terms, 8, 8, seed=0).items()}
+    apart = System(system.problem, system.solution, system.extra, system.derivatives)
+    return {name: r.shape[1] for name, r in apart.residuals(few).items()}
 
 
 class _Blocks(IterableDataset):

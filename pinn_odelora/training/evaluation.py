@@ -25,10 +25,13 @@ from pinn_odelora.system import System
 
 
 class Draw(NamedTuple):
-    """Points for every term, and the number of the draw they come from: equal numbers mean equal points."""
+    """Points for every term, and the number of the draw: equal numbers and sizes mean equal points."""
 
     number: int
     points: dict[str, Points]
+
+    def to(self, device: torch.device) -> Draw:
+        return Draw(self.number, {name: p.to(device) for name, p in self.points.items()})
 
 
 class Evaluation(NamedTuple):

@@ -7,13 +7,16 @@ and cost nothing, since its linearisation begins with their loss. With L_k the l
     g = log L_{k+1}(y_{k+1}) / L_k(y_{k+1}) ,        the gap: how much of a step's gain is on its own points alone,
     f = log L_k(y_k) / L_{k+1}(y_{k+1}) ,            the fall that is left,
 
-both averaged over steps with weights 2⁻¹, 2⁻², … and ¼, ¼·¾, …. A least-squares fit of P numbers to R rows that are
-mostly noise has g = log (R + P)/(R - P), so that twice the rows close about half of the gap; they cost c times as much,
-c = 4 where a kernel of the rows is factored and 2 otherwise. They pay where (f + g/2)/c > f:
+both averaged over steps, g with weights 2⁻¹, 2⁻², … from 0 on, f with ¼, ¼·¾, … from its first value on. A
+least-squares fit of P numbers to R > P rows that are mostly noise has g = log (R + P)/(R - P), so that twice the rows
+close about half of the gap; they cost c times as much, c = 4 where a kernel of the rows is factored and 2 otherwise.
+They pay where (f + g/2)/c > f:
 
     R doubles where  g > 2 (c - 1) f  and  g > log 1.5 ,
 
-up to all rows. Below log 1.5, which is R = 5 P, there is little to close.
+up to all rows, and g begins anew. Below log 1.5, which is R = 5 P, there is little to close. The first gap after a
+doubling is still that of the fewer rows: where it is above 2 log 1.5, rows double twice. Where points follow the
+residual, L is larger on the next points for that reason too, by up to log 1.1 to log 1.5 for three tenths of them.
 
 Growing a sample by a test on the sample itself is known from stochastic optimisation (Byrd, Chin, Nocedal and Wu, 2012,
 Math. Program. 134); this test is our own, since it needs a step that is judged on its own points.
@@ -69,10 +72,14 @@ class Growth:
         """
         if last.loss is None:
             self.rows = most
-        elif self.ended and began > 0:
+        elif self._tells(began):
             self.gap = (self.gap + math.log(began / self.ended)) / 2
             fall = math.log(self.began / began)
             self.fall = fall if self.fall is None else (3 * self.fall + fall) / 4
             if self.gap > max(LEAST_GAP, 2 * (last.price - 1) * self.fall):
                 self.rows, self.gap = min(most, FACTOR * self.rows), 0.0
         self.began, self.ended = began, last.loss
+
+    def _tells(self, began: float) -> bool:
+        """Whether all three losses have a logarithm."""
+        return all(loss is not None and 0 < loss < math.inf for loss in (began, self.began, self.ended))

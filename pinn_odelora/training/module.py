@@ -139,7 +139,7 @@ class Adaptation(L.LightningModule):
         row = self._state() if observed else {}
         before = measure.weights(self.layers) if observed else {}
         try:
-            self._advance(self._candidates(number, self.growth.rows))
+            self._advance(self.trainer.datamodule.draw(number, self.growth.rows).to(self.device))
         except NonFiniteError as failure:
             self.failure = failure
             self.evaluator.restore()
@@ -147,10 +147,6 @@ class Adaptation(L.LightningModule):
         if observed:
             self.record(row | self._left(self.evaluator.first, before))
         self.progress.step += 1
-
-    def _candidates(self, number: int, rows: int) -> Draw:
-        candidates: Draw = self.trainer.datamodule.draw(number, rows)
-        return Draw(candidates.number, {name: p.to(self.device) for name, p in candidates.points.items()})
 
     def _advance(self, draw: Draw) -> None:
         """One step of the optimiser, timed, its evaluations counted."""
@@ -215,16 +211,16 @@ class Adaptation(L.LightningModule):
         return math.nan if h is None else float(h)
 
     def on_train_end(self) -> None:
-        """The last row: where the run ended, with the loss on the points that the next step would have had."""
+        """The last row: where the run ended, with the loss on as many points as there may be."""
         if self.interrupted:
             return
         stream = self.trainer.datamodule
-        here = self._candidates(self.progress.step, stream.most)
+        here = stream.draw(self.progress.step, stream.most).to(self.device)
         look = self.evaluator.look
         points = stream.chosen(here, look).points
         loss = self.evaluator.system.loss_of(look(points))
         terms = {f"loss/{name}": float(x) for name, x in loss.terms.items()}
-        self.record(self._state() | {"loss": float(loss.total)} | terms)
+        self.record(self._state() | {"cost/rows": stream.most, "loss": float(loss.total)} | terms)
         if self.solution.coefficients and self.failure is None:
             self.intervals = coefficient_intervals(self.evaluator.sweep, self.groups, points)
 

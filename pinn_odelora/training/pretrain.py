@@ -1,6 +1,6 @@
 """The pretrained network: the user's own, or one trained here at the source parameter and kept for the next run.
 
-Training here is Adam with a cosine schedule, then L-BFGS, on one fixed set of points, all weights, float64.
+Training here is Adam and then natural gradient or L-BFGS, on all weights, float64; see ``phases``.
 """
 
 from __future__ import annotations
@@ -11,24 +11,19 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import nn
 
 from pinn_odelora.checkpoints import load_network, save_network
 from pinn_odelora.errors import InputError
 from pinn_odelora.geometry import sobol
 from pinn_odelora.metrics import relative_l2
-from pinn_odelora.optim.lbfgs import LBFGS
 from pinn_odelora.points import Points
 from pinn_odelora.problem import Problem
 from pinn_odelora.system import Solution, System, draw_points
-from pinn_odelora.training import cache
-
-PATIENCE = 3000
-"""Evaluations of L-BFGS within which the error has to fall by a tenth."""
+from pinn_odelora.training import cache, phases
 
 
 class Pretrained(NamedTuple):
@@ -50,14 +45,19 @@ class Pretraining:
 
     Args:
         adam_steps: steps of Adam, its learning rate falling from ``adam_lr`` to zero by a cosine.
-        lbfgs_evals: gradient evaluations of L-BFGS after it, line searches included, at most.
+        finish: what follows: ``implicit``, which is natural gradient, ``lbfgs``, or ``auto``, the first where the
+            network has the structure for it and the memory suffices.
+        implicit_steps: steps of natural gradient at most.
+        lbfgs_evals: gradient evaluations of L-BFGS at most, line searches included.
         target: relative L2 error that ends it before, where the problem has a reference.
         interior, boundary: points for terms of full dimension, and for the others.
         seed: of the initial weights and the points.
     """
 
-    adam_steps: int = 500
+    adam_steps: int = 100
     adam_lr: float = 5e-3
+    finish: Literal["auto", "implicit", "lbfgs"] = "auto"
+    implicit_steps: int = 300
     lbfgs_evals: int = 10_000
     target: float = 1e-4
     interior: int = 1000
@@ -65,46 +65,23 @@ class Pretraining:
     seed: int = 0
 
     def run(self, problem: Problem, net: nn.Module, report: Callable[[str], None]) -> None:
-        """Train ``net`` in place on the problem; one report for each tenth of a phase."""
+        """Train ``net`` in place on the problem, with a report now and then."""
         system = System(problem, Solution(problem, net))
-        parameters = list(net.parameters())
-        points = {
-            name: p.to(parameters[0])
-            for name, p in draw_points(system.terms, self.interior, self.boundary, self.seed).items()
-        }
-        adam = torch.optim.Adam(parameters, lr=self.adam_lr)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, max(self.adam_steps, 1))
-        for done in range(self.adam_steps):
-            loss = _step(adam, system, points, parameters)
-            schedule.step()
-            if (done + 1) % max(self.adam_steps // 10, 1) == 0:
-                report(f"Adam {done + 1}/{self.adam_steps}: loss {float(loss):.2e}")
-        self._quasi_newton(system, points, parameters, report)
+        points = draw_points(system.terms, self.interior, self.boundary, self.seed)
+        points = {name: p.to(next(net.parameters())) for name, p in points.items()}
+        phases.adam(system, points, self.adam_steps, self.adam_lr, report)
+        phase, most = self._second(system, points)
+        if most:
+            phases.follow(phase, most, lambda: unseen_error(system, self.seed), self.target, report)
 
-    def _quasi_newton(
-        self,
-        system: System,
-        points: Mapping[str, Points],
-        parameters: list[nn.Parameter],
-        report: Callable[[str], None],
-    ) -> None:
-        if self.lbfgs_evals == 0:
-            return
-        optimizer, chunk = LBFGS(parameters, iterations=20), 20
-        spent, reported, error = 0, 0, unseen_error(system, self.seed)
-        best, at = error, 0
-        while spent < self.lbfgs_evals and not error <= self.target:
-            loss = float(_step(optimizer, system, points, parameters))
-            before, spent = spent, optimizer.state[parameters[0]]["func_evals"]
-            error = unseen_error(system, self.seed)
-            if not error >= 0.9 * best:
-                best, at = error, spent
-            if spent - reported >= 300:
-                reported = spent
-                report(f"L-BFGS {spent}/{self.lbfgs_evals}: loss {loss:.2e}, relative L2 {error:.2e}")
-            if spent - at >= PATIENCE or spent - before > 10 * chunk:
-                report(f"L-BFGS {spent}/{self.lbfgs_evals}: no further progress")
-                return
+    def _second(self, system: System, points: Mapping[str, Points]) -> tuple[phases.Phase, int]:
+        """The phase after Adam, with its budget."""
+        if self.finish != "lbfgs":
+            force = self.finish == "implicit"
+            natural = phases.natural_gradient(system, self.interior, self.boundary, self.seed, force)
+            if natural is not None:
+                return natural, self.implicit_steps
+        return phases.quasi_newton(system, points), self.lbfgs_evals
 
 
 @torch.no_grad()
@@ -113,16 +90,6 @@ def unseen_error(system: System, seed: int) -> float:
     p = system.problem.region.sample(2048, lambda n, d: sobol(n, d, seed=seed + 1))
     p = p.to(next(system.solution.parameters()))
     return relative_l2(system.solution(p), system.problem.reference(p))
-
-
-def _step(optimizer: Optimizer, system: System, points: Mapping[str, Points], parameters: list[nn.Parameter]) -> Tensor:
-    def closure() -> Tensor:
-        loss = system.loss(points).total
-        for p, g in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-            p.grad = g
-        return loss.detach()
-
-    return optimizer.step(closure)
 
 
 def pretrained(

@@ -28,7 +28,7 @@ from pinn_odelora.training import build, conclude, measure, pretrain, tracking
 from pinn_odelora.training.allocator import keep_freed_memory
 from pinn_odelora.training.budget import Budget
 from pinn_odelora.training.callbacks import ProgressLine, Saver, StopOnSignal
-from pinn_odelora.training.data import PointStream
+from pinn_odelora.training.data import PointStream, components
 from pinn_odelora.training.files import BASE, HISTORY, START, STATE, write_json
 from pinn_odelora.training.history import History
 from pinn_odelora.training.module import Adaptation, Row, Yardstick
@@ -182,13 +182,13 @@ def stream(cfg: DictConfig, system: System) -> PointStream:
         dtype,
         residual=p.residual,
         rows=p.rows,
-        components=components(system) if p.rows or p.first else None,
+        components=components(system),
         first=p.first,
     )
 
 
 def linear_algebra(module: Adaptation, points: PointStream) -> Plan | None:
-    """What an implicit method will use for steps at as many points as the first draw has; None for other methods."""
+    """What an implicit method will use for steps of all rows, fewer of which may take another form; else None."""
     optimizer, system = module.configure_optimizers(), module.evaluator.system
     if not isinstance(optimizer, ImplicitODELoRA):
         return None
@@ -196,14 +196,6 @@ def linear_algebra(module: Adaptation, points: PointStream) -> Plan | None:
     first = points.chosen(points.draw(0), nothing).points
     each = components(system)
     return optimizer.plan(sum(p.number * each[name] for name, p in first.items()))
-
-
-def components(system: System) -> dict[str, int]:
-    """How many each term has; found with a system of its own, since engines keep to the first points they see."""
-    dtype = next(system.solution.parameters()).dtype
-    few = {name: p.to(dtype) for name, p in draw_points(system.terms, 8, 8, seed=0).items()}
-    apart = System(system.problem, system.solution, system.extra, system.derivatives)
-    return {name: r.shape[1] for name, r in apart.residuals(few).items()}
 
 
 def _steps_done(folder: Path) -> int:
