@@ -9,8 +9,10 @@ of that thread (``racing/running.py``).
     python benchmarks/race.py [--cases burgers heat] [--contenders odelora full_lbfgs] [--seeds 0] [--floor] [--report]
 
 Runs what is missing and then reports to ``docs/results/race``. Every finished run is a file under ``--runs``, so the
-command can be interrupted and repeated, and several may share the work by ``--cases`` or ``--contenders``. ``--floor``
-runs the best rival of every case ten times as long, to see where it ends; it needs the rest of the race.
+command can be interrupted and repeated, and several may share the work by ``--cases`` or ``--contenders``. ``--resume``
+takes up the runs of the last report first, which is of use on the machine, and for the code, that they were made with.
+``--floor`` runs the best rival of every case ten times as long, to see where it ends; it needs the rest of the race.
+Other discretisations of the flow race on three cases, to show what their stability costs.
 
 Exits with 1 when a target is short, with 2 when none is but runs are missing.
 """
@@ -27,7 +29,7 @@ from racing.cases import CASES
 from racing.contenders import CONTENDERS
 from racing.plan import best_rate, finished, floor, jobs
 from racing.report import console, write
-from racing.results import Results
+from racing.results import Results, pack, unpack
 from racing.running import enter, race
 from racing.verdict import best_rival, verdicts
 from rich.console import Console
@@ -36,6 +38,7 @@ from pinn_odelora.training.allocator import keep_freed_memory
 from pinn_odelora.training.files import write_json
 
 ROOT = Path(__file__).parent.parent
+RUNS = "runs.jsonl"
 
 
 def run(job, folder, seconds, cache):
@@ -74,11 +77,14 @@ def main(arguments=None):
     parser.add_argument("--seconds", type=float, default=30.0, help="of a run; targets are judged at 30 only")
     parser.add_argument("--sweep", action="store_true", help="only find the learning rates")
     parser.add_argument("--floor", action="store_true", help="only the long runs of the best rivals")
+    parser.add_argument("--resume", action="store_true", help="take up the runs of the last report")
     parser.add_argument("--report", action="store_true", help="run nothing")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs/race", help="folder of the finished runs")
     parser.add_argument("--results", type=Path, default=ROOT / "docs/results/race", help="folder of the report")
     parser.add_argument("--cache", type=Path, help="folder of the pretrained networks; the user's cache if not given")
     args = parser.parse_args(arguments)
+    if args.resume:
+        print(f"{unpack(args.results / RUNS, args.runs)} runs taken up.")
     torch.set_num_threads(1)
     keep_freed_memory()
     present = [CONTENDERS[name] for name in args.contenders]
@@ -97,6 +103,7 @@ def main(arguments=None):
     results = Results.read(args.runs, args.seconds)
     judged = verdicts(results)
     write(results, judged, args.results)
+    pack(args.runs, args.results / RUNS)
     Console().print(console(judged))
     states = {verdict.state for verdict in judged}
     return 1 if "short" in states else 2 if "incomplete" in states else 0

@@ -22,7 +22,7 @@ TINY = Case(
     "burgers",
     (
         *("problem=burgers", "net.width=12", "points.interior=40", "points.boundary=12"),
-        *("pretrain.lbfgs_evals=0"),
+        *("pretrain.adam_steps=3", "pretrain.lbfgs_evals=0"),
     ),
     seeds=(0, 1),
 )
@@ -405,6 +405,22 @@ def test_the_report_of_a_part_says_what_is_missing(tmp_path):
     assert len((written / "race.csv").read_text().splitlines()) == len(runs) + 1
     assert set(report.COLOURS) == set(CONTENDERS) - set(SCHEMES)
     assert "Discretisations" not in text
+
+
+def test_the_runs_of_a_report_can_be_taken_up(tmp_path):
+    runs, report_folder, again = tmp_path / "runs", tmp_path / "report", tmp_path / "again"
+    runs.mkdir()
+    for i, run in enumerate(a_race(seeds=(0,))):
+        (runs / f"{i}.json").write_text(json.dumps(run))
+    (runs / "broken.json").write_text("{")
+    again.mkdir()
+    other = json.dumps(made_up("heat", OURS, 0, {3: 0.3, 10: 0.2, 30: 0.1}))
+    (again / "0.json").write_text(other)
+    for folder in (runs, again):
+        command.main(["--report", "--resume", "--runs", str(folder), "--results", str(report_folder)])
+    assert (again / "0.json").read_text() == other
+    kept = {file.name: json.loads(file.read_text()) for file in runs.iterdir() if file.stem not in ("0", "broken")}
+    assert {file.name: json.loads(file.read_text()) for file in again.iterdir() if file.stem != "0"} == kept
 
 
 def test_the_discretisations_have_a_table_of_their_own(tmp_path):

@@ -77,6 +77,23 @@ class Results:
         return list(dict.fromkeys(run["case"] for run in self.runs))
 
 
+def pack(folder: Path, file: Path) -> None:
+    """All runs of a folder as the lines of one file, by the names of theirs."""
+    found = ((path.name, finished(path)) for path in sorted(folder.glob("*.json")))
+    lines = [json.dumps({"file": name, **run}) for name, run in found if run is not None]
+    file.write_text("".join(line + "\n" for line in lines))
+
+
+def unpack(file: Path, folder: Path) -> int:
+    """Put the runs of such a file into a folder, where it has them not; how many."""
+    folder.mkdir(parents=True, exist_ok=True)
+    runs = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    missing = [run for run in runs if finished(folder / run["file"]) is None]
+    for run in missing:
+        (folder / run.pop("file")).write_text(json.dumps(run))
+    return len(missing)
+
+
 def mark_at(run: Run, seconds: float) -> Mapping[str, float] | None:
     """What a run had reached after so many seconds; None for a time that was not marked. A NaN is an infinite error."""
     mark = next((mark for mark in run["marks"] if mark["seconds"] == seconds), None)

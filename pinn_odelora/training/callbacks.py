@@ -67,7 +67,7 @@ class ProgressLine:
     def line(self, row: Row) -> str:
         seconds, evals = row["cost/seconds"], row["cost/gradient_evals"]
         used = self.module.budget.used(self.module.progress)
-        left = f"{seconds * (1 / used - 1):.0f} s left" if used > 0 and seconds > 0 else "…"
+        left = f"{seconds * max(1 / used - 1, 0):.0f} s left" if used > 0 and seconds > 0 else "…"
         speed = f"{evals / seconds:.0f} evals/s" if seconds > 0 else "…"
         loss = f"loss {row['loss']:.3e}" if "loss" in row else "…"
         found = {name.removeprefix("coefficient/"): x for name, x in row.items() if name.startswith("coefficient/")}
