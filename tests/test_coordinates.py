@@ -281,9 +281,12 @@ def test_of_a_network_the_sketch_saves_nearly_all_iterations():
     for part in (1e-3, 1e-5, 1e-7):
         with_sketch, without = (ConjugateGradients(J, 1e-6, 3000, largest) for largest in (64, 0))
         mu = part * with_sketch.largest
-        expected = stacked_solution(dense, linearised.r, mu)
+        b = dense.mT @ linearised.r
         for S in (with_sketch, without):
-            assert linalg.vector_norm(S(linearised.r, mu) - expected) < 1e-2 * linalg.vector_norm(expected)
+            # What is promised is the residual: by part = 1e-7 it leaves the solution itself uncertain, and by how much
+            # depends on the rounding of the machine.
+            x = S(linearised.r, mu)
+            assert linalg.vector_norm(dense.mT @ (dense @ x) + mu * x - b) < 1.1e-6 * linalg.vector_norm(b)
         assert with_sketch.iterations <= min(6, without.iterations / 4)
         again = ConjugateGradients(J, 1e-6, 3000)
         assert torch.equal(again(linearised.r, mu), with_sketch(linearised.r, mu))
