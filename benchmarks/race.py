@@ -2,8 +2,8 @@
 
 Eight jumps of a PDE parameter, four harder ones and three wider networks (``racing/cases.py``); Adam, SOAP and L-BFGS
 on factors or all weights, and the full-weight natural gradient (``racing/contenders.py``). Everybody starts from the
-same pretrained networks, on the same engine and points as ``python train.py``, on one thread, and time is the CPU time
-of that thread (``racing/running.py``).
+same networks, pretrained by Adam and L-BFGS, on the same engine and points as ``python train.py``, on one thread, and
+time is the CPU time of that thread (``racing/running.py``).
 
     pip install -c constraints.txt -e '.[bench]'
     python benchmarks/race.py [--cases burgers heat] [--contenders odelora full_lbfgs] [--seeds 0] [--floor] [--report]

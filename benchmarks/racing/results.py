@@ -78,17 +78,23 @@ class Results:
 
 
 def pack(folder: Path, file: Path) -> None:
-    """All runs of a folder as the lines of one file, by the names of theirs."""
-    found = ((path.name, finished(path)) for path in sorted(folder.glob("*.json")))
-    lines = [json.dumps({"file": name, **run}) for name, run in found if run is not None]
-    file.write_text("".join(line + "\n" for line in lines))
+    """All runs of a folder as lines of one file, by the names of theirs; it keeps those that the folder lacks."""
+    runs = {run["file"]: run for run in packed(file)}
+    found = {path.name: finished(path) for path in folder.glob("*.json")}
+    runs |= {name: {"file": name, **run} for name, run in found.items() if run is not None}
+    written = file.with_suffix(".part")
+    written.write_text("".join(json.dumps(runs[name]) + "\n" for name in sorted(runs)))
+    written.replace(file)
+
+
+def packed(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
 
 
 def unpack(file: Path, folder: Path) -> int:
     """Put the runs of such a file into a folder, where it has them not; how many."""
     folder.mkdir(parents=True, exist_ok=True)
-    runs = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
-    missing = [run for run in runs if finished(folder / run["file"]) is None]
+    missing = [run for run in packed(file) if finished(folder / run["file"]) is None]
     for run in missing:
         (folder / run.pop("file")).write_text(json.dumps(run))
     return len(missing)

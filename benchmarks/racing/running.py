@@ -216,7 +216,10 @@ def race(
 
 def settings(cfg: DictConfig) -> dict[str, Any]:
     """What the run was configured with, so that a file tells by which defaults it was made."""
-    return {key: OmegaConf.to_container(cfg[key], resolve=True) for key in ("method", "integrator", "points", "lora")}
+    return {
+        key: OmegaConf.to_container(cfg[key], resolve=True)
+        for key in ("method", "integrator", "points", "lora", "pretrain")
+    }
 
 
 def copies(parameters: Sequence[Tensor]) -> list[Tensor]:

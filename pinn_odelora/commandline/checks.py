@@ -229,12 +229,12 @@ def points(settings: Any) -> None:
     if settings["residual"]:
         raise InputError(
             f"points.residual is {settings['residual']} with points.fresh=false, but only fresh points can follow the "
-            "residual: choose points=residual, or points=fixed, whose points do not."
+            "residual: choose points=residual, or leave points.residual out."
         )
     if settings["first"] is not None:
         raise InputError(
             f"points.first is {settings['first']} with points.fresh=false, but only fresh points can grow in number: "
-            "choose points=residual, or points=fixed, whose points do not."
+            "choose points=residual, or leave points.first out."
         )
 
 

@@ -58,13 +58,13 @@ KEYS: Mapping[str, Key] = {
     "pretrain.adam_steps": Key("steps of Adam", whole(0)),
     "pretrain.adam_lr": Key("its learning rate", number(above=0)),
     "pretrain.finish": Key(
-        "what follows Adam: implicit (natural gradient), lbfgs, or auto: the first where it can",
+        "what follows Adam: implicit (natural gradient), lbfgs, or auto: the first where the network suits it",
         one_of("auto", "implicit", "lbfgs"),
     ),
     "pretrain.implicit_steps": Key("steps of natural gradient at most", whole(0)),
     "pretrain.lbfgs_evals": Key("gradient evaluations of L-BFGS at most", whole(0)),
     "pretrain.target": Key("relative L2 error that ends pretraining", number(above=0)),
-    "pretrain.interior": Key("points inside the domain", whole(1)),
+    "pretrain.interior": Key("points inside the domain, and the most rows of natural gradient", whole(1)),
     "pretrain.boundary": Key("points on each part of the boundary", whole(1)),
     "pretrain.cache": Key("folder of networks kept for later runs; null is the user's cache", path | null),
     "derivatives.engine": Key(

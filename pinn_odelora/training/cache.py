@@ -22,9 +22,16 @@ import pinn_odelora
 from pinn_odelora.errors import InputError
 from pinn_odelora.problem import Problem
 
-PARTS = ("derivatives", "geometry", "nets", "optim/lbfgs.py", "points.py", "problem.py", "reference.py", "system.py")
-IMPLICIT = ("integrators", "linearisation", "lowrank", "optim", "training/data.py", "training/growth.py")
-"""What takes part in natural gradient beside."""
+PARTS = (
+    *("derivatives", "geometry", "metrics.py", "nets", "optim/lbfgs.py", "points.py", "problem.py", "reference.py"),
+    *("system.py", "training/phases.py"),
+)
+IMPLICIT = (
+    *("gradient.py", "linearisation", "optim/groups.py", "optim/implicit.py", "optim/variables.py"),
+    *(f"integrators/{name}.py" for name in ("control", "damped", "implicit", "iterative", "plan", "solvers")),
+    *(f"training/{name}.py" for name in ("data", "evaluation", "growth")),
+)
+"""Further code that natural gradient runs."""
 
 
 def folder() -> Path:
@@ -62,7 +69,7 @@ def key(problem: Problem, net: nn.Module, settings: Any) -> str:
         "net": [repr(net), weights.hexdigest(), _source(type(net))],
         "pretraining": [dataclasses.asdict(settings), _source(type(settings))],
         "torch": torch.__version__,
-        "code": _code(PARTS if getattr(settings, "finish", None) == "lbfgs" else (*PARTS, *IMPLICIT)),
+        "code": _code(PARTS if settings.finish == "lbfgs" else (*PARTS, *IMPLICIT)),
     }
     return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:16]
 

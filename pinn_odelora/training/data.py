@@ -127,7 +127,7 @@ class PointStream(L.LightningDataModule):
         mean = size.mean()
         chance = size / mean + 1 if 0 < mean < torch.inf else torch.ones_like(size)
         following = round(self.residual * n)
-        # Of nothing, torch draws nothing only by refusing.
+        # torch.multinomial refuses to draw none.
         drawn = torch.multinomial(chance, following, generator=generator) if following else torch.empty(0).long()
         left = torch.ones(len(size), dtype=torch.bool)
         left[drawn] = False
@@ -140,8 +140,8 @@ class PointStream(L.LightningDataModule):
 
 def components(system: System) -> dict[str, int]:
     """How many each term has; found with a system of its own, since engines keep to the first points they see."""
-    dtype = next(system.solution.parameters()).dtype
-    few = {name: p.to(dtype) for name, p in draw_points(system.terms, 8, 8, seed=0).items()}
+    like = next(system.solution.parameters())
+    few = {name: p.to(like) for name, p in draw_points(system.terms, 8, 8, seed=0).items()}
     apart = System(system.problem, system.solution, system.extra, system.derivatives)
     return {name: r.shape[1] for name, r in apart.residuals(few).items()}
 

@@ -57,10 +57,13 @@ def variables_of(
 ) -> Trained:
     """The adapted layers, the other layers whose weight is trained, and every other trained tensor, by name."""
     trained = {id(p) for p in parameters}
+    linear = {name: layer for name, layer in solution.named_modules() if isinstance(layer, nn.Linear)}
+    # A weight of several layers is one variable, under its last layer's name as in ``single_tensors``.
+    last = {id(layer.weight): name for name, layer in linear.items()}
     plain = {
         plain_name(name): layer
-        for name, layer in solution.named_modules()
-        if isinstance(layer, nn.Linear) and id(layer.weight) in trained
+        for name, layer in linear.items()
+        if id(layer.weight) in trained and last[id(layer.weight)] == name
     }
     # The factors of an adapted layer are linear layers of their own to torch.
     factors = {id(layer) for x in adapted.values() if isinstance(x, LowRankLinear) for layer in x.modules()}

@@ -9,11 +9,13 @@ down a narrow valley:
 * L-BFGS on fixed points, one gradient an evaluation, thousands of them: for networks whose Jacobian has no structure to
   be had from one sweep, or does not fit the memory.
 
-A phase ends at the target, at its budget, or when the error has not fallen by a tenth for a while.
+The second phase ends at the target, at its budget, where it cannot go on, or when the error (the loss, where there is
+no reference) has not fallen by a tenth for a while.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -22,11 +24,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pinn_odelora.errors import NonFiniteError
-from pinn_odelora.integrators import LinearlyImplicit
+from pinn_odelora.linearisation import Sweep
 from pinn_odelora.optim import ImplicitODELoRA
+from pinn_odelora.optim.groups import single_tensors
 from pinn_odelora.optim.lbfgs import LBFGS
-from pinn_odelora.optim.methods import full_implicit
 from pinn_odelora.points import Points
 from pinn_odelora.system import System, draw_points
 from pinn_odelora.training.data import PointStream, components
@@ -37,14 +38,16 @@ Report = Callable[[str], None]
 ITERATIONS = 20
 """Of L-BFGS between two looks at the error."""
 RESIDUAL, FIRST = 0.3, 125
-"""The part of the points of natural gradient that follows the residual, and the rows of its first step."""
+"""As of ``points=residual``: the part of the points that follows the residual, and the rows of the first step."""
+DEAR = 32
+"""Trained numbers outside linear layers beyond which a Jacobian is too dear: each takes a reverse sweep of its own."""
 
 
-class Gone(NamedTuple):
-    """A part of a phase: what it cost, in the units of the phase's budget, and the loss where it began."""
+class Leg(NamedTuple):
+    """A part of a phase: its cost in the units of the phase's budget, and the loss on its points where it began."""
 
     cost: int
-    loss: float
+    began: float
 
 
 class Phase(NamedTuple):
@@ -56,34 +59,33 @@ class Phase(NamedTuple):
     name: str
     patience: int
     every: int
-    advance: Callable[[], Gone | None]
+    advance: Callable[[], Leg | None]
 
 
 def follow(phase: Phase, most: int, error: Callable[[], float], target: float, report: Report) -> None:
-    """Advance a phase until it is over; without an error (NaN) the loss has to fall instead."""
+    """Advance a phase until it is over."""
     spent = reported = at = 0
-    now, best = error(), math.inf
+    now = error()
+    known = not math.isnan(now)
+    best = now if known else math.inf
     while spent < most and not now <= target:
-        gone = phase.advance()
-        if gone is None:
+        leg = None if spent - at >= phase.patience else phase.advance()
+        if leg is None:
             report(f"{phase.name} {spent}/{most}: no further progress")
             return
-        spent += gone.cost
+        spent += leg.cost
         now = error()
-        judged = gone.loss if math.isnan(now) else now
-        if judged < 0.9 * best:
-            best, at = judged, spent
+        figure = now if known else leg.began
+        if figure < 0.9 * best:
+            best, at = figure, spent
         if spent - reported >= phase.every:
             reported = spent
-            report(f"{phase.name} {spent}/{most}: loss {gone.loss:.2e}, relative L2 {now:.2e}")
-        if spent - at >= phase.patience:
-            report(f"{phase.name} {spent}/{most}: no further progress")
-            return
+            report(f"{phase.name} {spent}/{most}: loss {leg.began:.2e}, relative L2 {now:.2e}")
 
 
 def adam(system: System, points: Mapping[str, Points], steps: int, lr: float, report: Report) -> None:
     """All steps, on fixed points."""
-    parameters = list(system.solution.parameters())
+    parameters = trained(system)
     optimizer = torch.optim.Adam(parameters, lr=lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
     for done in range(steps):
@@ -95,71 +97,89 @@ def adam(system: System, points: Mapping[str, Points], steps: int, lr: float, re
 
 def quasi_newton(system: System, points: Mapping[str, Points]) -> Phase:
     """L-BFGS on fixed points; its cost are gradient evaluations, line searches included."""
-    parameters = list(system.solution.parameters())
+    parameters = trained(system)
     optimizer = LBFGS(parameters, iterations=ITERATIONS)
     spent = 0
 
-    def advance() -> Gone | None:
+    def advance() -> Leg | None:
         nonlocal spent
         loss = float(_step(optimizer, system, points, parameters))
         before, spent = spent, optimizer.state[parameters[0]]["func_evals"]
         # A line search that takes so many has lost its way.
-        return Gone(spent - before, loss) if spent - before <= 10 * ITERATIONS else None
+        return Leg(spent - before, loss) if spent - before <= 10 * ITERATIONS else None
 
     return Phase("L-BFGS", 3000, 300, advance)
 
 
-def natural_gradient(system: System, interior: int, boundary: int, seed: int, force: bool = False) -> Phase | None:
+class NaturalGradient(NamedTuple):
+    """The phase, why the network does not suit it (None if it does), and the way back to the last good weights."""
+
+    phase: Phase
+    unsuitable: Callable[[], str | None]
+    restore: Callable[[], None]
+
+
+def natural_gradient(system: System, interior: int, boundary: int, seed: int) -> NaturalGradient:
     """Linearly implicit steps on all weights; its cost are steps.
 
     Args:
         system: what is solved; its solution is trained.
-        interior, boundary: points of a step at most, before they are thinned to as many rows as ``interior``.
+        interior, boundary: points of a step at most; all terms and components together give at most ``interior`` rows.
         seed: of the points.
-        force: whether also where the Jacobian has to be found row by row, or does not fit the memory; None then else.
     """
-    method = full_implicit(LinearlyImplicit())
-    groups = method.groups(system.solution)
+    groups = single_tensors(system.solution)
     parameters = [p for group in groups for p in group["params"]]
-    optimizer, evaluator = method.optimizer(groups), Evaluator(system, parameters, {})
-    each = components(system)
+    evaluator, optimizer = Evaluator(system, parameters, {}), ImplicitODELoRA(groups)
     stream = PointStream(
-        system.terms, interior, boundary, seed, True, residual=RESIDUAL, rows=interior, components=each, first=FIRST
+        system.terms,
+        interior,
+        boundary,
+        seed,
+        fresh=True,
+        dtype=parameters[0].dtype,
+        residual=RESIDUAL,
+        rows=interior,
+        components=components(system),
+        first=FIRST,
     )
-    if not force and not affordable(evaluator, optimizer, stream.most):
-        return None
-    growth, step = Growth(stream.first), 0
+    growth, numbers = Growth(stream.first), itertools.count()
 
-    def advance() -> Gone | None:
-        nonlocal step
-        draw = stream.draw(step, growth.rows).to(parameters[0].device)
-        step += 1
-        try:
-            evaluator.begin(stream.chosen(draw, evaluator.residuals))
-            optimizer.step(evaluator)
-        except NonFiniteError:
-            evaluator.restore()
-            return None
-        loss = float(evaluator.first.total)
-        growth.look_back(stream.most, loss, ended(optimizer))
-        return Gone(1, loss)
+    def advance() -> Leg:
+        draw = stream.draw(next(numbers), growth.rows).to(parameters[0].device)
+        evaluator.begin(stream.chosen(draw, evaluator.residuals))
+        optimizer.step(evaluator)
+        began = float(evaluator.first.total)
+        growth.look_back(stream.most, began, ended(optimizer))
+        return Leg(1, began)
 
-    return Phase("Natural gradient", 40, 20, advance)
+    phase = Phase("Natural gradient", 40, 20, advance)
+    return NaturalGradient(phase, lambda: unsuitable(evaluator, optimizer, stream.most), evaluator.restore)
 
 
-def affordable(evaluator: Evaluator, optimizer: ImplicitODELoRA, rows: int) -> bool:
-    """Whether the Jacobian of every term comes from one sweep, and its linear algebra fits the memory."""
-    few = draw_points(evaluator.system.terms, 8, 8, seed=0)
+def unsuitable(evaluator: Evaluator, optimizer: ImplicitODELoRA, rows: int) -> str | None:
+    """Why natural gradient would be too dear: its Jacobian is not had from one sweep, or does not fit the memory."""
+    system = evaluator.system
+    biases = {id(x.bias) for x in system.solution.modules() if isinstance(x, nn.Linear)}
+    alone = sum(x.numel() for x in evaluator.variables.others.values() if id(x) not in biases)
+    if alone > DEAR:
+        return f"{alone} numbers are trained outside linear layers"
+    few = draw_points(system.terms, 8, 8, seed=0)
     few = {name: p.to(evaluator.parameters[0]) for name, p in few.items()}
-    if not all(evaluator.sweep.paired(name, p) for name, p in few.items()):
-        return False
-    return optimizer.plan(rows).form != "cg"
+    apart = Sweep(System(system.problem, system.solution, system.extra, system.derivatives), *evaluator.variables)
+    if not all(apart.paired(name, p) for name, p in few.items()):
+        return "the network has no jet rules, or a term is coupled"
+    form = optimizer.plan(rows).form
+    return "the linear algebra of a step does not fit the memory" if form == "cg" else None
+
+
+def trained(system: System) -> list[nn.Parameter]:
+    return [p for p in system.solution.parameters() if p.requires_grad]
 
 
 def _step(optimizer: Optimizer, system: System, points: Mapping[str, Points], parameters: list[nn.Parameter]) -> Tensor:
     def closure() -> Tensor:
         loss = system.loss(points).total
-        for p, g in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+        for p, g in zip(parameters, torch.autograd.grad(loss, parameters, materialize_grads=True), strict=True):
             p.grad = g
         return loss.detach()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -17,13 +17,14 @@ import torch
 from torch import nn
 
 from pinn_odelora.checkpoints import load_network, save_network
-from pinn_odelora.errors import InputError
+from pinn_odelora.errors import InputError, NonFiniteError, unknown
 from pinn_odelora.geometry import sobol
 from pinn_odelora.metrics import relative_l2
-from pinn_odelora.points import Points
 from pinn_odelora.problem import Problem
 from pinn_odelora.system import Solution, System, draw_points
 from pinn_odelora.training import cache, phases
+
+FINISHES = ("auto", "implicit", "lbfgs")
 
 
 class Pretrained(NamedTuple):
@@ -46,12 +47,16 @@ class Pretraining:
     Args:
         adam_steps: steps of Adam, its learning rate falling from ``adam_lr`` to zero by a cosine.
         finish: what follows: ``implicit``, which is natural gradient, ``lbfgs``, or ``auto``, the first where the
-            network has the structure for it and the memory suffices.
+            network has the structure for it and the memory suffices, and the other otherwise.
         implicit_steps: steps of natural gradient at most.
         lbfgs_evals: gradient evaluations of L-BFGS at most, line searches included.
         target: relative L2 error that ends it before, where the problem has a reference.
-        interior, boundary: points for terms of full dimension, and for the others.
+        interior, boundary: points for terms of full dimension, and for the others; natural gradient takes at most
+            ``interior`` rows of all terms and components together.
         seed: of the initial weights and the points.
+
+    Raises:
+        InputError: for an unknown ``finish``.
     """
 
     adam_steps: int = 100
@@ -64,32 +69,52 @@ class Pretraining:
     boundary: int = 200
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.finish not in FINISHES:
+            raise unknown("pretrain.finish", self.finish, FINISHES)
+
     def run(self, problem: Problem, net: nn.Module, report: Callable[[str], None]) -> None:
         """Train ``net`` in place on the problem, with a report now and then."""
         system = System(problem, Solution(problem, net))
         points = draw_points(system.terms, self.interior, self.boundary, self.seed)
         points = {name: p.to(next(net.parameters())) for name, p in points.items()}
         phases.adam(system, points, self.adam_steps, self.adam_lr, report)
-        phase, most = self._second(system, points)
-        if most:
-            phases.follow(phase, most, lambda: unseen_error(system, self.seed), self.target, report)
+        error = unseen_error(system, self.seed)
+        done = self.finish != "lbfgs" and self._natural_gradient(system, error, report)
+        if not done and self.lbfgs_evals:
+            phases.follow(phases.quasi_newton(system, points), self.lbfgs_evals, error, self.target, report)
+        net.zero_grad(set_to_none=True)
 
-    def _second(self, system: System, points: Mapping[str, Points]) -> tuple[phases.Phase, int]:
-        """The phase after Adam, with its budget."""
-        if self.finish != "lbfgs":
-            force = self.finish == "implicit"
-            natural = phases.natural_gradient(system, self.interior, self.boundary, self.seed, force)
-            if natural is not None:
-                return natural, self.implicit_steps
-        return phases.quasi_newton(system, points), self.lbfgs_evals
+    def _natural_gradient(self, system: System, error: Callable[[], float], report: Callable[[str], None]) -> bool:
+        """Whether it was the phase to take, and has not ended in numbers that are not finite."""
+        if not self.implicit_steps:
+            return True
+        natural = phases.natural_gradient(system, self.interior, self.boundary, self.seed)
+        if self.finish == "auto" and (reason := natural.unsuitable()):
+            report(f"L-BFGS follows, since {reason}.")
+            return False
+        try:
+            phases.follow(natural.phase, self.implicit_steps, error, self.target, report)
+        except NonFiniteError as failure:
+            natural.restore()
+            report(f"Natural gradient ends: {failure}")
+            return self.finish == "implicit"
+        return True
 
 
-@torch.no_grad()
-def unseen_error(system: System, seed: int) -> float:
-    """Relative L2 error at points that training does not see."""
+def unseen_error(system: System, seed: int) -> Callable[[], float]:
+    """Relative L2 error at points that nothing is trained on, as a function of the network as it is; NaN without a
+    reference.
+    """
     p = system.problem.region.sample(2048, lambda n, d: sobol(n, d, seed=seed + 1))
     p = p.to(next(system.solution.parameters()))
-    return relative_l2(system.solution(p), system.problem.reference(p))
+    reference = system.problem.reference(p)
+
+    @torch.no_grad()
+    def error() -> float:
+        return relative_l2(system.solution(p), reference)
+
+    return error
 
 
 def pretrained(
@@ -143,8 +168,10 @@ def _assess(
 ) -> Pretrained:
     """Error and loss at the source parameter: shapes alone do not show a wrong activation or a wrong problem."""
     system = System(problem, Solution(problem, net))
-    error = unseen_error(system, settings.seed)
-    loss = float(system.loss(draw_points(system.terms, 1000, 200, settings.seed + 1)).total.detach())
+    error = unseen_error(system, settings.seed)()
+    points = draw_points(system.terms, 1000, 200, settings.seed + 1)
+    points = {name: p.to(next(net.parameters())) for name, p in points.items()}
+    loss = float(system.loss(points).total.detach())
     report(f"Pretrained network ({origin}): relative L2 {error:.2e}, loss {loss:.2e} at the source parameter.")
     if error > 0.1:
         report(
