@@ -10,7 +10,7 @@ from test_optim import SCALE, adapted, products
 from torch import linalg
 
 from pinn_odelora.errors import InputError
-from pinn_odelora.integrators import ROS2, LinearlyImplicit, RungeKutta, damped
+from pinn_odelora.integrators import ROS2, LinearlyImplicit, RungeKutta, damped, implicit
 from pinn_odelora.integrators.damped import Damped
 from pinn_odelora.integrators.tableau import EULER
 from pinn_odelora.lowrank.balance import balance_defect
@@ -18,6 +18,7 @@ from pinn_odelora.lowrank.layer import adapters
 from pinn_odelora.lowrank.start import zero
 from pinn_odelora.optim import ImplicitODELoRA, factor_pairs
 from pinn_odelora.optim.methods import lora_gd, odelora
+from pinn_odelora.optim.variables import LowRankPair
 from pinn_odelora.system import Solution, System
 from pinn_odelora.training.data import PointStream
 from pinn_odelora.training.evaluation import Evaluator
@@ -194,6 +195,49 @@ def test_a_step_tells_the_loss_where_it_ended_on_its_own_points(integrator):
     ended = optimizer.param_groups[0]["memory"]["ended"]
     assert ended == pytest.approx(float(evaluator_of(net)()), rel=1e-12)
     assert ended != pytest.approx(float(began), rel=1e-3)
+
+
+def test_the_discarded_part_is_that_of_the_trial_that_is_taken(monkeypatch):
+    """Of all points that trials reached, the one where the pair ended, with what its own retraction left out."""
+    reached, move = [], LowRankPair.move
+
+    def recording(self, y, frame, z):
+        reached.append(move(self, y, frame, z))
+        return reached[-1]
+
+    monkeypatch.setattr(LowRankPair, "move", recording)
+    # Both trials are always made, so that the second may be the one that is not taken.
+    monkeypatch.setattr(implicit, "MOSTLY_GONE", 0.0)
+    last = []
+    for h in (1e-3, 1e-2, 3e-2, 0.1, 0.3, 3.0, 300.0):
+        reached.clear()
+        _, optimizer, net = step(adapted(), h=h)
+        parts = []
+        for layer in adapters(net).values():
+            product = layer.scale * (layer.B @ layer.A).detach()
+            own = [m for m in reached if m.point.matrix().shape == product.shape]
+            parts.append(min(own, key=lambda m: float((m.point.matrix() - product).norm())))
+            assert float((parts[-1].point.matrix() - product).norm()) < 1e-12
+        found = optimizer.param_groups[0]["memory"]["discarded"]
+        assert found == pytest.approx(math.hypot(*(float(m.discarded) for m in parts)), rel=1e-9)
+        last.append(parts[-1] is reached[-1])
+    assert not all(last)
+
+
+def test_a_pair_in_single_precision_moves_in_double(generator):
+    """Singular values from 1 to 1e-3: their inverses would cost single precision three digits."""
+    A, B = (torch.randn(*size, generator=generator, dtype=torch.float64) for size in ((3, 9), (7, 3)))
+    Q, P = linalg.qr(A.mT).Q.mT, linalg.qr(B).Q
+    sigma = torch.tensor([1.0, 3e-2, 1e-3], dtype=torch.float64).sqrt()
+    single = [(sigma[:, None] * Q).float(), (P * sigma).float()]
+    z = torch.randn(3 * (7 + 9 - 3), generator=generator, dtype=torch.float64) / 10
+    ends = []
+    for factors in (single, [x.double() for x in single]):
+        pair = LowRankPair(factors, 1.0)
+        y = pair.start()
+        assert y.matrix().dtype == torch.float64
+        ends.append(pair.move(y, pair.frame(y), z).point.matrix())
+    assert float((ends[0] - ends[1]).norm()) < 1e-13
 
 
 def test_bad_settings_are_refused():

@@ -10,8 +10,9 @@ from toys import Linear, Sensing, followed, normal, point
 from pinn_odelora.errors import InputError
 from pinn_odelora.integrators import rk_step, tableau
 from pinn_odelora.integrators.damped import Damped
-from pinn_odelora.integrators.implicit import LinearlyImplicit
+from pinn_odelora.integrators.implicit import LinearlyImplicit, second_order
 from pinn_odelora.integrators.rosenbrock import ROS2, ros2_stages
+from pinn_odelora.integrators.solvers import solver_for
 from pinn_odelora.lowrank.balance import balance_defect
 from pinn_odelora.lowrank.layer import Factors
 from pinn_odelora.lowrank.manifold import low_rank
@@ -188,3 +189,50 @@ def test_a_step_to_rows_without_value_is_retried_with_a_smaller_one_and_refused_
 def test_bad_settings_are_refused_in_a_sentence(settings, sentence):
     with pytest.raises(InputError, match=sentence):
         ROS2(**settings)
+
+
+# The second-order correction of the implicit Euler step.
+
+
+def correction_at(toy, y, mu, length):
+    """The system around y, the step d of that damping shortened to a length, and what the correction of it is."""
+    local = toy.linearise(y)
+    solver = solver_for(local.J)
+    d = -solver(local.r, mu)
+    d = length * d / d.norm()
+    return local, solver, d, second_order(toy, local, solver, d, local.J @ d, mu)
+
+
+@by_rows
+def test_the_correction_is_half_the_damped_solution_for_the_second_derivative_along_the_step(rows, generator):
+    """r'' by central differences along the retraction, solved by the normal equations."""
+    toy, y = sensing(rows, generator)
+    mu, t = 0.3, 1e-4
+    local, _, d, found = correction_at(toy, y, mu, 1e-3)
+    unit = d / d.norm()
+    at = lambda step: toy.rows(local.retract(step * unit))
+    second = (at(t) - 2 * local.r + at(-t)) / t**2 * float(d.norm()) ** 2
+    J = local.J
+    H = J.mT @ J + mu * torch.eye(J.shape[1], dtype=J.dtype)
+    expected = -linalg.solve(H, J.mT @ second) / 2
+    assert float((found - expected).norm()) < 1e-2 * float(expected.norm())
+
+
+def test_a_corrected_step_leaves_a_residual_of_third_order(generator):
+    """As many rows as coordinates, hardly damped: d leaves O(t²) of a residual t v, d + a leaves O(t³)."""
+    _, y = sensing(20, generator)
+    toy = Sensing.random(20, 7, 5, generator, bent=0.4)
+    v = torch.randn(20, generator=generator, dtype=torch.float64)
+    here = toy.rows(y) + toy.b
+    left = {False: [], True: []}
+    for t in (2e-3, 1e-3):
+        toy.b = here - t * v
+        local = toy.linearise(y)
+        solver = solver_for(local.J)
+        d = -solver(local.r, 1e-13)
+        a = second_order(toy, local, solver, d, local.J @ d, 1e-13)
+        for corrected in left:
+            left[corrected].append(float(toy.rows(local.retract(d + a if corrected else d)).norm()))
+    order = {corrected: math.log2(a / b) for corrected, (a, b) in left.items()}
+    assert order[False] == pytest.approx(2, abs=0.1)
+    assert order[True] == pytest.approx(3, abs=0.2)

@@ -71,6 +71,28 @@ def test_real_stability_interval(scheme, limit):
     assert growth(0.999 * limit) < 1 < growth(1.001 * limit)
 
 
+EXPONENTIAL = [1 / math.factorial(k) for k in range(6)]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "coefficients"),
+    [
+        ("EULER", EXPONENTIAL[:2]),
+        ("MIDPOINT", EXPONENTIAL[:3]),
+        ("HEUN", EXPONENTIAL[:3]),
+        ("KUTTA3", EXPONENTIAL[:4]),
+        ("BOGACKI_SHAMPINE", EXPONENTIAL[:4]),
+        ("RK4", EXPONENTIAL[:5]),
+        # Dormand and Prince (1980): six stages count, the last coefficient is not that of the exponential.
+        ("DORMAND_PRINCE", [*EXPONENTIAL, 1 / 600]),
+    ],
+)
+def test_stability_function_on_the_linear_test_equation(scheme, coefficients):
+    z = torch.linspace(-5, 1, 61, dtype=torch.float64)
+    (reached,) = rk_step(lambda y: [z * y[0]], [torch.ones_like(z)], 1.0, TABLEAUX[scheme])
+    assert torch.allclose(reached, sum(c * z**k for k, c in enumerate(coefficients)), rtol=1e-12, atol=1e-12)
+
+
 def stiff(generator):
     """A linear system with eigenvalues from -1 to -300 in a random basis, and its exact flow."""
     Q = torch.linalg.qr(torch.randn(6, 6, generator=generator, dtype=torch.float64)).Q

@@ -33,7 +33,12 @@ log = logging.getLogger(__name__)
 METRICS = ("weights", "factors")
 SWEPT = 0.25
 """The part of the memory that the sweep may take; the rest is for J."""
-Point = dict[str, Any]
+
+
+class Point(dict[str, Any]):
+    """Variables by name, and the norm of what retractions left out on the way here; None where none could."""
+
+    discarded: float | None = None
 
 
 class ImplicitODELoRA(Optimizer):
@@ -69,8 +74,9 @@ class ImplicitODELoRA(Optimizer):
         with unchanged_on_failure(self.param_groups):
             taken = self.integrator.step(chart, chart.start(), self.param_groups[0]["memory"])
             chart.place(taken.y)
+        said = {"last_h": taken.h, "ended": taken.loss, "discarded": taken.y.discarded, **chart.said}
         for group in self.param_groups:
-            group["memory"] = {**taken.memory, "last_h": taken.h, "ended": taken.loss, **chart.said}
+            group["memory"] = {**taken.memory, **said}
         return chart.loss
 
     def plan(self, rows: int) -> Plan:
@@ -98,7 +104,7 @@ class Chart:
 
     def start(self) -> Point:
         """The point where the parameters are."""
-        return {name: variable.start() for name, variable in self.variables.items()}
+        return Point({name: variable.start() for name, variable in self.variables.items()})
 
     def place(self, y: Point) -> None:
         for name, group in self.groups.items():
@@ -140,10 +146,11 @@ class Chart:
 
         def move(z: Tensor) -> Point:
             moved = {name: self.variables[name].move(y[name], frames[name], part) for name, part in each(z)}
+            point = Point({name: to.point for name, to in moved.items()})
             lost = [to.discarded for to in moved.values() if to.discarded is not None]
             if lost:
-                self.said["discarded"] = float(torch.stack(lost).norm())
-            return {name: to.point for name, to in moved.items()}
+                point.discarded = float(torch.stack(lost).norm())
+            return point
 
         def coordinates(D: dict[str, Tensor]) -> Tensor:
             return torch.cat([self.variables[name].coordinates(frames[name], D[name]) for name in names])
