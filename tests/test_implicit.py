@@ -1,6 +1,7 @@
 """The linearly implicit scheme on networks: its linear algebra, its charts, and what a training run sees of it."""
 
 import copy
+import itertools
 import math
 from itertools import pairwise
 
@@ -209,9 +210,9 @@ def test_the_discarded_part_is_that_of_the_trial_that_is_taken(monkeypatch):
     # Both trials are always made, so that the second may be the one that is not taken.
     monkeypatch.setattr(implicit, "MOSTLY_GONE", 0.0)
     last = []
-    for h in (1e-3, 1e-2, 3e-2, 0.1, 0.3, 3.0, 300.0):
+    for seed, h in itertools.product((1, 2, 3), (0.1, 3.0)):
         reached.clear()
-        _, optimizer, net = step(adapted(), h=h)
+        _, optimizer, net = step(adapted(seed=seed), h=h)
         parts = []
         for layer in adapters(net).values():
             product = layer.scale * (layer.B @ layer.A).detach()
@@ -221,6 +222,7 @@ def test_the_discarded_part_is_that_of_the_trial_that_is_taken(monkeypatch):
         found = optimizer.param_groups[0]["memory"]["discarded"]
         assert found == pytest.approx(math.hypot(*(float(m.discarded) for m in parts)), rel=1e-9)
         last.append(parts[-1] is reached[-1])
+    assert any(last)
     assert not all(last)
 
 
