@@ -1,0 +1,77 @@
+"""Pretraining by natural gradient against Adam and L-BFGS: CPU seconds until a network solves the source problem.
+
+Each trains the default network of a problem from the same initial weights to the same error on unseen points, or until
+it gets no further: natural gradient as ``python train.py`` does (100 steps of Adam before it), L-BFGS after 500 steps
+of Adam, with at most 10,000 evaluations.
+
+    python benchmarks/pretraining.py [--problems burgers heat] [--width 128] [--target 1e-4] [--json pretraining.json]
+
+Exits with 1 where natural gradient is not at least twice as fast to an error that is not larger.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_dir
+from rich.console import Console
+from rich.table import Table
+
+from pinn_odelora import commandline
+from pinn_odelora.system import Solution, System
+from pinn_odelora.training import build
+from pinn_odelora.training.allocator import keep_freed_memory
+from pinn_odelora.training.files import write_json
+from pinn_odelora.training.pretrain import Pretraining, unseen_error
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+PROBLEMS = sorted(file.stem for file in (CONFIGS / "problem").glob("*.yaml"))
+WAYS = {
+    "natural gradient": {"finish": "implicit"},
+    "L-BFGS": {"finish": "lbfgs", "adam_steps": 500},
+}
+FASTER = 2
+
+
+def trained(problem, width, target, settings):
+    """CPU seconds, and the error that was reached."""
+    commandline.register()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        cfg = compose("train", [f"problem={problem}", f"net.width={width}", "logger=csv", "output_dir=unused"])
+    built = build.experiment(cfg)
+    start = time.thread_time()
+    Pretraining(target=target, **settings).run(built.source, built.net, lambda line: None)
+    seconds = time.thread_time() - start
+    return {"seconds": seconds, "error": unseen_error(System(built.source, Solution(built.source, built.net)), 0)()}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--problems", nargs="+", default=PROBLEMS, choices=PROBLEMS, metavar="PROBLEM")
+    parser.add_argument("--width", type=int, default=40)
+    parser.add_argument("--target", type=float, default=1e-4)
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    table, found = Table("problem", *WAYS, "ratio"), {}
+    for problem in args.problems:
+        runs = {way: trained(problem, args.width, args.target, settings) for way, settings in WAYS.items()}
+        natural, lbfgs = runs.values()
+        ratio = lbfgs["seconds"] / natural["seconds"]
+        met = ratio >= FASTER and natural["error"] <= max(args.target, lbfgs["error"])
+        cells = (f"{run['seconds']:.1f} s, {run['error']:.1e}" for run in runs.values())
+        table.add_row(problem, *cells, f"{ratio:.1f}" + ("" if met else " short"))
+        found[problem] = {**runs, "met": met}
+    Console().print(table)
+    if args.json:
+        write_json(args.json, found)
+    return 0 if all(run["met"] for run in found.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
