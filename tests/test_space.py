@@ -157,12 +157,25 @@ def test_the_normal_part_of_the_field_sets_the_floor_of_the_error():
 
 
 @by_order
-def test_the_factor_chart_is_thrown_off_where_small_singular_values_grow(scheme):
-    """There the factors move like 1/√σ, and h² Ḃ Ȧ of one step is as large as h²/σ; the projected scheme sees none."""
-    factors, manifold = (errors(SMALL, 0, 0.5, scheme, (32,), chart)[0] for chart in ("factors", "manifold"))
-    assert factors > 1e3 * manifold
-    factors, manifold = (errors(ORDINARY, 0, 0.5, scheme, (32,), chart)[0] for chart in ("factors", "manifold"))
+@pytest.mark.parametrize("eps", [0, 1e-6])
+def test_the_factor_chart_is_thrown_off_where_small_singular_values_grow(scheme, eps):
+    """There the factors move like 1/√σ, and h² Ḃ Ȧ of one step is as large as h²/σ: an error of h²/σ whatever the
+    order, far above the solution's own size. The projected scheme sees none of it.
+    """
+    factors, manifold = (errors(SMALL, eps, 0.5, scheme, (16, 32), chart) for chart in ("factors", "manifold"))
+    assert factors[1] > 1e3 * manifold[1]
+    assert factors[1] > 10
+    assert math.log2(factors[0] / factors[1]) == pytest.approx(2, abs=0.05)
+    factors, manifold = (errors(ORDINARY, eps, 0.5, scheme, (32,), chart)[0] for chart in ("factors", "manifold"))
     assert factors < 10 * manifold
+
+
+@by_order
+@pytest.mark.parametrize("eps", [0, 1e-6])
+def test_the_factor_chart_keeps_its_order_where_small_singular_values_stay(scheme, eps):
+    """A rotation moves the factors along themselves, however small they are."""
+    error = errors(SMALL, eps, 0, scheme, (16, 32), "factors")
+    assert math.log2(error[0] / error[1]) == pytest.approx(scheme.order, abs=0.1)
 
 
 # What a step does not depend on.
