@@ -3,8 +3,8 @@
     v ← (f(y + ε v) - f(y)) / ε,   λ ≈ ‖v⁺‖ / ‖v‖          (Sommeijer, Shampine and Verwer, 1998, the RKC code)
 
 Each iteration is one evaluation of the velocity, and sees the whole Jacobian, with the curvature of the manifold; a
-product with the Gauss-Newton part JᵀJ alone would cost as much. The start is random from a fixed seed: a start such as f(y) would
-hold no stiff component any more once the stiff modes have decayed, which is when the estimate matters.
+product with the Gauss-Newton part JᵀJ alone would cost as much. The start is random from a fixed seed: a start such as
+f(y) would hold no stiff component any more once the stiff modes have decayed, which is when the estimate matters.
 """
 
 from __future__ import annotations
