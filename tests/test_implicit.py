@@ -143,6 +143,22 @@ def test_a_step_on_the_manifold_sees_neither_gauge_nor_scale(correction, generat
     assert all(balance_defect(layer.factors) < 1e-13 for layer in adapters(moved).values())
 
 
+def test_a_step_in_the_factors_sees_no_rotation_of_them_but_every_other_change(generator):
+    expected, _, _ = step(adapted(), "factors", h=3.0)
+
+    def after(P):
+        net = adapted()
+        with torch.no_grad():
+            for layer in adapters(net).values():
+                layer.A.copy_(linalg.solve(P, layer.A))
+                layer.B.copy_(layer.B @ P)
+        return step(net, "factors", h=3.0)[0]
+
+    P = torch.randn(2, 2, generator=generator, dtype=torch.float64) + 2 * torch.eye(2)
+    torch.testing.assert_close(after(linalg.qr(P).Q), expected, rtol=1e-7, atol=1e-9)
+    assert float((after(P) - expected).norm()) > 1e-2 * float(expected.norm())
+
+
 def test_the_factors_start_at_rest_where_plain_lora_does_and_the_manifold_needs_no_full_rank():
     """From B = 0 the product has no singular vectors of its own: any will do, and the step is defined."""
     moved, _, net = step(adapted(zero), h=10.0)

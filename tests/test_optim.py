@@ -9,7 +9,7 @@ from torch import nn
 
 from pinn_odelora.errors import InputError
 from pinn_odelora.flows import gradient_flow
-from pinn_odelora.integrators import RungeKutta, Tableau, rk_step, tableau
+from pinn_odelora.integrators import ROS2, LinearlyImplicit, RungeKutta, Tableau, rk_step, tableau
 from pinn_odelora.integrators.chebyshev import Chebyshev, chebyshev_step
 from pinn_odelora.lowrank.balance import balance_defect
 from pinn_odelora.lowrank.layer import Factors, LowRankLinear, adapters, formed_weights
@@ -17,8 +17,9 @@ from pinn_odelora.lowrank.manifold import low_rank
 from pinn_odelora.lowrank.space import FixedRank, project
 from pinn_odelora.lowrank.start import orthonormal, pissa, zero
 from pinn_odelora.nets import MLP
-from pinn_odelora.optim import ODELoRA, factor_pairs
+from pinn_odelora.optim import ImplicitODELoRA, ODELoRA, factor_pairs
 from pinn_odelora.system import Solution, System, draw_points
+from pinn_odelora.training.evaluation import Draw, Evaluator
 from problems.burgers import Burgers
 
 SCALE = 0.7
@@ -115,6 +116,53 @@ def test_projected_schemes_follow_the_same_path_with_their_order(step, order, tr
     # The fifth-order scheme was made for a small error constant, behind which the next order still shows here.
     above = 1.5 if order == 5 else 0.4
     assert order - 0.4 < math.log2(errors[0] / errors[1]) < order + above
+
+
+def follow_implicitly(integrator, metric, steps, time=0.075):
+    """The same stretch by an implicit scheme."""
+    net = adapted()
+    closure = closure_of(net)
+    groups = factor_pairs(net)
+    evaluator = Evaluator(closure.system, [p for group in groups for p in group["params"]], adapters(net))
+    evaluator.begin(Draw(0, closure.points))
+    optimizer = ImplicitODELoRA(groups, integrator(time / steps), metric)
+    for _ in range(steps):
+        optimizer.step(evaluator)
+    return products(net)
+
+
+def plain_lora(steps, time=0.075):
+    net = adapted()
+    integrator = RungeKutta(tableau.DORMAND_PRINCE, h=time / steps)
+    optimizer = ODELoRA(factor_pairs(net), integrator=integrator, flow=gradient_flow, retract=False)
+    for _ in range(steps):
+        optimizer.step(closure_of(net))
+    return products(net)
+
+
+@pytest.mark.parametrize("metric", ["weights", "factors"])
+@pytest.mark.parametrize(
+    ("integrator", "order"),
+    [(lambda h: LinearlyImplicit(h=h, correction=False), 1), (lambda h: ROS2(h=h), 2)],
+    ids=["linearly_implicit", "ros2"],
+)
+def test_implicit_schemes_follow_the_path_of_either_flow_with_their_order(integrator, order, metric, trajectory_end):
+    end = trajectory_end if metric == "weights" else plain_lora(24)
+    errors = [float((follow_implicitly(integrator, metric, steps) - end).norm()) for steps in (8, 16)]
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.25)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_chebyshev_in_the_factors_follows_the_path_with_its_order(order, trajectory_end):
+    def reached(steps):
+        net = adapted()
+        optimizer = ODELoRA(factor_pairs(net), integrator=Chebyshev(order, h=0.075 / steps), retract=False)
+        for _ in range(steps):
+            optimizer.step(closure_of(net))
+        return products(net)
+
+    errors = [float((reached(steps) - trajectory_end).norm()) for steps in (8, 16)]
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.4)
 
 
 def test_one_euler_step_moves_the_product_against_the_projected_gradient():
