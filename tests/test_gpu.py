@@ -47,6 +47,20 @@ def test_a_run_on_the_gpu_follows_the_run_on_the_cpu(problem, method, compose, a
     assert b == pytest.approx(a, rel=1e-7)
 
 
+def test_pretraining_and_growing_rows_on_the_gpu_follow_those_on_the_cpu(compose, adapt, tmp_path):
+    rows = {}
+    for device in ("cpu", "gpu"):
+        cfg = compose(
+            *("pretrain.implicit_steps=6", f"pretrain.cache={tmp_path / 'kept' / device}", "points.first=5"),
+            *("budget.steps=6", "log.every=1", f"trainer.accelerator={device}", f"output_dir={tmp_path / device}"),
+        )
+        adapt(cfg)
+        rows[device] = History(tmp_path / device / "history.csv").rows
+    for cpu, gpu in zip(rows["cpu"], rows["gpu"], strict=True):
+        assert gpu["cost/rows"] == cpu["cost/rows"]
+        assert gpu["loss"] == pytest.approx(cpu["loss"], rel=1e-6)
+
+
 @pytest.mark.parametrize(
     "problem", [Burgers(conditions="soft"), Kovasznay(), AllenCahn()], ids=lambda p: type(p).__name__
 )
