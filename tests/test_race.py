@@ -399,7 +399,7 @@ def test_the_report_of_a_part_says_what_is_missing(tmp_path):
     assert command.main(["--report", "--runs", str(folder), "--results", str(written)]) == 2
     text = (written / "README.md").read_text()
     assert "heat (lora_adam" in text.partition("Not run: ")[2]
-    assert "burgers/odelora (1 of 5)" in text
+    assert "odelora on burgers, heat, burgers_wide;" in text
     assert "| odelora | 1.0e-06 [1.0e-06, 1.0e-06] |" in text
     assert (written / "race.png").stat().st_size > 10_000
     assert len((written / "race.csv").read_text().splitlines()) == len(runs) + 1

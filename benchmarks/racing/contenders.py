@@ -90,6 +90,7 @@ def _parameters(groups):
 
 OURS = "odelora"
 FLOW_CASES = ("burgers", "heat", "kovasznay")
+EVEN_CASES = ("burgers", "heat", "burgers_wide", "convection_wide", "kovasznay_wide")
 SCHEMES = {
     name: Contender(name, overrides, cases=FLOW_CASES)
     for name, overrides in {
@@ -122,7 +123,7 @@ CONTENDERS = {
         Contender("full_lbfgs", ("method=full_lbfgs",)),
         Contender("full_lbfgs_resampled", ("method=full_lbfgs", "points.fresh=true"), renewed=100),
         Contender(NATURAL, ("method=full_implicit", "points.rows=1000")),
-        Contender("full_natural_even", ("method=full_implicit", "points=fresh")),
+        Contender("full_natural_even", ("method=full_implicit", "points=fresh"), cases=EVEN_CASES),
         *SCHEMES.values(),
     )
 }

@@ -140,18 +140,17 @@ def absent(results: Results) -> list[str]:
     here = {case: [name for name, c in CONTENDERS.items() if c.races_on(case)] for case in CASES}
     unrun = {case: [n for n in here[case] if not results.errors(case, n, results.seconds)] for case in CASES}
     unrun = [case if names == here[case] else f"{case} ({', '.join(names)})" for case, names in unrun.items() if names]
-    fewer = [
-        f"{case}/{name} ({len(seeds)} of {len(CASES[case].seeds)})"
-        for case in CASES
+    short = {
+        name: [c for c in CASES if 0 < len(results.errors(c, name, results.seconds)) < len(CASES[c].seeds)]
         for name in CONTENDERS
-        if 0 < len(seeds := results.errors(case, name, results.seconds)) < len(CASES[case].seeds)
-    ]
+    }
+    fewer = [f"{name} on {', '.join(c) if len(c) < 4 else f'{len(c)} cases'}" for name, c in short.items() if c]
     floors = [case for case in CASES if (rival := best_rival(results, case)) and results.floor(case, rival[0]) is None]
     edges = sorted({f"{run['case']}/{run['contender']}" for run in results.runs if not run["swept"] and at_edge(run)})
     busy = [run["cores"] for run in results.runs if run["cores"] is not None and run["cores"] > 1.05]
     said = (
         (unrun, f"Not run: {'; '.join(unrun)}."),
-        (fewer, f"Fewer seeds than planned: {', '.join(fewer)}."),
+        (fewer, f"Fewer seeds than planned at {results.seconds:g} s: {'; '.join(fewer)}."),
         (floors, f"No long run of the best rival, so that it cannot be at the floor: {', '.join(floors)}."),
         (edges, f"The best learning rate is the largest or smallest of the sweep: {', '.join(edges)}."),
         (busy, f"{len(busy)} runs kept more than one core busy, up to {max(busy, default=0):.2f}."),
