@@ -111,24 +111,27 @@ def discretisations(results: Results) -> list[str]:
         "",
         f"| case | scheme | {' | '.join(f'{t} s' for t in SHOWN)} | evaluations | largest rise | diverged |",
         "|---" * (len(SHOWN) + 5) + "|",
-        *(f"| {case} {row(results, case, name).removesuffix(' |  |')} |" for case, name in shown),
+        *(f"| {case} | {name} | {' | '.join(figures(results, case, name))} |" for case, name in shown),
         "",
     ]
 
 
 def row(results: Results, case: str, name: str) -> str:
+    rate = next((f"{run['rate']:g}" for run in results.of(case, name) if run["rate"] is not None), "")
+    return f"| {name} | {' | '.join([*figures(results, case, name), rate])} |"
+
+
+def figures(results: Results, case: str, name: str) -> list[str]:
+    """Errors at the seconds shown, evaluations, largest rise, and the runs that have diverged."""
     runs = results.of(case, name)
     longest = max(run["seconds"] for run in runs)
     evaluations = statistics.median(run["marks"][-1]["evaluations"] for run in runs if run["seconds"] == longest)
-    rate = next((f"{run['rate']:g}" for run in runs if run["rate"] is not None), "")
-    cells = (
+    return [
         *(_cell(results.error(case, name, t)) for t in SHOWN),
         f"{evaluations:.0f}",
         f"{max(finite(run['largest_rise']) for run in runs):.0%}",
         f"{sum(run['diverged'] for run in runs)} of {len(runs)}",
-        rate,
-    )
-    return f"| {name} | {' | '.join(cells)} |"
+    ]
 
 
 def before(results: Results, case: str) -> float:
