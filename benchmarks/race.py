@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import platform
+import subprocess
 import sys
 from pathlib import Path
 
@@ -42,19 +43,26 @@ RUNS = "runs.jsonl"
 
 
 def run(job, folder, seconds, cache):
-    """Make a run and keep it, unless it is there; None then."""
+    """Make a run and keep it, unless it is there, with the learning rate that is the best now; None then."""
     file = folder / job.file
-    if finished(file) is not None:
-        return None
     rate = best_rate(folder, job.case, job.contender, seconds) if job.rate is None else job.rate
+    if (there := finished(file)) is not None and there["rate"] == rate:
+        return None
     entry = enter(job.case, job.contender, job.seed, cache)
     named = {"case": job.case.name, "contender": job.contender.name, "seed": job.seed, "seconds": job.seconds}
     made = race(entry, job.seconds, rate)
-    versions = {"torch": torch.__version__, "python": platform.python_version()}
+    versions = {"torch": torch.__version__, "python": platform.python_version(), "commit": commit()}
     found = {**named, "rate": rate, "swept": job.rate is not None, **made, "versions": versions}
     folder.mkdir(parents=True, exist_ok=True)
     write_json(file, found)
     return found
+
+
+def commit():
+    """The code's, with a plus where files differ from it; None outside of a repository."""
+    described = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
+    said = subprocess.run(described, capture_output=True, text=True)
+    return said.stdout.strip() or None
 
 
 def line(job, found):

@@ -159,6 +159,103 @@ def test_a_step_in_the_factors_sees_no_rotation_of_them_but_every_other_change(g
     assert float((after(P) - expected).norm()) > 1e-2 * float(expected.norm())
 
 
+def descended(A, B, correction, steps=3):
+    """Products of the layer after a few steps with momentum from these factors."""
+    net = adapted()
+    made = evaluator_of(net)
+    with torch.no_grad():
+        for layer, a, b in zip(adapters(net).values(), A, B, strict=True):
+            layer.A.copy_(a)
+            layer.B.copy_(b)
+    optimizer = ImplicitODELoRA(factor_pairs(net), LinearlyImplicit(h=30.0, momentum=0.8, correction=correction))
+    for _ in range(steps):
+        made.begin(made.draw)
+        optimizer.step(made)
+    return products(net)
+
+
+@pytest.mark.parametrize("correction", [True, False])
+def test_momentum_is_carried_along_the_manifold_whatever_the_gauge(correction, generator):
+    layers = list(adapters(adapted()).values())
+    A, B = ([getattr(layer, name).detach() for layer in layers] for name in "AB")
+    P = torch.randn(2, 2, generator=generator, dtype=torch.float64) + 2 * torch.eye(2)
+    expected = descended(A, B, correction)
+    found = descended([linalg.solve(P, a) for a in A], [b @ P for b in B], correction)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
+
+
+class LeastSquares:
+    """Rows J y - b in a flat space; an ``integrators.implicit.Residual``."""
+
+    def __init__(self, J, b):
+        self.J, self.b = J, b
+
+    def rows(self, y):
+        return self.J @ y - self.b
+
+    def linearise(self, y):
+        same = lambda z: z
+        return implicit.Local(self.rows(y), self.J, lambda z: y + z, vector=same, coordinates=same)
+
+
+@pytest.mark.parametrize("shape", [(30, 12), (12, 30)])
+def test_a_step_with_momentum_is_the_nearest_to_what_is_carried(shape, generator):
+    """d minimises ½‖r + J d‖² + (1/2h) ‖d - β d_last‖², by an independent solution of the stacked system."""
+    J, b = least_squares(shape, generator)
+    y, last = (torch.randn(shape[1], generator=generator, dtype=torch.float64) for _ in range(2))
+    h, beta = 3.0, 0.6
+    taken = LinearlyImplicit(h=h, momentum=beta).step(LeastSquares(J, b), y, {"last": last})
+    stacked = torch.cat([J, torch.eye(shape[1], dtype=torch.float64) / math.sqrt(h)])
+    wanted = torch.cat([b - J @ y, beta * last / math.sqrt(h)])
+    d = linalg.lstsq(stacked, wanted[:, None]).solution[:, 0]
+    torch.testing.assert_close(taken.y - y, d, rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(taken.memory["last"], taken.y - y, rtol=1e-10, atol=1e-12)
+
+
+def test_momentum_moves_soft_directions_faster_and_stiff_ones_as_before():
+    """With h λ = 1e-4 the slope of log y against steps is 1/(1 - β) times as steep; with h λ = 1e4 all is gone at once."""
+    J = torch.diag(torch.tensor([1e2, 1e-2], dtype=torch.float64))
+    ends = {}
+    for beta in (0.0, 0.75):
+        scheme, y, memory = LinearlyImplicit(h=1.0, momentum=beta, correction=False), torch.ones(2).double(), {}
+        for _ in range(500):
+            taken = scheme.step(LeastSquares(J, torch.zeros(2).double()), y, memory)
+            y, memory = taken.y, taken.memory
+        ends[beta] = y
+    slow, fast = (-math.log(float(ends[beta][1])) for beta in (0.0, 0.75))
+    assert fast / slow == pytest.approx(4.0, rel=0.02)
+    assert all(float(y[0].abs()) < 1e-12 for y in ends.values())
+
+
+def test_momentum_is_dropped_where_it_leads_up():
+    """After a long step the wrong way the first trial ends higher, and the step taken is one without momentum."""
+    J, b = torch.eye(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    y = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    system, memory = LeastSquares(J, b), {"mu": 100.0, "last": 50 * y}
+    taken = LinearlyImplicit().step(system, y, memory)
+    torch.testing.assert_close(taken.y, y * (1 - 1 / (1 + 200.0)), rtol=1e-10, atol=0)
+    assert taken.loss < float(y @ y) / 2
+
+
+def test_momentum_is_that_of_the_default_only_where_h_is_free():
+    assert (LinearlyImplicit().beta, LinearlyImplicit(h=0.1).beta) == (implicit.MOMENTUM, 0.0)
+    assert (LinearlyImplicit(momentum=0.0).beta, LinearlyImplicit(h=0.1, momentum=0.5).beta) == (0.0, 0.5)
+
+
+@pytest.mark.parametrize("scheme", [LinearlyImplicit, ROS2])
+def test_the_precision_of_gram_matrices_can_be_fixed_and_is_told(scheme):
+    said = {}
+    for precision in ("float32", "float64"):
+        net = adapted()
+        optimizer = ImplicitODELoRA(factor_pairs(net), scheme(h=1e-3, gram_dtype=precision))
+        optimizer.step(evaluator_of(net))
+        memory = optimizer.param_groups[0]["memory"]
+        said[precision] = (memory["bits"], memory["fallback"], products(net))
+    assert said["float32"][:2] == (32, False)
+    assert said["float64"][:2] == (64, False)
+    torch.testing.assert_close(said["float32"][2], said["float64"][2], rtol=1e-8, atol=1e-10)
+
+
 def test_the_factors_start_at_rest_where_plain_lora_does_and_the_manifold_needs_no_full_rank():
     """From B = 0 the product has no singular vectors of its own: any will do, and the step is defined."""
     moved, _, net = step(adapted(zero), h=10.0)
@@ -176,11 +273,22 @@ def test_the_loss_falls_and_h_is_found():
         losses.append(float(optimizer.step(made)))
     assert all(b < a for a, b in pairwise(losses))
     assert losses[-1] < 0.2 * losses[0]
-    saved = copy.deepcopy(optimizer.state_dict())
-    again = ImplicitODELoRA(factor_pairs(net))
-    again.load_state_dict(saved)
-    assert again.param_groups[0]["memory"] == optimizer.param_groups[0]["memory"]
     assert optimizer.param_groups[0]["memory"]["discarded"] >= 0
+
+
+def test_an_optimiser_goes_on_from_its_state_as_if_it_had_never_stopped():
+    net = adapted()
+    made, optimizer = evaluator_of(net), ImplicitODELoRA(factor_pairs(net))
+    for _ in range(3):
+        made.begin(made.draw)
+        optimizer.step(made)
+    there = copy.deepcopy(net)
+    other, again = evaluator_of(there), ImplicitODELoRA(factor_pairs(there))
+    again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for evaluator, o in ((made, optimizer), (other, again)):
+        evaluator.begin(made.draw)
+        o.step(evaluator)
+    assert bool((products(there) == products(net)).all())
 
 
 def test_a_trial_that_overflows_is_shortened_and_a_point_that_does_is_refused():
@@ -261,6 +369,10 @@ def test_a_pair_in_single_precision_moves_in_double(generator):
 def test_bad_settings_are_refused():
     with pytest.raises(InputError, match=r"integrator.h is -1"):
         LinearlyImplicit(h=-1)
+    with pytest.raises(InputError, match=r"integrator.momentum is 1.0, but it must be at least 0 and below 1"):
+        LinearlyImplicit(momentum=1.0)
+    with pytest.raises(InputError, match="allowed: float32, float64"):
+        ROS2(gram_dtype="float16")
     with pytest.raises(InputError, match="allowed: factors, weights"):
         ImplicitODELoRA(factor_pairs(adapted()), metric="angles")
 

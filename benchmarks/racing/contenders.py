@@ -89,6 +89,8 @@ def _parameters(groups):
 
 
 OURS = "odelora"
+ADAM_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+"""Learning rates of the sweep, for Adam and SOAP."""
 FLOW_CASES = ("burgers", "heat", "kovasznay")
 EVEN_CASES = ("burgers", "heat", "burgers_wide", "convection_wide", "kovasznay_wide")
 SCHEMES = {
@@ -116,9 +118,9 @@ CONTENDERS = {
     contender.name: contender
     for contender in (
         Contender(OURS),
-        Contender("lora_adam", ("method=lora_adam",), rates=(1e-3, 3e-3, 1e-2, 3e-2)),
-        Contender("full_adam", ("method=full_adam",), rates=(1e-3, 3e-3, 1e-2)),
-        Contender("full_soap", ("method=full_adam",), full_soap, rates=(1e-3, 3e-3, 1e-2), package="pytorch_optimizer"),
+        Contender("lora_adam", ("method=lora_adam",), rates=ADAM_RATES),
+        Contender("full_adam", ("method=full_adam",), rates=ADAM_RATES),
+        Contender("full_soap", ("method=full_adam",), full_soap, rates=ADAM_RATES, package="pytorch_optimizer"),
         Contender("lora_lbfgs", ("method=lora_adam", "points=fixed"), lora_lbfgs),
         Contender("full_lbfgs", ("method=full_lbfgs",)),
         Contender("full_lbfgs_resampled", ("method=full_lbfgs", "points.fresh=true"), renewed=100),

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pinn_odelora.errors import InputError
+from pinn_odelora.errors import InputError, unknown
 
 SAFETY, SMALLEST, LARGEST = 0.9, 0.2, 5.0
+PRECISIONS = ("float32", "float64")
 
 
 def error_norm(error: list[Tensor], y: list[Tensor], new: list[Tensor], rtol: float, atol: float) -> float:
@@ -47,3 +48,9 @@ def check_positive(integrator: Any, *names: str) -> None:
         value = getattr(integrator, name)
         if value is not None and not 0 < value < math.inf:
             raise InputError(f"integrator.{name} is {value!r}, but it must be a positive number.")
+
+
+def check_precision(name: str) -> None:
+    """Raise ``InputError`` unless it is that of a Gram matrix."""
+    if name not in PRECISIONS:
+        raise unknown("integrator.gram_dtype", name, PRECISIONS)

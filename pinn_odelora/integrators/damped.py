@@ -56,19 +56,32 @@ class Operator(Protocol):
         """J Jᵀ, (R, R)."""
 
 
-class Solver(Protocol):
-    """S for one J; ``largest`` is the largest entry of the diagonal of JᵀJ."""
-
-    largest: float
-
-    def __call__(self, w: Tensor, mu: float) -> Tensor: ...
-
-
 class Way(NamedTuple):
     """How a solution was found: its form, and the dtype of the factor."""
 
     form: str
     dtype: torch.dtype
+
+    @property
+    def bits(self) -> int:
+        """Of a number of the factor."""
+        return torch.finfo(self.dtype).bits
+
+    @property
+    def fallback(self) -> bool:
+        """Whether μ was too small against rounding for a Cholesky factor."""
+        return self.form in ("qr", "eigen")
+
+
+class Solver(Protocol):
+    """S for one J; ``largest`` is the largest entry of the diagonal of JᵀJ, ``used`` the way of the last solution."""
+
+    largest: float
+
+    @property
+    def used(self) -> Way | None: ...
+
+    def __call__(self, w: Tensor, mu: float) -> Tensor: ...
 
 
 class Damped:

@@ -16,6 +16,17 @@ With ``correction`` the same factorisation serves once more. The second derivati
 is the geodesic acceleration of Transtrum and Sethna (2012, arXiv 1201.5885), carried to the manifold by its retraction;
 taken where ‖a‖ < ¾‖d‖ and it does not do worse than d.
 
+With ``momentum`` β a step starts from β times the last one, c = β P_T(d_last) carried to the tangent space at y:
+
+    d  minimises  ½‖r + J d‖² + (1/2h) ‖d - c‖² ,      d = c - (JᵀJ + 1/h)⁻¹ Jᵀ (r + J c) .
+
+Along stiff directions it is the same step; along soft ones, which 1/h holds back, d = c - h Jᵀr is that of the heavy ball
+(Polyak, 1964), up to 1/(1-β) times as fast. Where rows are drawn anew for every step and are fewer than columns, it
+keeps of the last step what these rows do not see: the accelerated Kaczmarz method, SPRING (Goldshlager, Abrahamsen and
+Lin, 2024, arXiv 2401.10190; for PINNs Guzmán-Cordero, Dangel, Goldshlager and Zeinhofer, 2025, arXiv 2505.12149), here on
+a manifold. It is dropped for a step that was refused with it. The path is then no longer that of the flow, so a fixed h,
+which is there to follow it, has no momentum unless asked to.
+
 h follows the ratio of the loss's decrease to the one that the linearisation promises, both at the step's own points.
 """
 
@@ -28,8 +39,9 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
-from pinn_odelora.integrators.control import check_positive
-from pinn_odelora.integrators.damped import Operator, Solver
+from pinn_odelora.errors import InputError
+from pinn_odelora.integrators.control import check_positive, check_precision
+from pinn_odelora.integrators.damped import Operator, Solver, Way
 from pinn_odelora.integrators.solvers import solver_for
 
 TRIALS = 30
@@ -38,6 +50,7 @@ ACCEPTED = 1e-4
 MOSTLY_GONE = 0.25
 E = 0.1
 """e: how far ahead the second derivative looks, as a part of the step."""
+MOMENTUM = 0.7
 
 
 class Local(NamedTuple):
@@ -69,8 +82,8 @@ class Residual(Protocol):
 
 
 class Taken(NamedTuple):
-    """A step taken: the point, h, the memory for the next step, whether the correction was used, and ½‖r‖² at y on the
-    step's own points, None where the scheme has not formed it.
+    """A step taken: the point, h, the memory for the next step, whether the correction was used, ½‖r‖² at y on the
+    step's own points, None where the scheme has not formed it, and how its linear systems were solved.
     """
 
     y: Any
@@ -78,6 +91,7 @@ class Taken(NamedTuple):
     memory: dict[str, Any]
     corrected: bool = False
     loss: float | None = None
+    way: Way | None = None
 
 
 @dataclass(frozen=True)
@@ -87,28 +101,41 @@ class LinearlyImplicit:
     Args:
         h: the step size in units of flow time; absent, it follows the gain ratio.
         correction: whether to use the second-order correction.
+        momentum: β; absent, 0.7 where h follows the gain ratio and 0 where it is fixed.
         first: 1/h of the first step, as a part of the largest diagonal entry of JᵀJ.
         metric: whether an optimiser follows the flow of the product or that of the factors; its own choice if absent.
         memory: bytes that the linear algebra of a step may take, see ``plan``.
+        gram_dtype: the least precision of a factored Gram matrix; float32 is used where it is safe, see ``damped``.
 
     Raises:
-        InputError: for a number that is not positive.
+        InputError: for a number that is not positive, a momentum outside of [0, 1), or an unknown precision.
     """
 
     h: float | None = None
     correction: bool = True
+    momentum: float | None = None
     first: float = 1e-3
     metric: Literal["weights", "factors"] | None = None
     memory: float = 2.0**29
+    gram_dtype: Literal["float32", "float64"] = "float32"
 
     def __post_init__(self) -> None:
         check_positive(self, "h", "first", "memory")
+        check_precision(self.gram_dtype)
+        if self.momentum is not None and not 0 <= self.momentum < 1:
+            raise InputError(f"integrator.momentum is {self.momentum!r}, but it must be at least 0 and below 1.")
+
+    @property
+    def beta(self) -> float:
+        """β, chosen where it is not given."""
+        return (MOMENTUM if self.h is None else 0.0) if self.momentum is None else self.momentum
 
     def step(self, system: Residual, y: Any, memory: dict[str, Any]) -> Taken:
         """One step from y; y itself where no step, however small, makes the loss smaller.
 
         Args:
-            memory: what the previous step returned, empty at first; plain numbers only.
+            memory: what the previous step returned, empty at first: numbers, and ``last``, the last step as an element
+                of the space around the manifold.
 
         Raises:
             FloatingPointError: if the rows at y are not finite.
@@ -117,22 +144,33 @@ class LinearlyImplicit:
         before = half_square(local.r)
         if not math.isfinite(before):
             raise FloatingPointError("The rows where the step starts are not finite.")
-        solver = solver_for(local.J)
+        solver = solver_for(local.J, self.gram_dtype == "float32")
+        carried = self._carried(local, memory)
         if self.h is not None:
-            trial = self._trial(system, local, solver, 1 / self.h)
-            return Taken(trial.y, self.h, {}, trial.corrected, trial.loss)
+            trial = self._trial(system, local, solver, 1 / self.h, carried)
+            return self._taken(local, solver, trial, self.h, {})
         mu, growth = memory.get("mu") or self.first * solver.largest, 2.0
         for _ in range(TRIALS):
-            trial = self._trial(system, local, solver, mu)
+            trial = self._trial(system, local, solver, mu, carried)
             gain = (before - trial.loss) / trial.promised if trial.promised > 0 else 0.0
             if gain > ACCEPTED:
-                return Taken(trial.y, 1 / mu, {"mu": mu * _factor(gain)}, trial.corrected, trial.loss)
-            mu, growth = mu * growth, 2 * growth
-        return Taken(y, 1 / mu, {"mu": solver.largest}, loss=before)
+                return self._taken(local, solver, trial, 1 / mu, {"mu": mu * _factor(gain)})
+            mu, growth, carried = mu * growth, 2 * growth, None
+        return Taken(y, 1 / mu, {"mu": solver.largest}, loss=before, way=solver.used)
 
-    def _trial(self, system: Residual, local: Local, solver: Solver, mu: float) -> Trial:
+    def _carried(self, local: Local, memory: dict[str, Any]) -> Tensor | None:
+        """c, or None where there is nothing to carry on."""
+        last = memory.get("last")
+        return None if last is None or not self.beta else self.beta * local.coordinates(last)
+
+    def _taken(self, local: Local, solver: Solver, trial: Trial, h: float, memory: dict[str, Any]) -> Taken:
+        if self.beta:
+            memory = memory | {"last": local.vector(trial.z)}
+        return Taken(trial.y, h, memory, trial.corrected, trial.loss, solver.used)
+
+    def _trial(self, system: Residual, local: Local, solver: Solver, mu: float, carried: Tensor | None) -> Trial:
         """Where the step with damping μ leads: with the correction, or without it where that does better."""
-        d = -solver(local.r, mu)
+        d = -solver(local.r, mu) if carried is None else carried - solver(local.r + local.J @ carried, mu)
         Jd = local.J @ d
         before = half_square(local.r)
         promised = before - half_square(local.r + Jd)
@@ -147,9 +185,12 @@ class LinearlyImplicit:
 
 
 class Trial(NamedTuple):
-    """A point, its loss (infinite where it has none), and the decrease that the linearisation promised."""
+    """A point, its loss (infinite where it has none), the decrease that the linearisation promised, and its coordinates
+    z in the tangent space where the step starts.
+    """
 
     y: Any
+    z: Tensor
     loss: float
     promised: float
     corrected: bool
@@ -159,7 +200,7 @@ def trial_at(system: Residual, local: Local, z: Tensor, promised: float, correct
     """The trial at R_y(z)."""
     y = local.retract(z)
     loss = half_square(system.rows(y))
-    return Trial(y, loss if math.isfinite(loss) else math.inf, promised, corrected)
+    return Trial(y, z, loss if math.isfinite(loss) else math.inf, promised, corrected)
 
 
 def second_order(system: Residual, local: Local, solver: Solver, d: Tensor, Jd: Tensor, mu: float) -> Tensor | None:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, linalg
 
 from pinn_odelora.errors import InputError
-from pinn_odelora.integrators.control import check_positive, next_step
+from pinn_odelora.integrators.control import check_positive, check_precision, next_step
 from pinn_odelora.integrators.damped import Solver
 from pinn_odelora.integrators.implicit import Local, Residual, Taken, half_square
 from pinn_odelora.integrators.solvers import solver_for
@@ -68,9 +68,10 @@ class ROS2:
             has a natural scale on any manifold.
         metric: whether an optimiser follows the flow of the product or that of the factors; its own choice if absent.
         memory: bytes that the linear algebra of a step may take, see ``plan``.
+        gram_dtype: as that of ``LinearlyImplicit``.
 
     Raises:
-        InputError: for a number that is not positive, or γ < 1/4.
+        InputError: for a number that is not positive, γ < 1/4, or an unknown precision.
     """
 
     h: float | None = None
@@ -79,9 +80,11 @@ class ROS2:
     atol: float = 1e-12
     metric: Literal["weights", "factors"] | None = None
     memory: float = 2.0**29
+    gram_dtype: Literal["float32", "float64"] = "float32"
 
     def __post_init__(self) -> None:
         check_positive(self, "h", "gamma", "rtol", "atol", "memory")
+        check_precision(self.gram_dtype)
         if self.gamma < 0.25:
             raise InputError(f"integrator.gamma is {self.gamma!r}, but the scheme is A-stable from 0.25 on only.")
 
@@ -98,10 +101,10 @@ class ROS2:
         local = system.linearise(y)
         if not bool(torch.isfinite(local.r).all()):
             raise FloatingPointError("The rows where the step starts are not finite.")
-        solver = solver_for(local.J)
+        solver = solver_for(local.J, self.gram_dtype == "float32")
         if self.h is not None:
             k1, k2 = ros2_stages(system, local, solver, self.h, self.gamma)
-            return Taken(local.retract(self.h * (3 * k1 + k2) / 2), self.h, {})
+            return Taken(local.retract(self.h * (3 * k1 + k2) / 2), self.h, {}, way=solver.used)
         return self._controlled(system, local, solver, memory)
 
     def _controlled(self, system: Residual, local: Local, solver: Solver, memory: dict[str, Any]) -> Taken:
@@ -117,7 +120,7 @@ class ROS2:
                 error = math.inf
             if error <= 1:
                 memory = {"h": next_step(h, error, previous, 1 / 2), "error": max(error, 1e-4)}
-                return Taken(new, h, memory, loss=loss)
+                return Taken(new, h, memory, loss=loss, way=solver.used)
             h = min(next_step(h, error, 1.0, 1 / 2), 0.9 * h)
         raise FloatingPointError(f"No step down to h = {h:.1e} meets the tolerance with finite rows.")
 

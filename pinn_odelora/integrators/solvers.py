@@ -8,8 +8,11 @@ from pinn_odelora.integrators.damped import Damped, Operator, Solver
 from pinn_odelora.integrators.iterative import ConjugateGradients
 
 
-def solver_for(J: Tensor | Operator) -> Solver:
-    """``Damped`` for a matrix and for an operator with a kernel, conjugate gradients for one without."""
+def solver_for(J: Tensor | Operator, single: bool = True) -> Solver:
+    """``Damped`` for a matrix and for an operator with a kernel, conjugate gradients for one without.
+
+    ``single``: whether float32 may be used where it is safe.
+    """
     if isinstance(J, Tensor) or J.has_kernel:
-        return Damped(J)
+        return Damped(J, single)
     return ConjugateGradients(J)

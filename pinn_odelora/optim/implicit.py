@@ -75,6 +75,8 @@ class ImplicitODELoRA(Optimizer):
             taken = self.integrator.step(chart, chart.start(), self.param_groups[0]["memory"])
             chart.place(taken.y)
         said = {"last_h": taken.h, "ended": taken.loss, "discarded": taken.y.discarded, **chart.said}
+        if taken.way is not None:
+            said |= {"bits": taken.way.bits, "fallback": taken.way.fallback}
         for group in self.param_groups:
             group["memory"] = {**taken.memory, **said}
         return chart.loss
@@ -153,7 +155,8 @@ class Chart:
             return point
 
         def coordinates(D: dict[str, Tensor]) -> Tensor:
-            return torch.cat([self.variables[name].coordinates(frames[name], D[name]) for name in names])
+            here = linearised.r.device
+            return torch.cat([self.variables[name].coordinates(frames[name], D[name].to(here)) for name in names])
 
         return Local(
             linearised.r.double(),

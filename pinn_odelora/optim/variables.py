@@ -4,7 +4,7 @@
 ``FactorPair``   the factors themselves, a flat space: plain LoRA.
 ``Flat``         any tensor with the Euclidean metric: biases, whole weights.
 ``Positive``     a number x above a bound a, by θ = log(x - a): dx = (x - a) dθ, x⁺ = a + (x - a) exp(dθ). A coefficient
-                 that must stay positive does, and its speed is relative.
+                 that must stay positive does, and its speed is relative. The space around is that of θ, which is flat.
 """
 
 from __future__ import annotations
@@ -145,12 +145,6 @@ class Positive(Flat):
 
     def move(self, y: Tensor, frame: Stretch, z: Tensor) -> Moved:
         return Moved(self.above + frame.size * torch.exp(z.view_as(y)))
-
-    def vector(self, frame: Stretch, z: Tensor) -> Tensor:
-        return frame.size.flatten() * z
-
-    def coordinates(self, frame: Stretch, D: Tensor) -> Tensor:
-        return D / frame.size.flatten()
 
 
 def variable(group: dict[str, Any], metric: str) -> Variable:

@@ -202,7 +202,9 @@ class Adaptation(L.LightningModule):
             "update/norm": measure.norm_of([after[name] - before[name] for name in before]),
             "flow/alignment": measure.alignment(before, after, first.weights),
             "integrator/h": self._step_size(),
-            "lora/discarded": self._discarded(),
+            "integrator/bits": self._said("bits"),
+            "integrator/fallback": self._said("fallback"),
+            "lora/discarded": self._said("discarded"),
         }
 
     def _step_size(self) -> float:
@@ -211,10 +213,10 @@ class Adaptation(L.LightningModule):
         h = group.get("memory", {}).get("last_h", group["lr"])
         return math.nan if h is None else float(h)
 
-    def _discarded(self) -> float:
-        """The norm of what the step just taken left out on its way back to rank r; NaN where it has no such way."""
-        found = self.optimizers(use_pl_optimizer=False).param_groups[0].get("memory", {}).get("discarded")
-        return math.nan if found is None else found
+    def _said(self, name: str) -> float:
+        """What the optimiser says of its last step; NaN from one that says nothing."""
+        found = self.optimizers(use_pl_optimizer=False).param_groups[0].get("memory", {}).get(name)
+        return math.nan if found is None else float(found)
 
     def on_train_end(self) -> None:
         """The last row: where the run ended, with the loss on as many points as there may be."""
