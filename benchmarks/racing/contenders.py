@@ -92,7 +92,7 @@ OURS = "odelora"
 ADAM_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 """Learning rates of the sweep, for Adam and SOAP."""
 FLOW_CASES = ("burgers", "heat", "kovasznay")
-EVEN_CASES = ("burgers", "heat", "burgers_wide", "convection_wide", "kovasznay_wide")
+MOMENTUM_CASES = ("burgers", "heat", "burgers_wide", "convection_wide", "kovasznay_wide")
 SCHEMES = {
     name: Contender(name, overrides, cases=FLOW_CASES)
     for name, overrides in {
@@ -105,14 +105,18 @@ SCHEMES = {
         "rkc2": ("integrator=rkc2",),
         "ros2": ("integrator=ros2",),
         "no_correction": ("integrator.correction=false",),
+        "no_momentum": ("integrator.momentum=0",),
     }.items()
 }
 """Other discretisations of the flow that our default follows, which find their step sizes themselves; ``no_correction``
-is the default scheme without its second-order correction. They show what stability costs, and are no rivals.
+and ``no_momentum`` are the default scheme without one of its two additions. They show what stability costs, and are no
+rivals.
 """
-NATURAL = "full_natural"
-"""Natural gradient with our correction and our growing rows, at most 1,000: the best for it of 1,000, 2,000 and 4,000,
-on Burgers, Helmholtz and the wide Burgers with seed 101. ``full_natural_even`` has 1,000 even points at every step.
+NATURAL, NATURAL_EVEN = "full_natural", "full_natural_even"
+"""Natural gradient on all weights in kernel form, with our correction. ``full_natural_even``: with nothing else of ours,
+1,000 even points at every step. ``full_natural``: with our growing rows and points too, at most 1,000 rows, the best
+for it of 1,000, 2,000 and 4,000 on Burgers, Helmholtz and the wide Burgers with seed 101. ``full_natural_momentum``: with
+our momentum as well, so that all that is left of the difference is the manifold.
 """
 CONTENDERS = {
     contender.name: contender
@@ -124,8 +128,9 @@ CONTENDERS = {
         Contender("lora_lbfgs", ("method=lora_adam", "points=fixed"), lora_lbfgs),
         Contender("full_lbfgs", ("method=full_lbfgs",)),
         Contender("full_lbfgs_resampled", ("method=full_lbfgs", "points.fresh=true"), renewed=100),
-        Contender(NATURAL, ("method=full_implicit", "points.rows=1000")),
-        Contender("full_natural_even", ("method=full_implicit", "points=fresh"), cases=EVEN_CASES),
+        Contender(NATURAL, ("method=full_implicit", "points.rows=1000", "integrator.momentum=0")),
+        Contender(NATURAL_EVEN, ("method=full_implicit", "points=fresh", "integrator.momentum=0")),
+        Contender("full_natural_momentum", ("method=full_implicit", "points.rows=1000"), cases=MOMENTUM_CASES),
         *SCHEMES.values(),
     )
 }

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Literal, NamedTuple
 
 from racing.cases import CASES, Case
-from racing.contenders import NATURAL, OURS, RIVALS
+from racing.contenders import NATURAL, NATURAL_EVEN, OURS, RIVALS
 from racing.results import Results
 
 ERRORS = (
@@ -49,7 +49,7 @@ def verdicts(results: Results, cases: Mapping[str, Case] = CASES) -> list[Verdic
     return [
         *(_error(results, cases[name], seconds, target) for name, seconds, target in ERRORS if name in cases),
         *_leads(results, cases.values()),
-        *(_natural(results, case) for case in cases.values()),
+        *(_natural(results, case, name) for name in (NATURAL_EVEN, NATURAL) for case in cases.values()),
         *_steadiness(results, cases.values()),
     ]
 
@@ -113,13 +113,13 @@ def _leads(results: Results, cases: Iterable[Case]) -> list[Verdict]:
     ]
 
 
-def _natural(results: Results, case: Case) -> Verdict:
+def _natural(results: Results, case: Case, name: str) -> Verdict:
     lead = WIDE_LEAD if case.width > 40 else 1
-    said = f"{case.name}: {NATURAL} " + (f"at least {lead} times worse" if lead > 1 else "not better")
-    ours, theirs = (results.error(case.name, name, JUDGED) for name in (OURS, NATURAL))
+    said = f"{case.name}: {name} " + (f"at least {lead} times worse" if lead > 1 else "not better")
+    ours, theirs = (results.error(case.name, contender, JUDGED) for contender in (OURS, name))
     if ours is None or theirs is None:
         return Verdict(said, "not run", "incomplete")
-    ratio, complete = theirs.median / ours.median, _complete(results, case, JUDGED, OURS, NATURAL)
+    ratio, complete = theirs.median / ours.median, _complete(results, case, JUDGED, OURS, name)
     return Verdict(said, f"{ratio:.3g} times ours, {theirs.median:.2e}", _state(ratio >= lead, complete))
 
 
