@@ -148,16 +148,16 @@ def test_a_trial_step_that_is_not_finite_is_retried_with_a_smaller_one():
         Chebyshev(2).step(nowhere, [torch.zeros(1, dtype=torch.float64)], None, memory)
 
 
-def test_the_estimate_is_kept_until_it_is_old_the_velocity_grows_or_someone_asks(generator):
+def test_the_estimate_is_kept_until_it_is_old_or_velocity_or_loss_grow(generator):
     f = Stiff(generator)
     y, k = f.start, f(f.start)
     first = kept_eigenvalue(f, y, k, {}, renew=3)
     assert first.eigenvalue == pytest.approx(3000, rel=0.05)
     assert all(isinstance(x, int | float) for x in first.memory.values())
 
-    def renewed(memory, velocity=k):
+    def renewed(memory, velocity=k, loss=math.nan):
         before = f.evaluations
-        kept_eigenvalue(f, y, velocity, memory, renew=3)
+        kept_eigenvalue(f, y, velocity, memory, renew=3, loss=loss)
         return f.evaluations > before
 
     assert not renewed(first.memory)
@@ -165,10 +165,12 @@ def test_the_estimate_is_kept_until_it_is_old_the_velocity_grows_or_someone_asks
     assert renewed({**first.memory, "age": 3})
     assert not renewed(first.memory, [1.05 * k[0]])
     assert renewed(first.memory, [1.2 * k[0]])
+    lower = kept_eigenvalue(f, y, k, first.memory, renew=3, loss=2.0).memory
+    assert not renewed(lower, loss=2.1)
+    assert renewed(lower, loss=2.3)
     # The least speed of all steps counts, so that slow growth is seen too.
     slower = kept_eigenvalue(f, y, [0.5 * k[0]], first.memory, renew=3).memory
     assert renewed(slower, [0.6 * k[0]])
-    assert renewed({key: x for key, x in first.memory.items() if key != "eigenvalue"})
 
 
 @by_order

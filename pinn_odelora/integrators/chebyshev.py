@@ -174,7 +174,7 @@ class Chebyshev:
         """One accepted step from y; arguments and errors as for ``RungeKutta.step``."""
         first = f(y)
         level = loss_of(f)
-        eigenvalue, kept = kept_eigenvalue(f, y, first, memory, self.renew, space)
+        eigenvalue, kept = kept_eigenvalue(f, y, first, memory, self.renew, space, level)
         if h is None and self.order == 2:
             return self._controlled(f, y, first, self.safety / eigenvalue, {**memory, **kept}, space)
         if h is None:

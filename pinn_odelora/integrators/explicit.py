@@ -119,7 +119,7 @@ class RungeKutta:
             return Step(self._advance(f, y, h, first, space), h, memory)
         if self.tableau.embedded is not None:
             return self._controlled(f, y, first, memory, space)
-        eigenvalue, memory = kept_eigenvalue(f, y, first, memory, self.renew, space)
+        eigenvalue, memory = kept_eigenvalue(f, y, first, memory, self.renew, space, loss_of(f))
         h = self.safety * self.tableau.real_stability / eigenvalue
         return Step(self._advance(f, y, h, first, space), h, memory)
 

@@ -9,6 +9,7 @@ f(y) would hold no stiff component any more once the stiff modes have decayed, w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from pinn_odelora.integrators.space import FLAT, Slope, Space, State
 
 GROWTH = 1.1
-"""Growth of the velocity after which the largest eigenvalue is estimated anew."""
+"""Growth of velocity or loss after which the largest eigenvalue is estimated anew."""
 
 
 class Estimate(NamedTuple):
@@ -29,23 +30,31 @@ class Estimate(NamedTuple):
 
 
 def kept_eigenvalue(
-    f: Callable[[State], Slope], y: State, velocity: Slope, memory: dict[str, Any], renew: int, space: Space = FLAT
+    f: Callable[[State], Slope],
+    y: State,
+    velocity: Slope,
+    memory: dict[str, Any],
+    renew: int,
+    space: Space = FLAT,
+    loss: float = math.nan,
 ) -> Estimate:
-    """The estimate of earlier steps, made anew when it is old or the velocity has grown.
+    """The estimate of earlier steps, made anew when it is old, or the velocity or the loss has grown.
 
-    On a gradient flow a growing velocity is the first sign of a mode that the step amplifies. Who knows another reason
-    (the loss rose) asks for a new estimate by taking ``eigenvalue`` out of the memory.
+    On a gradient flow a growing velocity is the first sign of a mode that the step amplifies, and a growing loss the
+    last one; where points change it may also be the points.
 
     Args:
         memory: what the last step left; without an estimate one is made.
         renew: steps after which it is old.
+        loss: at y, NaN where it is not known.
     """
     age, speed = memory.get("age", renew), norm(space.entries(velocity))
     least = min(speed, memory.get("speed", speed))
     eigenvalue = memory.get("eigenvalue")
-    if eigenvalue is None or age >= renew or speed > GROWTH * least:
+    grown = speed > GROWTH * least or loss > GROWTH * memory.get("loss", math.inf)
+    if eigenvalue is None or age >= renew or grown:
         eigenvalue, age, least = largest_eigenvalue(f, y, velocity, space=space), 0, speed
-    return Estimate(eigenvalue, {"eigenvalue": eigenvalue, "age": age + 1, "speed": least})
+    return Estimate(eigenvalue, {"eigenvalue": eigenvalue, "age": age + 1, "speed": least, "loss": loss})
 
 
 def largest_eigenvalue(
