@@ -95,8 +95,8 @@ def test_measured_points_are_all_taken_and_do_not_count():
     terms = {**Burgers(conditions="soft").loss_terms(), "data": Term(Cloud(measured), lambda field: field.u)}
     stream = PointStream(terms, 1000, 100, fresh=True, rows=600, first=60)
     assert numbers(stream.draw(0).points) == {"pde": 500, "ic": 50, "bc": 50, "data": 30}
-    # Their errors would hide that a step fits its own points.
-    assert stream.first == stream.most == 600
+    assert numbers(stream.draw(0, 60).points) == {"pde": 50, "ic": 5, "bc": 5, "data": 30}
+    assert (stream.first, stream.most, stream.still) == (60, 600, ["data"])
 
 
 def test_fixed_points_are_drawn_once():
@@ -136,6 +136,17 @@ def test_rows_do_not_double_while_the_loss_falls_faster_than_twice_as_many_could
     gaps = lambda times: [fall ** (times * enough)] * 60
     assert looked_back(Growth(1), gaps(0.95), fall, price, most=10**6).rows == 1
     assert looked_back(Growth(1), gaps(1.05), fall, price, most=10**6).rows > 1
+
+
+def test_a_loss_that_is_the_same_on_all_points_changes_nothing():
+    """Measured values: their loss y_k falls from step to step too, and is known where a step begins."""
+    bare, beside, still = Growth(100), Growth(100), [0.9, 0.4, 0.3, 0.3]
+    for began, ended, before, after in zip((1.0, 0.5, 0.2), (0.3, 0.2, 0.1), still, still[1:], strict=False):
+        bare.look_back(1000, began, Ended(ended, 2.0))
+        beside.look_back(1000, began + before, Ended(ended + after, 2.0), before)
+    assert (beside.gap, beside.fall) == pytest.approx((bare.gap, bare.fall), rel=1e-12)
+    assert beside.began == pytest.approx(bare.began, rel=1e-12)
+    assert bare.gap > 0.1
 
 
 def test_a_fall_is_averaged_over_about_four_steps():

@@ -56,7 +56,8 @@ class Growth:
     Attributes:
         rows: R; 0 where no step has been configured yet.
         gap, fall: g and f; f is None before it has been seen.
-        began, ended: of the last step, the loss on its own points at both ends; None where that is not known.
+        began, ended: of the last step, the loss on its own points at both ends; None where that is not known. ``began``
+            is without the part at points that stay, ``ended`` with it.
     """
 
     rows: int = 0
@@ -65,21 +66,22 @@ class Growth:
     began: float | None = None
     ended: float | None = None
 
-    def look_back(self, most: int, began: float, last: Ended) -> None:
+    def look_back(self, most: int, began: float, last: Ended, still: float = 0.0) -> None:
         """After a step that began with that loss on its own points; ``most`` are all rows there may be.
+
+        ``still`` is the part of that loss at points that every step has, such as measured ones. Where a step ended,
+        which is where the next one begins, it is the same, and it tells nothing: losses are those without it.
 
         A scheme that does not look where its steps end has all rows, since nothing can be seen of it.
         """
+        began = began - still
+        ended = None if self.ended is None else self.ended - still
         if last.loss is None:
             self.rows = most
-        elif self._tells(began):
-            self.gap = (self.gap + math.log(began / self.ended)) / 2
+        elif all(loss is not None and 0 < loss < math.inf for loss in (began, self.began, ended)):
+            self.gap = (self.gap + math.log(began / ended)) / 2
             fall = math.log(self.began / began)
             self.fall = fall if self.fall is None else (3 * self.fall + fall) / 4
             if self.gap > max(LEAST_GAP, 2 * (last.price - 1) * self.fall):
                 self.rows, self.gap = min(most, FACTOR * self.rows), 0.0
         self.began, self.ended = began, last.loss
-
-    def _tells(self, began: float) -> bool:
-        """Whether all three losses have a logarithm."""
-        return all(loss is not None and 0 < loss < math.inf for loss in (began, self.began, self.ended))

@@ -159,14 +159,15 @@ class Adaptation(L.LightningModule):
             # A step that asks for nothing new has not moved; without this, no budget but time would end the run.
             self.stalled = self.progress.gradient_evals == self.evaluator.count
             self.progress.gradient_evals = self.evaluator.count
-        self._look_back(float(self.evaluator.first.total))
+        self._look_back(self.evaluator.first)
 
-    def _look_back(self, loss: float) -> None:
-        """After a step that began at that loss: whether it had risen, and how many rows the next one has."""
+    def _look_back(self, first: Evaluation) -> None:
+        """After a step that began with that evaluation: whether the loss had risen, how many rows the next one has."""
+        loss, stream = float(first.total), self.trainer.datamodule
         self.progress.rises += loss > self.progress.loss
         self.progress.loss = loss
-        last = ended(self.optimizers(use_pl_optimizer=False))
-        self.growth.look_back(self.trainer.datamodule.most, loss, last)
+        still = sum(float(first.terms[name]) for name in stream.still)
+        self.growth.look_back(stream.most, loss, ended(self.optimizers(use_pl_optimizer=False)), still)
 
     def _state(self) -> Row:
         """What can be said of the point itself."""
