@@ -24,7 +24,7 @@ Along stiff directions it is the same step; along soft ones, which 1/h holds bac
 (Polyak, 1964), up to 1/(1-β) times as fast. Where rows are drawn anew for every step and are fewer than columns, it
 keeps of the last step what these rows do not see: the accelerated Kaczmarz method, SPRING (Goldshlager, Abrahamsen and
 Lin, 2024, arXiv 2401.10190; for PINNs Guzmán-Cordero, Dangel, Goldshlager and Zeinhofer, 2025, arXiv 2505.12149), here on
-a manifold. It is dropped for a step that was refused with it. The path is then no longer that of the flow, so a fixed h,
+a manifold. A step that is refused three times with it goes on without. The path is then no longer that of the flow, so a fixed h,
 which is there to follow it, has no momentum unless asked to.
 
 h follows the ratio of the loss's decrease to the one that the linearisation promises, both at the step's own points.
@@ -50,7 +50,8 @@ ACCEPTED = 1e-4
 MOSTLY_GONE = 0.25
 E = 0.1
 """e: how far ahead the second derivative looks, as a part of the step."""
-MOMENTUM = 0.7
+MOMENTUM, PATIENCE = 0.7, 2
+"""β, and the refusals that a step with momentum may have before it goes on without."""
 
 
 class Local(NamedTuple):
@@ -150,12 +151,12 @@ class LinearlyImplicit:
             trial = self._trial(system, local, solver, 1 / self.h, carried)
             return self._taken(local, solver, trial, self.h, {})
         mu, growth = memory.get("mu") or self.first * solver.largest, 2.0
-        for _ in range(TRIALS):
-            trial = self._trial(system, local, solver, mu, carried)
+        for refused in range(TRIALS):
+            trial = self._trial(system, local, solver, mu, carried if refused <= PATIENCE else None)
             gain = (before - trial.loss) / trial.promised if trial.promised > 0 else 0.0
             if gain > ACCEPTED:
                 return self._taken(local, solver, trial, 1 / mu, {"mu": mu * _factor(gain)})
-            mu, growth, carried = mu * growth, 2 * growth, None
+            mu, growth = mu * growth, 2 * growth
         return Taken(y, 1 / mu, {"mu": solver.largest}, loss=before, way=solver.used)
 
     def _carried(self, local: Local, memory: dict[str, Any]) -> Tensor | None:
