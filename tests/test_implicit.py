@@ -213,7 +213,7 @@ def test_a_step_with_momentum_is_the_nearest_to_what_is_carried(shape, generator
 
 
 def test_momentum_moves_soft_directions_faster_and_stiff_ones_as_before():
-    """With h λ = 1e-4 the slope of log y against steps is 1/(1 - β) times as steep; with h λ = 1e4 all is gone at once."""
+    """Where h λ = 1e-4, log y falls 1/(1 - β) times as fast a step; where h λ = 1e4, all is gone at once."""
     J = torch.diag(torch.tensor([1e2, 1e-2], dtype=torch.float64))
     ends = {}
     for beta in (0.0, 0.75):

@@ -141,9 +141,9 @@ def test_rows_do_not_double_while_the_loss_falls_faster_than_twice_as_many_could
 def test_a_loss_that_is_the_same_on_all_points_changes_nothing():
     """Measured values: their loss y_k falls from step to step too, and is known where a step begins."""
     bare, beside, still = Growth(100), Growth(100), [0.9, 0.4, 0.3, 0.3]
-    for began, ended, before, after in zip((1.0, 0.5, 0.2), (0.3, 0.2, 0.1), still, still[1:], strict=False):
-        bare.look_back(1000, began, Ended(ended, 2.0))
-        beside.look_back(1000, began + before, Ended(ended + after, 2.0), before)
+    for began, end, before, after in zip((1.0, 0.5, 0.2), (0.3, 0.2, 0.1), still, still[1:], strict=False):
+        bare.look_back(1000, began, Ended(end, 2.0))
+        beside.look_back(1000, began + before, Ended(end + after, 2.0), before)
     assert (beside.gap, beside.fall) == pytest.approx((bare.gap, bare.fall), rel=1e-12)
     assert beside.began == pytest.approx(bare.began, rel=1e-12)
     assert bare.gap > 0.1

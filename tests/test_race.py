@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import race as command
 from racing import contenders, plan, report, running
 from racing.cases import CASES, Case
-from racing.contenders import CONTENDERS, OURS, RIVALS, SCHEMES, Contender
+from racing.contenders import CONTENDERS, NATURAL, NATURAL_EVEN, OURS, RIVALS, SCHEMES, Contender
 from racing.plan import SWEEP_SEED, Job, best_rate, finished, jobs
 from racing.results import Results
 from racing.verdict import verdicts
@@ -302,7 +302,7 @@ def a_race(ours=1e-6, theirs=1e-4, natural=1e-4, seeds=(0, 1)):
     found = []
     for case, seed in itertools.product(PAIR, seeds):
         found.append(made_up(case, OURS, seed, every(ours)))
-        found.append(made_up(case, "full_natural", seed, every(natural)))
+        found += [made_up(case, name, seed, every(natural)) for name in (NATURAL, NATURAL_EVEN)]
         for name in RIVALS:
             found.append(made_up(case, name, seed, every(theirs)))
             if CONTENDERS[name].rates:
@@ -320,7 +320,7 @@ def short(runs):
 
 def test_all_targets_met():
     found = states(a_race())
-    assert len(found) == 4 + 3 + 2 + 2
+    assert len(found) == 4 + 3 + 2 * 2 + 2
     assert set(found.values()) == {"met"}
 
 
@@ -352,8 +352,9 @@ def test_the_median_over_cases_has_a_target_of_its_own():
 
 
 def test_the_natural_gradient_may_be_as_good_only_where_it_is_cheap():
-    assert short(a_race(natural=5e-6)) == ["burgers_wide: full_natural at least 10 times worse"]
-    assert len(short(a_race(natural=9e-7))) == 2
+    few = [f"burgers_wide: {name} at least 10 times worse" for name in ("full_natural_even", "full_natural")]
+    assert short(a_race(natural=5e-6)) == few
+    assert len(short(a_race(natural=9e-7))) == 4
 
 
 def test_one_unsteady_run_is_enough():

@@ -233,7 +233,8 @@ def test_a_state_is_plain_and_has_the_form(tmp_path):
     torch.save(optimizer.state_dict(), tmp_path / "state")
     loaded = torch.load(tmp_path / "state", weights_only=True)
     state = optimizer.state_dict()
-    moved, again = ([group["memory"].pop("last") for group in x["param_groups"]][0] for x in (state, loaded))
+    *_, moved = [group["memory"].pop("last") for group in state["param_groups"]]
+    *_, again = [group["memory"].pop("last") for group in loaded["param_groups"]]
     assert loaded["param_groups"] == state["param_groups"]
     assert all(bool((again[name] == moved[name]).all()) for name in moved)
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from racing.cases import CASES
-from racing.contenders import CONTENDERS, FLOW_CASES, NATURAL, OURS, SCHEMES
+from racing.contenders import CONTENDERS, FLOW_CASES, NATURAL, NATURAL_EVEN, OURS, SCHEMES
 from racing.plan import SWEEP_SEED
 from racing.results import Results, Run, Spread, dump, finite
 from racing.running import MARKS, SETTLED, TEST_POINTS
@@ -20,7 +20,8 @@ SHOWN = (3, 10, 15, 30)
 COLOURS = {
     OURS: "#d62728",
     NATURAL: "#222222",
-    "full_natural_even": "#999999",
+    NATURAL_EVEN: "#999999",
+    "full_natural_momentum": "#e377c2",
     "lora_adam": "#1f77b4",
     "full_adam": "#17becf",
     "full_soap": "#2ca02c",
@@ -105,7 +106,7 @@ def discretisations(results: Results) -> list[str]:
     return [
         "## Discretisations of one flow",
         "",
-        "The flow that the default follows by linearly implicit steps with a correction, followed by other schemes, "
+        "The flow that the default follows by linearly implicit steps with a correction and momentum, by other schemes, "
         "each with the step size that it finds itself: explicit ones, held at the limit of the stiffest modes, on "
         "1,000 even points a step, the others on rows that grow as those of the default.",
         "",

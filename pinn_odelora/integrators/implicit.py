@@ -20,12 +20,12 @@ With ``momentum`` β a step starts from β times the last one, c = β P_T(d_last
 
     d  minimises  ½‖r + J d‖² + (1/2h) ‖d - c‖² ,      d = c - (JᵀJ + 1/h)⁻¹ Jᵀ (r + J c) .
 
-Along stiff directions it is the same step; along soft ones, which 1/h holds back, d = c - h Jᵀr is that of the heavy ball
-(Polyak, 1964), up to 1/(1-β) times as fast. Where rows are drawn anew for every step and are fewer than columns, it
-keeps of the last step what these rows do not see: the accelerated Kaczmarz method, SPRING (Goldshlager, Abrahamsen and
-Lin, 2024, arXiv 2401.10190; for PINNs Guzmán-Cordero, Dangel, Goldshlager and Zeinhofer, 2025, arXiv 2505.12149), here on
-a manifold. A step that is refused three times with it goes on without. The path is then no longer that of the flow, so a fixed h,
-which is there to follow it, has no momentum unless asked to.
+Along stiff directions it is the same step; along soft ones, which 1/h holds back, d = c - h Jᵀr is that of the heavy
+ball (Polyak, 1964), up to 1/(1-β) times as fast. Where rows are drawn anew for every step and are fewer than columns,
+it keeps of the last step what these rows do not see: the accelerated Kaczmarz method, SPRING (Goldshlager, Abrahamsen
+and Lin, 2024, arXiv 2401.10190; for PINNs Guzmán-Cordero, Dangel, Goldshlager and Zeinhofer, 2025, arXiv 2505.12149),
+here on a manifold. A step that is refused three times with it goes on without. The path is then no longer that of the
+flow, so a fixed h, which is there to follow it, has no momentum unless asked to.
 
 h follows the ratio of the loss's decrease to the one that the linearisation promises, both at the step's own points.
 """

@@ -35,7 +35,7 @@ class PointStream(L.LightningDataModule):
         fresh: new points at every step, or the same ones for ever.
         rows: how many rows drawn points may give together, thinned evenly to it; None is no bound.
         first: how many they give at the first step, see ``growth``; None is as many as at all others.
-        components: of the residual of every term, 1 where not given. ``still`` names the terms whose points are measured.
+        components: of the residual of every term, 1 where not given.
         residual: the part of the interior points that follows the residual, from 0 to 1; above 0 for fresh points only.
         dtype: of the points.
         block: steps handed to Lightning at once.
@@ -76,6 +76,7 @@ class PointStream(L.LightningDataModule):
         self.total = sum((components or {}).get(name, 1) * self._size(term) for name, term in drawn.items())
         self.most = self.total if rows is None else min(rows, self.total)
         self.first = self.most if first is None else min(first, self.most)
+        # Terms whose points are measured, and the same at every step.
         self.still = [name for name in terms if name not in drawn]
         self.seed = seed
         self.fresh = fresh
