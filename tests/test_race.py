@@ -268,7 +268,7 @@ def test_a_finished_run_is_not_repeated_and_a_broken_one_is(tmp_path, monkeypatc
 
     monkeypatch.setattr(command, "enter", lambda *_: None)
     monkeypatch.setattr(command, "race", quick)
-    case, adam = CASES["heat"], CONTENDERS["full_adam"]
+    case, adam = CASES["heat"], Contender("adam", ("method=full_adam",), rates=(1e-3, 3e-3, 1e-2))
     every = list(jobs([case], [adam], 30.0, seeds=[0]))
     for job in every:
         assert command.run(job, tmp_path, 30.0, None)
@@ -281,6 +281,21 @@ def test_a_finished_run_is_not_repeated_and_a_broken_one_is(tmp_path, monkeypatc
     assert finished(broken) is None
     assert [bool(command.run(job, tmp_path, 30.0, None)) for job in every] == [False] * 4 + [True]
     assert finished(broken)["seconds"] == 30
+    assert finished(broken)["versions"]["commit"]
+
+
+def test_a_run_is_repeated_when_a_wider_sweep_has_found_a_better_rate(tmp_path, monkeypatch):
+    error = {None: 0.3, 1e-3: 0.1, 3e-3: 0.2, 1e-4: 0.05}
+    found = lambda entry, seconds, rate: {"marks": [{"rel_l2": error[rate], "evaluations": 1}], "diverged": False}
+    monkeypatch.setattr(command, "enter", lambda *_: None)
+    monkeypatch.setattr(command, "race", found)
+    narrow, wide = (Contender("adam", rates=rates) for rates in ((1e-3, 3e-3), (1e-4, 1e-3, 3e-3)))
+    made = lambda contender: [
+        command.run(job, tmp_path, 30.0, None) for job in jobs([CASES["heat"]], [contender], 30.0, seeds=[0])
+    ]
+    assert [run["rate"] for run in made(narrow)] == [1e-3, 3e-3, 1e-3, 1e-3]
+    assert made(narrow) == [None] * 4
+    assert [run and run["rate"] for run in made(wide)] == [1e-4, None, None, 1e-4, 1e-4]
 
 
 # What the runs say.
