@@ -107,8 +107,8 @@ def discretisations(results: Results) -> list[str]:
         "## Discretisations of one flow",
         "",
         "The flow that the default follows by linearly implicit steps with a correction and momentum, by other "
-        "schemes, each with the step size that it finds itself: explicit ones, held at the limit of the stiffest modes, "
-        "on 1,000 even points a step, the others on rows that grow as those of the default.",
+        "schemes, each with the step size that it finds itself: explicit ones, held at the limit of the stiffest "
+        "modes, on 1,000 even points a step, the others on rows that grow as those of the default.",
         "",
         f"| case | scheme | {' | '.join(f'{t} s' for t in SHOWN)} | evaluations | largest rise | diverged |",
         "|---" * (len(SHOWN) + 5) + "|",
