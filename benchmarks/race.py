@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -59,10 +60,12 @@ def run(job, folder, seconds, cache):
 
 
 def commit():
-    """The code's, with a plus where files differ from it; None outside of a repository."""
-    described = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
-    said = subprocess.run(described, capture_output=True, text=True)
-    return said.stdout.strip() or None
+    """That of the code, with a plus where code differs from it; None outside of a repository or without git."""
+    if shutil.which("git") is None:
+        return None
+    ask = lambda *words: subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True).stdout.strip()
+    changed = ask("status", "--porcelain", "--", "pinn_odelora", "problems", "configs", "benchmarks")
+    return (ask("rev-parse", "--short=12", "HEAD") + "+" * bool(changed)) or None
 
 
 def line(job, found):

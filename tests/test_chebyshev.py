@@ -10,7 +10,9 @@ from toys import Sensing, normal, point
 from pinn_odelora.errors import InputError
 from pinn_odelora.integrators import chebyshev
 from pinn_odelora.integrators.chebyshev import Chebyshev, chebyshev_step
+from pinn_odelora.integrators.explicit import Descent, RungeKutta
 from pinn_odelora.integrators.stability import kept_eigenvalue
+from pinn_odelora.integrators.tableau import EULER
 from pinn_odelora.lowrank.space import FixedRank
 
 by_order = pytest.mark.parametrize("order", [1, 2])
@@ -171,6 +173,25 @@ def test_the_estimate_is_kept_until_it_is_old_or_velocity_or_loss_grow(generator
     # The least speed of all steps counts, so that slow growth is seen too.
     slower = kept_eigenvalue(f, y, [0.5 * k[0]], first.memory, renew=3).memory
     assert renewed(slower, [0.6 * k[0]])
+
+
+@pytest.mark.parametrize("integrator", [RungeKutta(EULER), Chebyshev(1, stages=3), Chebyshev(2, stages=3)])
+def test_a_loss_that_has_grown_asks_for_a_new_estimate(integrator):
+    """Between two steps from the same state, as on other points: the velocity has not grown."""
+    looks = []
+
+    def field(loss):
+        return Descent(lambda y: (looks.append(0) or [-y[0]], loss))
+
+    y = [torch.ones(3, dtype=torch.float64)]
+    memory = integrator.step(field(1.0), y, None, {}).memory
+
+    def spent(loss):
+        looks.clear()
+        integrator.step(field(loss), y, None, memory)
+        return len(looks)
+
+    assert spent(1.05) < 8 < spent(1.5)
 
 
 @by_order

@@ -89,6 +89,7 @@ def test_a_gram_matrix_that_rounding_has_made_indefinite_is_not_trusted(generato
     shortest, S = linalg.pinv(J, rtol=1e-10) @ w, Damped(J)
     assert linalg.vector_norm(S(w, 1e-13) - shortest) < 1e-6 * linalg.vector_norm(shortest)
     assert S.used.form == "qr"
+    assert S.used.fallback
 
 
 def test_the_evaluation_of_a_linearisation_is_that_of_the_gradient():
@@ -210,6 +211,27 @@ def test_a_step_with_momentum_is_the_nearest_to_what_is_carried(shape, generator
     d = linalg.lstsq(stacked, wanted[:, None]).solution[:, 0]
     torch.testing.assert_close(taken.y - y, d, rtol=1e-8, atol=1e-10)
     torch.testing.assert_close(taken.memory["last"], taken.y - y, rtol=1e-10, atol=1e-12)
+
+
+class Curved(LeastSquares):
+    """Rows that bend: J y - b + ¼ (J y)²."""
+
+    def rows(self, y):
+        return self.J @ y - self.b + (self.J @ y).square() / 4
+
+    def linearise(self, y):
+        same, bent = lambda z: z, self.J * (1 + self.J @ y / 2)[:, None]
+        return implicit.Local(self.rows(y), bent, lambda z: y + z, vector=same, coordinates=same)
+
+
+def test_what_is_carried_on_is_the_whole_step_its_correction_included(generator):
+    J = torch.randn(8, 5, generator=generator, dtype=torch.float64)
+    y, b = torch.randn(5, generator=generator, dtype=torch.float64), torch.full((8,), 0.5, dtype=torch.float64)
+    taken = LinearlyImplicit(h=0.1, momentum=0.5).step(Curved(J, b), y, {})
+    plain = LinearlyImplicit(h=0.1, correction=False).step(Curved(J, b), y, {})
+    assert taken.corrected
+    torch.testing.assert_close(taken.memory["last"], taken.y - y, rtol=1e-10, atol=1e-12)
+    assert float((taken.y - plain.y).norm()) > 1e-3 * float((plain.y - y).norm())
 
 
 def test_momentum_moves_soft_directions_faster_and_stiff_ones_as_before():
@@ -371,8 +393,9 @@ def test_bad_settings_are_refused():
         LinearlyImplicit(h=-1)
     with pytest.raises(InputError, match=r"integrator.momentum is 1.0, but it must be at least 0 and below 1"):
         LinearlyImplicit(momentum=1.0)
-    with pytest.raises(InputError, match="allowed: float32, float64"):
-        ROS2(gram_dtype="float16")
+    for scheme in (LinearlyImplicit, ROS2):
+        with pytest.raises(InputError, match="allowed: float32, float64"):
+            scheme(gram_dtype="float16")
     with pytest.raises(InputError, match="allowed: factors, weights"):
         ImplicitODELoRA(factor_pairs(adapted()), metric="angles")
 

@@ -138,15 +138,17 @@ def test_rows_do_not_double_while_the_loss_falls_faster_than_twice_as_many_could
     assert looked_back(Growth(1), gaps(1.05), fall, price, most=10**6).rows > 1
 
 
-def test_a_loss_that_is_the_same_on_all_points_changes_nothing():
-    """Measured values: their loss y_k falls from step to step too, and is known where a step begins."""
+def test_the_gap_is_that_of_the_points_that_change_and_the_fall_that_of_all():
+    """Measured values: their part of the loss falls from step to step too, and is known where a step begins."""
     bare, beside, still = Growth(100), Growth(100), [0.9, 0.4, 0.3, 0.3]
     for began, end, before, after in zip((1.0, 0.5, 0.2), (0.3, 0.2, 0.1), still, still[1:], strict=False):
         bare.look_back(1000, began, Ended(end, 2.0))
         beside.look_back(1000, began + before, Ended(end + after, 2.0), before)
-    assert (beside.gap, beside.fall) == pytest.approx((bare.gap, bare.fall), rel=1e-12)
-    assert beside.began == pytest.approx(bare.began, rel=1e-12)
+    assert beside.gap == pytest.approx(bare.gap, rel=1e-12)
     assert bare.gap > 0.1
+    falls = [math.log(1.9 / 0.9), math.log(0.9 / 0.5)]
+    assert beside.fall == pytest.approx((3 * falls[0] + falls[1]) / 4, rel=1e-12)
+    assert bare.fall == pytest.approx((3 * math.log(2) + math.log(2.5)) / 4, rel=1e-12)
 
 
 def test_a_fall_is_averaged_over_about_four_steps():

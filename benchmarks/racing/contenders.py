@@ -116,7 +116,7 @@ NATURAL, NATURAL_EVEN = "full_natural", "full_natural_even"
 """Natural gradient on all weights in kernel form, with our correction. ``full_natural_even``: with nothing else of
 ours, 1,000 even points at every step. ``full_natural``: with our growing rows and points too, at most 1,000, the best
 for it of 1,000, 2,000 and 4,000 on Burgers, Helmholtz and the wide Burgers with seed 101. ``full_natural_momentum``:
-with our momentum as well, so that all that is left of the difference is the manifold.
+with our momentum as well, so that what is left of the difference is the manifold, and the most rows.
 """
 CONTENDERS = {
     contender.name: contender

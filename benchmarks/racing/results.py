@@ -40,13 +40,11 @@ class Results:
         return cls([run for run in found if run is not None], seconds)
 
     def of(self, case: str, contender: str) -> list[Run]:
-        """The runs that count, of both lengths."""
+        """The runs that count, of both lengths: those with the best learning rate of the sweep, where there is one."""
+        own = [run for run in self.runs if (run["case"], run["contender"]) == (case, contender)]
+        best = min((run for run in own if run["swept"]), key=_swept_error, default={"rate": None})["rate"]
         return [
-            run
-            for run in self.runs
-            if (run["case"], run["contender"]) == (case, contender)
-            and not run["swept"]
-            and run["seconds"] <= self.seconds
+            run for run in own if not run["swept"] and run["seconds"] <= self.seconds and best in (None, run["rate"])
         ]
 
     def at(self, case: str, contender: str, seconds: float) -> dict[int, Run]:
@@ -108,6 +106,10 @@ def mark_at(run: Run, seconds: float) -> Mapping[str, float] | None:
 
 def finite(x: float | None) -> float:
     return x if x is not None and math.isfinite(x) else math.inf
+
+
+def _swept_error(run: Run) -> float:
+    return math.inf if run["diverged"] else run["marks"][-1]["rel_l2"]
 
 
 def spread(values: list[float]) -> Spread | None:

@@ -63,9 +63,9 @@ class Way(NamedTuple):
     dtype: torch.dtype
 
     @property
-    def bits(self) -> int:
-        """Of a number of the factor."""
-        return torch.finfo(self.dtype).bits
+    def bits(self) -> float:
+        """Of a number of the factor; NaN for conjugate gradients, which have none."""
+        return math.nan if self.form == "cg" else torch.finfo(self.dtype).bits
 
     @property
     def fallback(self) -> bool:

@@ -16,7 +16,7 @@ With ``correction`` the same factorisation serves once more. The second derivati
 is the geodesic acceleration of Transtrum and Sethna (2012, arXiv 1201.5885), carried to the manifold by its retraction;
 taken where ‖a‖ < ¾‖d‖ and it does not do worse than d.
 
-With ``momentum`` β a step starts from β times the last one, c = β P_T(d_last) carried to the tangent space at y:
+With ``momentum`` β a step starts from β times the last one, c = β P_T(d_last + a_last) in the tangent space at y:
 
     d  minimises  ½‖r + J d‖² + (1/2h) ‖d - c‖² ,      d = c - (JᵀJ + 1/h)⁻¹ Jᵀ (r + J c) .
 
@@ -24,8 +24,8 @@ Along stiff directions it is the same step; along soft ones, which 1/h holds bac
 ball (Polyak, 1964), up to 1/(1-β) times as fast. Where rows are drawn anew for every step and are fewer than columns,
 it keeps of the last step what these rows do not see: the accelerated Kaczmarz method, SPRING (Goldshlager, Abrahamsen
 and Lin, 2024, arXiv 2401.10190; for PINNs Guzmán-Cordero, Dangel, Goldshlager and Zeinhofer, 2025, arXiv 2505.12149),
-here on a manifold. A step that is refused three times with it goes on without. The path is then no longer that of the
-flow, so a fixed h, which is there to follow it, has no momentum unless asked to.
+here on a manifold. As 1/h grows d tends to c, not to 0, so a step that is refused three times goes on without it. The
+path is then no longer that of the flow, and a fixed h, which is there to follow it, has no momentum unless asked to.
 
 h follows the ratio of the loss's decrease to the one that the linearisation promises, both at the step's own points.
 """
@@ -50,8 +50,8 @@ ACCEPTED = 1e-4
 MOSTLY_GONE = 0.25
 E = 0.1
 """e: how far ahead the second derivative looks, as a part of the step."""
-MOMENTUM, PATIENCE = 0.7, 2
-"""β, and the refusals that a step with momentum may have before it goes on without."""
+MOMENTUM, PATIENCE = 0.7, 3
+"""β, and how often a step with momentum may be refused before it goes on without."""
 
 
 class Local(NamedTuple):
@@ -102,7 +102,8 @@ class LinearlyImplicit:
     Args:
         h: the step size in units of flow time; absent, it follows the gain ratio.
         correction: whether to use the second-order correction.
-        momentum: β; absent, 0.7 where h follows the gain ratio and 0 where it is fixed.
+        momentum: β; absent, 0.7 where h follows the gain ratio and 0 where it is fixed. With a fixed h no step is
+            refused, so that it is never dropped.
         first: 1/h of the first step, as a part of the largest diagonal entry of JᵀJ.
         metric: whether an optimiser follows the flow of the product or that of the factors; its own choice if absent.
         memory: bytes that the linear algebra of a step may take, see ``plan``.
@@ -152,7 +153,7 @@ class LinearlyImplicit:
             return self._taken(local, solver, trial, self.h, {})
         mu, growth = memory.get("mu") or self.first * solver.largest, 2.0
         for refused in range(TRIALS):
-            trial = self._trial(system, local, solver, mu, carried if refused <= PATIENCE else None)
+            trial = self._trial(system, local, solver, mu, carried if refused < PATIENCE else None)
             gain = (before - trial.loss) / trial.promised if trial.promised > 0 else 0.0
             if gain > ACCEPTED:
                 return self._taken(local, solver, trial, 1 / mu, {"mu": mu * _factor(gain)})

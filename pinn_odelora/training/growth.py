@@ -56,8 +56,7 @@ class Growth:
     Attributes:
         rows: R; 0 where no step has been configured yet.
         gap, fall: g and f; f is None before it has been seen.
-        began, ended: of the last step, the loss on its own points at both ends; None where that is not known. ``began``
-            is without the part at points that stay, ``ended`` with it.
+        began, ended: of the last step, the loss on its own points at both ends; None where that is not known.
     """
 
     rows: int = 0
@@ -69,19 +68,22 @@ class Growth:
     def look_back(self, most: int, began: float, last: Ended, still: float = 0.0) -> None:
         """After a step that began with that loss on its own points; ``most`` are all rows there may be.
 
-        ``still`` is the part of that loss at points that every step has, such as measured ones. Where a step ended,
-        which is where the next one begins, it is the same, and it tells nothing: losses are those without it.
+        ``still`` is the part of that loss at points that every step has, such as measured ones. The last step ended
+        where this one began, so it ended with that part as well: g is taken without it, f with it.
 
         A scheme that does not look where its steps end has all rows, since nothing can be seen of it.
         """
-        began = began - still
-        ended = None if self.ended is None else self.ended - still
         if last.loss is None:
             self.rows = most
-        elif all(loss is not None and 0 < loss < math.inf for loss in (began, self.began, ended)):
-            self.gap = (self.gap + math.log(began / ended)) / 2
+        elif self._tells(began, still):
+            self.gap = (self.gap + math.log((began - still) / (self.ended - still))) / 2
             fall = math.log(self.began / began)
             self.fall = fall if self.fall is None else (3 * self.fall + fall) / 4
             if self.gap > max(LEAST_GAP, 2 * (last.price - 1) * self.fall):
                 self.rows, self.gap = min(most, FACTOR * self.rows), 0.0
         self.began, self.ended = began, last.loss
+
+    def _tells(self, began: float, still: float) -> bool:
+        """Whether all three losses are known and have a logarithm, also without the part that stays."""
+        known = self.began is not None and self.ended is not None
+        return known and still < began < math.inf and still < self.ended < math.inf and 0 < self.began < math.inf
