@@ -130,7 +130,7 @@ def natural_gradient(system: System, interior: int, boundary: int, seed: int) ->
     """
     groups = single_tensors(system.solution)
     parameters = [p for group in groups for p in group["params"]]
-    # From scratch momentum gains little: seconds to the target are the same within a fifth on six problems.
+    # From scratch momentum gains little: seconds to the target are the same within a third on six problems.
     evaluator, optimizer = Evaluator(system, parameters, {}), ImplicitODELoRA(groups, LinearlyImplicit(momentum=0.0))
     stream = PointStream(
         system.terms,
