@@ -167,6 +167,7 @@ def test_the_estimate_is_kept_until_it_is_old_or_velocity_or_loss_grow(generator
     assert renewed({**first.memory, "age": 3})
     assert not renewed(first.memory, [1.05 * k[0]])
     assert renewed(first.memory, [1.2 * k[0]])
+    assert renewed({key: x for key, x in first.memory.items() if key != "eigenvalue"})
     lower = kept_eigenvalue(f, y, k, first.memory, renew=3, loss=2.0).memory
     assert not renewed(lower, loss=2.1)
     assert renewed(lower, loss=2.3)

@@ -265,6 +265,14 @@ def test_momentum_is_that_of_the_default_only_where_h_is_free():
 
 
 @pytest.mark.parametrize("scheme", [LinearlyImplicit, ROS2])
+def test_the_way_of_a_step_whose_size_is_found_is_told(scheme):
+    net = adapted()
+    optimizer = ImplicitODELoRA(factor_pairs(net), scheme(gram_dtype="float64"))
+    optimizer.step(evaluator_of(net))
+    assert (optimizer.param_groups[0]["memory"]["bits"], optimizer.param_groups[0]["memory"]["fallback"]) == (64, False)
+
+
+@pytest.mark.parametrize("scheme", [LinearlyImplicit, ROS2])
 def test_the_precision_of_gram_matrices_can_be_fixed_and_is_told(scheme):
     said = {}
     for precision in ("float32", "float64"):

@@ -26,6 +26,8 @@ from pinn_odelora.problem import Problem, Term, parameter
 from pinn_odelora.system import Solution, System, draw_points
 from pinn_odelora.training import build, conclude, run
 from pinn_odelora.training.evaluation import Draw, Evaluator
+from pinn_odelora.training.growth import Growth
+from pinn_odelora.training.history import History
 from pinn_odelora.training.interval import _interval, coefficient_intervals, response, student
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::DeprecationWarning:lightning")
@@ -271,6 +273,25 @@ def measured(tmp_path):
     u = program.problem_classes()["burgers"](nu=0.02).reference(p)[:, 0].numpy()
     np.savez(tmp_path / "measured.npz", x=x, t=t, u=u + 0.01 * rng.standard_normal(20))
     return f"data.file={tmp_path / 'measured.npz'}"
+
+
+def test_rows_grow_by_the_loss_without_the_measured_part(compose, adapt, measured, tmp_path, monkeypatch):
+    looks, look_back = [], Growth.look_back
+
+    def recording(growth, most, began, last, still=0.0):
+        looks.append((began, still))
+        look_back(growth, most, began, last, still)
+
+    monkeypatch.setattr(Growth, "look_back", recording)
+    adapt(
+        compose("problem.nu=unknown", measured, "points=residual", "points.first=10", "budget.steps=4", "log.every=1")
+    )
+    rows = History(tmp_path / "run" / "history.csv").rows[:-1]
+    assert looks == [(row["loss"], row["loss/data"]) for row in rows]
+    assert all(0 < still < began for began, still in looks)
+    # The step was taken with a Gram matrix, in one of two precisions.
+    assert {row["integrator/bits"] for row in rows} <= {32, 64}
+    assert {row["integrator/fallback"] for row in rows} == {0}
 
 
 def test_a_run_finds_logs_and_keeps_a_coefficient(compose, adapt, measured, tmp_path):
