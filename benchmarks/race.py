@@ -24,6 +24,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -51,16 +52,20 @@ def run(job, folder, seconds, cache):
         return None
     entry = enter(job.case, job.contender, job.seed, cache)
     named = {"case": job.case.name, "contender": job.contender.name, "seed": job.seed, "seconds": job.seconds}
-    made = race(entry, job.seconds, rate)
     versions = {"torch": torch.__version__, "python": platform.python_version(), "commit": commit()}
+    made = race(entry, job.seconds, rate)
     found = {**named, "rate": rate, "swept": job.rate is not None, **made, "versions": versions}
     folder.mkdir(parents=True, exist_ok=True)
     write_json(file, found)
     return found
 
 
+@cache
 def commit():
-    """That of the code, with a plus where code differs from it; None outside of a repository or without git."""
+    """That of the code, with a plus where code differs from it; None outside of a repository or without git.
+
+    Asked once, before the first run: a process goes on with the code that it has loaded.
+    """
     if shutil.which("git") is None:
         return None
     ask = lambda *words: subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True).stdout.strip()

@@ -298,6 +298,14 @@ def test_a_run_is_repeated_when_a_wider_sweep_has_found_a_better_rate(tmp_path, 
     assert [run and run["rate"] for run in made(wide)] == [1e-4, None, None, 1e-4, 1e-4]
 
 
+def test_only_runs_with_the_best_rate_of_the_sweep_count():
+    made = lambda seed, rate, error, **facts: made_up("a", "adam", seed, {10: error}, 10.0, rate=rate, **facts)
+    swept = [made(101, rate, error, swept=True) for rate, error in ((1e-3, 0.2), (1e-2, 0.1))]
+    found = Results([*swept, made(0, 1e-3, 0.3), made(1, 1e-2, 0.4)])
+    assert found.errors("a", "adam", 10) == {1: 0.4}
+    assert Results([made(0, 1e-3, 0.3)]).errors("a", "adam", 10) == {0: 0.3}
+
+
 # What the runs say.
 
 PAIR = {"burgers": Case("burgers", (), (0, 1)), "burgers_wide": Case("burgers_wide", (), (0, 1), width=128)}

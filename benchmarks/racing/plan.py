@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,6 +77,11 @@ def finished(file: Path) -> dict[str, Any] | None:
         return None
 
 
+def swept_error(run: Mapping[str, Any]) -> float:
+    """What a sweep judges a learning rate by."""
+    return math.inf if run["diverged"] else run["marks"][-1]["rel_l2"]
+
+
 def best_rate(folder: Path, case: Case, contender: Contender, seconds: float) -> float | None:
     """The learning rate with the smallest error at the end of the sweep.
 
@@ -90,5 +95,5 @@ def best_rate(folder: Path, case: Case, contender: Contender, seconds: float) ->
         found = finished(folder / job.file)
         if found is None:
             raise LookupError(f"{job.file} is missing: the sweep of {contender.name} on {case.name} is not complete.")
-        tried[job.rate] = math.inf if found["diverged"] else found["marks"][-1]["rel_l2"]
+        tried[job.rate] = swept_error(found)
     return min(tried, key=tried.__getitem__)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from racing.plan import FLOOR, finished
+from racing.plan import FLOOR, finished, swept_error
 
 Run = Mapping[str, Any]
 
@@ -42,7 +42,7 @@ class Results:
     def of(self, case: str, contender: str) -> list[Run]:
         """The runs that count, of both lengths: those with the best learning rate of the sweep, where there is one."""
         own = [run for run in self.runs if (run["case"], run["contender"]) == (case, contender)]
-        best = min((run for run in own if run["swept"]), key=_swept_error, default={"rate": None})["rate"]
+        best = min((run for run in own if run["swept"]), key=swept_error, default={"rate": None})["rate"]
         return [
             run for run in own if not run["swept"] and run["seconds"] <= self.seconds and best in (None, run["rate"])
         ]
@@ -106,10 +106,6 @@ def mark_at(run: Run, seconds: float) -> Mapping[str, float] | None:
 
 def finite(x: float | None) -> float:
     return x if x is not None and math.isfinite(x) else math.inf
-
-
-def _swept_error(run: Run) -> float:
-    return math.inf if run["diverged"] else run["marks"][-1]["rel_l2"]
 
 
 def spread(values: list[float]) -> Spread | None:
