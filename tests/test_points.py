@@ -104,7 +104,7 @@ def test_fixed_points_are_drawn_once():
     assert stream.draw(0) is stream.draw(7)
 
 
-def looked_back(growth, gaps, fall=1.0, price=2.0, most=1000):
+def looked_back(growth, gaps, fall=1.0, price=2.0, most=1000, columns=0):
     """After steps that leave a loss on their own points of which the next find the given multiples.
 
     From step to step the loss where they begin falls by the factor ``fall``.
@@ -112,7 +112,7 @@ def looked_back(growth, gaps, fall=1.0, price=2.0, most=1000):
     began = 1.0
     growth.began, growth.ended = began * fall, began / gaps[0]
     for ahead in [*gaps[1:], 1.0]:
-        growth.look_back(most, began, Ended(began / fall / ahead, price))
+        growth.look_back(most, began, Ended(began / fall / ahead, price, columns))
         assert growth.began == began
         began /= fall
     return growth
@@ -128,6 +128,22 @@ def test_rows_double_where_the_next_points_keep_showing_more_than_half_as_much_a
     assert looked_back(Growth(100), [9.0, 2.2]).rows == 200
     assert looked_back(Growth(100), [9.0, 2.3]).rows == 400
     assert looked_back(Growth(800), [9.0]).rows == 1000
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "most", "expected"),
+    [
+        (1000, 3201, 4000, 1000),  # 2,000 would be within P/2 and 2 P, and so are all up to 4,000
+        (500, 3201, 4000, 1000),  # 500 are below P/4
+        (1000, 2000, 4000, 2000),  # 4,000 reach 2 P: on the way there the peak is passed
+        (1000, 2001, 4000, 1000),
+        (250, 1000, 1500, 500),  # P/4 itself is not above it
+        (2000, 50_000, 4000, 4000),  # far below the peak with all rows
+    ],
+)
+def test_rows_stay_below_the_peak_of_double_descent_unless_they_can_pass_it(rows, columns, most, expected):
+    assert looked_back(Growth(rows), [2.3], most=most, columns=columns).rows == expected
+    assert looked_back(Growth(rows), [2.3], most=most).rows == 2 * rows
 
 
 @pytest.mark.parametrize(("price", "enough"), [(2.0, 2), (4.0, 6)])
@@ -182,10 +198,10 @@ def test_so_few_points_that_none_follow_the_residual():
 def test_a_kernel_of_the_rows_makes_twice_as_many_dearer():
     weight = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([weight], lr=1.0)
-    assert ended(optimizer) == (None, 2)
+    assert ended(optimizer) == (None, 2, 0)
     for form, price in (("normal", 2), ("kernel", 4), ("pairs", 4), ("cg", 2)):
-        optimizer.param_groups[0]["memory"] = {"form": form, "ended": 0.3}
-        assert ended(optimizer) == (0.3, price)
+        optimizer.param_groups[0]["memory"] = {"form": form, "ended": 0.3, "columns": 7}
+        assert ended(optimizer) == (0.3, price, 7)
 
 
 @pytest.fixture

@@ -230,6 +230,7 @@ def test_a_state_is_plain_and_has_the_form(tmp_path):
     optimizer = method.optimizer(groups)
     optimizer.step(evaluator_of(solution, groups))
     assert optimizer.param_groups[0]["memory"]["form"] == optimizer.plan(50 + 2 * 12).form == "kernel"
+    assert optimizer.param_groups[0]["memory"]["columns"] == optimizer.plan(74).shape.columns
     torch.save(optimizer.state_dict(), tmp_path / "state")
     loaded = torch.load(tmp_path / "state", weights_only=True)
     state = optimizer.state_dict()

@@ -141,7 +141,7 @@ class Chart:
         given = {name: frame for name, frame in frames.items() if frame is not None}
         kept = (1 - SWEPT) * self.memory
         J = Coordinates(linearised, given, kept, kernel=form == "pairs", restore=lambda: self.place(y))
-        self.said["form"] = form
+        self.said |= {"form": form, "columns": sum(sizes)}
 
         def each(z: Tensor) -> Iterable[tuple[str, Tensor]]:
             return zip(names, z.split(sizes), strict=True)

@@ -14,9 +14,13 @@ They pay where (f + g/2)/c > f:
 
     R doubles where  g > 2 (c - 1) f  and  g > log 1.5 ,
 
-up to all rows, and g begins anew. Below log 1.5, which is R = 5 P, there is little to close. The first gap after a
-doubling is still that of the fewer rows: where it is above 2 log 1.5, rows double twice. Where points follow the
-residual, L is larger on the next points for that reason too, by up to log 1.1 to log 1.5 for three tenths of them.
+up to all rows R_max, and g begins anew. Below log 1.5, which is R = 5 P, there is little to close. The first gap
+after a doubling is still that of the fewer rows: where it is above 2 log 1.5, rows double twice. Where points follow
+the residual, L is larger on the next points for that reason too, by up to log 1.1 to log 1.5 for three tenths of them.
+
+Between P/2 and 2 P rows a step meets its own points nearly, whatever they are, and is at its worst on all others: the
+peak of double descent (Belkin, Hsu, Ma and Mandal, 2019, arXiv 1812.11118). Where R_max lies short of 2 P, rows stay at
+their first number above P/4.
 
 Growing a sample by a test on the sample itself is known from stochastic optimisation (Byrd, Chin, Nocedal and Wu, 2012,
 Math. Program. 134); this test is our own, since it needs a step that is judged on its own points.
@@ -35,18 +39,20 @@ LEAST_GAP = math.log(1.5)
 
 
 class Ended(NamedTuple):
-    """What an optimiser says of its last step: the loss on the step's own points where it ended, and c.
+    """What an optimiser says of its last step: the loss on the step's own points where it ended, c, and P.
 
     ``loss`` is None from an optimiser that does not look there.
     """
 
     loss: float | None
     price: float
+    columns: int = 0
 
 
 def ended(optimizer: Optimizer) -> Ended:
     memory = optimizer.param_groups[0].get("memory", {})
-    return Ended(memory.get("ended"), 4.0 if memory.get("form") in ("kernel", "pairs") else 2.0)
+    price = 4.0 if memory.get("form") in ("kernel", "pairs") else 2.0
+    return Ended(memory.get("ended"), price, memory.get("columns", 0))
 
 
 @dataclass
@@ -79,9 +85,14 @@ class Growth:
             self.gap = (self.gap + math.log((began - still) / (self.ended - still))) / 2
             fall = math.log(self.began / began)
             self.fall = fall if self.fall is None else (3 * self.fall + fall) / 4
-            if self.gap > max(LEAST_GAP, 2 * (last.price - 1) * self.fall):
+            pays = self.gap > max(LEAST_GAP, 2 * (last.price - 1) * self.fall)
+            if pays and not self._below_the_peak(most, last.columns):
                 self.rows, self.gap = min(most, FACTOR * self.rows), 0.0
         self.began, self.ended = began, last.loss
+
+    def _below_the_peak(self, most: int, columns: int) -> bool:
+        """Whether twice the rows would lie on the peak of double descent, and no rows beyond it."""
+        return most < 2 * columns < 8 * self.rows
 
     def _tells(self, began: float, still: float) -> bool:
         """Whether all three losses are known and have a logarithm, also without the part that stays."""
