@@ -18,6 +18,8 @@ from racing.plan import SWEEP_SEED, Job, best_rate, finished, jobs
 from racing.results import Results
 from racing.verdict import verdicts
 
+from pinn_odelora.training.incumbent import Incumbent, copies, scatters
+
 TINY = Case(
     "burgers",
     (
@@ -37,6 +39,10 @@ def ticking(seconds=1.0):
     return itertools.count(0.0, seconds).__next__
 
 
+def looks(entry):
+    return entry.stream.validates and scatters(running.Steps(entry).optimizer)
+
+
 @pytest.fixture
 def enter(tmp_path):
     return lambda contender, seed=0: running.enter(TINY, contender, seed, tmp_path / "cache")
@@ -48,8 +54,10 @@ def enter(tmp_path):
 @pytest.mark.parametrize("contender", ABLE)
 def test_every_contender_takes_steps(enter, contender):
     entry = enter(contender)
-    before = running.copies(entry.module.evaluator.parameters)
-    made = running.race(entry, 2.0, rate=1e-3 if contender.rates else None, clock=ticking())
+    before = copies(entry.module.evaluator.parameters)
+    # A second for every step, and for every look at the best point where a run ends with that.
+    seconds = 5.0 if looks(entry) else 2.0
+    made = running.race(entry, seconds, rate=1e-3 if contender.rates else None, clock=ticking())
     assert made["failure"] is None
     assert made["marks"][-1]["steps"] == 2
     assert made["marks"][-1]["evaluations"] >= 2
@@ -77,6 +85,24 @@ def test_looking_back_leaves_the_run_as_it_is(enter):
         steps.take(running.cosine(1e-2, steps.seconds, 3.5))
     for p, q in zip(looked.module.evaluator.parameters, unlooked.module.evaluator.parameters, strict=True):
         assert torch.equal(p, q)
+
+
+def test_a_mark_has_the_error_of_the_best_point_that_there_was(enter, monkeypatch):
+    """The second iterate is the best, whatever follows."""
+    entry, errors = enter(CONTENDERS[OURS]), []
+    yardstick = entry.module.yardstick
+
+    def look(incumbent, evaluator, V):
+        errors.append(yardstick.errors()["error/rel_l2"])
+        if len(errors) <= 3:
+            incumbent.parameters = copies(evaluator.parameters)
+
+    monkeypatch.setattr(Incumbent, "look", look)
+    made = running.race(entry, 15.0, clock=ticking())
+    by_time = {mark["seconds"]: mark["rel_l2"] for mark in made["marks"]}
+    assert [by_time[t] for t in (2, 3, 5, 10, 15)] == [errors[0], errors[1], errors[2], errors[2], errors[2]]
+    assert yardstick.errors()["error/rel_l2"] == errors[2]
+    assert len(set(errors)) == len(errors) == 9
 
 
 def test_the_clock_stands_while_things_are_measured(enter, monkeypatch):

@@ -1,10 +1,12 @@
 """One run: a plain loop of steps on the evaluator and the points of a run of ``train.py``, against the clock.
 
 The clock is the CPU time of the one thread that does the work, so that whatever else the machine does costs a
-contender little. It runs, as the clock of ``train.py`` does, while a step chooses its points and is taken; drawing
-candidates, which costs every step the same, and measuring stand outside.
+contender little. It runs, as the clock of ``train.py`` does, while a step chooses its points and is taken, and while
+the best point is found where a run ends with that; drawing candidates, which costs every step the same, and measuring
+stand outside.
 
-The error at a mark is that of the iterate that existed then: a step that is under way counts when it is done. A run
+The error at a mark is that of the point that a run would have ended with then, which is the iterate or, where
+``training.incumbent`` says so, the best of them: a step that is under way counts when it is done. A run
 whose numbers fail, or that asks for nothing new, keeps its last error until the end.
 """
 
@@ -20,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from pinn_odelora import commandline
@@ -28,6 +30,7 @@ from pinn_odelora.errors import NonFiniteError
 from pinn_odelora.training import build, run
 from pinn_odelora.training.data import PointStream
 from pinn_odelora.training.growth import Growth, ended
+from pinn_odelora.training.incumbent import Incumbent, copies, put, scatters, standing_at
 from pinn_odelora.training.module import Adaptation
 from pinn_odelora.training.pretrain import pretrained
 from racing.cases import Case
@@ -104,6 +107,7 @@ class Steps:
         self.done = 0
         self.draw = 0
         self.growth = Growth(entry.stream.first)
+        self.incumbent = Incumbent()
         self.renewed_at = 0
         self.stalled = False
         self.failure: str | None = None
@@ -111,6 +115,14 @@ class Steps:
     @property
     def over(self) -> bool:
         return self.stalled or self.failure is not None
+
+    def look(self) -> list[Tensor]:
+        """The parameters that the run would end with here."""
+        if not (self.entry.stream.validates and scatters(self.optimizer)):
+            return copies(self.evaluator.parameters)
+        with self._timed():
+            self.incumbent.look(self.evaluator, self.entry.stream.validation(self.growth.rows))
+        return self.incumbent.parameters
 
     def take(self, rate: float | None) -> None:
         """One step, with that learning rate if it takes one."""
@@ -188,14 +200,17 @@ def race(
     error = lambda: yardstick.errors()["error/rel_l2"]
     marks = [Mark(0.0, error(), 0, 0)]
     left = [t for t in MARKS if t < seconds] + [seconds]
+    shown, iterates = steps.look(), Heldout()
     while left and not steps.over:
         if steps.done % entry.cfg.log.every == 0:
-            heldout.look(steps.done, yardstick.loss())
-        before, evaluations, done = copies(steps.evaluator.parameters), steps.evaluator.count, steps.done
+            iterates.look(steps.done, yardstick.loss())
+            heldout.look(steps.done, measured(steps, shown, yardstick.loss))
+        before, evaluations, done = shown, steps.evaluator.count, steps.done
         steps.take(None if rate is None else cosine(rate, steps.seconds, seconds))
+        shown = steps.look()
         while left and steps.seconds > left[0] and not steps.over:
-            with at(steps.evaluator.parameters, before):
-                marks.append(Mark(left.pop(0), error(), evaluations, done))
+            marks.append(Mark(left.pop(0), measured(steps, before, error), evaluations, done))
+    put(steps.evaluator.parameters, shown)
     heldout.look(steps.done, yardstick.loss())
     marks += [Mark(t, error(), steps.evaluator.count, steps.done) for t in left]
     fell = math.isfinite(heldout.last) and heldout.last <= heldout.first
@@ -207,11 +222,18 @@ def race(
         "heldout_first": heldout.first,
         "heldout_last": heldout.last,
         "largest_rise": heldout.largest_rise,
+        "largest_rise_of_iterates": iterates.largest_rise,
         "diverged": steps.failure is not None or not fell or not math.isfinite(marks[-1].rel_l2),
         "stalled": steps.stalled,
         "failure": steps.failure,
         "settings": settings(entry.cfg),
     }
+
+
+def measured(steps: Steps, parameters: Sequence[Tensor], measure: Callable[[], float]) -> float:
+    """What the network has with those parameters."""
+    with standing_at(steps.evaluator.parameters, parameters):
+        return measure()
 
 
 def settings(cfg: DictConfig) -> dict[str, Any]:
@@ -220,24 +242,3 @@ def settings(cfg: DictConfig) -> dict[str, Any]:
         key: OmegaConf.to_container(cfg[key], resolve=True)
         for key in ("method", "integrator", "points", "lora", "pretrain")
     }
-
-
-def copies(parameters: Sequence[Tensor]) -> list[Tensor]:
-    return [p.detach().clone() for p in parameters]
-
-
-@torch.no_grad()
-def put(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> None:
-    for p, x in zip(parameters, values, strict=True):
-        p.copy_(x)
-
-
-@contextmanager
-def at(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> Iterator[None]:
-    """The network with other values of its parameters, for a while."""
-    here = copies(parameters)
-    put(parameters, values)
-    try:
-        yield
-    finally:
-        put(parameters, here)

@@ -77,6 +77,9 @@ KEYS: Mapping[str, Key] = {
     "points.first": Key(
         "rows of the first step, doubled where a step fits its own points only; null is all rows", whole(1) | null
     ),
+    "points.validation": Key(
+        "end with the best point by points that no step has, where a scheme chooses its steps by their own", boolean
+    ),
     "points.interior": Key("points inside the domain", whole(1)),
     "points.boundary": Key("points on each part of the boundary", whole(1)),
     "log.every": Key("steps between two rows of measurements", whole(1)),

@@ -24,6 +24,8 @@ from pinn_odelora.problem import Term
 from pinn_odelora.system import System, draw_points
 from pinn_odelora.training.evaluation import Draw
 
+NO_STEP = -1
+
 
 class PointStream(L.LightningDataModule):
     """Blocks of step numbers for Lightning, and the points of a step.
@@ -37,6 +39,7 @@ class PointStream(L.LightningDataModule):
         first: how many they give at the first step, see ``growth``; None is as many as at all others.
         components: of the residual of every term, 1 where not given.
         residual: the part of the interior points that follows the residual, from 0 to 1; above 0 for fresh points only.
+        validation: whether a run is to end with the best point it has seen, see ``incumbent``.
         dtype: of the points.
         block: steps handed to Lightning at once.
 
@@ -58,6 +61,7 @@ class PointStream(L.LightningDataModule):
         rows: int | None = None,
         components: Mapping[str, int] | None = None,
         first: int | None = None,
+        validation: bool = False,
     ) -> None:
         super().__init__()
         if not 0 <= residual <= 1 or (residual and not fresh):
@@ -70,6 +74,7 @@ class PointStream(L.LightningDataModule):
                 f"points.first is {first!r} with points.fresh=false, but fixed points cannot grow in number."
             )
         self.residual = residual
+        self.validates = validation
         self.terms = terms
         self.sizes = interior, boundary
         drawn = {name: term for name, term in terms.items() if not isinstance(term.where, Cloud)}
@@ -84,6 +89,7 @@ class PointStream(L.LightningDataModule):
         self.block = block
         self.first_step = 0
         self._fixed: Draw | None = None
+        self._validation: dict[int, dict[str, Points]] = {}
 
     def _size(self, term: Term) -> int:
         return self.sizes[not term.where.interior]
@@ -100,6 +106,12 @@ class PointStream(L.LightningDataModule):
         if self._fixed is None:
             self._fixed = self._drawn(0, self.most)
         return self._fixed
+
+    def validation(self, rows: int) -> dict[str, Points]:
+        """Points that no step has, as many as are drawn for a step of so many rows, on the CPU: always the same."""
+        if rows not in self._validation:
+            self._validation = {rows: self._drawn(NO_STEP, rows).points}
+        return self._validation[rows]
 
     def _drawn(self, number: int, rows: int) -> Draw:
         interior, boundary = (max(1, round(size * rows / self.total)) for size in self.sizes)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -27,6 +28,7 @@ from pinn_odelora.training import measure
 from pinn_odelora.training.budget import Budget, Progress
 from pinn_odelora.training.evaluation import Draw, Evaluation, Evaluator
 from pinn_odelora.training.growth import Growth, ended
+from pinn_odelora.training.incumbent import Incumbent, put, scatters, standing_at
 from pinn_odelora.training.interval import Interval, coefficient_intervals
 
 Row = dict[str, float]
@@ -104,6 +106,7 @@ class Adaptation(L.LightningModule):
         self.every = every
         self.progress = Progress()
         self.growth = Growth()
+        self.incumbent = Incumbent()
         self.groups = method.groups(self.solution)
         self.evaluator = Evaluator(system, [p for group in self.groups for p in group["params"]], self.layers, compile)
         self.pretrained = measure.weights(self.layers)
@@ -136,6 +139,7 @@ class Adaptation(L.LightningModule):
 
     def _step(self, number: int) -> None:
         observed = self.progress.step % self.every == 0
+        self._validate()
         row = self._state() if observed else {}
         before = measure.weights(self.layers) if observed else {}
         try:
@@ -148,18 +152,39 @@ class Adaptation(L.LightningModule):
             self.record(row | self._left(self.evaluator.first, before))
         self.progress.step += 1
 
+    def _validate(self) -> None:
+        """Whether the network as it stands is the best so far."""
+        if not self.validates:
+            return
+        V = {name: p.to(self.device) for name, p in self.trainer.datamodule.validation(self.growth.rows).items()}
+        with self._counted():
+            self.incumbent.look(self.evaluator, V)
+
+    @property
+    def validates(self) -> bool:
+        return self.trainer.datamodule.validates and scatters(self.optimizers(use_pl_optimizer=False))
+
     def _advance(self, draw: Draw) -> None:
-        """One step of the optimiser, timed, its evaluations counted."""
+        """One step of the optimiser."""
+        asked = self.evaluator.count
+        try:
+            with self._counted():
+                self.evaluator.begin(self.trainer.datamodule.chosen(draw, self.evaluator.residuals))
+                self.optimizers(use_pl_optimizer=False).step(self.evaluator)
+        finally:
+            # A step that asks for nothing new has not moved; without this, no budget but time would end the run.
+            self.stalled = self.evaluator.count == asked
+        self._look_back(self.evaluator.first)
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """What runs inside is timed, and its evaluations are counted."""
         start = time.perf_counter()
         try:
-            self.evaluator.begin(self.trainer.datamodule.chosen(draw, self.evaluator.residuals))
-            self.optimizers(use_pl_optimizer=False).step(self.evaluator)
+            yield
         finally:
             self.progress.seconds += time.perf_counter() - start
-            # A step that asks for nothing new has not moved; without this, no budget but time would end the run.
-            self.stalled = self.progress.gradient_evals == self.evaluator.count
             self.progress.gradient_evals = self.evaluator.count
-        self._look_back(self.evaluator.first)
 
     def _look_back(self, first: Evaluation) -> None:
         """After a step that began with that evaluation: whether the loss had risen, how many rows the next one has."""
@@ -170,7 +195,12 @@ class Adaptation(L.LightningModule):
         self.growth.look_back(stream.most, loss, ended(self.optimizers(use_pl_optimizer=False)), still)
 
     def _state(self) -> Row:
-        """What can be said of the point itself."""
+        """What can be said of the point that the run would end with."""
+        iterate = self.yardstick.loss()
+        with standing_at(self.evaluator.parameters, self.incumbent.parameters or self.evaluator.parameters):
+            return self._shown() | {"stability/iterate_loss": iterate}
+
+    def _shown(self) -> Row:
         heldout = self.yardstick.loss()
         p = self.progress
         rise = heldout / p.heldout_loss - 1 if p.heldout_loss > 0 else 0.0
@@ -224,6 +254,8 @@ class Adaptation(L.LightningModule):
         if self.interrupted:
             return
         stream = self.trainer.datamodule
+        self._validate()
+        put(self.evaluator.parameters, self.incumbent.parameters or self.evaluator.parameters)
         here = stream.draw(self.progress.step, stream.most).to(self.device)
         look = self.evaluator.look
         points = stream.chosen(here, look).points
@@ -237,11 +269,13 @@ class Adaptation(L.LightningModule):
         last = self.evaluator.last
         checkpoint["progress"] = self.progress.as_dict()
         checkpoint["growth"] = asdict(self.growth)
+        checkpoint["incumbent"] = asdict(self.incumbent)
         checkpoint["evaluation"] = None if last is None else dict(last._asdict())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.progress = Progress(**checkpoint["progress"])
         self.growth = Growth(**checkpoint["growth"])
+        self.incumbent = Incumbent(**checkpoint["incumbent"])
         self.evaluator.count = self.progress.gradient_evals
         if checkpoint["evaluation"] is not None:
             self.evaluator.last = Evaluation(**checkpoint["evaluation"])

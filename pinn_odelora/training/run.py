@@ -184,6 +184,7 @@ def stream(cfg: DictConfig, system: System) -> PointStream:
         rows=p.rows,
         components=components(system),
         first=p.first,
+        validation=p.validation,
     )
 
 
