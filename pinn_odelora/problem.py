@@ -34,12 +34,19 @@ class Term(NamedTuple):
     """One named term of the loss: where it holds, what must vanish there, and its weight w_k.
 
     Row i of the residual reads point i; ``coupled`` declares that it may read others too, as a mean does.
+    ``heldout`` is where the loss is measured on what training has not seen, if ``where`` is the same at every draw.
     """
 
     where: Region
     residual: Residual
     weight: float = 1.0
     coupled: bool = False
+    heldout: Region | None = None
+
+    @property
+    def unseen(self) -> Term:
+        """The term where held-out points are drawn."""
+        return self if self.heldout is None else self._replace(where=self.heldout)
 
     def rows(self, field: Field) -> Tensor:
         """The residual as one tensor (N, components)."""

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from pinn_odelora.errors import InputError
 from pinn_odelora.geometry import Box, sobol
 from pinn_odelora.geometry.deepxde import Shape
+from pinn_odelora.matrices import UnitMatrices
 from pinn_odelora.points import Points
 from pinn_odelora.problem import Problem
 
@@ -192,6 +193,8 @@ def _beyond(values: Tensor, norm: Normalize) -> str:
 
 
 def _plane(problem: Problem, resolution: int) -> Plane:
+    if isinstance(problem.region, UnitMatrices):
+        return _entries(problem)
     # Time runs to the right, space upwards; in space alone the first coordinate runs to the right.
     first, second = problem.coords[:2]
     axes = (second, first) if second == "t" else (first, second)
@@ -201,7 +204,7 @@ def _plane(problem: Problem, resolution: int) -> Plane:
 def _proportion(plane: Plane) -> float:
     """Height over width of a panel: true to scale in space, square in space and time."""
     width, height = (float(plane.points[name].max() - plane.points[name].min()) for name in plane.axes)
-    return 1.0 if "t" in plane.axes else height / width
+    return 1.0 if "t" in plane.axes or 0 in (width, height) else height / width
 
 
 def _middle(bounds: Mapping[str, tuple[float, float]], axes: tuple[str, str]) -> dict[str, float]:
@@ -232,6 +235,20 @@ def _grid(problem: Problem, axes: tuple[str, str], resolution: int) -> Plane:
         )
 
     return Plane(points, axes, draw, _note(middle))
+
+
+def _entries(problem: Problem) -> Plane:
+    """The entries of a matrix, where its rows and columns are."""
+    m, n = problem.region.m, problem.region.n
+    points = problem.region.sample(m * n, _sobol)
+    k, l = (1 + x.reshape(-1, 1) for x in torch.meshgrid(torch.arange(m), torch.arange(n), indexing="ij"))
+
+    def draw(panel: Axes, values: NDArray, norm: Normalize, cmap: str) -> ScalarMappable:
+        return panel.imshow(
+            values.reshape(m, n), cmap=cmap, norm=norm, extent=(0.5, n + 0.5, m + 0.5, 0.5), aspect="auto"
+        )
+
+    return Plane(Points(points | {"k": k, "l": l}), ("l", "k"), draw)
 
 
 def _cells(low: float, high: float, number: int) -> Tensor:

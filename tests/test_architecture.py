@@ -18,6 +18,7 @@ LAYERS = (
     ("pinn_odelora/derivatives", 1),
     ("pinn_odelora/reference", 1),
     ("pinn_odelora/problem", 1),
+    ("pinn_odelora/matri", 1),
     ("pinn_odelora/nets", 1),
     ("pinn_odelora/lowrank", 1),
     ("pinn_odelora/checkpoints", 1),

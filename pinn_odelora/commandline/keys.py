@@ -98,7 +98,7 @@ GROUPS = ("problem", "net", "derivatives", "method", "integrator", "points", "lo
 
 PROVIDED: Mapping[str, tuple[str, ...]] = {
     "problem": (),
-    "net": ("inputs", "outputs", "generator"),
+    "net": ("inputs", "outputs", "generator", "source"),
     "method": ("integrator",),
     "integrator": (),
 }

@@ -1,5 +1,6 @@
 """Networks."""
 
+from pinn_odelora.nets.functional import MatrixFunctional
 from pinn_odelora.nets.mlp import MLP
 
-__all__ = ["MLP"]
+__all__ = ["MLP", "MatrixFunctional"]

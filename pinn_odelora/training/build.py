@@ -89,11 +89,13 @@ def posed(cfg: DictConfig) -> tuple[Problem, tuple[str, ...]]:
 
 def at_source(cfg: DictConfig, problem: Problem) -> Problem:
     """The problem that the pretrained network solved."""
-    return problem.at_source(**OmegaConf.to_container(cfg.pretrain.source))
+    return problem.at_source(**OmegaConf.to_container(cfg.pretrain.source, resolve=True))
 
 
 def network(cfg: DictConfig, problem: Problem) -> nn.Module:
-    """The network in float64; ``inputs``, ``outputs`` and ``generator`` are given to a class that asks for them."""
+    """The network in float64; ``inputs``, ``outputs``, ``generator`` and ``source``, the problem that the pretrained
+    network solved, are given to a class that asks for them.
+    """
     offered = {
         "inputs": problem.inputs,
         "outputs": len(problem.fields),
@@ -101,7 +103,9 @@ def network(cfg: DictConfig, problem: Problem) -> nn.Module:
     }
     asked = inspect.signature(get_object(cfg.net._target_)).parameters
     settings = OmegaConf.to_container(cfg.net, resolve=True)
-    net = instantiate({**{k: v for k, v in offered.items() if k in asked}, **settings})
+    described = {**{k: v for k, v in offered.items() if k in asked}, **settings}
+    # Hydra would hand a problem, which is a dataclass, on as a configuration.
+    net = instantiate(described, _partial_=True)(source=at_source(cfg, problem)) if "source" in asked else instantiate(described)
     if not isinstance(net, nn.Module):
         raise InputError(f"net._target_ is {cfg.net._target_}, which gives a {type(net).__name__}, not a torch module.")
     net = net.double()

@@ -23,7 +23,7 @@ from pinn_odelora.errors import InputError
 from pinn_odelora.problem import Problem
 
 PARTS = (
-    *("derivatives", "geometry", "metrics.py", "nets", "optim/lbfgs.py", "points.py", "problem.py", "reference.py"),
+    *("derivatives", "geometry", "matrices.py", "matrix_problem.py", "metrics.py", "nets", "optim/lbfgs.py", "points.py", "problem.py", "reference.py"),
     *("system.py", "training/phases.py"),
 )
 IMPLICIT = (

@@ -84,7 +84,7 @@ class PointStream(L.LightningDataModule):
         # Terms whose points are measured, and the same at every step.
         self.still = [name for name in terms if name not in drawn]
         self.seed = seed
-        self.fresh = fresh
+        self.fresh = fresh and bool(drawn)
         self.dtype = dtype
         self.block = block
         self.first_step = 0
@@ -114,7 +114,7 @@ class PointStream(L.LightningDataModule):
         return self._validation[rows]
 
     def _drawn(self, number: int, rows: int) -> Draw:
-        interior, boundary = (max(1, round(size * rows / self.total)) for size in self.sizes)
+        interior, boundary = (max(1, round(size * rows / max(self.total, 1))) for size in self.sizes)
         candidates = 2 * interior if self.residual else interior
         points = draw_points(self.terms, candidates, boundary, seed=self.seed, draw=number)
         return Draw(number, {name: p.to(self.dtype) for name, p in points.items()})

@@ -163,7 +163,8 @@ def adaptation(cfg: DictConfig, built: build.Experiment, record: Callable[[Row],
     adapted = build.layers(cfg, built.net, built.method.trains)
     solution = Solution(built.problem, built.net.to(DTYPES[cfg.precision]), built.unknown)
     system = System(solution.problem, solution, built.measurements, cfg.derivatives.engine)
-    held = draw_points(system.terms, cfg.log.heldout, max(cfg.log.heldout // 5, 1), seed=998)
+    unseen = {name: term.unseen for name, term in system.terms.items()}
+    held = draw_points(unseen, cfg.log.heldout, max(cfg.log.heldout // 5, 1), seed=998)
     yardstick = Yardstick(system, measure.test_points(built.problem, cfg.log.test), held)
     budget = Budget(**OmegaConf.to_container(cfg.budget))
     compile = cfg.derivatives.compile == "on"

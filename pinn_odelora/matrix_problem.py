@@ -1,0 +1,106 @@
+"""Problems whose unknown is a matrix of low rank instead of a function: what they have in common.
+
+What is learned is the functional  u(M) = ⟨M, W⟩  of m × n matrices, by a network whose only weight is W. Its target is
+
+    W* = U diag(σ) V ,   σ_1 = 1, …, σ_r = 1/κ  in geometric progression,
+
+with orthonormal factors drawn from the seed. The pretrained network has solved the same problem with another seed and
+well-conditioned, σ = (1, …, 1).
+
+An adapter leaves the function of a network unchanged at the start, so that W = W0 − s B0A0 + s BA: a target of rank r
+can be met exactly by r factors only where W0 − s B0A0 = 0, that is where W0 has no more rank than the factors and they
+start as its best approximation (Meng et al., 2024, arXiv 2404.02948). Training all weights on 5 r (m + n − r)
+measurements, fewer than m·n unknowns, would not find such a W0. So the network is built at the source matrix and is not
+trained before, and the source has the rank of the factors, whatever the rank of the target.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from pinn_odelora.errors import InputError
+from pinn_odelora.geometry import Region
+from pinn_odelora.matrices import ENTRIES, UnitMatrices, entry_names, low_rank_matrix
+from pinn_odelora.points import Points
+from pinn_odelora.problem import Problem, parameter
+
+
+def check_whole(name: str, value: Any, least: int) -> None:
+    """Refuse what is no whole number, or too small a one."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InputError(f"problem.{name} is {value!r}, but it must be a whole number of at least {least}.")
+
+
+def check_number(name: str, value: Any, least: float) -> None:
+    """Refuse what is no finite number, or too small a one."""
+    if not isinstance(value, Real) or isinstance(value, bool) or not least <= value < math.inf:
+        raise InputError(f"problem.{name} is {value!r}, but it must be a finite number of at least {least:g}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatrixProblem(Problem):
+    """⟨M, W⟩ = ⟨M, W*⟩ for matrices M that a subclass chooses.
+
+    Args:
+        seed: of the target, and of all that is random in the problem.
+        rank: r of the target; at the source that of the factors.
+        condition: κ, its largest singular value over its smallest.
+        rows, columns: m, n.
+
+    Raises:
+        InputError: if a size is no positive number, or too large; if the rank is above min(m, n); if κ < 1.
+    """
+
+    supports: ClassVar = ("soft",)
+
+    seed: int = parameter(0, 1, above=-1, integer=True)
+    rank: int = parameter(3, 3, above=0, integer=True)
+    condition: float = parameter(1.0, 100.0, above=0)
+    rows: int = 20
+    columns: int = 20
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "columns"):
+            check_whole(name, getattr(self, name), 1)
+        m, n = self.rows, self.columns
+        if m * n > ENTRIES:
+            raise InputError(
+                f"problem.rows is {m} and problem.columns is {n}, but a matrix may have at most {ENTRIES} entries."
+            )
+        super().__post_init__()
+        if self.rank > min(m, n):
+            raise InputError(f"problem.rank is {self.rank}, but a {m} × {n} matrix has at most rank {min(m, n)}.")
+        if float(self.condition) < 1:
+            raise InputError(f"problem.condition is {float(self.condition):g}, but a condition number is at least 1.")
+
+    @property
+    def coords(self) -> tuple[str, ...]:
+        return entry_names(self.rows, self.columns)
+
+    @property
+    def region(self) -> Region:
+        return UnitMatrices(self.rows, self.columns)
+
+    @property
+    def generator(self) -> torch.Generator:
+        """At its beginning: it gives the target first."""
+        return torch.Generator().manual_seed(int(self.seed))
+
+    def drawn(self, generator: torch.Generator) -> Tensor:
+        """The target from a generator at its beginning."""
+        return low_rank_matrix(self.rows, self.columns, int(self.rank), float(self.condition), generator)
+
+    @property
+    def matrix(self) -> Tensor:
+        """W*, (m, n), float64."""
+        return self.drawn(self.generator)
+
+    def reference(self, p: Points) -> Tensor:
+        M = p.rows(self.coords)
+        return M @ self.matrix.to(M).flatten()[:, None]

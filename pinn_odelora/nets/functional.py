@@ -1,0 +1,39 @@
+"""A linear functional of matrices as a network:  N(M) = ⟨M, W⟩ = tr M Wᵀ  with one weight W (m, n)."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class Solved(Protocol):
+    """A problem whose solution is a matrix."""
+
+    @property
+    def matrix(self) -> Tensor:
+        """W*, (m, n)."""
+
+
+class MatrixFunctional(nn.Module):
+    """(N, m·n) -> (N, 1): the rows of each matrix M pass through the linear layer ``W``, and the diagonal is summed.
+
+    That W is the weight of a linear layer is what lets it be adapted, as in any other network.
+
+    Args:
+        source: the problem at whose solution W starts.
+    """
+
+    def __init__(self, source: Solved) -> None:
+        super().__init__()
+        W = source.matrix
+        with torch.random.fork_rng(devices=()):  # torch draws weights of its own first
+            self.W = nn.Linear(W.shape[1], W.shape[0], bias=False, dtype=W.dtype)
+        with torch.no_grad():
+            self.W.weight.copy_(W)
+
+    def forward(self, x: Tensor) -> Tensor:
+        m, n = self.W.weight.shape
+        Z = self.W(x.unflatten(-1, (m, n)))  # (N, m, m): row k of M_i through W
+        return Z.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True)

@@ -1,0 +1,64 @@
+"""Matrix sensing: a matrix of low rank from a few Gaussian measurements of it.
+
+R measurements  b_i = ⟨M_i, W*⟩ + e_i  with independent standard normal entries of M_i determine W* of rank r among all
+matrices of that rank when R is a small multiple of r (m + n − r), the dimension of their manifold: the map is nearly an
+isometry on them then (Recht, Fazel and Parrilo, 2010, SIAM Rev. 52, arXiv 0706.4138; Candès and Plan, 2011, IEEE Trans.
+Inf. Theory 57, arXiv 1001.0339).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from pinn_odelora.geometry import Cloud
+from pinn_odelora.matrices import GaussianMatrices, matrix_points
+from pinn_odelora.matrix_problem import MatrixProblem, check_number, check_whole
+from pinn_odelora.points import Points
+from pinn_odelora.problem import Term
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatrixSensing(MatrixProblem):
+    """⟨M_i, W⟩ = b_i for Gaussian M_i and i = 1, …, R;  b_i = ⟨M_i, W*⟩ + e_i, W* of rank r.
+
+    L = mean_i (⟨M_i, W⟩ − b_i)², always over the same measurements; held-out ones are fresh and without noise.
+
+    Args:
+        measurements: R; None takes 5 r (m + n − r).
+        noise: root mean square of e_i, as a part of that of ⟨M_i, W*⟩.
+    """
+
+    measurements: int | None = None
+    noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.measurements is not None:
+            check_whole("measurements", self.measurements, 1)
+        check_number("noise", self.noise, 0)
+
+    @property
+    def number(self) -> int:
+        """R."""
+        r = int(self.rank)
+        return 5 * r * (self.rows + self.columns - r) if self.measurements is None else self.measurements
+
+    def measured(self) -> Points:
+        """The matrices M_i, with the column b."""
+        generator = self.generator
+        W = self.drawn(generator)
+        M = torch.randn(self.number, *W.shape, generator=generator, dtype=W.dtype)
+        exact = M.flatten(1) @ W.flatten()[:, None]
+        e = torch.randn(self.number, 1, generator=generator, dtype=W.dtype)
+        # Scaled to the noise asked for exactly, whatever their number.
+        e *= self.noise * exact.norm() / e.norm()
+        return Points(matrix_points(M) | {"b": exact + e})
+
+    def terms(self) -> dict[str, Term]:
+        return {
+            "measured": Term(
+                Cloud(self.measured()), lambda f: f.u - f.b, heldout=GaussianMatrices(self.matrix, interior=True)
+            )
+        }
