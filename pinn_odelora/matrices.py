@@ -66,10 +66,10 @@ def orthonormal(m: int, r: int, generator: torch.Generator) -> Tensor:
 
 def spectrum(r: int, condition: float) -> Tensor:
     """r singular values in geometric progression from 1 down to 1/condition; a single one is 1."""
-    return torch.logspace(0, -math.log10(condition), r, dtype=torch.float64) if r > 1 else torch.ones(1).double()
+    return torch.logspace(0, -math.log10(condition), r, dtype=torch.float64) if r > 1 else torch.ones(1, dtype=torch.float64)
 
 
-def low_rank_matrix(m: int, n: int, r: int, condition: float, generator: torch.Generator) -> Tensor:
+def low_rank_matrix(m: int, n: int, sigma: Tensor, generator: torch.Generator) -> Tensor:
     """U diag(σ) V with random orthonormal U (m, r) and Vᵀ (n, r)."""
-    U, V = orthonormal(m, r, generator), orthonormal(n, r, generator).mT
-    return U * spectrum(r, condition) @ V
+    U, V = orthonormal(m, len(sigma), generator), orthonormal(n, len(sigma), generator).mT
+    return U * sigma @ V

@@ -2,10 +2,12 @@
 
 What is learned is the functional  u(M) = ⟨M, W⟩  of m × n matrices, by a network whose only weight is W. Its target is
 
-    W* = U diag(σ) V ,   σ_1 = 1, …, σ_r = 1/κ  in geometric progression,
+    W* = U diag(σ) V ,   σ_1 = ‖W*‖₂, …, σ_r = σ_1/κ  in geometric progression,
 
-with orthonormal factors drawn from the seed. The pretrained network has solved the same problem with another seed and
-well-conditioned, σ = (1, …, 1).
+with orthonormal factors drawn from the seed. The pretrained network has solved the same problem with another seed, a
+smaller and perfectly conditioned one, σ = (0.1, …, 0.1). From a small start the factors turn to the leading singular
+vectors of the gradient before they grow (Stöger and Soltanolkotabi, 2021, arXiv 2106.15013); from one as large as the
+target, weighted problems may end in a local minimum.
 
 An adapter leaves the function of a network unchanged at the start, so that W = W0 − s B0A0 + s BA: a target of rank r
 can be met exactly by r factors only where W0 − s B0A0 = 0, that is where W0 has no more rank than the factors and they
@@ -26,7 +28,7 @@ from torch import Tensor
 
 from pinn_odelora.errors import InputError
 from pinn_odelora.geometry import Region
-from pinn_odelora.matrices import ENTRIES, UnitMatrices, entry_names, low_rank_matrix
+from pinn_odelora.matrices import ENTRIES, UnitMatrices, entry_names, low_rank_matrix, spectrum
 from pinn_odelora.points import Points
 from pinn_odelora.problem import Problem, parameter
 
@@ -51,6 +53,7 @@ class MatrixProblem(Problem):
         seed: of the target, and of all that is random in the problem.
         rank: r of the target; at the source that of the factors.
         condition: κ, its largest singular value over its smallest.
+        size: its largest singular value, σ_1.
         rows, columns: m, n.
 
     Raises:
@@ -62,10 +65,18 @@ class MatrixProblem(Problem):
     seed: int = parameter(0, 1, above=-1, integer=True)
     rank: int = parameter(3, 3, above=0, integer=True)
     condition: float = parameter(1.0, 100.0, above=0)
+    size: float = parameter(0.1, 1.0, above=0)
     rows: int = 20
     columns: int = 20
 
     def __post_init__(self) -> None:
+        self._check_target()
+        super().__post_init__()
+
+    def _check_target(self) -> None:
+        """Before the terms are asked for, which draw it."""
+        for name, declared in self.parameters().items():
+            declared.check(name, getattr(self, name))
         for name in ("rows", "columns"):
             check_whole(name, getattr(self, name), 1)
         m, n = self.rows, self.columns
@@ -73,7 +84,6 @@ class MatrixProblem(Problem):
             raise InputError(
                 f"problem.rows is {m} and problem.columns is {n}, but a matrix may have at most {ENTRIES} entries."
             )
-        super().__post_init__()
         if self.rank > min(m, n):
             raise InputError(f"problem.rank is {self.rank}, but a {m} × {n} matrix has at most rank {min(m, n)}.")
         if float(self.condition) < 1:
@@ -94,7 +104,8 @@ class MatrixProblem(Problem):
 
     def drawn(self, generator: torch.Generator) -> Tensor:
         """The target from a generator at its beginning."""
-        return low_rank_matrix(self.rows, self.columns, int(self.rank), float(self.condition), generator)
+        sigma = float(self.size) * spectrum(int(self.rank), float(self.condition))
+        return low_rank_matrix(self.rows, self.columns, sigma, generator)
 
     @property
     def matrix(self) -> Tensor:

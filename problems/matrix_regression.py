@@ -33,8 +33,8 @@ class MatrixRegression(MatrixProblem):
     curvature: float = 100.0
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         check_number("curvature", self.curvature, 1)
+        super().__post_init__()
 
     def entry_weights(self) -> Tensor:
         """w_kl, (m, n)."""

@@ -34,10 +34,10 @@ class MatrixSensing(MatrixProblem):
     noise: float = 0.0
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.measurements is not None:
             check_whole("measurements", self.measurements, 1)
         check_number("noise", self.noise, 0)
+        super().__post_init__()
 
     @property
     def number(self) -> int:

@@ -33,7 +33,6 @@ def compose(tmp_path, monkeypatch):
         "points.boundary=12",
         "pretrain.adam_steps=3",
         "pretrain.implicit_steps=0",
-        "net.width=12",
         "log.test=64",
         "log.heldout=32",
         "log.every=5",
@@ -44,7 +43,9 @@ def compose(tmp_path, monkeypatch):
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             folder = overrides and next((o for o in overrides if o.startswith("output_dir=")), None)
             where = [] if folder else [f"output_dir={tmp_path / 'run'}"]
-            cfg, _ = commandline.begin(compose("train", [*short, *where, *overrides]))
+            # The network of a matrix has the size of the matrix.
+            width = [] if any(o.startswith("problem=matrix_") for o in overrides) else ["net.width=12"]
+            cfg, _ = commandline.begin(compose("train", [*short, *width, *where, *overrides]))
         return cfg
 
     return composed

@@ -243,6 +243,7 @@ STRUCTURAL = {
     "expand": lambda a, b, w: (a * b)[:, :1].expand(-1, 4) * a,
     "flatten": lambda a, b, w: (a * b).unflatten(1, (2, 2)).flatten(1),
     "unflatten": lambda a, b, w: (a * b).unflatten(1, (2, 2))[:, :, 0] @ w.view(2, 2).repeat(1, 2),
+    "diagonal": lambda a, b, w: (a * b).unflatten(1, (2, 2)).diagonal(dim1=1, dim2=2) @ w.view(2, 2),
     "movedim": lambda a, b, w: (a * b).unflatten(1, (2, 2)).movedim(1, 2).flatten(1),
     "narrow": lambda a, b, w: (a * b).narrow(1, 1, 2) @ w.view(2, 2).repeat(1, 2),
     "permute": lambda a, b, w: (a * b).permute(1, 0).permute(1, 0),

@@ -7,6 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from pinn_odelora.errors import InputError
+
 
 class Solved(Protocol):
     """A problem whose solution is a matrix."""
@@ -23,11 +25,18 @@ class MatrixFunctional(nn.Module):
 
     Args:
         source: the problem at whose solution W starts.
+
+    Raises:
+        InputError: if its solution is no matrix.
     """
 
     def __init__(self, source: Solved) -> None:
         super().__init__()
-        W = source.matrix
+        W = getattr(source, "matrix", None)
+        if W is None:
+            raise InputError(
+                f"net=matrix is the network of problems whose solution is a matrix, but {type(source).__name__} has none."
+            )
         with torch.random.fork_rng(devices=()):  # torch draws weights of its own first
             self.W = nn.Linear(W.shape[1], W.shape[0], bias=False, dtype=W.dtype)
         with torch.no_grad():
