@@ -6,7 +6,6 @@ the entries of W, so that the relative L2 error there is the Frobenius ratio ‖
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -66,7 +65,8 @@ def orthonormal(m: int, r: int, generator: torch.Generator) -> Tensor:
 
 def spectrum(r: int, condition: float) -> Tensor:
     """r singular values in geometric progression from 1 down to 1/condition; a single one is 1."""
-    return torch.logspace(0, -math.log10(condition), r, dtype=torch.float64) if r > 1 else torch.ones(1, dtype=torch.float64)
+    exponents = torch.arange(r, dtype=torch.float64) / max(r - 1, 1)
+    return condition**-exponents
 
 
 def low_rank_matrix(m: int, n: int, sigma: Tensor, generator: torch.Generator) -> Tensor:

@@ -129,7 +129,12 @@ def test_every_member_of_every_group_passes_the_checks(default, group, member):
     [
         *(f"experiment={name}" for name in members("experiment")),
         "logger=csv",
-        *(f"{group}={name}" for group in ("method", "problem") for name in members(group) if (group, name) not in ALONE),
+        *(
+            f"{group}={name}"
+            for group in ("method", "problem")
+            for name in members(group)
+            if (group, name) not in ALONE
+        ),
     ],
 )
 def test_a_member_made_of_others_passes_the_checks(line):

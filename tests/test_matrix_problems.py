@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from pinn_odelora.errors import InputError
 from pinn_odelora.geometry import sobol
 from pinn_odelora.integrators import LinearlyImplicit
 from pinn_odelora.lowrank.start import named
+from pinn_odelora.lowrank.tangent import Frame
 from pinn_odelora.lowrank.targets import adapt as put_factors
 from pinn_odelora.matrices import GaussianMatrices, UnitMatrices, entry_names, matrix_points, orthonormal
 from pinn_odelora.nets import MatrixFunctional
@@ -92,7 +94,7 @@ def test_gaussian_matrices_have_mean_0_and_covariance_1(generator):
     assert float(rows.mean(dim=0).abs().max()) < 0.02
     assert float((rows.mT.cov() - torch.eye(12)).abs().max()) < 0.06
     assert torch.allclose(p.b, rows @ W.reshape(-1, 1))
-    assert GaussianMatrices(W).sample(2, torch.zeros).b.isfinite().all()
+    assert GaussianMatrices(W).sample(2, lambda n, d: torch.zeros(n, d).double()).b.isfinite().all()
 
 
 def test_measured_matrices_are_independent_and_standard_normal():
@@ -190,17 +192,22 @@ def adapted(problem, r, generator, start="pissa"):
     return net.W, evaluator, method.optimizer(groups)
 
 
-def test_the_jacobian_by_a_tangent_vector_is_the_inner_product_with_it(generator):
-    """Rows √(2/R) ⟨M_i, D⟩, for the tangent vectors D = U X + K V of the rank-r matrices at the start."""
+def test_the_jacobian_in_tangent_coordinates_is_that_of_the_inner_product(generator):
+    """Row i is √(2/R) ⟨M_i, U X + U⊥ K V⟩, (X, K) one coordinate after the other."""
     problem = MatrixSensing(rows=6, columns=5, rank=2)
     layer, evaluator, _ = adapted(problem, 2, generator)
-    U, _, V = linalg.svd((layer.scale * layer.B @ layer.A).detach(), full_matrices=False)
-    D = U[:, :2] @ normal(generator, 2, 5) + normal(generator, 6, 2) @ V[:2]
+    U, _, V = linalg.svd((layer.B @ layer.A).detach())
+    frame = Frame(U[:, :2], U[:, 2:], V[:2])
     p = problem.measured()
-    J = evaluator.linearise()
-    expected = math.sqrt(2 / p.number) * p.rows(problem.coords) @ D.flatten()
+    M = p.rows(problem.coords)
+    expected = []
+    for z in torch.eye(frame.dimension, dtype=torch.float64):
+        X, K = frame.split(z)
+        expected.append(math.sqrt(2 / p.number) * M @ (U[:, :2] @ X + U[:, 2:] @ K @ V[:2]).flatten())
+    J = evaluator.linearise().columns({"W": frame})
     assert evaluator.sweep.paired("measured", p)
-    assert torch.allclose(J.apply({"W": D}), expected, rtol=1e-11, atol=1e-13)
+    assert J.shape == (p.number, 2 * (6 + 5 - 2))
+    assert torch.allclose(J, torch.stack(expected, dim=1), rtol=1e-11, atol=1e-13)
 
 
 @both
@@ -228,7 +235,7 @@ def test_the_default_recovers_the_target_and_ends_quadratically(cls, seed, gener
             break
     assert errors[-1] < 1e-10
     # Once an error is small against σ_r, the next one is that of second order at most, up to the damping.
-    small = [(a, b) for a, b in zip(errors, errors[1:], strict=False) if a < 1e-3]
+    small = [(a, b) for a, b in pairwise(errors) if a < 1e-3]
     assert small
     assert all(b < max(0.1 * a, 1e-10) for a, b in small)
     assert min(b / a for a, b in small) < 1e-3
@@ -337,7 +344,11 @@ def test_the_source_has_the_rank_of_the_factors(compose):
         (MatrixSensing, {"columns": 2.5}, "problem.columns is 2.5, but it must be a whole number of at least 1."),
         (MatrixSensing, {"rows": 300}, "problem.rows is 300 and problem.columns is 20, but a matrix may have at most"),
         (MatrixRegression, {"condition": 0.5}, "problem.condition is 0.5, but a condition number is at least 1."),
-        (MatrixRegression, {"curvature": 0.5}, "problem.curvature is 0.5, but it must be a finite number of at least 1"),
+        (
+            MatrixRegression,
+            {"curvature": 0.5},
+            "problem.curvature is 0.5, but it must be a finite number of at least 1",
+        ),
     ],
     ids=str,
 )

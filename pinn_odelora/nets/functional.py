@@ -35,7 +35,7 @@ class MatrixFunctional(nn.Module):
         W = getattr(source, "matrix", None)
         if W is None:
             raise InputError(
-                f"net=matrix is the network of problems whose solution is a matrix, but {type(source).__name__} has none."
+                f"net=matrix is for problems whose solution is a matrix, but {type(source).__name__} has none."
             )
         with torch.random.fork_rng(devices=()):  # torch draws weights of its own first
             self.W = nn.Linear(W.shape[1], W.shape[0], bias=False, dtype=W.dtype)

@@ -104,8 +104,11 @@ def network(cfg: DictConfig, problem: Problem) -> nn.Module:
     asked = inspect.signature(get_object(cfg.net._target_)).parameters
     settings = OmegaConf.to_container(cfg.net, resolve=True)
     described = {**{k: v for k, v in offered.items() if k in asked}, **settings}
-    # Hydra would hand a problem, which is a dataclass, on as a configuration.
-    net = instantiate(described, _partial_=True)(source=at_source(cfg, problem)) if "source" in asked else instantiate(described)
+    if "source" in asked:
+        # By itself: Hydra would hand a problem, which is a dataclass, on as a configuration.
+        net = instantiate(described, _partial_=True)(source=at_source(cfg, problem))
+    else:
+        net = instantiate(described)
     if not isinstance(net, nn.Module):
         raise InputError(f"net._target_ is {cfg.net._target_}, which gives a {type(net).__name__}, not a torch module.")
     net = net.double()

@@ -23,8 +23,8 @@ from pinn_odelora.errors import InputError
 from pinn_odelora.problem import Problem
 
 PARTS = (
-    *("derivatives", "geometry", "matrices.py", "matrix_problem.py", "metrics.py", "nets", "optim/lbfgs.py", "points.py", "problem.py", "reference.py"),
-    *("system.py", "training/phases.py"),
+    *("derivatives", "geometry", "matrices.py", "matrix_problem.py", "metrics.py", "nets", "optim/lbfgs.py"),
+    *("points.py", "problem.py", "reference.py", "system.py", "training/phases.py"),
 )
 IMPLICIT = (
     *("gradient.py", "linearisation", "optim/groups.py", "optim/implicit.py", "optim/variables.py"),
