@@ -351,8 +351,8 @@ RULES |= {
     ),
     **_maps("celu elu leaky_relu mish relu selu softsign", functional, lambda f: pointwise(by_autograd(f))),
     **_maps(
-        "clone contiguous diagonal double expand flatten float movedim narrow neg permute reshape squeeze sum mean split "
-        "t to transpose unbind unflatten unsqueeze view chunk __getitem__",
+        "clone contiguous diagonal double expand flatten float movedim narrow neg permute reshape squeeze sum mean "
+        "split t to transpose unbind unflatten unsqueeze view chunk __getitem__",
         torch.Tensor,
         linear_map,
     ),
