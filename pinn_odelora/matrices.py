@@ -30,14 +30,16 @@ def matrix_points(M: Tensor) -> Points:
 
 @dataclass(frozen=True)
 class UnitMatrices:
-    """All m·n matrices E_kl with a single entry 1, row by row, at every draw."""
+    """All m·n matrices E_kl with a single entry 1, row by row, at every draw; columns k and l say which."""
 
     m: int
     n: int
     interior: bool = True
 
     def sample(self, n: int, uniform: Uniform) -> Points:
-        return matrix_points(torch.eye(self.m * self.n, dtype=torch.float64).unflatten(1, (self.m, self.n)))
+        E = torch.eye(self.m * self.n, dtype=torch.float64).unflatten(1, (self.m, self.n))
+        k, l = torch.meshgrid(torch.arange(1.0, self.m + 1), torch.arange(1.0, self.n + 1), indexing="ij")
+        return Points(matrix_points(E) | {"k": k.double().reshape(-1, 1), "l": l.double().reshape(-1, 1)})
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,11 @@ def check_number(name: str, value: Any, least: float) -> None:
         raise InputError(f"problem.{name} is {value!r}, but it must be a finite number of at least {least:g}.")
 
 
+def number(value: float | Tensor) -> float:
+    """A parameter's value; no residual is a function of it, even where it is to be found, which is refused for that."""
+    return value.item() if isinstance(value, Tensor) else float(value)
+
+
 @dataclass(frozen=True, kw_only=True)
 class MatrixProblem(Problem):
     """⟨M, W⟩ = ⟨M, W*⟩ for matrices M that a subclass chooses.
@@ -86,8 +91,8 @@ class MatrixProblem(Problem):
             )
         if self.rank > min(m, n):
             raise InputError(f"problem.rank is {self.rank}, but a {m} × {n} matrix has at most rank {min(m, n)}.")
-        if float(self.condition) < 1:
-            raise InputError(f"problem.condition is {float(self.condition):g}, but a condition number is at least 1.")
+        if (condition := number(self.condition)) < 1:
+            raise InputError(f"problem.condition is {condition:g}, but a condition number is at least 1.")
 
     @property
     def coords(self) -> tuple[str, ...]:
@@ -104,7 +109,7 @@ class MatrixProblem(Problem):
 
     def drawn(self, generator: torch.Generator) -> Tensor:
         """The target from a generator at its beginning."""
-        sigma = float(self.size) * spectrum(int(self.rank), float(self.condition))
+        sigma = number(self.size) * spectrum(int(self.rank), number(self.condition))
         return low_rank_matrix(self.rows, self.columns, sigma, generator)
 
     @property

@@ -240,15 +240,13 @@ def _grid(problem: Problem, axes: tuple[str, str], resolution: int) -> Plane:
 def _entries(problem: Problem) -> Plane:
     """The entries of a matrix, where its rows and columns are."""
     m, n = problem.region.m, problem.region.n
-    points = problem.region.sample(m * n, _sobol)
-    k, l = (1 + x.reshape(-1, 1) for x in torch.meshgrid(torch.arange(m), torch.arange(n), indexing="ij"))
 
     def draw(panel: Axes, values: NDArray, norm: Normalize, cmap: str) -> ScalarMappable:
         return panel.imshow(
             values.reshape(m, n), cmap=cmap, norm=norm, extent=(0.5, n + 0.5, m + 0.5, 0.5), aspect="auto"
         )
 
-    return Plane(Points(points | {"k": k, "l": l}), ("l", "k"), draw)
+    return Plane(problem.region.sample(m * n, _sobol), ("l", "k"), draw)
 
 
 def _cells(low: float, high: float, number: int) -> Tensor:

@@ -19,6 +19,7 @@ from pinn_odelora.linearisation import Linearisation, Sweep
 from pinn_odelora.lowrank.start import pissa
 from pinn_odelora.lowrank.targets import adapt as put_factors
 from pinn_odelora.lowrank.targets import linear_targets, thaw
+from pinn_odelora.matrix_problem import MatrixProblem
 from pinn_odelora.nets import MLP
 from pinn_odelora.optim.methods import full_implicit, odelora
 from pinn_odelora.points import Points
@@ -47,6 +48,7 @@ def numbers(problem):
     [
         (name, conditions, coefficient)
         for name in NAMES
+        if not issubclass(program.problem_classes()[name], MatrixProblem)  # theirs describe the matrix that is sought
         for conditions in program.problem_classes()[name].supports
         for coefficient in numbers(program.problem_classes()[name])
     ],

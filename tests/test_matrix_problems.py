@@ -21,7 +21,7 @@ from pinn_odelora.matrices import GaussianMatrices, UnitMatrices, entry_names, m
 from pinn_odelora.nets import MatrixFunctional
 from pinn_odelora.optim.methods import odelora
 from pinn_odelora.system import Solution, System, draw_points
-from pinn_odelora.training import conclude, measure
+from pinn_odelora.training import build, conclude, measure
 from pinn_odelora.training.evaluation import Draw, Evaluator
 from pinn_odelora.training.history import History
 from problems.burgers import Burgers
@@ -85,6 +85,8 @@ def test_unit_matrices_have_one_entry_each():
     rows = UnitMatrices(2, 3).sample(99, None).rows(entry_names(2, 3))
     assert entry_names(2, 3) == ("M_1_1", "M_1_2", "M_1_3", "M_2_1", "M_2_2", "M_2_3")
     assert torch.equal(rows, torch.eye(6).double())
+    p = UnitMatrices(2, 3).sample(99, None)
+    assert all(p[f"M_{int(k)}_{int(l)}"][i] == 1 for i, (k, l) in enumerate(p.rows(("k", "l"))))
 
 
 def test_gaussian_matrices_have_mean_0_and_covariance_1(generator):
@@ -356,3 +358,13 @@ def test_refusals(cls, values, said):
     with pytest.raises(InputError) as refusal:
         cls(**values)
     assert said in str(refusal.value)
+
+
+def test_what_describes_the_target_cannot_be_found(compose, tmp_path):
+    """No residual depends on it: the measurements are those of one target."""
+    names = entry_names(2, 2)
+    (tmp_path / "data.csv").write_text(",".join((*names, "u")) + "\n1,0,0,0,0.5\n")
+    overrides = ["problem=matrix_sensing", "problem.rows=2", "problem.columns=2", "problem.rank=1"]
+    cfg = compose(*overrides, "problem.condition=unknown", f"data.file={tmp_path / 'data.csv'}")
+    with pytest.raises(InputError, match="no residual of this problem depends on it"):
+        build.experiment(cfg)

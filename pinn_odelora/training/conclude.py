@@ -19,6 +19,7 @@ from pinn_odelora import report
 from pinn_odelora.checkpoints import save_network
 from pinn_odelora.errors import NonFiniteError
 from pinn_odelora.lowrank.files import save_adapter
+from pinn_odelora.matrices import UnitMatrices
 from pinn_odelora.training import measure, tracking
 from pinn_odelora.training.files import ADAPTER, BASE, COEFFICIENTS, HISTORY, WEIGHTS, write_json
 from pinn_odelora.training.history import History
@@ -112,13 +113,17 @@ def publish(loggers: list[Logger], module: Adaptation, result: dict[str, Any], i
 
 @torch.no_grad()
 def _points(module: Adaptation) -> tuple[list[str], list[list[float]]]:
-    """Columns and rows: coordinates, fields, reference values and errors at the first 500 test points."""
+    """Columns and rows: coordinates, fields, reference values and errors at the first 500 test points.
+
+    Unit matrices are told by the place of their entry: they have as many coordinates as there are points.
+    """
     yardstick, problem = module.yardstick, module.yardstick.system.problem
     u = module.solution(yardstick.test)
     ref = u * torch.nan if yardstick.reference is None else yardstick.reference
-    names = [*problem.coords, *problem.fields]
+    places = ("k", "l") if isinstance(problem.region, UnitMatrices) else problem.coords
+    names = [*places, *problem.fields]
     names += [f"{field}_{kind}" for kind in ("ref", "error") for field in problem.fields]
-    return names, torch.cat([yardstick.test.rows(problem.coords), u, ref, u - ref], dim=1)[:500].tolist()
+    return names, torch.cat([yardstick.test.rows(places), u, ref, u - ref], dim=1)[:500].tolist()
 
 
 def interrupted(module: Adaptation, loggers: list[Logger], folder: Path) -> None:
