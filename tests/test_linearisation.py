@@ -26,6 +26,7 @@ from pinn_odelora.lowrank.layer import Factors
 from pinn_odelora.lowrank.manifold import frame
 from pinn_odelora.lowrank.start import orthonormal
 from pinn_odelora.lowrank.targets import adapt, linear_targets
+from pinn_odelora.matrix_problem import MatrixProblem
 from pinn_odelora.measurements import Cloud
 from pinn_odelora.points import Points
 from pinn_odelora.problem import Term
@@ -66,7 +67,7 @@ def weighted(problem):
 
 
 PROBLEMS = [
-    *(weighted(cls()) for cls in CLASSES),
+    *(weighted(cls(rows=4, columns=3, rank=2) if issubclass(cls, MatrixProblem) else cls()) for cls in CLASSES),
     weighted(Burgers(conditions="soft")),
     weighted(Poisson(domain="plate_with_hole")),
 ]
@@ -79,8 +80,9 @@ def label(problem):
 def measured(problem, generator):
     """A term of measured values with weights of their own."""
     p = problem.region.sample(6, lambda n, d: torch.rand(n, d, generator=generator, dtype=torch.float64))
-    p = Points(p | {"value": torch.randn(6, 1, generator=generator, dtype=torch.float64)})
-    p["size"] = 0.5 + torch.rand(6, 1, generator=generator, dtype=torch.float64)
+    n = p.number
+    p = Points(p | {"value": torch.randn(n, 1, generator=generator, dtype=torch.float64)})
+    p["size"] = 0.5 + torch.rand(n, 1, generator=generator, dtype=torch.float64)
     name = problem.fields[-1]
     residual = lambda f: f.size.sqrt() * (f.derivative(name, "") - f.value)
     return {"data": Term(Cloud(p), residual, 2.5)}
