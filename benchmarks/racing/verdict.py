@@ -131,6 +131,8 @@ def _steadiness(results: Results, cases: Collection[Case]) -> list[Verdict]:
     complete = all(_complete(results, case, results.seconds, OURS) for case in cases)
     diverged, worst = sum(run["diverged"] for run in runs), max(runs, key=lambda run: run["largest_rise"])
     rise = f"{worst['largest_rise']:.0%} ({worst['case']}, seed {worst['seed']})"
+    iterates = max(run.get("largest_rise_of_iterates", run["largest_rise"]) for run in runs)
+    rise += f"; that of the iterates by {iterates:.0%}"
     return [
         Verdict(said[0], f"{diverged} of {len(runs)}", _state(diverged == 0, complete)),
         Verdict(said[1], rise, _state(worst["largest_rise"] <= LARGEST_RISE, complete)),
