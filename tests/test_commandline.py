@@ -189,7 +189,10 @@ def test_accepts(typed, arguments, key, value):
 
 REFUSED = [
     ("problem=burger", "Unknown problem 'burger' (did you mean 'burgers'?); allowed: allen_cahn, burgers"),
-    ("method=sgd", "Unknown method 'sgd'; allowed: full_adam, full_implicit, full_lbfgs, lora_adam, lora_gd, odelora."),
+    (
+        "method=sgd",
+        "Unknown method 'sgd'; allowed: full_adam, full_implicit, full_lbfgs, lora_adam, lora_gd, odelora, scaled_gd.",
+    ),
     ("integrator=rk5", "Unknown integrator 'rk5' (did you mean 'rk4'?); allowed: bogacki_shampine, dormand_prince"),
     ("logger=tensorboard", "Unknown logger 'tensorboard'; allowed: csv, wandb."),
     ("points=sometimes", "Unknown points 'sometimes'; allowed: fixed, fresh, residual."),
@@ -213,7 +216,7 @@ REFUSED = [
     ("points=fresh points.residual=1.5", "points.residual is 1.5, but it must be a number from 0 to 1."),
     (
         "method=lora_adam integrator=rk4",
-        "method lora_adam takes no integrator; methods that do: full_implicit, lora_gd, odelora.",
+        "method lora_adam takes no integrator; methods that do: full_implicit, lora_gd, odelora, scaled_gd.",
     ),
     ("method=full_adam lora.also=[biases]", "lora.also is given, but method full_adam trains all weights"),
     ("lora.also=[bias]", "lora.also is "),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pinn_odelora.errors import InputError
-from pinn_odelora.flows import balanced_flow, gradient_flow
+from pinn_odelora.flows import balanced_flow, gradient_flow, scaled_flow
 from pinn_odelora.lowrank.balance import balance_defect, rebalance
 from pinn_odelora.lowrank.layer import Factors
 
@@ -86,7 +86,36 @@ def test_euler_step_is_the_direction_of_lora_pro_with_sgd(m, n, r, generator):
     assert torch.allclose(dy.B, -direction_B, atol=1e-9)
 
 
-@pytest.mark.parametrize("flow", [balanced_flow, gradient_flow])
+@shapes
+def test_the_scaled_flow_is_the_one_of_its_authors(m, n, r, generator):
+    """Tong, Ma and Chi (2021) for X = L Rᵀ: L moves by ∇f R (RᵀR)⁻¹ and R by ∇fᵀ L (LᵀL)⁻¹; at scale 1."""
+    y, G, _ = generic(m, n, r, generator)
+    L, R = y.B, y.A.T
+    dA, dB = scaled_flow(y, Factors(L.T @ G, G @ R), 1.0)
+    assert torch.allclose(dB, -G @ R @ torch.linalg.inv(R.T @ R), rtol=1e-9, atol=1e-10)
+    assert torch.allclose(dA.T, -G.T @ L @ torch.linalg.inv(L.T @ L), rtol=1e-9, atol=1e-10)
+
+
+@shapes
+def test_the_scaled_product_counts_the_part_in_both_spaces_twice(m, n, r, generator):
+    y, G, g = generic(m, n, r, generator)
+    Q_B, Q_A = torch.linalg.qr(y.B).Q, torch.linalg.qr(y.A.T).Q
+    expected = -tangent_projection(y, G) - Q_B @ (Q_B.T @ G @ Q_A) @ Q_A.T
+    assert torch.allclose(product_velocity(y, scaled_flow(y, g, SCALE)), expected, atol=1e-10)
+
+
+@shapes
+def test_a_scaled_step_of_the_product_is_blind_to_the_choice_of_factors(m, n, r, generator):
+    y, G, _ = generic(m, n, r, generator)
+    P = random(r, r, generator=generator) + 2 * torch.eye(r, dtype=torch.float64)
+    products = []
+    for A, B in (y, (torch.linalg.solve(P, y.A), y.B @ P)):
+        dA, dB = scaled_flow(Factors(A, B), Factors(SCALE * B.T @ G, SCALE * G @ A.T), SCALE)
+        products.append((B + 0.3 * dB) @ (A + 0.3 * dA))
+    assert torch.allclose(*products, atol=1e-9)
+
+
+@pytest.mark.parametrize("flow", [balanced_flow, gradient_flow, scaled_flow])
 def test_a_flow_descends_and_batches(flow, generator):
     points = [generic(6, 5, 2, generator) for _ in range(3)]
     stack = lambda k, j: torch.stack([p[k][j] for p in points])
@@ -110,11 +139,12 @@ def test_small_matrices_are_solved_in_float64_whatever_the_dtype(generator):
         assert float((a - b).norm() / b.norm()) < 2e-7
 
 
+@pytest.mark.parametrize("flow", [balanced_flow, scaled_flow])
 @pytest.mark.parametrize("factor", ["A", "B"])
-def test_a_lost_rank_is_refused_with_the_way_out(factor, generator):
+def test_a_lost_rank_is_refused_with_the_way_out(factor, flow, generator):
     y, _, g = generic(6, 5, 2, generator)
     with pytest.raises(InputError, match=rf"factor {factor} has lost rank.*orthonormal.*pissa"):
-        balanced_flow(y._replace(**{factor: torch.zeros_like(getattr(y, factor))}), g, SCALE)
+        flow(y._replace(**{factor: torch.zeros_like(getattr(y, factor))}), g, SCALE)
 
 
 @shapes

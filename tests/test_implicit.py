@@ -18,7 +18,7 @@ from pinn_odelora.lowrank.balance import balance_defect
 from pinn_odelora.lowrank.layer import adapters
 from pinn_odelora.lowrank.start import zero
 from pinn_odelora.optim import ImplicitODELoRA, factor_pairs
-from pinn_odelora.optim.methods import lora_gd, odelora
+from pinn_odelora.optim.methods import lora_gd, odelora, scaled_gd
 from pinn_odelora.optim.variables import LowRankPair
 from pinn_odelora.system import Solution, System
 from pinn_odelora.training.data import PointStream
@@ -416,6 +416,8 @@ def test_bad_settings_are_refused():
         (odelora, RungeKutta(EULER, chart="manifold"), {"retract": False}, "always balanced"),
         (lora_gd, ROS2(metric="weights"), {}, "choose method=odelora"),
         (lora_gd, RungeKutta(EULER, chart="manifold"), {}, "choose method=odelora"),
+        (scaled_gd, LinearlyImplicit(), {}, "choose an explicit one"),
+        (scaled_gd, RungeKutta(EULER, chart="manifold"), {}, "choose method=odelora"),
     ],
 )
 def test_a_flow_is_not_labelled_as_another(method, integrator, settings, sentence):

@@ -295,6 +295,7 @@ def composed_for_a_matrix(compose, *overrides):
     "overrides",
     [
         ["problem=matrix_sensing", "method=lora_gd"],
+        ["problem=matrix_sensing", "method=scaled_gd"],
         ["problem=matrix_sensing", "integrator=rk4"],
         ["problem=matrix_sensing", "integrator=rk4", "integrator.chart=manifold"],
         ["problem=matrix_sensing", "method=lora_adam", "method.lr=0.03"],

@@ -2,5 +2,6 @@
 
 from pinn_odelora.flows.balanced import balanced_flow
 from pinn_odelora.flows.gradient import gradient_flow
+from pinn_odelora.flows.scaled import scaled_flow
 
-__all__ = ["balanced_flow", "gradient_flow"]
+__all__ = ["balanced_flow", "gradient_flow", "scaled_flow"]

@@ -17,14 +17,8 @@ of it is the direction of LoRA-Pro with SGD (Wang et al., 2025, arXiv 2407.18242
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, linalg
-
-from pinn_odelora.errors import InputError
+from pinn_odelora.flows.gram import gram_spectrum
 from pinn_odelora.lowrank.layer import Factors
-
-# Below this ratio of eigenvalues the r × r inverses have no correct digit left in float64.
-SINGULAR = 1e-14
 
 
 def balanced_flow(y: Factors, g: Factors, scale: float) -> Factors:
@@ -42,8 +36,8 @@ def balanced_flow(y: Factors, g: Factors, scale: float) -> Factors:
         InputError: where A or B has lost rank, in particular at the zero adapter B = 0.
     """
     A, B, g_A, g_B = (x.double() for x in (*y, *g))
-    a, U_A = _spectrum(A @ A.mT, "A")
-    b, U_B = _spectrum(B.mT @ B, "B")
+    a, U_A = gram_spectrum(A, "A")
+    b, U_B = gram_spectrum(B.mT, "B")
     inverse_A = U_A / a[..., None, :] @ U_A.mT
     inverse_B = U_B / b[..., None, :] @ U_B.mT
     dA = inverse_B @ g_A / scale**2
@@ -52,14 +46,3 @@ def balanced_flow(y: Factors, g: Factors, scale: float) -> Factors:
     # (2) in the eigenbases of S_B and S_A is a division, entry by entry.
     X = U_B @ (U_B.mT @ (dA @ A.mT) @ U_A / (b[..., :, None] + a[..., None, :])) @ U_A.mT
     return Factors((X @ A - dA).to(y.A), (-dB - B @ X).to(y.B))
-
-
-def _spectrum(S: Tensor, factor: str) -> tuple[Tensor, Tensor]:
-    """Eigenvalues and eigenvectors of a Gram matrix, refused when it is singular."""
-    values, vectors = linalg.eigh(S)
-    if bool((values[..., 0] <= SINGULAR * values[..., -1]).any()) or not bool(torch.isfinite(values).all()):
-        raise InputError(
-            f"the balanced flow is singular here, because the factor {factor} has lost rank (it has at a start with "
-            "B = 0); start from lora.start=orthonormal or lora.start=pissa, or choose a smaller lora.rank"
-        )
-    return values, vectors

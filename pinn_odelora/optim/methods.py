@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from pinn_odelora.errors import InputError
-from pinn_odelora.flows import gradient_flow
+from pinn_odelora.flows import gradient_flow, scaled_flow
 from pinn_odelora.integrators import ROS2, Chebyshev, LinearlyImplicit, RungeKutta
 from pinn_odelora.optim.flow import ODELoRA, factor_pairs
 from pinn_odelora.optim.groups import single_tensors
@@ -85,6 +85,24 @@ def lora_gd(integrator: Integrator) -> Method:
             "alone: choose method=odelora for it, or factors."
         )
     return Method("factors", lambda pairs: ODELoRA(pairs, integrator=integrator, flow=gradient_flow, retract=False))
+
+
+def scaled_gd(integrator: Integrator) -> Method:
+    """Gradients of the factors divided by each other's Gram matrix (Tong, Ma and Chi, 2021, arXiv 2005.08898).
+
+    With Euler's scheme it is ScaledGD; for LoRA see Zhang and Pilanci (2024, arXiv 2402.02347).
+    """
+    if isinstance(integrator, LinearlyImplicit | ROS2):
+        raise InputError(
+            "method.scaled_gd is a flow without an implicit scheme: choose an explicit one, such as integrator=euler, "
+            "or method=odelora."
+        )
+    if integrator.chart == "manifold":
+        raise InputError(
+            "integrator.chart is manifold, but scaled gradient descent moves the factors: choose method=odelora for "
+            "it, or factors."
+        )
+    return Method("factors", lambda pairs: ODELoRA(pairs, integrator=integrator, flow=scaled_flow, retract=False))
 
 
 def lora_adam(lr: float = 3e-3, betas: Sequence[float] = (0.9, 0.999)) -> Method:
