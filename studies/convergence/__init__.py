@@ -1,0 +1,1 @@
+"""The parts of ``studies/linear_convergence.py``."""
