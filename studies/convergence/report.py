@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from convergence.rates import Interval, interval
-from convergence.results import Results, diverged, largest_deviation, save
+from convergence.results import Results, diverged, largest_deviation, load, save
 from convergence.setups import COLUMNS, FREEDOMS, MEASUREMENTS, RANK, ROWS
 from convergence.theory import marchenko_pastur
 from convergence.verdicts import CLAIMS, UNTESTABLE, Statement, shown, verdict
@@ -44,11 +44,12 @@ def console(found: Sequence[Statement]) -> None:
 
 
 def write(results: Results, found: Sequence[Statement], facts: dict[str, Any], folder: Path, name: str) -> None:
-    """``name``.json, .md and .png."""
+    """``name``.json; ``name``.md and .png from what it keeps."""
     folder.mkdir(parents=True, exist_ok=True)
     save(folder / f"{name}.json", facts | {"statements": [s._asdict() for s in found]}, results.records)
-    (folder / f"{name}.md").write_text(page(results, found, facts, name), encoding="utf-8")
-    figure(results).savefig(folder / f"{name}.png", dpi=110)
+    kept = Results(load(folder / f"{name}.json")[1])
+    (folder / f"{name}.md").write_text(page(kept, found, facts, name), encoding="utf-8")
+    figure(kept).savefig(folder / f"{name}.png", dpi=110)
 
 
 # The page.

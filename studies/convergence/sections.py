@@ -47,12 +47,14 @@ class Plan:
     seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
     sweep_seeds: tuple[int, ...] = (101, 102, 103, 104, 105)
     far_sweep_seeds: tuple[int, ...] = (101, 102)
+    far_sweep_evaluations: int = 250
     problems: tuple[str, ...] = ("sensing", "regression")
     contenders: tuple[str, ...] = FIXED
     conditions: tuple[float, ...] = (1.0, 1e1, 1e2, 1e3, 1e4)
     slow_evaluations: int = 800
     time_problems: tuple[str, ...] = ("sensing", "regression")
     time_conditions: tuple[float, ...] = (1.0, 1e2, 1e4)
+    time_evaluations: int = 240
     curvatures: tuple[float, ...] = (1e1, 1e2, 1e3)
     starts: tuple[str, ...] = STARTS
     start_contenders: tuple[str, ...] = GLOBAL
@@ -60,6 +62,7 @@ class Plan:
         ("sensing", (1.0, 1e2, 1e4)),
         ("regression", (1e2,)),
     )
+    start_evaluations: int = 400
     excess_contenders: tuple[str, ...] = ("euler", "euler_manifold", "scaled_gd", "lora_gd")
     excess_evaluations: int = 3000
     excess_conditions: tuple[float, ...] = (1.0, 1e2, 1e4)
@@ -170,7 +173,7 @@ def time(plan: Plan) -> Iterator[Record]:
             for condition in plan.time_conditions:
                 for seed in plan.seeds:
                     setup, contender = Setup(problem=problem, condition=condition, seed=seed), CONTENDERS[name]
-                    found, _ = record("time", Task(contender, "near", 240, 1e-13), setup, h)
+                    found, _ = record("time", Task(contender, "near", plan.time_evaluations, 1e-13), setup, h)
                     spectrum = modes(setup, contender.spectrum).eigenvalues
                     theory = {"predicted": rate(spectrum, contender, h), "slowest": float(spectrum[0])}
                     yield found | theory
@@ -188,9 +191,9 @@ def _from_afar(
     plan: Plan, problem: str, conditions: tuple[float, ...], excess: int, start: str, contender: Contender
 ) -> Iterator[Record]:
     """One step size for all κ, swept at κ = 100."""
-    task = Task(contender, start, 400, TARGET / 100)
+    task = Task(contender, start, plan.start_evaluations, TARGET / 100)
     at = lambda condition: lambda seed: Setup(problem=problem, condition=condition, seed=seed, excess=excess)
-    h = swept(task, plan.far_sweep_seeds, at(1e2), 250)
+    h = swept(task, plan.far_sweep_seeds, at(1e2), plan.far_sweep_evaluations)
     for condition in conditions:
         for seed in plan.seeds:
             found, path = record("starts", task, at(condition)(seed), h)
@@ -202,7 +205,7 @@ def excess(plan: Plan) -> Iterator[Record]:
         contender = CONTENDERS[name]
         slow = contender.spectrum == "factors"
         task = Task(contender, "orthonormal", plan.excess_evaluations if slow else 1000, 1e-13)
-        best = swept(task, plan.far_sweep_seeds, lambda seed: Setup(seed=seed, excess=1), 250)
+        best = swept(task, plan.far_sweep_seeds, lambda seed: Setup(seed=seed, excess=1), plan.far_sweep_evaluations)
         for h in (best, GENTLE) if slow else (best,):
             for condition in plan.excess_conditions[: 1 if slow else None]:
                 for seed in plan.seeds:
