@@ -191,7 +191,8 @@ REFUSED = [
     ("problem=burger", "Unknown problem 'burger' (did you mean 'burgers'?); allowed: allen_cahn, burgers"),
     (
         "method=sgd",
-        "Unknown method 'sgd'; allowed: full_adam, full_implicit, full_lbfgs, lora_adam, lora_gd, odelora, scaled_gd.",
+        "Unknown method 'sgd'; allowed: full_adam, full_implicit, full_lbfgs, lora_adam, lora_gd, lora_muon, "
+        "lora_plus, odelora, scaled_gd.",
     ),
     ("integrator=rk5", "Unknown integrator 'rk5' (did you mean 'rk4'?); allowed: bogacki_shampine, dormand_prince"),
     ("logger=tensorboard", "Unknown logger 'tensorboard'; allowed: csv, wandb."),
@@ -270,6 +271,7 @@ WRONG = [
     ("method.retract=7", "method.retract is 7, but it must be true or false."),
     ("integrator.h=0", "integrator.h is 0, but it must be a finite number above 0 or null."),
     ("method=lora_adam method.lr=0", "method.lr is 0"),
+    ("method=lora_plus method.ratio=0", "method.ratio is 0"),
     ("lora.rank=2.5", "lora.rank is 2.5"),
     ("lora.rank=true", "lora.rank is True"),
     ("lora.scale=0", "lora.scale is 0"),

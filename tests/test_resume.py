@@ -23,6 +23,7 @@ CASES = [
     ["method=odelora", "integrator=heun", "integrator.renew=7", "points=fresh"],
     ["method=odelora", "integrator=bogacki_shampine", "method.retract=false", "points=fixed"],
     ["method=lora_adam", "points=fresh"],
+    ["method=lora_muon"],
     ["method=full_adam"],
     ["method=full_lbfgs"],
 ]

@@ -115,6 +115,7 @@ COMPONENT_RULES: Mapping[str, Rule] = {
     "net.depth": whole(1),
     "method.lr": number(above=0),
     "method.history": whole(1),
+    "method.ratio": number(above=0),
     "method.betas": fractions(2),
     "integrator.h": number(above=0) | null,
     "integrator.rtol": number(above=0),

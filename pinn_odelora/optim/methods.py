@@ -20,6 +20,7 @@ from pinn_odelora.optim.flow import ODELoRA, factor_pairs
 from pinn_odelora.optim.groups import single_tensors
 from pinn_odelora.optim.implicit import ImplicitODELoRA
 from pinn_odelora.optim.lbfgs import LBFGS
+from pinn_odelora.optim.muon import FactorMuon
 from pinn_odelora.optim.projected import ProjectedODELoRA
 from pinn_odelora.system import Solution
 
@@ -108,6 +109,31 @@ def scaled_gd(integrator: Integrator) -> Method:
 def lora_adam(lr: float = 3e-3, betas: Sequence[float] = (0.9, 0.999)) -> Method:
     """Adam on the factors (Kingma and Ba, 2015, arXiv 1412.6980; Hu et al., 2022, arXiv 2106.09685)."""
     return Method("factors", lambda groups: torch.optim.Adam(_parameters(groups), lr=lr, betas=tuple(betas)))
+
+
+def lora_plus(lr: float = 1e-3, ratio: float = 16.0, betas: Sequence[float] = (0.9, 0.999)) -> Method:
+    """Adam with a larger learning rate for B (LoRA+; Hayou, Ghosh and Yu, 2024, arXiv 2402.12354).
+
+    ``lr`` is that of A, ``ratio`` · ``lr`` that of B. Of what else is trained weights have ``lr`` and biases that of B,
+    as in the authors' code and in PEFT.
+    """
+
+    def optimizer(groups: Sequence[dict[str, Any]]) -> Optimizer:
+        slow, fast = [], []
+        for group in groups:
+            A, *B = group["params"]
+            (slow if A.ndim == 2 else fast).append(A)
+            fast += B
+        return torch.optim.Adam([{"params": slow}, {"params": fast, "lr": ratio * lr}], lr=lr, betas=tuple(betas))
+
+    return Method("factors", optimizer)
+
+
+def lora_muon(lr: float = 1e-2, momentum: float = 0.95) -> Method:
+    """Muon on each factor by itself, Adam on what is no factor (Jordan et al., 2024)."""
+    if not 0 <= momentum < 1:
+        raise InputError(f"method.momentum is {momentum:g}, but it must be at least 0 and below 1.")
+    return Method("factors", lambda groups: FactorMuon(groups, lr, momentum))
 
 
 def full_implicit(integrator: Integrator) -> Method:
