@@ -1,0 +1,1 @@
+"""The parts of ``studies/feature_learning.py``."""
