@@ -3,9 +3,9 @@
     f(x) = v φ(W2 φ(W1 φ(W0 x)))    φ = tanh, x in the plane, entries of W0, W1, W2 from N(0, 1/inputs)
 
 with entries of the readout v from N(0, 1/n) in the standard parametrisation and from N(0, 1/n²) in the mean-field
-one. W1 and W2 are adapted, nothing else is trained. The loss is the mean square of f − f₀ − Δ at eight fixed points: what
-the network computed, and the same change Δ(x) = sin(2 x₁ − x₂) for all widths, as when a network is adapted from one
-task to another.
+one. W1 and W2 are adapted, nothing else is trained. The loss is the mean square of f − f₀ − Δ at eight fixed points:
+what the network computed, and the same change Δ(x) = sin(2 x₁ − x₂) for all widths, as when a network is adapted from
+one task to another.
 """
 
 from __future__ import annotations

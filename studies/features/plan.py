@@ -1,6 +1,6 @@
 """What is run: widths, seeds, marks and times of the full and of the quick form, and all runs as rows.
 
-Step sizes are chosen on the seeds ``SWEEP``, which are in no slope.
+Step sizes are chosen on seeds that are in no other slope.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from features.network import PARAMETRISATIONS
 from features.running import Case, Look, flow, steps
 from features.transfer import climbed, scanned
 
-SWEEP = (101, 102)
 TIMES = {"standard": (0.3, 3.0), "mean-field": (10.0, 100.0)}
 """Flow times; at the second one outputs have moved by order 1 at all widths."""
 SIZES, SIZE_WIDTH = (0.25, 0.5, 1.0, 2.0, 4.0), 256
@@ -24,19 +23,22 @@ Row = dict[str, Any]
 
 
 class Form(NamedTuple):
-    """``seeds`` of small steps and of flow times; ``working``: of steps of the chosen size; ``pissa``: the largest
-    width at which a singular value decomposition of the weights is affordable.
+    """``seeds`` of small steps; ``working``: of steps of the chosen size and of flow times; ``sweep``: those on which
+    it is chosen; ``times``: how many of ``TIMES`` from the last; ``pissa``: the largest width at which a singular value
+    decomposition of the weights is affordable.
     """
 
     widths: tuple[int, ...]
     seeds: tuple[int, ...]
     working: tuple[int, ...]
+    sweep: tuple[int, ...]
+    times: int = 2
     marks: tuple[int, ...] = (1, 10, 100)
     pissa: int = 1024
 
 
-FULL = Form((64, 128, 256, 512, 1024, 2048), tuple(range(8)), tuple(range(5)))
-QUICK = Form((64, 128, 256, 512), tuple(range(5)), tuple(range(3)), marks=(1, 10, 30), pissa=256)
+FULL = Form((64, 128, 256, 512, 1024, 2048), tuple(range(12)), tuple(range(5)), (101, 102, 103))
+QUICK = Form((64, 128, 256, 512), tuple(range(5)), tuple(range(3)), (101, 102), times=1, marks=(1, 10, 30), pissa=256)
 
 
 def small_steps(form: Form) -> Iterator[Row]:
@@ -65,19 +67,20 @@ def flow_times(form: Form) -> Iterator[Row]:
     for n, parametrisation, seed in _networks(form.widths, form.working):
         for method, contender in CONTENDERS.items():
             for start in contender.starts if contender.has_flow else ():
-                for time in TIMES[parametrisation] if start != "pissa" else ():
+                for time in TIMES[parametrisation][-form.times :] if start != "pissa" else ():
                     case = Case(method, start, parametrisation, n, seed)
                     yield _row("flow", case, None, flow(case, time))
 
 
 def sweeps(form: Form) -> Iterator[Row]:
-    """The best step size of every swept method at every width: of those with which the loss never rises above its first
-    value, the one that leaves the smallest. Searched for from that of the width before; only the first search of a method looks at a whole grid.
+    """The best step size of every swept method at every width: of those with which the loss never rises above its
+    first value the one that leaves the smallest. Each search begins at the best one of the width before, only the first
+    of a method with a grid.
     """
     for method, start in SWEPT:
         for parametrisation in PARAMETRISATIONS:
             at_base = None
-            for seed in SWEEP:
+            for seed in form.sweep:
                 best = at_base
                 for n in form.widths:
                     case, found = Case(method, start, parametrisation, n, seed), {}
@@ -97,12 +100,12 @@ def _loss(case: Case, k: int) -> Callable[[int], float]:
 
 
 def best_steps(rows: list[Row]) -> dict[tuple[str, str, str, int], float]:
-    """By method, start, parametrisation and width: the geometric mean over the seeds of the sweep."""
+    """By method, start, parametrisation and width: the smallest of those of the seeds, which is to work on all."""
     found: dict[tuple[str, str, str, int], list[float]] = {}
     for row in rows:
         if row["kind"] == "sweep":
             found.setdefault((row["method"], row["start"], row["parametrisation"], row["width"]), []).append(row["eta"])
-    return {key: math.exp(sum(map(math.log, etas)) / len(etas)) for key, etas in found.items()}
+    return {key: min(etas) for key, etas in found.items()}
 
 
 def working_steps(form: Form, best: dict[tuple[str, str, str, int], float]) -> Iterator[Row]:

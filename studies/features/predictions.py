@@ -68,15 +68,15 @@ class Prediction(NamedTuple):
 def predicted(method: str, start: str, parametrisation: str) -> Prediction:
     """By the counting above; ``method`` is a name of ``contenders``."""
     d = D[parametrisation]
-    fitted = Exponents(-d - 0.5, 0.0)
+    fitted = Exponents(0.0 - (d + 0.5), 0.0)
     if method in ("odelora", "lora_gd"):
         first = {
             "zero": Exponents(d - 0.5, 2 * d),
             "aligned": Exponents(d + 0.5, 2 * d + 1),
         }.get(start, Exponents(d, 2 * d))
         along = Exponents(d + 0.5, 2 * d + 1)
-        step = -(2 * d + 1) if start == "aligned" else -(d + 0.5)
-        return Prediction(first, along, fitted, step)
+        step = 2 * d + 1 if start == "aligned" else d + 0.5
+        return Prediction(first, along, fitted, 0.0 - step)
     later = {
         "lora_adam": Exponents(1.0, d + 1.5),
         "lora_plus": Exponents(1.0, d + 1.5),
@@ -87,7 +87,7 @@ def predicted(method: str, start: str, parametrisation: str) -> Prediction:
     first = Exponents(0.5 if spread else 0.0, d + 0.5)
     # Outputs moved by order 1: η n^first in the one regime, η² n^later in the other.
     both = later.outputs if method == "lora_plus_n" else later.outputs / 2
-    return Prediction(first, later, fitted, -max(first.outputs, both))
+    return Prediction(first, later, fitted, 0.0 - max(first.outputs, both))
 
 
 def size_exponent(method: str) -> float:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from features.contenders import CONTENDERS, SWEPT
 from features.network import PARAMETRISATIONS, POINTS, RANK, SIZE
-from features.plan import SIZE_WIDTH, SIZES, SWEEP, Form, Row
+from features.plan import SIZE_WIDTH, SIZES, Form, Row
 from features.predictions import predicted
 from features.slopes import FLAT, LOST, SLACK, Slope
 from features.verdict import Cell, Transfer, cells, claims, sizes, transfers
@@ -72,7 +72,7 @@ def page(results: Results, form: Form, command: str, seconds: float, versions: s
             last=f"{form.widths[-1]:,}",
             seeds=len(form.seeds),
             working=len(form.working),
-            sweep=" and ".join(map(str, SWEEP)),
+            sweep=_listed(form.sweep),
             k=form.marks[-1],
             flat=FLAT,
             slack=SLACK,
@@ -82,7 +82,9 @@ def page(results: Results, form: Form, command: str, seconds: float, versions: s
             number=len(together),
             agreeing=sum(x.agrees for x in together),
             surprises=_surprises(results),
-            small_table=_exponent_table(results.of("small"), "steps"),
+            small_table=_exponent_table([cell for cell in results.of("small") if cell.mark == 1], "steps"),
+            few=max(c.mark for c in results.of("small")),
+            apart=f"{_apart(results.of('small')):.2g}",
             working_table=_exponent_table(results.of("working"), "steps"),
             flow_table=_exponent_table(results.of("flow"), "time"),
             transfer_table=_transfer_table(results.transfers, form),
@@ -91,6 +93,13 @@ def page(results: Results, form: Form, command: str, seconds: float, versions: s
             size_table=_size_table(results),
         )
     )
+
+
+def _apart(found: Sequence[Cell]) -> float:
+    """The largest difference between the exponents of one step and those of several."""
+    first = {(c.method, c.start, c.parametrisation): c for c in found if c.mark == 1}
+    pairs = [(c, first[c.method, c.start, c.parametrisation]) for c in found]
+    return max(max(abs(a.features.value - b.features.value), abs(a.outputs.value - b.outputs.value)) for a, b in pairs)
 
 
 def _listed(numbers: Sequence[float]) -> str:

@@ -30,8 +30,8 @@ class Case(NamedTuple):
 
 
 class Look(NamedTuple):
-    """After ``k`` steps, or at flow time ``time``: the changes, the loss there and the largest one on the way, both over
-    that at the start; not finite where the run has failed.
+    """After ``k`` steps, or at flow time ``time``: the changes, the loss there and the largest one on the way, both
+    over that at the start; not finite where the run has failed.
     """
 
     k: int
@@ -63,14 +63,13 @@ def steps(case: Case, eta: float, marks: tuple[int, ...], size: float = 1.0, lim
     optimizer, closure = method.optimizer(factor_pairs(made.net)), closure_of(made)
     first, worst, found = made.value(), 0.0, []
     for k in range(1, marks[-1] + 1):
-        if not _moves(optimizer, closure):
-            break
-        loss = made.value() / first
-        worst = max(worst, loss)
-        if not loss <= limit:
+        before = _step(optimizer, closure) / first
+        worst = max(worst, before if k > 1 else 0.0)
+        if not worst <= limit or not math.isfinite(before):
             break
         if k in marks:
-            found.append(Look(k, None, *made.changes(), loss, worst))
+            loss = made.value() / first
+            found.append(Look(k, None, *made.changes(), loss, max(worst, loss)))
     lost = [Look(k, None, math.nan, math.nan, math.inf, math.inf) for k in marks[len(found) :]]
     return found + lost
 
@@ -94,10 +93,10 @@ def flow(case: Case, time: float) -> Look:
     return Look(k, time, *made.changes(), loss, loss)
 
 
-def _moves(optimizer: Optimizer, closure: Callable[[], Tensor]) -> bool:
-    """One step, unless numbers fail or a factor has lost its rank."""
+def _step(optimizer: Optimizer, closure: Callable[[], Tensor]) -> float:
+    """The loss before a step; infinite where numbers fail or a factor has lost its rank."""
     try:
-        loss = optimizer.step(closure)
+        loss = float(optimizer.step(closure))
     except (FloatingPointError, InputError, torch.linalg.LinAlgError):
-        return False
-    return bool(torch.isfinite(loss))
+        return math.inf
+    return loss if math.isfinite(loss) else math.inf

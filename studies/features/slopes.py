@@ -48,6 +48,8 @@ def slope(x: Sequence[float], y: Sequence[float]) -> Slope:
     points = [(math.log(a), math.log(b)) for a, b in zip(x, y, strict=True) if math.isfinite(b) and b > 0]
     if len(points) < 3 or len({a for a, _ in points}) < 2:
         return Slope(math.nan, math.nan, math.nan)
+    if len({b for _, b in points}) == 1:
+        return Slope(0.0, 0.0, 0.0)
     fit = stats.linregress(*zip(*points, strict=True))
     half = float(stats.t.ppf(0.975, len(points) - 2) * fit.stderr)
     return Slope(float(fit.slope), float(fit.slope) - half, float(fit.slope) + half)

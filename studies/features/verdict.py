@@ -156,18 +156,19 @@ def claims(found: Sequence[Cell], moved: Sequence[Transfer], by_size: dict[str, 
     """All of them, a line for each verdict that differs under different conditions."""
     last = max(cell.mark for cell in found if cell.kind == "working")
     looks = [
-        ("one small step changes features and outputs by amounts that do not depend on the width", "small", (1,)),
-        ("ten small steps do", "small", (10,)),
-        ("one step of the size that is best at width 64 does", "working", (1,)),
-        ("ten such steps do", "working", (10,)),
-        (f"{last:g} such steps do", "working", (last,)),
-        ("the flow does at an early time", "flow", tuple(times[0] for times in TIMES.values())),
-        ("the flow does at a time when it has fitted", "flow", tuple(times[-1] for times in TIMES.values())),
+        ("one small step", "small", (1,)),
+        ("ten small steps", "small", (10,)),
+        ("one step of the size that is best at width 64", "working", (1,)),
+        ("ten such steps", "working", (10,)),
+        (f"{last:g} such steps", "working", (last,)),
+        ("the flow at an early time", "flow", tuple(times[0] for times in TIMES.values())),
+        ("the flow at a time when it has fitted", "flow", tuple(times[-1] for times in TIMES.values())),
     ]
     made = []
     for claim, kind, marks in looks:
         ours = [c for c in found if c.method == OURS and c.kind == kind and c.mark in marks]
-        made += _by_verdict(f"ODELoRA: {claim}", [(_where(c), _exponents(c), VERDICT[c.state]) for c in ours])
+        said = f"ODELoRA: the changes by {claim} do not depend on the width"
+        made += _by_verdict(said, [(_where(c), _exponents(c), VERDICT[c.state]) for c in ours])
     ours = [t for t in moved if t.method == OURS]
     said = "ODELoRA: the best step size is the same at all widths"
     made += _by_verdict(said, [(_where(t), _interval(t.exponent), VERDICT[t.state]) for t in ours])
