@@ -12,7 +12,7 @@ def scanned(loss: Callable[[int], float], found: dict[int, float], where: Iterab
 
 
 def climbed(loss: Callable[[int], float], start: int, found: dict[int, float], most: int = 40) -> int:
-    """The best j whose neighbours on both sides are worse.
+    """The j whose neighbours on both sides are not better; below those that fail.
 
     Args:
         loss: of a step size 2^j; not finite where the run failed.
@@ -22,7 +22,8 @@ def climbed(loss: Callable[[int], float], start: int, found: dict[int, float], m
     """
     best = start
     while len(found) < most:
-        better = min((best, best - 1, best + 1), key=lambda j: _asked(loss, found, j))
+        # Of equals the smaller step: where all three fail, down is the way out.
+        better = min((best - 1, best, best + 1), key=lambda j: (_asked(loss, found, j), j))
         if better == best:
             break
         best = better
