@@ -54,9 +54,9 @@ def measured(form: Form) -> list[Row]:
         "steps of the best size": lambda: working_steps(form, best_steps(rows)),
     }
     for name, part in parts.items():
-        before, start = len(rows), time.perf_counter()
+        before, start = len(rows), time.process_time()
         rows.extend(part())
-        print(f"{name}: {len(rows) - before} rows in {time.perf_counter() - start:.0f} s", flush=True)
+        print(f"{name}: {len(rows) - before} rows in {time.process_time() - start:.0f} CPU seconds", flush=True)
     return rows
 
 
@@ -91,8 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     form = QUICK if args.quick else FULL
     folder = args.results or ROOT / ("runs/feature_learning" if args.quick else "docs/results/theory")
     if not args.report:
-        start = time.perf_counter()
-        save(measured(form), time.perf_counter() - start, folder / RAW)
+        start = time.process_time()
+        save(measured(form), time.process_time() - start, folder / RAW)
     rows, seconds, versions = load(folder / RAW)
     results = Results(rows)
     write(results, form, "python studies/feature_learning.py" + " --quick" * args.quick, seconds, versions, folder)

@@ -237,7 +237,7 @@ def test_the_step_that_is_kept_works_on_all_seeds_of_the_sweep():
 
 def test_the_command_writes_page_figure_and_figures_that_it_can_read_again(tmp_path, monkeypatch, capsys):
     """At toy widths, the whole way; the page again from the raw figures alone."""
-    tiny = Form((16, 32, 64), (0, 1), (0,), (101,), times=1, marks=(1, 2), pissa=16)
+    tiny = Form((16, 32, 64), (0, 1), (0,), (0,), (101,), times=1, marks=(1, 2), pissa=16)
     monkeypatch.setattr(command, "QUICK", tiny)
     monkeypatch.setattr(plan, "TIMES", {"standard": (0.1,), "mean-field": (1.0,)})
     monkeypatch.setattr("features.verdict.TIMES", plan.TIMES)

@@ -23,22 +23,38 @@ Row = dict[str, Any]
 
 
 class Form(NamedTuple):
-    """``seeds`` of small steps; ``working``: of steps of the chosen size and of flow times; ``sweep``: those on which
-    it is chosen; ``times``: how many of ``TIMES`` from the last; ``pissa``: the largest width at which a singular value
-    decomposition of the weights is affordable.
+    """``seeds`` of small steps; ``working``: of steps of the chosen size; ``flow``: of flow times; ``sweep``: those on
+    which step sizes are chosen; ``times``: how many of ``TIMES`` from the last; ``pissa``: the largest width at which
+    a singular value decomposition of the weights is affordable.
     """
 
     widths: tuple[int, ...]
     seeds: tuple[int, ...]
     working: tuple[int, ...]
+    flow: tuple[int, ...]
     sweep: tuple[int, ...]
     times: int = 2
     marks: tuple[int, ...] = (1, 10, 100)
     pissa: int = 1024
 
 
-FULL = Form((64, 128, 256, 512, 1024, 2048), tuple(range(12)), tuple(range(5)), (101, 102, 103))
-QUICK = Form((64, 128, 256, 512), tuple(range(5)), tuple(range(3)), (101, 102), times=1, marks=(1, 10, 30), pissa=256)
+FULL = Form(
+    widths=(64, 128, 256, 512, 1024, 2048),
+    seeds=tuple(range(12)),
+    working=tuple(range(5)),
+    flow=tuple(range(3)),
+    sweep=(101, 102, 103),
+)
+QUICK = Form(
+    widths=(64, 128, 256, 512),
+    seeds=tuple(range(5)),
+    working=tuple(range(3)),
+    flow=tuple(range(3)),
+    sweep=(101, 102),
+    times=1,
+    marks=(1, 10, 30),
+    pissa=256,
+)
 
 
 def small_steps(form: Form) -> Iterator[Row]:
@@ -64,7 +80,7 @@ def start_sizes(form: Form) -> Iterator[Row]:
 
 def flow_times(form: Form) -> Iterator[Row]:
     """The flows themselves at equal times."""
-    for n, parametrisation, seed in _networks(form.widths, form.working):
+    for n, parametrisation, seed in _networks(form.widths, form.flow):
         for method, contender in CONTENDERS.items():
             for start in contender.starts if contender.has_flow else ():
                 for time in TIMES[parametrisation][-form.times :] if start != "pissa" else ():

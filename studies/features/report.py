@@ -72,6 +72,7 @@ def page(results: Results, form: Form, command: str, seconds: float, versions: s
             last=f"{form.widths[-1]:,}",
             seeds=len(form.seeds),
             working=len(form.working),
+            flow=len(form.flow),
             sweep=_listed(form.sweep),
             k=form.marks[-1],
             flat=FLAT,
