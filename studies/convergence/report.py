@@ -125,6 +125,8 @@ def _rates(there: Results) -> str:
 
 def _rate(cell: Results) -> str:
     lost = sum(map(diverged, cell))
+    if not len(cell.going):
+        return "– (too few steps)"
     return f"{shown(cell.rate)} (h {cell.values('h')[0]:g})" + (f" †{lost}" if lost else "")
 
 
