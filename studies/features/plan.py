@@ -42,7 +42,7 @@ FULL = Form(
     widths=(64, 128, 256, 512, 1024, 2048),
     seeds=tuple(range(12)),
     working=tuple(range(5)),
-    flow=tuple(range(3)),
+    flow=tuple(range(5)),
     sweep=(101, 102, 103),
 )
 QUICK = Form(
