@@ -23,7 +23,13 @@ from features.verdict import cells, claims, sizes, transfers
 from pinn_odelora.lowrank.layer import LowRankLinear, adapters
 
 WIDTHS, SEEDS = (64, 128, 256, 512), range(6)
-EVERY = [(name, start) for name, c in CONTENDERS.items() for start in c.starts if start != "pissa"]
+# LoRA+ from the other start has a test of its own: the part of A is not seen at these widths.
+EVERY = [
+    (name, start)
+    for name, c in CONTENDERS.items()
+    for start in c.starts
+    if start != "pissa" and (name, start) != ("lora_plus", "orthonormal")
+]
 
 
 def exponents(method, start, parametrisation, eta, k=1, widths=WIDTHS, seeds=SEEDS):
@@ -37,8 +43,6 @@ def exponents(method, start, parametrisation, eta, k=1, widths=WIDTHS, seeds=SEE
 @pytest.mark.parametrize("parametrisation", PARAMETRISATIONS)
 @pytest.mark.parametrize(("method", "start"), EVERY)
 def test_one_small_step_has_the_exponents_that_counting_gives(method, start, parametrisation):
-    if (method, start) == ("lora_plus", "orthonormal"):
-        pytest.skip("the part of A is beyond these widths: see the test of the ratio")
     found = exponents(method, start, parametrisation, CONTENDERS[method].small[parametrisation])
     for x, guess in zip(found, predicted(method, start, parametrisation).first, strict=True):
         assert x.low - 0.15 < guess < x.high + 0.15, (x, guess)
