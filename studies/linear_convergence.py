@@ -41,7 +41,7 @@ from pathlib import Path
 
 import torch
 from convergence.report import console, write
-from convergence.results import Results, load
+from convergence.results import Results, load, rounded
 from convergence.sections import FULL, QUICK, SECTIONS
 from convergence.verdicts import statements
 
@@ -73,7 +73,7 @@ def main(arguments=None):
     else:
         records, seconds = measured(QUICK if args.quick else FULL)
         facts = {"quick": args.quick, "seconds": seconds, "torch": torch.__version__}
-    results = Results(records)
+    results = Results({key: rounded(value) for key, value in r.items()} for r in records)
     found = statements(results)
     if folder is not None:
         write(results, found, facts, folder, NAME)
