@@ -1,6 +1,7 @@
 """The best point of a run: kept by validation points alone, ended with, and no step changed by it."""
 
 import math
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -9,8 +10,9 @@ from pinn_odelora.integrators import ROS2, LinearlyImplicit, RungeKutta
 from pinn_odelora.integrators.tableau import EULER
 from pinn_odelora.optim import ImplicitODELoRA, ODELoRA
 from pinn_odelora.points import Points
+from pinn_odelora.training.evaluation import Evaluator, Standing
 from pinn_odelora.training.history import History
-from pinn_odelora.training.incumbent import Incumbent, copies, scatters, standing_at
+from pinn_odelora.training.incumbent import Incumbent, scatters
 from pinn_odelora.training.module import Adaptation
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::DeprecationWarning:lightning")
@@ -23,6 +25,11 @@ class Squares:
         self.parameters = [torch.nn.Parameter(torch.tensor([x], dtype=torch.float64))]
         self.system = self
         self.count = 0
+
+    layers = MappingProxyType({})
+    standing, stand, standing_at, _adapted = (
+        getattr(Evaluator, name) for name in ("standing", "stand", "standing_at", "_adapted")
+    )
 
     def residuals(self, V):
         self.count += 1
@@ -78,7 +85,7 @@ def test_standing_elsewhere_ends_where_it_began_even_by_a_failure():
     elsewhere = []
 
     def fail():
-        with standing_at(closure.parameters, [torch.tensor([4.0])]):
+        with closure.standing_at(Standing([torch.tensor([4.0])], [])):
             elsewhere.append(closure.parameters[0].item())
             raise ZeroDivisionError
 
@@ -102,7 +109,7 @@ def path(adapt, compose, monkeypatch, *overrides):
     iterates, step = [], Adaptation._step
 
     def recording(module, number):
-        iterates.append(copies(module.evaluator.parameters))
+        iterates.append(module.evaluator.standing())
         step(module, number)
 
     with monkeypatch.context() as patch:
@@ -121,14 +128,14 @@ def both(compose, adapt, tmp_path, monkeypatch):
 
 def test_steps_are_the_same_and_the_end_is_the_best_of_them(both):
     (module, iterates, _), (plain, same, _) = both
-    assert all(torch.equal(x, y) for a, b in zip(iterates, same, strict=True) for x, y in zip(a, b, strict=True))
-    end = copies(plain.evaluator.parameters)
+    assert all(torch.equal(x, y) for a, b in zip(iterates, same, strict=True) for x, y in zip(a[0], b[0], strict=True))
+    end = plain.evaluator.standing()
     points = plain.trainer.datamodule.validation(module.growth.rows)
     losses = []
     for x in [*iterates, end]:
-        with standing_at(plain.evaluator.parameters, x):
+        with plain.evaluator.standing_at(x):
             losses.append(float(plain.evaluator.system.loss_of(plain.evaluator.look(points)).total))
-    best = [*iterates, end][losses.index(min(losses))]
+    best, _ = [*iterates, end][losses.index(min(losses))]
     assert all(torch.equal(p, x) for p, x in zip(module.evaluator.parameters, best, strict=True))
     assert module.incumbent.loss == pytest.approx(min(losses), rel=1e-12)
 

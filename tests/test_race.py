@@ -18,7 +18,7 @@ from racing.plan import SWEEP_SEED, Job, best_rate, finished, jobs
 from racing.results import Results
 from racing.verdict import verdicts
 
-from pinn_odelora.training.incumbent import Incumbent, copies, scatters
+from pinn_odelora.training.incumbent import Incumbent, scatters
 
 TINY = Case(
     "burgers",
@@ -54,7 +54,7 @@ def enter(tmp_path):
 @pytest.mark.parametrize("contender", ABLE)
 def test_every_contender_takes_steps(enter, contender):
     entry = enter(contender)
-    before = copies(entry.module.evaluator.parameters)
+    before, _ = entry.module.evaluator.standing()
     # A second for every step, and for every look at the best point where a run ends with that.
     seconds = 5.0 if looks(entry) else 2.0
     made = running.race(entry, seconds, rate=1e-3 if contender.rates else None, clock=ticking())
@@ -95,7 +95,7 @@ def test_a_mark_has_the_error_of_the_best_point_that_there_was(enter, monkeypatc
     def look(incumbent, evaluator, V):
         errors.append(yardstick.errors()["error/rel_l2"])
         if len(errors) <= 3:
-            incumbent.parameters = copies(evaluator.parameters)
+            incumbent.parameters, incumbent.starts = evaluator.standing()
 
     monkeypatch.setattr(Incumbent, "look", look)
     made = running.race(entry, 15.0, clock=ticking())

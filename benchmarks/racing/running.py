@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,16 +22,16 @@ from typing import Any, NamedTuple
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
 from torch.optim import Optimizer
 
 from pinn_odelora import commandline
 from pinn_odelora.errors import NonFiniteError
 from pinn_odelora.training import build, run
 from pinn_odelora.training.data import PointStream
+from pinn_odelora.training.evaluation import Standing
 from pinn_odelora.training.growth import Growth, ended
-from pinn_odelora.training.incumbent import Incumbent, copies, put, scatters, standing_at
-from pinn_odelora.training.module import Adaptation
+from pinn_odelora.training.incumbent import Incumbent, scatters
+from pinn_odelora.training.module import Adaptation, change_ranks
 from pinn_odelora.training.pretrain import pretrained
 from racing.cases import Case
 from racing.contenders import CONFIGS, Contender
@@ -116,13 +116,12 @@ class Steps:
     def over(self) -> bool:
         return self.stalled or self.failure is not None
 
-    def look(self) -> list[Tensor]:
-        """The parameters that the run would end with here."""
-        if not (self.entry.stream.validates and scatters(self.optimizer)):
-            return copies(self.evaluator.parameters)
-        with self._timed():
-            self.incumbent.look(self.evaluator, self.entry.stream.validation(self.growth.rows))
-        return self.incumbent.parameters
+    def look(self) -> Standing:
+        """Where the run would end here."""
+        if self.entry.stream.validates and scatters(self.optimizer):
+            with self._timed():
+                self.incumbent.look(self.evaluator, self.entry.stream.validation(self.growth.rows))
+        return self.incumbent.standing or self.evaluator.standing()
 
     def take(self, rate: float | None) -> None:
         """One step, with that learning rate if it takes one."""
@@ -136,6 +135,7 @@ class Steps:
             try:
                 self.evaluator.begin(self.entry.stream.chosen(candidates, self.evaluator.residuals))
                 self.optimizer.step(self.evaluator)
+                change_ranks(self.entry.module.ranks, self.evaluator, self.optimizer, self.entry.stream.all)
             except NonFiniteError as failure:
                 self.failure = str(failure)
                 self.evaluator.restore()
@@ -210,7 +210,7 @@ def race(
         shown = steps.look()
         while left and steps.seconds > left[0] and not steps.over:
             marks.append(Mark(left.pop(0), measured(steps, before, error), evaluations, done))
-    put(steps.evaluator.parameters, shown)
+    steps.evaluator.stand(shown)
     heldout.look(steps.done, yardstick.loss())
     marks += [Mark(t, error(), steps.evaluator.count, steps.done) for t in left]
     fell = math.isfinite(heldout.last) and heldout.last <= heldout.first
@@ -230,9 +230,9 @@ def race(
     }
 
 
-def measured(steps: Steps, parameters: Sequence[Tensor], measure: Callable[[], float]) -> float:
-    """What the network has with those parameters."""
-    with standing_at(steps.evaluator.parameters, parameters):
+def measured(steps: Steps, there: Standing, measure: Callable[[], float]) -> float:
+    """What the network has there."""
+    with steps.evaluator.standing_at(there):
         return measure()
 
 

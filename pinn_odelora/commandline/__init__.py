@@ -12,11 +12,22 @@
 Nothing here imports torch, so that ``--help`` and a refusal answer at once.
 """
 
-from pinn_odelora.commandline.checks import UNKNOWN, check
+from pinn_odelora.commandline.checks import ADAPTIVE, UNKNOWN, check
 from pinn_odelora.commandline.folders import has_pretrained, save_config
 from pinn_odelora.commandline.program import begin, run
 from pinn_odelora.commandline.request import Request
 from pinn_odelora.commandline.settings import register
 from pinn_odelora.commandline.signature import signature
 
-__all__ = ["UNKNOWN", "Request", "begin", "check", "has_pretrained", "register", "run", "save_config", "signature"]
+__all__ = [
+    "ADAPTIVE",
+    "UNKNOWN",
+    "Request",
+    "begin",
+    "check",
+    "has_pretrained",
+    "register",
+    "run",
+    "save_config",
+    "signature",
+]

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pinn_odelora.commandline.folders import CONFIG, START, STATE, chosen_folder, has_pretrained
 from pinn_odelora.commandline.keys import (
+    ADAPTIVE,
     COMPONENT_RULES,
     DECIDED,
     KEYS,
@@ -64,6 +65,7 @@ def check(cfg: DictConfig, request: Request) -> None:
     budget(config["budget"])
     unknown_coefficients(config)
     points(config["points"])
+    rank(config, request)
     combination(config, request)
     if cfg.resume is None:
         free_folder(chosen_folder(cfg, request))
@@ -235,6 +237,30 @@ def points(settings: Any) -> None:
         raise InputError(
             f"points.first is {settings['first']} with points.fresh=false, but only fresh points can grow in number: "
             "choose points=residual, or leave points.first out."
+        )
+
+
+def rank(config: Any, request: Request) -> None:
+    """What a rank that follows the gradient needs, and settings that a fixed one would not look at."""
+    lora = config["lora"]
+    if lora["rank"] != ADAPTIVE:
+        if given := request.gives("lora.adaptive"):
+            raise InputError(f"{given[0]} is given, but lora.rank is {lora['rank']}: choose lora.rank={ADAPTIVE}.")
+        return
+    if lora["adaptive"]["start"] > lora["adaptive"]["max"]:
+        raise InputError(
+            f"lora.adaptive.start is {lora['adaptive']['start']}, but it must be at most lora.adaptive.max, which is "
+            f"{lora['adaptive']['max']}."
+        )
+    if lora["start"] == "zero":
+        raise InputError(
+            f"lora.start is zero with lora.rank={ADAPTIVE}, but a new direction takes its size from those that are "
+            "there: choose lora.start=pissa or orthonormal."
+        )
+    if config["derivatives"]["compile"] == "on":
+        raise InputError(
+            f"derivatives.compile is on with lora.rank={ADAPTIVE}, but a compiled step holds for one rank: it must be "
+            "off."
         )
 
 

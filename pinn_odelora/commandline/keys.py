@@ -27,6 +27,8 @@ class Key(NamedTuple):
     rule: Rule
 
 
+ADAPTIVE = "adaptive"
+"""The rank of factors that grow and shrink."""
 SEED = whole(0, 2**32 - 1)
 
 KEYS: Mapping[str, Key] = {
@@ -40,7 +42,14 @@ KEYS: Mapping[str, Key] = {
     ),
     "budget.seconds": Key("end after so many seconds of training", number(above=0) | null),
     "budget.steps": Key("end after so many steps", whole(1) | null),
-    "lora.rank": Key("rank r of the factors", whole(1)),
+    "lora.rank": Key("rank r of the factors, or adaptive: it follows the gradient", whole(1) | one_of(ADAPTIVE)),
+    "lora.adaptive.start": Key("adaptive rank: r at the start", whole(1)),
+    "lora.adaptive.max": Key("the largest r", whole(1)),
+    "lora.adaptive.outside": Key("grows while more of the gradient is outside of the tangent space", part),
+    "lora.adaptive.rows": Key("while an implicit step has so many rows for each dimension", number(above=0)),
+    "lora.adaptive.directions": Key("new ones come from weight or gradient", one_of("weight", "gradient")),
+    "lora.adaptive.size": Key("of one from the gradient: the part of the smallest singular value", number(above=0)),
+    "lora.adaptive.tolerance": Key("singular values of at most this part of all are truncated", part),
     "lora.scale": Key("s in W = W0 + s(BA - B0A0)", number(above=0)),
     "lora.targets": Key(
         "adapted layers, as patterns; null is the hidden ones", text | list_of(text, "patterns") | null

@@ -14,7 +14,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from pinn_odelora.commandline.folders import RUNS
-from pinn_odelora.commandline.keys import OPEN, PROVIDED, help_lines
+from pinn_odelora.commandline.keys import ADAPTIVE, OPEN, PROVIDED, help_lines
 
 HELP = f"""\
 Adapt a pretrained physics-informed network to a new problem parameter by training low-rank factors along an ODE.
@@ -48,6 +48,7 @@ def register() -> None:
         callbacks={"ending": {"_target_": "pinn_odelora.commandline.program.Ending"}},
     )
     OmegaConf.register_new_resolver("sweep_folder", _sweep_folder, replace=True)
+    OmegaConf.register_new_resolver("first_rank", _first_rank, replace=True)
     store = ConfigStore.instance()
     store.store(group="hydra", name="config", node=settings, provider="pinn_odelora")
     store.store(group="hydra/env", name="open", node=_open_parts(), package="_global_", provider="pinn_odelora")
@@ -56,6 +57,11 @@ def register() -> None:
 def _sweep_folder(output_dir: str | None, otherwise: str) -> str:
     """Where Hydra records a sweep: beside its runs, if they have a place of their own."""
     return otherwise if output_dir is None else os.path.expanduser(output_dir)
+
+
+def _first_rank(rank: int | str, start: int) -> int | str:
+    """The rank that factors start with."""
+    return start if rank == ADAPTIVE else rank
 
 
 def _open_parts() -> DictConfig:

@@ -5,8 +5,8 @@ What is saved is therefore the exact difference
 
     W - W0 = s (B A - B₀A₀) = s [B, -B₀] [A; A₀],
 
-a pair of rank at most 2r, or r when B₀A₀ = 0. Biases and whole layers that were trained beside the factors are saved
-as they are, under the names that PEFT gives them.
+a pair of rank at most r + r₀, r₀ that of the start with all that joined it on the way, or r when B₀A₀ = 0. Biases and
+whole layers that were trained beside the factors are saved as they are, under the names that PEFT gives them.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _PLAIN: Mapping[str, tuple[Any, ...]] = {
 
 
 def difference(layer: LowRankLinear) -> Factors:
-    """Factors A (R, n) and B (m, R) with s·B A = W - W0, R = 2r, or r when the start's product is zero."""
+    """Factors A (R, n) and B (m, R) with s·B A = W - W0, R = r + r₀, or r when the start's product is zero."""
     if not (layer.start_A.any() and layer.start_B.any()):
         return layer.factors
     return Factors(torch.cat([layer.A, layer.start_A]), torch.cat([layer.B, -layer.start_B], dim=1))

@@ -1,14 +1,15 @@
 """The adapted linear layer  W = W0 + s·(B A − B₀ A₀),  x ↦ W x + b,  with only A and B trained.
 
 The start (A₀, B₀) is subtracted so that the layer computes what the pretrained one did at the first step, whatever
-the factors start from. The user's W0 is never changed. Factors carry the names that PEFT gives them.
+the factors start from, and directions that join later (``adaptive``) join both. The user's W0 is never changed. Factors
+carry the names that PEFT gives them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -53,8 +54,29 @@ class LowRankLinear(nn.Module):
         return Factors(self.A, self.B)
 
     @property
+    def start(self) -> Factors:
+        """What is subtracted, (A₀, B₀); it has another rank than the factors where these have changed theirs."""
+        return Factors(self.start_A, self.start_B)
+
+    @property
     def rank(self) -> int:
         return len(self.A)
+
+    def reshape(self, factors: Factors, start: Factors) -> None:
+        """Take factors and start of other ranks. The parameters stay the same objects; gradients are forgotten."""
+        for name, p, x in zip("AB", self.factors, factors, strict=True):
+            p.data, p.grad = x.detach().to(p), None
+            linear = getattr(self, f"lora_{name}")["default"]
+            linear.out_features, linear.in_features = p.shape
+        self.start_A, self.start_B = (x.detach().clone() for x in start)
+
+    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        """A state of other ranks than these is as good: the factors and the start take its shapes first."""
+        names = ("lora_A.default.weight", "lora_B.default.weight", "start_A", "start_B")
+        if all(f"{prefix}{name}" in state for name in names):
+            A, B, *start = (self.A.new_empty(state[f"{prefix}{name}"].shape) for name in names)
+            self.reshape(Factors(A, B), Factors(*start))
+        super()._load_from_state_dict(state, prefix, *args)
 
     @property
     def scaling(self) -> dict[str, float]:

@@ -67,6 +67,7 @@ def adapt(
     scale: float,
     start: Start,
     generator: torch.Generator,
+    named: str = "lora.rank",
 ) -> dict[str, LowRankLinear]:
     """Replace the targets in ``net`` by adapted layers and freeze everything else; the function of ``net`` stays.
 
@@ -76,11 +77,12 @@ def adapt(
         scale: s > 0.
         start: where the factors start, see ``lowrank.start``.
         generator: source of the random starts, on the CPU.
+        named: the setting that the rank comes from, for a refusal.
 
     Raises:
         InputError: if rank or scale is not allowed, or a target's weight is shared or computed; ``net`` is unchanged.
     """
-    _check_rank(rank, targets)
+    _check_rank(rank, targets, named)
     if not isinstance(scale, Real) or isinstance(scale, bool) or not 0 < scale < math.inf:
         raise InputError(f"lora.scale is {scale!r}, but it must be a positive finite number.")
     for name, layer in targets.items():
@@ -121,14 +123,14 @@ def _bias(layer: nn.Linear | LowRankLinear) -> nn.Parameter | None:
     return layer.base_layer.bias if isinstance(layer, LowRankLinear) else layer.bias
 
 
-def _check_rank(rank: int, targets: Mapping[str, nn.Linear]) -> None:
+def _check_rank(rank: int, targets: Mapping[str, nn.Linear], named: str) -> None:
     if not isinstance(rank, Integral) or isinstance(rank, bool) or rank < 1:
-        raise InputError(f"lora.rank is {rank!r}, but it must be a whole number of at least 1.")
+        raise InputError(f"{named} is {rank!r}, but it must be a whole number of at least 1.")
     for name, layer in targets.items():
         largest = min(layer.weight.shape)
         if rank > largest:
             shape = tuple(layer.weight.shape)
-            raise InputError(f"lora.rank is {rank}, but layer {name} of shape {shape} allows at most {largest}.")
+            raise InputError(f"{named} is {rank}, but layer {name} of shape {shape} allows at most {largest}.")
 
 
 def _check_weight(net: nn.Module, name: str, layer: nn.Linear) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pinn_odelora.lowrank.layer import LowRankLinear
@@ -45,6 +46,21 @@ def parameters(groups: list[Group]) -> list[Tensor]:
 def is_pair(group: Group) -> bool:
     """Whether a group is a LoRA pair rather than a single tensor."""
     return len(group["params"]) == 2
+
+
+def at_rank(group: Group, rank: int) -> Group:
+    """The same group with a pair of another rank, at most that of a whole matrix, without values; or itself."""
+    if not is_pair(group):
+        return group
+    (_, n), (m, _) = (p.shape for p in group["params"])
+    r = min(rank, m, n)
+    return group | {"params": [torch.empty(r, n, device="meta"), torch.empty(m, r, device="meta")]}
+
+
+def forget(groups: list[Group], *names: str) -> None:
+    """Drop what the optimiser remembers of its last step, or of it what is named."""
+    for group in groups:
+        group["memory"] = {k: x for k, x in group["memory"].items() if k not in names} if names else {}
 
 
 @contextmanager

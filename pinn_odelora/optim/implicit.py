@@ -25,7 +25,7 @@ from pinn_odelora.integrators import ROS2, LinearlyImplicit
 from pinn_odelora.integrators.implicit import Local
 from pinn_odelora.integrators.plan import Plan, Shape, plan
 from pinn_odelora.linearisation import Coordinates, Linearisation
-from pinn_odelora.optim.groups import unchanged_on_failure
+from pinn_odelora.optim.groups import at_rank, forget, unchanged_on_failure
 from pinn_odelora.optim.surroundings import Surroundings
 from pinn_odelora.optim.variables import variable
 
@@ -81,9 +81,17 @@ class ImplicitODELoRA(Optimizer):
             group["memory"] = {**taken.memory, **said}
         return chart.loss
 
-    def plan(self, rows: int) -> Plan:
-        """The linear algebra that steps with so many rows will use."""
-        return Chart(self.param_groups, self.metric, None, self.integrator.memory).plan(rows)
+    def rank_changed(self) -> None:
+        """The pairs have other shapes. The damping goes on, and the last step where it is an element of the space
+        around; as a step of the factors it belongs to those that there were, and is forgotten.
+        """
+        if self.metric == "factors":
+            forget(self.param_groups, "last")
+
+    def plan(self, rows: int, rank: int | None = None) -> Plan:
+        """The linear algebra that steps with so many rows will use, with pairs of that rank if it is given."""
+        groups = self.param_groups if rank is None else [at_rank(group, rank) for group in self.param_groups]
+        return Chart(groups, self.metric, None, self.integrator.memory).plan(rows)
 
 
 class Chart:

@@ -18,7 +18,7 @@ from pinn_odelora.integrators import Chebyshev, RungeKutta
 from pinn_odelora.integrators.explicit import Descent
 from pinn_odelora.lowrank.manifold import LowRank
 from pinn_odelora.lowrank.space import Element, FixedRank, Point, project
-from pinn_odelora.optim.groups import unchanged_on_failure
+from pinn_odelora.optim.groups import forget, unchanged_on_failure
 from pinn_odelora.optim.surroundings import Surroundings
 from pinn_odelora.optim.variables import variable
 
@@ -59,6 +59,10 @@ class ProjectedODELoRA(Optimizer):
         for group in self.param_groups:
             group["memory"] = {**step.memory, "last_h": step.h, "discarded": float(discarded[-1])}
         return losses[0]
+
+    def rank_changed(self) -> None:
+        """The pairs have other shapes: step sizes and eigenvalues found for the others are forgotten."""
+        forget(self.param_groups)
 
     def _place(self, y: list[Point]) -> None:
         for x, group in zip(y, self.param_groups, strict=True):

@@ -16,9 +16,10 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from pinn_odelora.checkpoints import load_network
-from pinn_odelora.commandline import UNKNOWN, has_pretrained
+from pinn_odelora.commandline import ADAPTIVE, UNKNOWN, has_pretrained
 from pinn_odelora.errors import InputError, NonFiniteError
 from pinn_odelora.geometry import sobol
+from pinn_odelora.lowrank.adaptive import Adaptive
 from pinn_odelora.lowrank.layer import LowRankLinear
 from pinn_odelora.lowrank.start import named
 from pinn_odelora.lowrank.targets import adapt, linear_layers, linear_targets, thaw
@@ -150,9 +151,16 @@ def layers(cfg: DictConfig, net: nn.Module, trains: str) -> dict[str, nn.Linear 
     targets = linear_targets(net, patterns)
     start = named(cfg.lora.start, cfg.lora.start_size)
     generator = torch.Generator().manual_seed(cfg.seed)
-    adapted = adapt(net, targets, cfg.lora.rank, cfg.lora.scale, start, generator)
+    rule = adaptive(cfg, trains)
+    rank, name = (cfg.lora.rank, "lora.rank") if rule is None else (rule.start, "lora.adaptive.start")
+    adapted = adapt(net, targets, rank, cfg.lora.scale, start, generator, name)
     thaw(net, cfg.lora.also)
     return adapted
+
+
+def adaptive(cfg: DictConfig, trains: str) -> Adaptive | None:
+    """How the rank of factors follows the gradient; None where it stays, and where there are none."""
+    return Adaptive(**cfg.lora.adaptive) if trains == "factors" and cfg.lora.rank == ADAPTIVE else None
 
 
 def rehearse(cfg: DictConfig, built: Experiment) -> None:
@@ -165,6 +173,11 @@ def rehearse(cfg: DictConfig, built: Experiment) -> None:
     evaluator = Evaluator(system, [p for group in groups for p in group["params"]], adapted)
     evaluator.begin(Draw(0, draw_points(system.terms, 8, 8, seed=0)))
     optimizer = built.method.optimizer(groups)
+    if adaptive(cfg, built.method.trains) and not hasattr(optimizer, "rank_changed"):
+        raise InputError(
+            f"lora.rank is {ADAPTIVE}, but {cfg.method._target_.rpartition('.')[2]} keeps a memory for every entry of "
+            "the factors, which a new rank would make meaningless: choose method=odelora or lora_gd, or a number."
+        )
     if built.unknown and not isinstance(optimizer, ImplicitODELoRA):
         raise InputError(
             f"problem.{built.unknown[0]} is {UNKNOWN}, but only an implicit scheme can find it: choose method=odelora, "

@@ -19,6 +19,7 @@ from pinn_odelora import report
 from pinn_odelora.checkpoints import save_network
 from pinn_odelora.errors import NonFiniteError
 from pinn_odelora.lowrank.files import save_adapter
+from pinn_odelora.lowrank.layer import LowRankLinear
 from pinn_odelora.matrices import UnitMatrices
 from pinn_odelora.training import measure, tracking
 from pinn_odelora.training.files import ADAPTER, BASE, COEFFICIENTS, HISTORY, WEIGHTS, write_json
@@ -63,6 +64,7 @@ def summary(cfg: DictConfig, module: Adaptation, facts: dict[str, Any]) -> dict[
         "integrator": cfg.choices.integrator,
         "linear_algebra": module.linear_algebra,
         "seed": cfg.seed,
+        "ranks": {name: x.rank for name, x in module.layers.items() if isinstance(x, LowRankLinear)} or None,
         "rel_l2": errors["error/rel_l2"],
         "max_error": errors["error/max"],
         **({"coefficients": coefficients(module)} if module.solution.coefficients else {}),

@@ -81,6 +81,9 @@ class PointStream(L.LightningDataModule):
         self.total = sum((components or {}).get(name, 1) * self._size(term) for name, term in drawn.items())
         self.most = self.total if rows is None else min(rows, self.total)
         self.first = self.most if first is None else min(first, self.most)
+        measured = {name: term.where.points.number for name, term in terms.items() if name not in drawn}
+        # All rows of a step, the measured ones too.
+        self.all = self.most + sum((components or {}).get(name, 1) * number for name, number in measured.items())
         # Terms whose points are measured, and the same at every step.
         self.still = [name for name in terms if name not in drawn]
         self.seed = seed

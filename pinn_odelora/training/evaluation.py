@@ -9,7 +9,8 @@ first stage, or a line search that ends where it last looked, pay once.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from pinn_odelora.errors import NonFiniteError
 from pinn_odelora.gradient import Gradient, in_pieces, rows_of
 from pinn_odelora.linearisation import Linearisation, Sweep
-from pinn_odelora.lowrank.layer import LowRankLinear
+from pinn_odelora.lowrank.layer import Factors, LowRankLinear
 from pinn_odelora.optim.groups import plain_name
 from pinn_odelora.points import Points
 from pinn_odelora.system import System
@@ -43,6 +44,13 @@ class Evaluation(NamedTuple):
     terms: dict[str, Tensor]
     gradients: list[Tensor]
     weights: dict[str, Tensor]
+
+
+class Standing(NamedTuple):
+    """Where a network stands: all that is trained, and what adapted layers subtract, since their ranks may change."""
+
+    parameters: list[Tensor]
+    starts: list[Factors]
 
 
 class Trained(NamedTuple):
@@ -116,7 +124,7 @@ class Evaluator:
             self.last = self._evaluate()
             self.count += 1
         if self.first is None:
-            self.first = self.good = self.last
+            self._began(self.last)
         for p, g in zip(self.parameters, self.last.gradients, strict=True):
             p.grad = g
         return self.last.total
@@ -127,8 +135,13 @@ class Evaluator:
         self.count += 1
         evaluation = self._described(around)
         if self.first is None:
-            self.first = self.good = evaluation
+            self._began(evaluation)
         return around
+
+    def _began(self, evaluation: Evaluation) -> None:
+        """A step begins at a point with finite loss and gradient: the one to go back to."""
+        self.first = self.good = evaluation
+        self._starts = self.standing().starts
 
     def weight_gradients(self) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, G = ∂L/∂W of every trained layer and ∂L/∂x of other tensors, at the parameters as they are now."""
@@ -173,11 +186,37 @@ class Evaluator:
         return [found[id(p)] for p in self.parameters]
 
     def restore(self) -> None:
-        """Put the parameters back to the last point that a step started from with finite loss and gradient."""
+        """Put the network back to the last point that a step started from with finite loss and gradient."""
         if self.good is not None:
-            with torch.no_grad():
-                for p, x in zip(self.parameters, self.good.parameters, strict=True):
-                    p.copy_(x)
+            self.stand(Standing(self.good.parameters, self._starts))
+
+    def standing(self) -> Standing:
+        """Where the network stands; copies."""
+        return Standing([p.detach().clone() for p in self.parameters], [layer.start for layer in self._adapted()])
+
+    @torch.no_grad()
+    def stand(self, there: Standing) -> None:
+        """Put the network there, whatever its ranks are."""
+        values = {id(p): x for p, x in zip(self.parameters, there.parameters, strict=True)}
+        for layer, start in zip(self._adapted(), there.starts, strict=True):
+            A, B = values[id(layer.A)], values[id(layer.B)]
+            if (layer.A.shape, layer.start_A.shape) != (A.shape, start.A.shape):
+                layer.reshape(Factors(A.clone(), B.clone()), start)
+        for p in self.parameters:
+            p.copy_(values[id(p)])
+
+    @contextmanager
+    def standing_at(self, there: Standing) -> Iterator[None]:
+        """The network there for a while."""
+        here = self.standing()
+        self.stand(there)
+        try:
+            yield
+        finally:
+            self.stand(here)
+
+    def _adapted(self) -> list[LowRankLinear]:
+        return [layer for layer in self.layers.values() if isinstance(layer, LowRankLinear)]
 
     def _known(self) -> bool:
         if self.last is None or self.last.draw != self.draw.number:

@@ -13,17 +13,16 @@ points of a step, and L_V(x_{n-1}) is taken anew then; one look costs about a te
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
+from pinn_odelora.lowrank.layer import Factors
 from pinn_odelora.optim import ImplicitODELoRA
 from pinn_odelora.points import Points
-from pinn_odelora.training.evaluation import Evaluator
+from pinn_odelora.training.evaluation import Evaluator, Standing
 
 
 def scatters(optimizer: Optimizer) -> bool:
@@ -37,49 +36,34 @@ class Incumbent:
 
     Attributes:
         parameters: all that is trained; empty before the first look.
+        starts: A₀ and B₀ of every adapted layer.
         loss: L_V.
         number: of the points in V, all terms together.
     """
 
     parameters: list[Tensor] = field(default_factory=list)
+    starts: list[list[Tensor]] = field(default_factory=list)
     loss: float = math.inf
     number: int = 0
+
+    @property
+    def standing(self) -> Standing | None:
+        return Standing(self.parameters, [Factors(*start) for start in self.starts]) if self.parameters else None
 
     def look(self, evaluator: Evaluator, V: Mapping[str, Points]) -> None:
         """Keep the network as it stands if it is the best so far. Every loss counts as an evaluation."""
         number = sum(p.number for p in V.values())
-        if self.parameters and number != self.number:
-            with standing_at(evaluator.parameters, self.parameters):
+        if (best := self.standing) is not None and number != self.number:
+            with evaluator.standing_at(best):
                 self.loss = validation_loss(evaluator, V)
         self.number = number
         here = validation_loss(evaluator, V)
-        if not self.parameters or here < self.loss:
-            self.parameters, self.loss = copies(evaluator.parameters), here
+        if best is None or here < self.loss:
+            self.parameters, starts = evaluator.standing()
+            self.starts, self.loss = [list(start) for start in starts], here
 
 
 def validation_loss(evaluator: Evaluator, V: Mapping[str, Points]) -> float:
     """L_V, counted; infinite where it is no number."""
     loss = float(evaluator.system.loss_of(evaluator.residuals(V)).total.detach())
     return math.inf if math.isnan(loss) else loss
-
-
-def copies(parameters: Sequence[Tensor]) -> list[Tensor]:
-    return [p.detach().clone() for p in parameters]
-
-
-@torch.no_grad()
-def put(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> None:
-    """The network at other values of its parameters."""
-    for p, x in zip(parameters, values, strict=True):
-        p.copy_(x)
-
-
-@contextmanager
-def standing_at(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> Iterator[None]:
-    """The network at other values of its parameters, for a while."""
-    here = copies(parameters)
-    put(parameters, values)
-    try:
-        yield
-    finally:
-        put(parameters, here)

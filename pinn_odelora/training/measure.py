@@ -82,7 +82,8 @@ def effective_rank(sigma: Tensor) -> float:
 @torch.no_grad()
 def low_rank(layers: Layers, pretrained: Mapping[str, Tensor]) -> dict[str, float]:
     """Singular values, effective rank (mean over layers) and Frobenius norm of the updates; and of the factors the
-    balance defect and the condition numbers of AAᵀ and BᵀB, the worst over the layers, NaN where there are none.
+    balance defect and the condition numbers of AAᵀ and BᵀB, the worst over the layers, and the ranks, NaN where there
+    are none.
     """
     pairs = cores(layers)
     sigma = {
@@ -96,6 +97,8 @@ def low_rank(layers: Layers, pretrained: Mapping[str, Tensor]) -> dict[str, floa
         "lora/cond_B": max((_gram_condition(core.B) for core in pairs.values()), default=math.nan),
         "lora/effective_rank": sum(ranks) / len(ranks),
         "lora/norm": norm_of(list(sigma.values())),
+        "lora/rank": sum(len(core.product) for core in pairs.values()) / len(pairs) if pairs else math.nan,
+        **{f"lora/{name}/rank": len(core.product) for name, core in pairs.items()},
         **{
             f"lora/{name}/singular_value_{i + 1}": x
             for name, v in sigma.items()

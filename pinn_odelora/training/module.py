@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pinn_odelora.errors import NonFiniteError
+from pinn_odelora.lowrank.adaptive import Adaptive, Ranks
 from pinn_odelora.lowrank.layer import LowRankLinear
 from pinn_odelora.metrics import max_error, relative_l2
+from pinn_odelora.optim.implicit import ImplicitODELoRA
 from pinn_odelora.optim.methods import Method
 from pinn_odelora.points import Points
 from pinn_odelora.system import System
@@ -28,7 +30,7 @@ from pinn_odelora.training import measure
 from pinn_odelora.training.budget import Budget, Progress
 from pinn_odelora.training.evaluation import Draw, Evaluation, Evaluator
 from pinn_odelora.training.growth import Growth, ended
-from pinn_odelora.training.incumbent import Incumbent, put, scatters, standing_at
+from pinn_odelora.training.incumbent import Incumbent, scatters
 from pinn_odelora.training.interval import Interval, coefficient_intervals
 
 Row = dict[str, float]
@@ -82,6 +84,7 @@ class Adaptation(L.LightningModule):
         record: receives a row of measurements at every ``every``-th step and at the end.
         every: steps between two rows.
         compile: whether loss and gradient are compiled.
+        adaptive: how the ranks of the layers follow the gradient; None where they stay.
     """
 
     def __init__(
@@ -94,6 +97,7 @@ class Adaptation(L.LightningModule):
         record: Callable[[Row], None],
         every: int = 10,
         compile: bool = False,
+        adaptive: Adaptive | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -107,6 +111,7 @@ class Adaptation(L.LightningModule):
         self.progress = Progress()
         self.growth = Growth()
         self.incumbent = Incumbent()
+        self.ranks = None if adaptive is None else Ranks(adaptive, self.layers)
         self.groups = method.groups(self.solution)
         self.evaluator = Evaluator(system, [p for group in self.groups for p in group["params"]], self.layers, compile)
         self.pretrained = measure.weights(self.layers)
@@ -171,6 +176,8 @@ class Adaptation(L.LightningModule):
             with self._counted():
                 self.evaluator.begin(self.trainer.datamodule.chosen(draw, self.evaluator.residuals))
                 self.optimizers(use_pl_optimizer=False).step(self.evaluator)
+                rows = self.trainer.datamodule.all
+                change_ranks(self.ranks, self.evaluator, self.optimizers(use_pl_optimizer=False), rows)
         finally:
             # A step that asks for nothing new has not moved; without this, no budget but time would end the run.
             self.stalled = self.evaluator.count == asked
@@ -197,7 +204,7 @@ class Adaptation(L.LightningModule):
     def _state(self) -> Row:
         """What can be said of the point that the run would end with."""
         iterate = self.yardstick.loss()
-        with standing_at(self.evaluator.parameters, self.incumbent.parameters or self.evaluator.parameters):
+        with self.evaluator.standing_at(self.incumbent.standing or self.evaluator.standing()):
             return self._shown() | {"stability/iterate_loss": iterate}
 
     def _shown(self) -> Row:
@@ -220,6 +227,7 @@ class Adaptation(L.LightningModule):
             }
             | self.yardstick.errors()
             | measure.low_rank(self.layers, self.pretrained)
+            | ({} if self.ranks is None else self.ranks.row())
             | {f"coefficient/{name}": x.item() for name, x in self.solution.coefficients.items()}
         )
 
@@ -253,9 +261,11 @@ class Adaptation(L.LightningModule):
         """The last row: where the run ended, with the loss on as many points as there may be."""
         if self.interrupted:
             return
+        if self.ranks is not None and self.ranks.settle():
+            self.optimizers(use_pl_optimizer=False).rank_changed()
         stream = self.trainer.datamodule
         self._validate()
-        put(self.evaluator.parameters, self.incumbent.parameters or self.evaluator.parameters)
+        self.evaluator.stand(self.incumbent.standing or self.evaluator.standing())
         here = stream.draw(self.progress.step, stream.most).to(self.device)
         look = self.evaluator.look
         points = stream.chosen(here, look).points
@@ -270,13 +280,23 @@ class Adaptation(L.LightningModule):
         checkpoint["progress"] = self.progress.as_dict()
         checkpoint["growth"] = asdict(self.growth)
         checkpoint["incumbent"] = asdict(self.incumbent)
+        checkpoint["ranks"] = None if self.ranks is None else self.ranks.state()
         checkpoint["evaluation"] = None if last is None else dict(last._asdict())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.progress = Progress(**checkpoint["progress"])
         self.growth = Growth(**checkpoint["growth"])
         self.incumbent = Incumbent(**checkpoint["incumbent"])
+        if self.ranks is not None:
+            self.ranks.load(checkpoint["ranks"])
         self.evaluator.count = self.progress.gradient_evals
         if checkpoint["evaluation"] is not None:
             self.evaluator.last = Evaluation(**checkpoint["evaluation"])
         self.trainer.datamodule.first_step = self.progress.step
+
+
+def change_ranks(ranks: Ranks | None, evaluator: Evaluator, optimizer: Optimizer, rows: int) -> None:
+    """After a step: let the ranks follow the gradient where the step began. ``rows`` are all that there may be."""
+    solves = isinstance(optimizer, ImplicitODELoRA)
+    if ranks is not None and ranks.look_back(evaluator.first.weights, rows if solves else math.inf):
+        optimizer.rank_changed()

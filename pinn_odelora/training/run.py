@@ -168,7 +168,8 @@ def adaptation(cfg: DictConfig, built: build.Experiment, record: Callable[[Row],
     yardstick = Yardstick(system, measure.test_points(built.problem, cfg.log.test), held)
     budget = Budget(**OmegaConf.to_container(cfg.budget))
     compile = cfg.derivatives.compile == "on"
-    return Adaptation(system, adapted, built.method, budget, yardstick, record, every=cfg.log.every, compile=compile)
+    rule = build.adaptive(cfg, built.method.trains)
+    return Adaptation(system, adapted, built.method, budget, yardstick, record, cfg.log.every, compile, rule)
 
 
 def stream(cfg: DictConfig, system: System) -> PointStream:
@@ -190,14 +191,17 @@ def stream(cfg: DictConfig, system: System) -> PointStream:
 
 
 def linear_algebra(module: Adaptation, points: PointStream) -> Plan | None:
-    """What an implicit method will use for steps of all rows, fewer of which may take another form; else None."""
+    """What an implicit method will use for steps of all rows and the largest rank, fewer of which may take another
+    form; else None.
+    """
     optimizer, system = module.configure_optimizers(), module.evaluator.system
     if not isinstance(optimizer, ImplicitODELoRA):
         return None
     nothing = lambda candidates: {name: torch.zeros(p.number, 1) for name, p in candidates.items()}
     first = points.chosen(points.draw(0), nothing).points
     each = components(system)
-    return optimizer.plan(sum(p.number * each[name] for name, p in first.items()))
+    most = None if module.ranks is None else module.ranks.rule.max
+    return optimizer.plan(sum(p.number * each[name] for name, p in first.items()), most)
 
 
 def _steps_done(folder: Path) -> int:

@@ -1,0 +1,358 @@
+"""A rank that follows the gradient: growth keeps the function, truncation says what it loses, and the rank is found."""
+
+import json
+import math
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import linalg, nn
+from toys import normal
+
+from pinn_odelora import commandline, load
+from pinn_odelora.errors import InputError
+from pinn_odelora.integrators import LinearlyImplicit
+from pinn_odelora.lowrank.adaptive import SEEN, Adaptive, Ranks, dimension, grow, leading, outside, share, truncate
+from pinn_odelora.lowrank.balance import balance_defect
+from pinn_odelora.lowrank.layer import Factors, LowRankLinear
+from pinn_odelora.lowrank.manifold import low_rank
+from pinn_odelora.lowrank.start import pissa
+from pinn_odelora.optim.implicit import ImplicitODELoRA
+from pinn_odelora.training import build, conclude, run
+from pinn_odelora.training.history import History
+from pinn_odelora.training.module import Adaptation
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::DeprecationWarning:lightning")
+
+M, N, R, SCALE = 9, 7, 3, 0.6
+ADAPTIVE = ["lora.rank=adaptive"]
+SENSING = [
+    *("problem=matrix_sensing", "problem.rows=12", "problem.columns=12", "problem.condition=2"),
+    *(*ADAPTIVE, "lora.adaptive.max=8", "problem.measurements=600", "pretrain.adam_steps=0"),
+]
+EULER = ("integrator=euler", "integrator.chart=manifold", "integrator.h=0.4")
+
+
+def layer_at(generator, balanced, rank=R):
+    """A layer away from its start, of generic factors."""
+    factors = lambda: Factors(normal(rank, N, generator=generator), normal(M, rank, generator=generator))
+    base = nn.Linear(N, M, dtype=torch.float64)
+    layer = LowRankLinear(base, factors(), SCALE)
+    y = factors()
+    if balanced:
+        y = low_rank(y, SCALE).factors(SCALE)
+    layer.reshape(y, layer.start)
+    return layer
+
+
+def dense_outside(W, rank, G):
+    """The normal part from the orthogonal complements of the singular spaces, by full decompositions."""
+    U, _, V = linalg.svd(W)
+    left, right = U[:, rank:], V[rank:]
+    return left @ (left.mT @ G @ right.mT) @ right
+
+
+# Growth.
+
+
+@pytest.mark.parametrize("balanced", [True, False], ids=["manifold", "factors"])
+@pytest.mark.parametrize("size", [1.0, 1e-6])
+def test_growth_keeps_the_function_and_adds_one_singular_value(balanced, size, generator):
+    layer = layer_at(generator, balanced)
+    before, x = layer.weight.detach().clone(), normal(5, N, generator=generator)
+    output, sigma = layer(x).detach(), low_rank(layer.factors, SCALE).sigma
+    product = (SCALE * layer.B @ layer.A).detach()
+    parameters = [layer.A, layer.B]
+    part = outside(low_rank(layer.factors, SCALE), normal(M, N, generator=generator))
+    grow(layer, leading(part)._replace(sigma=size * float(sigma[-1])))
+    assert layer.rank == R + 1
+    assert layer.A is parameters[0]
+    assert layer.B is parameters[1]
+    assert (layer.weight - before).abs().max() < 1e-14
+    assert (layer(x) - output).abs().max() < 1e-13
+    found = low_rank(layer.factors, SCALE).sigma
+    expected = torch.cat([sigma, size * sigma[-1:]])
+    assert torch.allclose(found, expected, rtol=1e-12, atol=0)
+    # The product does move, by the part that it took over.
+    assert torch.allclose(linalg.matrix_norm(SCALE * layer.B @ layer.A - product), size * sigma[-1], rtol=1e-9)
+    if balanced:
+        assert balance_defect(layer.factors) < 1e-13
+
+
+@pytest.mark.parametrize("directions", ["gradient", "weight"])
+def test_the_new_directions_lead_the_outer_part_of_gradient_or_weight(directions, generator):
+    layer = layer_at(generator, balanced=True)
+    W, G = (SCALE * layer.B @ layer.A).detach(), normal(M, N, generator=generator)
+    held = (layer.weight - W).detach()
+    ranks = Ranks(Adaptive(start=R, max=5, directions=directions), {"one": layer})
+    changes = [ranks.look_back({"one": G}) for _ in range(SEEN)]
+    assert changes == [False] * (SEEN - 1) + [True]
+    assert layer.rank == R + 1
+    u, s, v = linalg.svd(dense_outside(W, R, G if directions == "gradient" else held))
+    y = low_rank(layer.factors, SCALE)
+    smallest = linalg.svdvals(W)[R - 1]
+    given = smallest if directions == "gradient" else s[0]
+    assert torch.allclose(y.sigma.sort().values, torch.cat([linalg.svdvals(W)[:R], given[None]]).sort().values)
+    # The new direction is what the bases have gained.
+    gained_u, gained_v = y.U @ (y.U.mT @ u[:, 0]), (v[0] @ y.V.mT) @ y.V
+    assert torch.allclose(gained_u, u[:, 0], atol=1e-12)
+    assert torch.allclose(gained_v, v[0], atol=1e-12)
+    old = linalg.svd(W)
+    assert (old.U[:, :R].mT @ u[:, 0]).abs().max() < 1e-12
+    assert (old.Vh[:R] @ v[0]).abs().max() < 1e-12
+    if directions == "gradient":
+        # What is outside now has lost its leading singular value, and nothing else.
+        now = outside(y, G)
+        assert torch.allclose(linalg.matrix_norm(now).square(), s[1:].square().sum(), rtol=1e-12)
+        assert share(now, G) == pytest.approx(float((s[1:].square().sum() / G.square().sum()).sqrt()), rel=1e-12)
+
+
+def test_growth_goes_on_where_pissa_has_stopped(generator):
+    """From the start, directions of the weight are those of a larger rank; and none where nothing is frozen."""
+    base = nn.Linear(N, M, dtype=torch.float64)
+    start = lambda rank: pissa(base.weight, rank, SCALE, generator)
+    layer, larger = (LowRankLinear(base, start(rank), SCALE) for rank in (R, R + 1))
+    for rank in (R + 1, N, N):
+        ranks = Ranks(Adaptive(start=R, outside=0), {"one": layer})
+        for _ in range(SEEN * (rank - R)):
+            ranks.look_back({"one": normal(M, N, generator=generator)})
+        if rank == R + 1:
+            y = low_rank(layer.factors, SCALE)
+            assert torch.allclose(y.matrix(), SCALE * larger.B @ larger.A, atol=1e-13)
+            assert torch.allclose(layer.start_B @ layer.start_A, larger.start_B @ larger.start_A, atol=1e-13)
+    assert layer.rank == N
+    assert linalg.matrix_norm(layer.scale * layer.start_B @ layer.start_A - base.weight) < 1e-12
+
+
+def test_nothing_is_taken_from_a_frozen_weight_that_vanishes(generator):
+    base = nn.Linear(N, M, dtype=torch.float64)
+    with torch.no_grad():
+        base.weight.copy_(low_rank(layer_at(generator, balanced=True).factors, 1.0).matrix())
+    layer = LowRankLinear(base, pissa(base.weight, R, SCALE, generator), SCALE)
+    ranks = Ranks(Adaptive(start=R), {"one": layer})
+    assert not any(ranks.look_back({"one": normal(M, N, generator=generator)}) for _ in range(3 * SEEN))
+
+
+def test_the_outer_part_is_the_normal_one(generator):
+    y = low_rank(layer_at(generator, balanced=False).factors, SCALE)
+    G = normal(M, N, generator=generator)
+    part, tangent = outside(y, G), y.frame.vector(y.frame.coordinates(G))
+    assert torch.allclose(part + tangent, G, atol=1e-13)
+    assert torch.allclose(part, dense_outside(y.matrix(), R, G), atol=1e-13)
+
+
+def test_no_layer_grows_without_need_or_beyond_its_bounds(generator):
+    layer = layer_at(generator, balanced=True)
+    y = low_rank(layer.factors, SCALE)
+    G = {"one": y.frame.vector(normal(y.frame.dimension, generator=generator))}
+
+    def looked(rule, G, rows=math.inf):
+        ranks = Ranks(rule, {"one": layer})
+        return [ranks.look_back(G, rows) for _ in range(SEEN)]
+
+    assert not any(looked(Adaptive(start=R), G)), "all of the gradient is tangent"
+    generic = {"one": normal(M, N, generator=generator)}
+    assert not any(looked(Adaptive(start=R, max=R), generic))
+    rows = 4 * dimension(R + 1, layer)
+    assert not any(looked(Adaptive(start=R), generic, rows - 1))
+    assert any(looked(Adaptive(start=R), generic, rows))
+    assert layer.rank == R + 1
+
+
+def test_the_layer_that_misses_most_grows_first(generator):
+    layers = {name: layer_at(generator, balanced=True) for name in ("one", "two")}
+    y = low_rank(layers["one"].factors, SCALE)
+    G = {name: normal(M, N, generator=generator) for name in layers}
+    G["one"] += 3 * y.frame.vector(y.frame.coordinates(G["one"]))
+    rows = 4 * (dimension(R, layers["one"]) + dimension(R + 1, layers["one"]))
+    ranks = Ranks(Adaptive(start=R, outside=0.01), layers)
+    for _ in range(3 * SEEN):
+        ranks.look_back(G, rows)
+    assert [layer.rank for layer in layers.values()] == [R, R + 1]
+
+
+# Truncation.
+
+
+def test_truncation_changes_the_weight_by_what_is_said(generator):
+    layer = layer_at(generator, balanced=False)
+    y = low_rank(layer.factors, SCALE)
+    small = y._replace(sigma=y.sigma * torch.tensor([1, 1e-3, 2e-3], dtype=torch.float64))
+    layer.reshape(small.factors(SCALE), layer.start)
+    before = layer.weight.detach().clone()
+    ranks = Ranks(Adaptive(start=R, tolerance=1e-2, outside=1), {"one": layer})
+    assert ranks.look_back({"one": normal(M, N, generator=generator)})
+    assert layer.rank == 1
+    lost = linalg.matrix_norm(layer.weight.detach() - before)
+    assert ranks.row()["lora/truncated"] == pytest.approx(float(lost), rel=1e-12)
+    assert lost > 0
+    assert ranks.row()["lora/truncated"] == pytest.approx(float(linalg.vector_norm(small.sigma[1:])), rel=1e-12)
+    assert balance_defect(layer.factors) < 1e-13
+
+
+def test_the_best_approximation_is_kept(generator):
+    layer = layer_at(generator, balanced=False)
+    y = low_rank(layer.factors, SCALE)
+    assert truncate(layer, y, 2) == pytest.approx(float(y.sigma[2]))
+    U, s, V = linalg.svd(y.matrix())
+    assert torch.allclose(SCALE * layer.B @ layer.A, U[:, :2] * s[:2] @ V[:2], atol=1e-13)
+
+
+def test_a_direction_that_comes_to_nothing_is_waited_for_twice_as_long(generator):
+    layer = layer_at(generator, balanced=True)
+    ranks = Ranks(Adaptive(start=R, directions="gradient", size=1e-6, tolerance=1e-4), {"one": layer})
+    grown = []
+    for step in range(64):
+        rank = layer.rank
+        ranks.look_back({"one": normal(M, N, generator=generator)})
+        grown += [step] * (layer.rank > rank)
+    # Each is truncated at the next look, from which the wait counts.
+    gaps = [b - a for a, b in pairwise(grown)]
+    assert gaps == [2 * SEEN, 4 * SEEN, 8 * SEEN]
+
+
+# Ranks of matrices are found.
+
+
+def finished(cfg, adapt, folder):
+    """The module, with its files as ``train.py`` leaves them but for pictures."""
+    module, facts = adapt(cfg)
+    conclude.save_weights(module, folder)
+    return module, conclude.summary(cfg, module, facts)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "rank", "start"),
+    [((), 5, 1), ((), 2, 6), (EULER, 5, 1), (EULER, 2, 6)],
+    ids=["implicit grows", "implicit shrinks", "explicit grows", "explicit shrinks"],
+)
+def test_the_rank_of_a_matrix_is_found(scheme, rank, start, compose, adapt, tmp_path):
+    sizes = (f"problem.rank={rank}", f"lora.adaptive.start={start}", "budget.gradient_evals=90")
+    cfg = compose(*SENSING, *scheme, *sizes)
+    module, summary = finished(cfg, adapt, tmp_path / "run")
+    assert summary["ranks"] == {"W": rank}
+    assert summary["rel_l2"] < 1e-7
+    found = low_rank(module.layers["W"].factors, 1.0).sigma
+    expected = linalg.svdvals(build.posed(cfg)[0].matrix)[:rank]
+    assert torch.allclose(found, expected, rtol=1e-6)
+    row = History(tmp_path / "run/history.csv").rows[-1]
+    assert row["lora/rank"] == row["lora/W/rank"] == rank
+
+
+# A run.
+
+
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        ["integrator=linearly_implicit", "points=residual", "points.first=9", "lora.adaptive.rows=0.1"],
+        ["method=lora_gd", "integrator=linearly_implicit", "lora.adaptive.rows=0.1"],
+        ["integrator=heun", "integrator.renew=7", "points=fresh"],
+        ["integrator=bogacki_shampine", "integrator.chart=manifold", "points=fixed"],
+    ],
+    ids=" ".join,
+)
+def test_an_interrupted_run_ends_with_the_same_bits(scheme, compose, adapt, tmp_path, monkeypatch):
+    common = [*ADAPTIVE, "lora.adaptive.outside=0.1", "lora.adaptive.max=5", *scheme]
+    common += ["budget.steps=14", "checkpoint.every=4"]
+    whole, _ = adapt(compose(*common, f"output_dir={tmp_path / 'whole'}"))
+    ranks = [layer.rank for layer in whole.layers.values()]
+    assert max(ranks) > 2
+    step = Adaptation._step
+
+    def interrupting(module, draw):
+        step(module, draw)
+        module.interrupted = module.progress.step == 9
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Adaptation, "_step", interrupting)
+        stopped, _ = adapt(compose(*common, f"output_dir={tmp_path / 'parts'}"))
+    assert max(layer.rank for layer in stopped.layers.values()) > 2
+    cfg, _ = commandline.begin(compose(f"resume={tmp_path / 'parts'}"))
+    resumed, _ = adapt(cfg)
+    assert [layer.rank for layer in resumed.layers.values()] == ranks
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(whole.buffers(), resumed.buffers(), strict=True))
+    assert whole.ranks.state() == resumed.ranks.state()
+
+
+def test_the_adapter_of_other_ranks_is_the_same_function(compose, adapt, tmp_path):
+    common = [*ADAPTIVE, "lora.adaptive.outside=0.1", "lora.adaptive.rows=0.1", "budget.steps=8"]
+    module, summary = finished(compose(*common), adapt, tmp_path / "run")
+    ranks = [layer.rank for layer in module.layers.values()]
+    assert [*summary["ranks"].values()] == ranks
+    assert max(ranks) > 2
+    points = module.yardstick.test
+    u = load(tmp_path / "run")
+    found = u(*(points[name] for name in u.problem.coords))
+    assert torch.allclose(found, module.solution(points), rtol=0, atol=1e-12)
+    saved = load_file(tmp_path / "run/adapter/adapter_model.safetensors")
+    factors = [x for name, x in saved.items() if "lora_A" in name]
+    # The start has grown with the factors.
+    assert [len(A) for A in factors] == [2 * rank for rank in ranks]
+    config = json.loads((tmp_path / "run/adapter/adapter_config.json").read_text())
+    assert config["lora_alpha"] / config["r"] == 1.0
+
+
+def test_a_failed_step_leads_back_to_the_ranks_that_there_were(compose, adapt, tmp_path):
+    cfg = compose(*ADAPTIVE, "budget.steps=1")
+    built = build.experiment(cfg)
+    run.pretrained_network(cfg, built, Path(cfg.output_dir).parent)
+    module = run.adaptation(cfg, built, lambda row: None)
+    evaluator = module.evaluator
+    evaluator.begin(run.stream(cfg, evaluator.system).draw(0))
+    evaluator.linearise()
+    before = {name: layer.weight.detach().clone() for name, layer in module.layers.items()}
+    for layer in module.layers.values():
+        part = outside(low_rank(layer.factors, 1.0), torch.ones_like(layer.weight))
+        grow(layer, leading(part))
+        layer.A.data[0] = math.nan
+    evaluator.restore()
+    assert [layer.rank for layer in module.layers.values()] == [2, 2, 2]
+    assert all(torch.equal(layer.weight, before[name]) for name, layer in module.layers.items())
+
+
+@pytest.mark.parametrize(("metric", "kept"), [("weights", True), ("factors", False)])
+def test_the_last_step_goes_on_only_where_it_is_no_step_of_the_factors(metric, kept, generator):
+    layer = layer_at(generator, balanced=True)
+    group = {"params": [layer.A, layer.B], "scale": SCALE, "name": "one"}
+    optimizer = ImplicitODELoRA([group], LinearlyImplicit(), metric)
+    for group in optimizer.param_groups:
+        group["memory"] = {"mu": 1.0, "last": {"one": normal(M, N, generator=generator)}}
+    optimizer.rank_changed()
+    assert [*optimizer.param_groups[0]["memory"]] == (["mu", "last"] if kept else ["mu"])
+
+
+def test_the_memory_that_is_said_to_be_needed_is_that_of_the_largest_rank(compose):
+    def planned(*overrides):
+        cfg = compose(*overrides)
+        module = run.adaptation(cfg, build.experiment(cfg), lambda row: None)
+        return run.linear_algebra(module, run.stream(cfg, module.evaluator.system))
+
+    assert planned(*ADAPTIVE, "lora.adaptive.max=6") == planned("lora.rank=6") != planned("lora.rank=2")
+    assert planned(*ADAPTIVE, "lora.adaptive.max=99") == planned("lora.rank=12")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["lora.rank=adapted"], "lora.rank is 'adapted', but it must be a whole number of at least 1 or adaptive."),
+        (
+            [*ADAPTIVE, "lora.adaptive.start=5", "lora.adaptive.max=4"],
+            "at most lora.adaptive.max, which is 4",
+        ),
+        (
+            [*ADAPTIVE, "lora.adaptive.outside=1.5"],
+            "lora.adaptive.outside is 1.5, but it must be a number",
+        ),
+        ([*ADAPTIVE, "lora.start=zero"], "a new direction takes its size from those that are there"),
+        ([*ADAPTIVE, "derivatives.compile=on"], "a compiled step holds for one rank"),
+        ([*ADAPTIVE, "method=lora_adam"], "lora.rank is adaptive, but lora_adam keeps a memory for every entry"),
+        ([*ADAPTIVE, "lora.adaptive.start=13"], "lora.adaptive.start is 13, but layer linears.1"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(overrides, said, compose):
+    with pytest.raises(InputError, match=said.replace("(", r"\(")):
+        build.experiment(compose(*overrides))
