@@ -68,7 +68,7 @@ class Adaptive:
 
     start: int = 2
     max: int = 16
-    outside: float = 0.3
+    outside: float = 0.2
     rows: float = 4.0
     directions: Literal["weight", "gradient"] = "weight"
     size: float = 1.0
