@@ -16,6 +16,7 @@ import argparse
 import math
 import statistics
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,6 +106,13 @@ def report(runs: list[Run], verdicts: list[Verdict], seconds: float) -> str:
             "|---" * (len(head) + 1) + "|",
             *(line(runs, found) for found in verdicts),
             "",
+            "The error at a moment depends on where a run has just stepped: along a valley of the loss it goes up and "
+            "down. The loss on held-out points does so less:",
+            "",
+            f"| case | {' | '.join(head[:-2])} |",
+            "|---" * (len(head) - 1) + "|",
+            *(f"| {v.case} | {' | '.join(cells(runs, v.case, lambda run: run['heldout_last']))} |" for v in verdicts),
+            "",
             *(
                 []
                 if all(found.complete for found in verdicts)
@@ -115,10 +123,13 @@ def report(runs: list[Run], verdicts: list[Verdict], seconds: float) -> str:
 
 
 def line(runs: list[Run], found: Verdict) -> str:
-    cells = [cell([error(run) for run in of(runs, found.case, rank)]) for rank in (*FIXED, ADAPTIVE)]
     ranks = ["-".join(map(str, run["ranks"].values())) for run in of(runs, found.case, ADAPTIVE)]
     ratio = "" if math.isnan(found.ratio) else f"{found.ratio:.2f}" + " short" * (found.ratio > ALLOWED)
-    return f"| {found.case} | {' | '.join([*cells, ', '.join(ranks), ratio])} |"
+    return f"| {found.case} | {' | '.join([*cells(runs, found.case, error), ', '.join(ranks), ratio])} |"
+
+
+def cells(runs: list[Run], case: str, measure: Callable[[Run], float]) -> list[str]:
+    return [cell([measure(run) for run in of(runs, case, rank)]) for rank in (*FIXED, ADAPTIVE)]
 
 
 def cell(errors: list[float]) -> str:

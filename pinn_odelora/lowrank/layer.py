@@ -65,7 +65,7 @@ class LowRankLinear(nn.Module):
     def reshape(self, factors: Factors, start: Factors) -> None:
         """Take factors and start of other ranks. The parameters stay the same objects; gradients are forgotten."""
         for name, p, x in zip("AB", self.factors, factors, strict=True):
-            p.data, p.grad = x.detach().to(p), None
+            p.data, p.grad = x.detach().to(p).contiguous(), None
             linear = getattr(self, f"lora_{name}")["default"]
             linear.out_features, linear.in_features = p.shape
         self.start_A, self.start_B = (x.detach().clone() for x in start)
@@ -73,8 +73,9 @@ class LowRankLinear(nn.Module):
     def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *args: Any) -> None:
         """A state of other ranks than these is as good: the factors and the start take its shapes first."""
         names = ("lora_A.default.weight", "lora_B.default.weight", "start_A", "start_B")
-        if all(f"{prefix}{name}" in state for name in names):
-            A, B, *start = (self.A.new_empty(state[f"{prefix}{name}"].shape) for name in names)
+        found = [state[f"{prefix}{name}"].shape for name in names if f"{prefix}{name}" in state]
+        if len(found) == len(names) and found != [x.shape for x in (*self.factors, *self.start)]:
+            A, B, *start = map(self.A.new_empty, found)
             self.reshape(Factors(A, B), Factors(*start))
         super()._load_from_state_dict(state, prefix, *args)
 
