@@ -97,6 +97,7 @@ def test_every_method_logs_the_same_names(compose, adapt, tmp_path):
         *("stability/heldout_loss", "stability/iterate_loss", "stability/rose", "stability/largest_rise"),
         *("cost/gradient_evals", "cost/seconds"),
         *("cost/rows", "lora/discarded", "integrator/bits", "integrator/fallback"),
+        *("lora/rank", *(f"lora/linears.{i}/rank" for i in (1, 2, 3))),
     } == set(columns.pop())
 
 

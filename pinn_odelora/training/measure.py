@@ -98,7 +98,7 @@ def low_rank(layers: Layers, pretrained: Mapping[str, Tensor]) -> dict[str, floa
         "lora/effective_rank": sum(ranks) / len(ranks),
         "lora/norm": norm_of(list(sigma.values())),
         "lora/rank": sum(len(core.product) for core in pairs.values()) / len(pairs) if pairs else math.nan,
-        **{f"lora/{name}/rank": len(core.product) for name, core in pairs.items()},
+        **{f"lora/{name}/rank": len(pairs[name].product) if name in pairs else math.nan for name in layers},
         **{
             f"lora/{name}/singular_value_{i + 1}": x
             for name, v in sigma.items()
