@@ -137,13 +137,14 @@ def test_rows_double_where_the_next_points_keep_showing_more_than_half_as_much_a
         (500, 3201, 4000, 1000),  # 500 are below P/4
         (1000, 2000, 4000, 2000),  # 4,000 reach 2 P: on the way there the peak is passed
         (1000, 2001, 4000, 1000),
-        (250, 1000, 1500, 500),  # P/4 itself is not above it
+        (1000, 4000, 6000, 2000),  # P/4 itself is not above it
+        (999, 1500, 2000, 1998),  # fewer than a thousand are not enough
         (2000, 50_000, 4000, 4000),  # far below the peak with all rows
     ],
 )
 def test_rows_stay_below_the_peak_of_double_descent_unless_they_can_pass_it(rows, columns, most, expected):
     assert looked_back(Growth(rows), [2.3], most=most, columns=columns).rows == expected
-    assert looked_back(Growth(rows), [2.3], most=most).rows == 2 * rows
+    assert looked_back(Growth(rows), [2.3], most=most).rows == 2 * rows  # P not known
 
 
 @pytest.mark.parametrize(("price", "enough"), [(2.0, 2), (4.0, 6)])

@@ -20,7 +20,7 @@ the residual, L is larger on the next points for that reason too, by up to log 1
 
 Between P/2 and 2 P rows a step meets its own points nearly, whatever they are, and is at its worst on all others: the
 peak of double descent (Belkin, Hsu, Ma and Mandal, 2019, arXiv 1812.11118). Where R_max lies short of 2 P, rows stay at
-their first number above P/4.
+their first number above P/4, if that is a thousand at least: fewer points see too little of an equation by themselves.
 
 Growing a sample by a test on the sample itself is known from stochastic optimisation (Byrd, Chin, Nocedal and Wu, 2012,
 Math. Program. 134); this test is our own, since it needs a step that is judged on its own points.
@@ -36,6 +36,8 @@ from torch.optim import Optimizer
 
 FACTOR = 2
 LEAST_GAP = math.log(1.5)
+ENOUGH = 1000
+"""Rows that may do without more."""
 
 
 class Ended(NamedTuple):
@@ -92,7 +94,7 @@ class Growth:
 
     def _below_the_peak(self, most: int, columns: int) -> bool:
         """Whether twice the rows would lie on the peak of double descent, and no rows beyond it."""
-        return most < 2 * columns < 8 * self.rows
+        return most < 2 * columns < 8 * self.rows and self.rows >= ENOUGH
 
     def _tells(self, began: float, still: float) -> bool:
         """Whether all three losses are known and have a logarithm, also without the part that stays."""
