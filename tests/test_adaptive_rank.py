@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from pinn_odelora.lowrank.start import pissa
 from pinn_odelora.optim.implicit import ImplicitODELoRA
 from pinn_odelora.training import build, conclude, run
 from pinn_odelora.training.history import History
+from pinn_odelora.training.incumbent import Incumbent
 from pinn_odelora.training.module import Adaptation
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
@@ -316,6 +318,40 @@ def test_a_failed_step_leads_back_to_the_ranks_that_there_were(compose, adapt, t
     evaluator.restore()
     assert [layer.rank for layer in module.layers.values()] == [2, 2, 2]
     assert all(torch.equal(layer.weight, before[name]) for name, layer in module.layers.items())
+
+
+def test_the_best_point_keeps_its_ranks_when_the_next_ones_have_others(compose, tmp_path, generator):
+    """Also through a file, as in the state that a run is continued from."""
+    cfg = compose(*ADAPTIVE)
+    built = build.experiment(cfg)
+    run.pretrained_network(cfg, built, Path(cfg.output_dir).parent)
+    module = run.adaptation(cfg, built, lambda row: None)
+    evaluator, layer = module.evaluator, next(iter(module.layers.values()))
+    V = run.stream(cfg, evaluator.system).validation(40)
+    best = module.incumbent
+    best.look(evaluator, V)
+    there, loss = layer.weight.detach().clone(), best.loss
+    grow(
+        layer, leading(outside(low_rank(layer.factors, layer.scale), normal(*layer.weight.shape, generator=generator)))
+    )
+    with torch.no_grad():
+        layer.A.add_(3 * normal(*layer.A.shape, generator=generator))
+    moved = layer.weight.detach().clone()
+    best.look(evaluator, V)
+    assert best.loss == loss
+    torch.save(asdict(best), tmp_path / "best")
+    kept = Incumbent(**torch.load(tmp_path / "best", weights_only=True))
+    with evaluator.standing_at(kept.standing):
+        assert layer.rank == layer.lora_A["default"].out_features == len(layer.start_A) == 2
+        assert torch.equal(layer.weight, there)
+    assert layer.rank == layer.lora_A["default"].out_features == len(layer.start_A) == 3
+    assert torch.equal(layer.weight, moved)
+    # What is kept is a copy.
+    evaluator.stand(kept.standing)
+    with torch.no_grad():
+        layer.A.zero_()
+    evaluator.stand(kept.standing)
+    assert torch.equal(layer.weight, there)
 
 
 @pytest.mark.parametrize(("metric", "kept"), [("weights", True), ("factors", False)])
