@@ -280,9 +280,9 @@ def measured(tmp_path):
 def test_rows_grow_by_the_loss_without_the_measured_part(compose, adapt, measured, tmp_path, monkeypatch):
     looks, look_back = [], Growth.look_back
 
-    def recording(growth, most, began, last, still=0.0):
+    def recording(growth, most, began, last, still, enough):
         looks.append((began, still))
-        look_back(growth, most, began, last, still)
+        look_back(growth, most, began, last, still, enough)
 
     monkeypatch.setattr(Growth, "look_back", recording)
     adapt(

@@ -104,7 +104,7 @@ def test_fixed_points_are_drawn_once():
     assert stream.draw(0) is stream.draw(7)
 
 
-def looked_back(growth, gaps, fall=1.0, price=2.0, most=1000, columns=0):
+def looked_back(growth, gaps, fall=1.0, price=2.0, most=1000, columns=0, enough=0):
     """After steps that leave a loss on their own points of which the next find the given multiples.
 
     From step to step the loss where they begin falls by the factor ``fall``.
@@ -112,7 +112,7 @@ def looked_back(growth, gaps, fall=1.0, price=2.0, most=1000, columns=0):
     began = 1.0
     growth.began, growth.ended = began * fall, began / gaps[0]
     for ahead in [*gaps[1:], 1.0]:
-        growth.look_back(most, began, Ended(began / fall / ahead, price, columns))
+        growth.look_back(most, began, Ended(began / fall / ahead, price, columns), enough=enough)
         assert growth.began == began
         began /= fall
     return growth
@@ -138,13 +138,21 @@ def test_rows_double_where_the_next_points_keep_showing_more_than_half_as_much_a
         (1000, 2000, 4000, 2000),  # 4,000 reach 2 P: on the way there the peak is passed
         (1000, 2001, 4000, 1000),
         (1000, 4000, 6000, 2000),  # P/4 itself is not above it
-        (999, 1500, 2000, 1998),  # fewer than a thousand are not enough
+        (2000, 3999, 4000, 4000),  # on the peak already
+        (799, 2001, 4000, 1598),  # too few points
         (2000, 50_000, 4000, 4000),  # far below the peak with all rows
     ],
 )
 def test_rows_stay_below_the_peak_of_double_descent_unless_they_can_pass_it(rows, columns, most, expected):
-    assert looked_back(Growth(rows), [2.3], most=most, columns=columns).rows == expected
-    assert looked_back(Growth(rows), [2.3], most=most).rows == 2 * rows  # P not known
+    assert looked_back(Growth(rows), [2.3], most=most, columns=columns, enough=800).rows == expected
+    assert looked_back(Growth(rows), [2.3], most=most, enough=800).rows == 2 * rows  # P not known
+
+
+def test_enough_rows_are_those_of_eight_hundred_points_inside():
+    for problem, each in ((Burgers(conditions="soft"), {}), (Kovasznay(), {"pde": 3, "bc": 2})):
+        stream = PointStream(problem.loss_terms(), 4000, 200, fresh=True, rows=4000, components=each)
+        inside = [numbers(stream.draw(0, stream.enough + k).points)["pde"] for k in (-10, 10)]
+        assert inside[0] <= 800 <= inside[1]
 
 
 @pytest.mark.parametrize(("price", "enough"), [(2.0, 2), (4.0, 6)])

@@ -142,7 +142,8 @@ class Steps:
                 return
         self.done += 1
         began = float(self.evaluator.first.total)
-        self.growth.look_back(self.entry.stream.most, began, ended(self.optimizer))
+        stream = self.entry.stream
+        self.growth.look_back(stream.most, began, ended(self.optimizer), enough=stream.enough)
         if self.entry.renewed is None:
             self.draw += 1
             self.stalled = self.evaluator.count == asked

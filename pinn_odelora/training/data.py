@@ -10,6 +10,7 @@ the draw of a step holds twice as many candidates, and the step keeps half of th
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping
 
 import lightning as L
@@ -25,6 +26,7 @@ from pinn_odelora.system import System, draw_points
 from pinn_odelora.training.evaluation import Draw
 
 NO_STEP = -1
+ENOUGH = 800
 
 
 class PointStream(L.LightningDataModule):
@@ -81,6 +83,8 @@ class PointStream(L.LightningDataModule):
         self.total = sum((components or {}).get(name, 1) * self._size(term) for name, term in drawn.items())
         self.most = self.total if rows is None else min(rows, self.total)
         self.first = self.most if first is None else min(first, self.most)
+        # Rows of so many interior points that a step of them may do without more, see ``growth``.
+        self.enough = math.ceil(ENOUGH * self.total / interior)
         measured = {name: term.where.points.number for name, term in terms.items() if name not in drawn}
         # All rows of a step, the measured ones too.
         self.all = self.most + sum((components or {}).get(name, 1) * number for name, number in measured.items())

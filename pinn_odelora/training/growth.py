@@ -20,7 +20,7 @@ the residual, L is larger on the next points for that reason too, by up to log 1
 
 Between P/2 and 2 P rows a step meets its own points nearly, whatever they are, and is at its worst on all others: the
 peak of double descent (Belkin, Hsu, Ma and Mandal, 2019, arXiv 1812.11118). Where R_max lies short of 2 P, rows stay at
-their first number above P/4, if that is a thousand at least: fewer points see too little of an equation by themselves.
+a number between P/4 and P/2, if they are those of enough points: few see too little of an equation by themselves.
 
 Growing a sample by a test on the sample itself is known from stochastic optimisation (Byrd, Chin, Nocedal and Wu, 2012,
 Math. Program. 134); this test is our own, since it needs a step that is judged on its own points.
@@ -36,8 +36,6 @@ from torch.optim import Optimizer
 
 FACTOR = 2
 LEAST_GAP = math.log(1.5)
-ENOUGH = 1000
-"""Rows that may do without more."""
 
 
 class Ended(NamedTuple):
@@ -73,11 +71,12 @@ class Growth:
     began: float | None = None
     ended: float | None = None
 
-    def look_back(self, most: int, began: float, last: Ended, still: float = 0.0) -> None:
+    def look_back(self, most: int, began: float, last: Ended, still: float = 0.0, enough: int = 0) -> None:
         """After a step that began with that loss on its own points; ``most`` are all rows there may be.
 
         ``still`` is the part of that loss at points that every step has, such as measured ones. The last step ended
-        where this one began, so it ended with that part as well: g is taken without it, f with it.
+        where this one began, so it ended with that part as well: g is taken without it, f with it. ``enough`` are as
+        many rows as may do without more.
 
         A scheme that does not look where its steps end has all rows, since nothing can be seen of it.
         """
@@ -88,13 +87,13 @@ class Growth:
             fall = math.log(self.began / began)
             self.fall = fall if self.fall is None else (3 * self.fall + fall) / 4
             pays = self.gap > max(LEAST_GAP, 2 * (last.price - 1) * self.fall)
-            if pays and not self._below_the_peak(most, last.columns):
+            if pays and not (self.rows >= enough and self._below_the_peak(most, last.columns)):
                 self.rows, self.gap = min(most, FACTOR * self.rows), 0.0
         self.began, self.ended = began, last.loss
 
     def _below_the_peak(self, most: int, columns: int) -> bool:
         """Whether twice the rows would lie on the peak of double descent, and no rows beyond it."""
-        return most < 2 * columns < 8 * self.rows and self.rows >= ENOUGH
+        return most < 2 * columns and columns < 4 * self.rows <= 2 * columns
 
     def _tells(self, began: float, still: float) -> bool:
         """Whether all three losses are known and have a logarithm, also without the part that stays."""

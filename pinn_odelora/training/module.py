@@ -199,7 +199,8 @@ class Adaptation(L.LightningModule):
         self.progress.rises += loss > self.progress.loss
         self.progress.loss = loss
         still = sum(float(first.terms[name]) for name in stream.still)
-        self.growth.look_back(stream.most, loss, ended(self.optimizers(use_pl_optimizer=False)), still)
+        last = ended(self.optimizers(use_pl_optimizer=False))
+        self.growth.look_back(stream.most, loss, last, still, stream.enough)
 
     def _state(self) -> Row:
         """What can be said of the point that the run would end with."""

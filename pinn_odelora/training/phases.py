@@ -151,7 +151,7 @@ def natural_gradient(system: System, interior: int, boundary: int, seed: int) ->
         evaluator.begin(stream.chosen(draw, evaluator.residuals))
         optimizer.step(evaluator)
         began = float(evaluator.first.total)
-        growth.look_back(stream.most, began, ended(optimizer))
+        growth.look_back(stream.most, began, ended(optimizer), enough=stream.enough)
         return Leg(1, began)
 
     phase = Phase("Natural gradient", 40, 20, advance)
