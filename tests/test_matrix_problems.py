@@ -280,7 +280,7 @@ def test_the_command_recovers_the_matrix(problem, tmp_path):
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert result["rel_l2"] < 1e-10
+    assert result["rel_l2"] == result["rel_error"] < 1e-10
     assert result["pretrain_rel_l2"] < 1e-14
     assert not result["diverged"]
     names = {"summary.json", "history.csv", "solution.png", "history.png", "adapter", "config.yaml", "start.json"}

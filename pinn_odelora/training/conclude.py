@@ -67,6 +67,7 @@ def summary(cfg: DictConfig, module: Adaptation, facts: dict[str, Any]) -> dict[
         "ranks": {name: x.rank for name, x in module.layers.items() if isinstance(x, LowRankLinear)} or None,
         "rel_l2": errors["error/rel_l2"],
         "max_error": errors["error/max"],
+        **({"rel_error": errors["error/rel_l2"]} if isinstance(problem.region, UnitMatrices) else {}),
         **({"coefficients": coefficients(module)} if module.solution.coefficients else {}),
         "loss": p.loss,
         "heldout_loss": p.heldout_loss,
