@@ -36,7 +36,8 @@ RESULTS = ROOT / "docs/results/adaptive_rank.md"
 PROBLEMS = ("burgers", "heat", "convection", "reaction", "allen_cahn", "helmholtz", "poisson", "kovasznay")
 ADAPTIVE = "adaptive"
 FIXED = ("1", "2", "4", "8", "16")
-SEEDS, SECONDS, ALLOWED = (0, 1, 2), 10.0, 1.5
+# The bound of the gradient outside was chosen with seed 0 among others.
+SEEDS, SECONDS, ALLOWED = (1, 2, 3), 10.0, 1.5
 Run = dict[str, Any]
 
 
