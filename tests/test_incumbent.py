@@ -27,8 +27,8 @@ class Squares:
         self.count = 0
 
     layers = MappingProxyType({})
-    standing, stand, standing_at, _adapted = (
-        getattr(Evaluator, name) for name in ("standing", "stand", "standing_at", "_adapted")
+    standing, stand, standing_at, _adapted, _subtracted = (
+        getattr(Evaluator, name) for name in ("standing", "stand", "standing_at", "_adapted", "_subtracted")
     )
 
     def residuals(self, V):

@@ -26,7 +26,9 @@ from pinn_odelora.system import System, draw_points
 from pinn_odelora.training.evaluation import Draw
 
 NO_STEP = -1
+"""The number of a draw that belongs to no step."""
 ENOUGH = 800
+"""Interior points that may do without more, see ``growth``."""
 
 
 class PointStream(L.LightningDataModule):
@@ -83,7 +85,7 @@ class PointStream(L.LightningDataModule):
         self.total = sum((components or {}).get(name, 1) * self._size(term) for name, term in drawn.items())
         self.most = self.total if rows is None else min(rows, self.total)
         self.first = self.most if first is None else min(first, self.most)
-        # Rows of so many interior points that a step of them may do without more, see ``growth``.
+        # The rows that go with as many interior points.
         self.enough = math.ceil(ENOUGH * self.total / interior)
         measured = {name: term.where.points.number for name, term in terms.items() if name not in drawn}
         # All rows of a step, the measured ones too.

@@ -141,7 +141,7 @@ class Evaluator:
     def _began(self, evaluation: Evaluation) -> None:
         """A step begins at a point with finite loss and gradient: the one to go back to."""
         self.first = self.good = evaluation
-        self._starts = self.standing().starts
+        self._starts = self._subtracted()
 
     def weight_gradients(self) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, G = ∂L/∂W of every trained layer and ∂L/∂x of other tensors, at the parameters as they are now."""
@@ -192,7 +192,7 @@ class Evaluator:
 
     def standing(self) -> Standing:
         """Where the network stands; copies."""
-        return Standing([p.detach().clone() for p in self.parameters], [layer.start for layer in self._adapted()])
+        return Standing([p.detach().clone() for p in self.parameters], self._subtracted())
 
     @torch.no_grad()
     def stand(self, there: Standing) -> None:
@@ -214,6 +214,10 @@ class Evaluator:
             yield
         finally:
             self.stand(here)
+
+    def _subtracted(self) -> list[Factors]:
+        """The starts of the adapted layers: they are replaced, never written to, so that there is nothing to copy."""
+        return [layer.start for layer in self._adapted()]
 
     def _adapted(self) -> list[LowRankLinear]:
         return [layer for layer in self.layers.values() if isinstance(layer, LowRankLinear)]
