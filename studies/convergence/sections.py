@@ -46,7 +46,7 @@ class Plan:
 
     seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
     sweep_seeds: tuple[int, ...] = (101, 102, 103, 104, 105)
-    far_sweep_seeds: tuple[int, ...] = (101, 102)
+    far_sweep_seeds: tuple[int, ...] = (101, 102, 103, 104, 105)
     far_sweep_evaluations: int = 250
     problems: tuple[str, ...] = ("sensing", "regression")
     contenders: tuple[str, ...] = FIXED
