@@ -8,7 +8,7 @@ that are not reported.
 
     python studies/linear_convergence.py [--quick] [--report] [--results docs/results/theory]
 
-The full form takes about a quarter of an hour on one core, ``--quick`` less than two minutes; it writes nothing unless
+The full form takes about 20 minutes on one core, ``--quick`` less than two minutes; it writes nothing unless
 ``--results`` is given. ``--report`` runs nothing and judges and shows the records that are there. Exits with 1 when an
 expected statement does not hold.
 
