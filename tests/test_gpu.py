@@ -1,11 +1,15 @@
 """The same run on a CUDA device: the same numbers to rounding, and files that load without one."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 import pinn_odelora
+from pinn_odelora import commandline
 from pinn_odelora.linearisation import Linearisation, Sweep
 from pinn_odelora.lowrank.manifold import frame
 from pinn_odelora.lowrank.start import orthonormal
@@ -15,9 +19,12 @@ from pinn_odelora.nets import MLP
 from pinn_odelora.system import Solution, System, draw_points
 from pinn_odelora.training import conclude
 from pinn_odelora.training.history import History
+from pinn_odelora.training.module import Adaptation
 from problems.allen_cahn import AllenCahn
 from problems.burgers import Burgers
 from problems.kovasznay import Kovasznay
+
+ROOT = Path(__file__).parent.parent
 
 pytestmark = [
     pytest.mark.gpu,
@@ -28,7 +35,11 @@ pytestmark = [
 
 @pytest.mark.parametrize("problem", ["burgers", "kovasznay", "poisson"])
 @pytest.mark.parametrize(
-    "method", ["odelora", "odelora integrator=bogacki_shampine", "lora_adam", "full_lbfgs", "lora_adam compile"]
+    "method",
+    [
+        *("odelora", "odelora integrator=bogacki_shampine", "odelora lora.rank=adaptive lora.adaptive.rows=0.1"),
+        *("lora_adam", "lora_muon", "scaled_gd", "full_lbfgs", "lora_adam compile"),
+    ],
 )
 def test_a_run_on_the_gpu_follows_the_run_on_the_cpu(problem, method, compose, adapt, tmp_path):
     losses = {}
@@ -45,6 +56,69 @@ def test_a_run_on_the_gpu_follows_the_run_on_the_cpu(problem, method, compose, a
     assert losses["gpu"] == pytest.approx(losses["cpu"], rel=1e-8)
     a, b = (pinn_odelora.load(Path(tmp_path) / device)(0.2, 0.3) for device in ("cpu", "gpu"))
     assert b == pytest.approx(a, rel=1e-7)
+
+
+@pytest.mark.parametrize("problem", ["matrix_sensing", "matrix_regression"])
+def test_a_matrix_problem_on_the_gpu_follows_that_on_the_cpu(problem, compose, adapt, tmp_path):
+    errors = {}
+    for device in ("cpu", "gpu"):
+        folder = tmp_path / device
+        common = [f"problem={problem}", "integrator.gram_dtype=float64", "budget.steps=6", "log.every=1"]
+        adapt(compose(*common, f"trainer.accelerator={device}", f"output_dir={folder}"))
+        errors[device] = [row["error/rel_l2"] for row in History(folder / "history.csv").rows]
+    assert errors["gpu"] == pytest.approx(errors["cpu"], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "method=odelora points.first=5",
+        "method=odelora lora.rank=adaptive lora.adaptive.rows=0.1 lora.adaptive.outside=0.1",
+        "method=odelora integrator=bogacki_shampine points=fixed",
+        "method=lora_muon",
+        "method=full_lbfgs",
+    ],
+)
+def test_an_interrupted_run_on_the_gpu_continues(method, compose, adapt, tmp_path, monkeypatch):
+    common = [*method.split(), "budget.steps=12", "checkpoint.every=4", "log.every=1", "trainer.accelerator=gpu"]
+    adapt(compose(*common, f"output_dir={tmp_path / 'whole'}"))
+    step = Adaptation._step
+
+    def interrupting(module, draw):
+        step(module, draw)
+        module.interrupted = module.progress.step == 7
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Adaptation, "_step", interrupting)
+        adapt(compose(*common, f"output_dir={tmp_path / 'parts'}"))
+    adapt(commandline.begin(compose(f"resume={tmp_path / 'parts'}"))[0])
+    whole, parts = (History(tmp_path / part / "history.csv").rows for part in ("whole", "parts"))
+    assert [row["cost/gradient_evals"] for row in parts] == [row["cost/gradient_evals"] for row in whole]
+    assert [row["loss"] for row in parts] == pytest.approx([row["loss"] for row in whole], rel=1e-6)
+
+
+MEASURED = "x,t,u\n" + "".join(f"{i / 8 - 1},{(i % 5) / 5},{0.1 * i}\n" for i in range(17))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["problem=burgers", "problem=burgers problem.nu=unknown data.file={data}", "problem=matrix_sensing"],
+)
+def test_a_whole_run_on_the_gpu_leaves_everything(arguments, tmp_path):
+    """``train.py`` itself, with W&B's files."""
+    (tmp_path / "measured.csv").write_text(MEASURED)
+    short = [] if "matrix" in arguments else ["net.width=12", "pretrain.adam_steps=3", "pretrain.implicit_steps=2"]
+    ends = ["budget.steps=3", "trainer.accelerator=gpu", f"output_dir={tmp_path / 'run'}"]
+    run = subprocess.run(
+        [sys.executable, "train.py", *arguments.format(data=tmp_path / "measured.csv").split(), *short, *ends],
+        cwd=ROOT,
+        env={**os.environ, "PINN_ODELORA_CACHE": str(tmp_path / "cache"), "WANDB_MODE": "offline"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"summary.json", "history.csv", "solution.png", "history.png", "adapter", "wandb"} <= left
 
 
 def test_pretraining_and_growing_rows_on_the_gpu_follow_those_on_the_cpu(compose, adapt, tmp_path):

@@ -15,6 +15,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -285,14 +286,19 @@ class Adaptation(L.LightningModule):
         checkpoint["evaluation"] = None if last is None else dict(last._asdict())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # Lightning loads to the CPU, and moves the parameters and what torch keeps by parameter, but not these.
+        here = self.trainer.strategy.root_device
+        incumbent, evaluation = (move_data_to_device(checkpoint[name], here) for name in ("incumbent", "evaluation"))
+        for state in checkpoint["optimizer_states"]:
+            state["param_groups"] = move_data_to_device(state["param_groups"], here)
         self.progress = Progress(**checkpoint["progress"])
         self.growth = Growth(**checkpoint["growth"])
-        self.incumbent = Incumbent(**checkpoint["incumbent"])
+        self.incumbent = Incumbent(**incumbent)
         if self.ranks is not None:
             self.ranks.load(checkpoint["ranks"])
         self.evaluator.count = self.progress.gradient_evals
-        if checkpoint["evaluation"] is not None:
-            self.evaluator.last = Evaluation(**checkpoint["evaluation"])
+        if evaluation is not None:
+            self.evaluator.last = Evaluation(**evaluation)
         self.trainer.datamodule.first_step = self.progress.step
 
 

@@ -155,6 +155,7 @@ def fit(cfg: DictConfig, built: build.Experiment, loggers: list[Logger], folder:
         warnings.filterwarnings("ignore", module="lightning|torch")
         trainer.fit(module, points, ckpt_path=state if state.exists() else None, weights_only=True)
     line.close()
+    module.yardstick.to(torch.device("cpu"), DTYPES[cfg.precision])
     return module.cpu()
 
 
