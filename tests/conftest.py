@@ -21,7 +21,7 @@ def generator():
 
 @pytest.fixture
 def compose(tmp_path, monkeypatch):
-    """Compose a configuration as the command line does, for a run that is short and makes no W&B files."""
+    """Compose a configuration as the command line does, for a run that is short, on the CPU, and makes no W&B files."""
     from hydra import compose, initialize_config_dir
 
     from pinn_odelora import commandline
@@ -29,6 +29,7 @@ def compose(tmp_path, monkeypatch):
     monkeypatch.setenv("PINN_ODELORA_CACHE", str(tmp_path / "cache"))
     short = [
         "logger=csv",
+        "trainer.accelerator=cpu",
         "points.interior=40",
         "points.boundary=12",
         "pretrain.adam_steps=3",
