@@ -65,66 +65,70 @@ def dense_outside(W, rank, G):
 
 @pytest.mark.parametrize("balanced", [True, False], ids=["manifold", "factors"])
 @pytest.mark.parametrize("size", [1.0, 1e-6])
-def test_growth_keeps_the_function_and_adds_one_singular_value(balanced, size, generator):
+@pytest.mark.parametrize("number", [1, 3])
+def test_growth_keeps_the_function_and_adds_singular_values(balanced, size, number, generator):
     layer = layer_at(generator, balanced)
     before, x = layer.weight.detach().clone(), normal(5, N, generator=generator)
     output, sigma = layer(x).detach(), low_rank(layer.factors, SCALE).sigma
     product = (SCALE * layer.B @ layer.A).detach()
     parameters = [layer.A, layer.B]
-    part = outside(low_rank(layer.factors, SCALE), normal(M, N, generator=generator))
-    grow(layer, leading(part)._replace(sigma=size * float(sigma[-1])))
-    assert layer.rank == R + 1
+    part = leading(outside(low_rank(layer.factors, SCALE), normal(M, N, generator=generator)), number)
+    taken = size * float(sigma[-1]) * torch.linspace(1, 0.3, number, dtype=torch.float64)
+    grow(layer, part._replace(sigma=taken))
+    assert layer.rank == R + number
     assert layer.A is parameters[0]
     assert layer.B is parameters[1]
     assert (layer.weight - before).abs().max() < 1e-14
     assert (layer(x) - output).abs().max() < 1e-13
     found = low_rank(layer.factors, SCALE).sigma
-    expected = torch.cat([sigma, size * sigma[-1:]])
-    assert torch.allclose(found, expected, rtol=1e-12, atol=0)
+    assert torch.allclose(found, torch.cat([sigma, taken]), rtol=1e-12, atol=0)
     # The product does move, by the part that it took over.
-    assert torch.allclose(linalg.matrix_norm(SCALE * layer.B @ layer.A - product), size * sigma[-1], rtol=1e-9)
+    moved = linalg.matrix_norm(SCALE * layer.B @ layer.A - product)
+    assert torch.allclose(moved, linalg.vector_norm(taken), rtol=1e-9)
     if balanced:
         assert balance_defect(layer.factors) < 1e-13
 
 
 @pytest.mark.parametrize("directions", ["gradient", "weight"])
-def test_the_new_directions_lead_the_outer_part_of_gradient_or_weight(directions, generator):
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_the_new_directions_lead_the_outer_part_of_gradient_or_weight(directions, number, generator):
     layer = layer_at(generator, balanced=True)
     W, G = (SCALE * layer.B @ layer.A).detach(), normal(M, N, generator=generator)
     held = (layer.weight - W).detach()
-    ranks = Ranks(Adaptive(start=R, max=5, directions=directions), {"one": layer})
+    ranks = Ranks(Adaptive(start=R, max=R + number, directions=directions), {"one": layer})
     changes = [ranks.look_back({"one": G}) for _ in range(SEEN)]
     assert changes == [False] * (SEEN - 1) + [True]
-    assert layer.rank == R + 1
+    assert layer.rank == R + number
     u, s, v = linalg.svd(dense_outside(W, R, G if directions == "gradient" else held))
     y = low_rank(layer.factors, SCALE)
-    smallest = linalg.svdvals(W)[R - 1]
-    given = smallest if directions == "gradient" else s[0]
-    assert torch.allclose(y.sigma.sort().values, torch.cat([linalg.svdvals(W)[:R], given[None]]).sort().values)
-    # The new direction is what the bases have gained.
-    gained_u, gained_v = y.U @ (y.U.mT @ u[:, 0]), (v[0] @ y.V.mT) @ y.V
-    assert torch.allclose(gained_u, u[:, 0], atol=1e-12)
-    assert torch.allclose(gained_v, v[0], atol=1e-12)
+    smallest = linalg.svdvals(W)[R - 1 : R].expand(number)
+    given = smallest if directions == "gradient" else s[:number]
+    assert torch.allclose(y.sigma.sort().values, torch.cat([linalg.svdvals(W)[:R], given]).sort().values)
+    # The new directions are what the bases have gained.
+    u, v = u[:, :number], v[:number]
+    assert torch.allclose(y.U @ (y.U.mT @ u), u, atol=1e-12)
+    assert torch.allclose((v @ y.V.mT) @ y.V, v, atol=1e-12)
     old = linalg.svd(W)
-    assert (old.U[:, :R].mT @ u[:, 0]).abs().max() < 1e-12
-    assert (old.Vh[:R] @ v[0]).abs().max() < 1e-12
+    assert (old.U[:, :R].mT @ u).abs().max() < 1e-12
+    assert (old.Vh[:R] @ v.mT).abs().max() < 1e-12
     if directions == "gradient":
-        # What is outside now has lost its leading singular value, and nothing else.
-        now = outside(y, G)
-        assert torch.allclose(linalg.matrix_norm(now).square(), s[1:].square().sum(), rtol=1e-12)
-        assert share(now, G) == pytest.approx(float((s[1:].square().sum() / G.square().sum()).sqrt()), rel=1e-12)
+        # What is outside now has lost its leading singular values, and nothing else.
+        now, rest = outside(y, G), s[number:].square().sum()
+        assert torch.allclose(linalg.matrix_norm(now).square(), rest, rtol=1e-12)
+        assert share(now, G) == pytest.approx(float((rest / G.square().sum()).sqrt()), rel=1e-12)
 
 
 def test_growth_goes_on_where_pissa_has_stopped(generator):
     """From the start, directions of the weight are those of a larger rank; and none where nothing is frozen."""
     base = nn.Linear(N, M, dtype=torch.float64)
     start = lambda rank: pissa(base.weight, rank, SCALE, generator)
-    layer, larger = (LowRankLinear(base, start(rank), SCALE) for rank in (R, R + 1))
-    for rank in (R + 1, N, N):
+    layer, larger = (LowRankLinear(base, start(rank), SCALE) for rank in (R, 2 * R))
+    for rank in (2 * R, N, N):
         ranks = Ranks(Adaptive(start=R, outside=0), {"one": layer})
-        for _ in range(SEEN * (rank - R)):
+        for _ in range(SEEN):
             ranks.look_back({"one": normal(M, N, generator=generator)})
-        if rank == R + 1:
+        assert layer.rank == rank
+        if rank == 2 * R:
             y = low_rank(layer.factors, SCALE)
             assert torch.allclose(y.matrix(), SCALE * larger.B @ larger.A, atol=1e-13)
             assert torch.allclose(layer.start_B @ layer.start_A, larger.start_B @ larger.start_A, atol=1e-13)
@@ -154,17 +158,34 @@ def test_no_layer_grows_without_need_or_beyond_its_bounds(generator):
     y = low_rank(layer.factors, SCALE)
     G = {"one": y.frame.vector(normal(y.frame.dimension, generator=generator))}
 
-    def looked(rule, G, rows=math.inf):
+    def looked(rule, G, room=math.inf):
         ranks = Ranks(rule, {"one": layer})
-        return [ranks.look_back(G, rows) for _ in range(SEEN)]
+        return [ranks.look_back(G, lambda columns: columns <= room) for _ in range(SEEN)]
 
     assert not any(looked(Adaptive(start=R), G)), "all of the gradient is tangent"
     generic = {"one": normal(M, N, generator=generator)}
     assert not any(looked(Adaptive(start=R, max=R), generic))
-    rows = 4 * dimension(R + 1, layer)
-    assert not any(looked(Adaptive(start=R), generic, rows - 1))
-    assert any(looked(Adaptive(start=R), generic, rows))
+    one_more = dimension(R + 1, layer)
+    assert not any(looked(Adaptive(start=R), generic, one_more - 1))
+    assert any(looked(Adaptive(start=R), generic, one_more))
     assert layer.rank == R + 1
+
+
+def test_a_layer_doubles_or_goes_to_the_other_side_of_what_steps_cannot_do(generator):
+    sizes = {rank: dimension(rank, layer_at(generator, balanced=True)) for rank in range(1, N + 1)}
+
+    def ranks(rank, serves, most=N):
+        layer = layer_at(generator, balanced=True, rank=rank)
+        found = Ranks(Adaptive(start=1, max=most), {"one": layer})
+        for _ in range(SEEN):
+            found.look_back({"one": normal(M, N, generator=generator)}, serves)
+        return layer.rank
+
+    assert ranks(2, lambda columns: True) == 4
+    assert ranks(4, lambda columns: True) == N
+    assert ranks(2, lambda columns: columns not in (sizes[3], sizes[4]), most=5) == 5
+    assert ranks(2, lambda columns: columns < sizes[4]) == 3
+    assert ranks(2, lambda columns: columns < sizes[3]) == 2
 
 
 def test_the_layer_that_misses_most_grows_first(generator):
@@ -172,10 +193,10 @@ def test_the_layer_that_misses_most_grows_first(generator):
     y = low_rank(layers["one"].factors, SCALE)
     G = {name: normal(M, N, generator=generator) for name in layers}
     G["one"] += 3 * y.frame.vector(y.frame.coordinates(G["one"]))
-    rows = 4 * (dimension(R, layers["one"]) + dimension(R + 1, layers["one"]))
+    room = dimension(R, layers["one"]) + dimension(R + 1, layers["one"])
     ranks = Ranks(Adaptive(start=R, outside=0.01), layers)
     for _ in range(3 * SEEN):
-        ranks.look_back(G, rows)
+        ranks.look_back(G, lambda columns: columns <= room)
     assert [layer.rank for layer in layers.values()] == [R, R + 1]
 
 
@@ -208,7 +229,8 @@ def test_the_best_approximation_is_kept(generator):
 
 def test_a_direction_that_comes_to_nothing_is_waited_for_twice_as_long(generator):
     layer = layer_at(generator, balanced=True)
-    ranks = Ranks(Adaptive(start=R, directions="gradient", size=1e-6, tolerance=1e-4), {"one": layer})
+    rule = Adaptive(start=R, max=R + 1, directions="gradient", size=1e-6, tolerance=1e-4)
+    ranks = Ranks(rule, {"one": layer})
     grown = []
     for step in range(64):
         rank = layer.rank
@@ -216,7 +238,7 @@ def test_a_direction_that_comes_to_nothing_is_waited_for_twice_as_long(generator
         grown += [step] * (layer.rank > rank)
     # Each is truncated at the next look, from which the wait counts.
     gaps = [b - a for a, b in pairwise(grown)]
-    assert gaps == [2 * SEEN, 4 * SEEN, 8 * SEEN]
+    assert gaps == [2**k * SEEN for k in range(1, 6)]
 
 
 # Ranks of matrices are found.
@@ -313,7 +335,7 @@ def test_a_failed_step_leads_back_to_the_ranks_that_there_were(compose, adapt, t
     before = {name: layer.weight.detach().clone() for name, layer in module.layers.items()}
     for layer in module.layers.values():
         part = outside(low_rank(layer.factors, 1.0), torch.ones_like(layer.weight))
-        grow(layer, leading(part))
+        grow(layer, leading(part, 2))
         layer.A.data[0] = math.nan
     evaluator.restore()
     assert [layer.rank for layer in module.layers.values()] == [2, 2, 2]
@@ -332,7 +354,8 @@ def test_the_best_point_keeps_its_ranks_when_the_next_ones_have_others(compose, 
     best.look(evaluator, V)
     there, loss = layer.weight.detach().clone(), best.loss
     grow(
-        layer, leading(outside(low_rank(layer.factors, layer.scale), normal(*layer.weight.shape, generator=generator)))
+        layer,
+        leading(outside(low_rank(layer.factors, layer.scale), normal(*layer.weight.shape, generator=generator)), 1),
     )
     with torch.no_grad():
         layer.A.add_(3 * normal(*layer.A.shape, generator=generator))

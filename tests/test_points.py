@@ -15,7 +15,7 @@ from pinn_odelora.problem import Term
 from pinn_odelora.system import Solution, System
 from pinn_odelora.training.data import PointStream, components
 from pinn_odelora.training.evaluation import Draw, Evaluator
-from pinn_odelora.training.growth import Ended, Growth, ended
+from pinn_odelora.training.growth import Ended, Growth, ended, serve
 from pinn_odelora.training.history import History
 from problems.burgers import Burgers
 from problems.kovasznay import Kovasznay
@@ -148,11 +148,27 @@ def test_rows_stay_below_the_peak_of_double_descent_unless_they_can_pass_it(rows
     assert looked_back(Growth(rows), [2.3], most=most, enough=800).rows == 2 * rows  # P not known
 
 
-def test_enough_rows_are_those_of_eight_hundred_points_inside():
+@pytest.mark.parametrize("first", [125, 1000, None])
+def test_enough_rows_are_the_first_with_eight_hundred_points_inside(first):
     for problem, each in ((Burgers(conditions="soft"), {}), (Kovasznay(), {"pde": 3, "bc": 2})):
-        stream = PointStream(problem.loss_terms(), 4000, 200, fresh=True, rows=4000, components=each)
-        inside = [numbers(stream.draw(0, stream.enough + k).points)["pde"] for k in (-10, 10)]
-        assert inside[0] <= 800 <= inside[1]
+        stream = PointStream(problem.loss_terms(), 4000, 200, fresh=True, rows=4000, components=each, first=first)
+        inside = lambda rows, stream=stream: numbers(stream.draw(0, rows).points)["pde"]
+        assert inside(stream.enough) >= 800
+        assert inside(stream.enough // 2) < 800 or stream.enough == stream.first
+
+
+@pytest.mark.parametrize("each", [2.0, 4.0])
+@pytest.mark.parametrize("enough", [1000, 4000, 8000])
+def test_ranks_are_served_where_rows_would_rest_above_or_below_the_peak(each, enough):
+    """Steps that always meet their own points only: rows double until the test says that they may not."""
+    for columns in range(100, 9000, 173):
+        rows = looked_back(Growth(125), [8.0] * 12, most=4000, columns=columns, enough=enough).rows
+        above, below = rows >= each * columns, rows == enough <= columns / 2
+        assert serve(columns, 4000, enough, each) == (above or below)
+    assert serve(999, 4000, 1000, 4)
+    assert not serve(1728, 4000, 1000, 4)
+    assert serve(3072, 4000, 1000, 4)
+    assert not serve(3072, 4000, 4000, 4)
 
 
 @pytest.mark.parametrize(("price", "enough"), [(2.0, 2), (4.0, 6)])

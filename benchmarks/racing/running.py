@@ -135,7 +135,7 @@ class Steps:
             try:
                 self.evaluator.begin(self.entry.stream.chosen(candidates, self.evaluator.residuals))
                 self.optimizer.step(self.evaluator)
-                change_ranks(self.entry.module.ranks, self.evaluator, self.optimizer, self.entry.stream.all)
+                change_ranks(self.entry.module.ranks, self.evaluator, self.optimizer, self.entry.stream)
             except NonFiniteError as failure:
                 self.failure = str(failure)
                 self.evaluator.restore()

@@ -5,11 +5,11 @@ share that no tangent vector can follow, are
 
     G_out = (I - U Uᵀ) G (I - Vᵀ V) ,        ω = ‖G_out‖ / ‖G‖ .
 
-A layer *grows* where ω stays above a bound: one more pair u, v of directions joins the bases. That they are augmented
-by what a gradient says before a step, and truncated after it, is the rank-adaptive integrator of dynamical low-rank
-approximation (Ceruti, Kusch and Lubich, 2022, arXiv 2104.05247), with one gradient a step GeoLoRA (Schotthöfer,
-Zangrando, Ceruti, Tudisco and Kusch, 2024, arXiv 2410.18720). There a new direction has no singular value of its own.
-Here it takes one over from the frozen weight, as the start of the layer did. With s·b a = σ u v,
+A layer *grows* where ω is above a bound: as many new pairs u, v of directions join the bases as there are. That bases
+are doubled by what a gradient says before a step, and truncated after it, is the rank-adaptive integrator of dynamical
+low-rank approximation (Ceruti, Kusch and Lubich, 2022, arXiv 2104.05247), with one gradient a step GeoLoRA
+(Schotthöfer, Zangrando, Ceruti, Tudisco and Kusch, 2024, arXiv 2410.18720). There a new direction has no singular value
+of its own. Here it takes one over from the frozen weight, as the start of the layer did. With s·b a = σ u v,
 
     W = W0 + s (B A - B₀A₀) ,    (B, B₀) ← ([B, b], [B₀, b]) ,    (A, A₀) ← ([A; a], [A₀; a]) ,
 
@@ -22,9 +22,11 @@ come
     from the gradient    those of G_out, by which the tangent space gains what it misses most at this step, and a part
                          of the smallest singular value there is.
 
-It grows for as long as the manifolds of all layers together have at most a quarter as many dimensions as a step has
-rows, where a scheme solves for its steps: with more of them a step fits its own points (``training.growth``), and pays
-for it with the third power.
+Where a scheme solves for its steps, the manifolds of all layers together may have as many dimensions as the rows of its
+steps can serve (``training.growth``): with more of them a step fits its own points, and pays for it with the third
+power. Rows serve dimensions that are few against them, and again many more than they are, so that the rank may have to
+go to its largest at once. It is to do so early: on Poisson's equation, where a layer was watched for three steps before
+each growth, losses were three to four times those of the largest rank after ten seconds, and equal to them after one.
 
 A layer is *truncated* where singular values are below a part of ‖σ‖: the product is replaced by its best approximation
 of the rank that is left, and W changes by what is said to be truncated. A direction that had grown just before has come
@@ -34,9 +36,9 @@ to nothing, and the next one waits twice as long.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, linalg
@@ -45,8 +47,8 @@ from pinn_odelora.errors import InputError
 from pinn_odelora.lowrank.layer import Factors, LowRankLinear
 from pinn_odelora.lowrank.manifold import LowRank, low_rank
 
-SEEN, LONGEST = 3, 1024
-"""Steps that a layer is watched for before it grows, at first and at most."""
+SEEN, LONGEST = 1, 1024
+"""Steps that a layer is looked at for before it grows, at first and at most."""
 
 
 @dataclass(frozen=True)
@@ -79,14 +81,6 @@ class Adaptive:
             raise InputError(f"start is {self.start}, but it must be at most max, which is {self.max}.")
 
 
-class Direction(NamedTuple):
-    """A pair of singular vectors u (m,) and v (n,), and a singular value."""
-
-    u: Tensor
-    sigma: float
-    v: Tensor
-
-
 def outside(y: LowRank, G: Tensor) -> Tensor:
     """G_out, the part of G (m, n) that is normal to the manifold at y, float64."""
     G = G.to(y.U)
@@ -106,17 +100,16 @@ def share(part: Tensor, G: Tensor) -> float:
     return float(linalg.matrix_norm(part)) / whole if whole > 0 else 0.0
 
 
-def leading(part: Tensor) -> Direction:
-    """The leading singular vectors of a matrix."""
+def leading(part: Tensor, number: int) -> LowRank:
+    """The best approximation of a matrix of that rank."""
     U, sigma, V = linalg.svd(part, full_matrices=False)
-    return Direction(U[:, 0], float(sigma[0]), V[0])
+    return LowRank(U[:, :number], sigma[:number], V[:number])
 
 
 @torch.no_grad()
-def grow(layer: LowRankLinear, new: Direction) -> None:
-    """Let s·B A take over σ u v from the frozen weight."""
-    root = math.sqrt(new.sigma / layer.scale)
-    a, b = (root * new.v)[None].to(layer.A), (root * new.u)[:, None].to(layer.B)
+def grow(layer: LowRankLinear, new: LowRank) -> None:
+    """Let s·B A take over a matrix from the frozen weight."""
+    a, b = (x.to(layer.A) for x in new.factors(layer.scale))
     start = layer.start
     layer.reshape(
         Factors(torch.cat([layer.A, a]), torch.cat([layer.B, b], dim=1)),
@@ -127,7 +120,7 @@ def grow(layer: LowRankLinear, new: Direction) -> None:
 @torch.no_grad()
 def truncate(layer: LowRankLinear, y: LowRank, rank: int) -> float:
     """Replace the product, which is y, by its best approximation of that rank; the Frobenius norm of what is lost."""
-    kept = LowRank(y.U[:, :rank], y.sigma[:rank], y.V[:rank])
+    kept = y.cut(rank)
     layer.reshape(Factors(*(x.to(layer.A) for x in kept.factors(layer.scale))), layer.start)
     return float(linalg.vector_norm(y.sigma[rank:]))
 
@@ -183,33 +176,54 @@ class Ranks:
     def __post_init__(self) -> None:
         self.watches = {name: Watch() for name in self.layers}
 
-    def look_back(self, G: Mapping[str, Tensor], rows: float = math.inf) -> bool:
+    def look_back(self, G: Mapping[str, Tensor], serves: Callable[[int], bool] = lambda columns: True) -> bool:
         """After a step: truncate the layers that can do with less, and let grow those that ask for it, the one that
         misses the largest part of its gradient first; whether one changed.
 
         Args:
             G: ∂L/∂W by layer where the step began, which costs nothing. From one step to the next it hardly matters:
                 what is taken of it is normal to the manifold where the step ended.
-            rows: the most that a step may have, of a scheme that solves for its steps.
+            serves: whether steps can do with manifolds of so many dimensions.
         """
         changed = self.settle()
         parts = {name: outside(self._point(name), G[name]) for name in self.layers}
         for name, part in parts.items():
             self.watches[name].saw(share(part, G[name]))
-        for name in sorted(self.layers, key=lambda name: -self.watches[name].omega):
-            if self._asks(name, rows) and (new := self._direction(name, parts[name])) is not None:
+        for name, rank in self._wanted(serves).items():
+            new = self._directions(name, parts[name], rank - self.layers[name].rank)
+            if new.sigma.numel():
                 grow(self.layers[name], new)
                 self.watches[name].changed(grown=True)
                 changed = True
         return changed
 
-    def _direction(self, name: str, part: Tensor) -> Direction | None:
-        """The one to add; None where all that is left of the weight is as small as what is truncated."""
+    def _wanted(self, serves: Callable[[int], bool]) -> dict[str, int]:
+        """The ranks of the layers that grow: twice those that there are; else the largest, if there is room beyond;
+        else one more, for as many layers as there is room, the one that misses the largest part first.
+        """
+        asking = [name for name in sorted(self.layers, key=lambda name: -self.watches[name].omega) if self._asks(name)]
+        twice = {name: min(2 * self.layers[name].rank, self.most(self.layers[name])) for name in asking}
+        for ranks in (twice, {name: self.most(self.layers[name]) for name in asking}):
+            if serves(self._columns(ranks)):
+                return ranks
+        ranks: dict[str, int] = {}
+        for name in asking:
+            more = ranks | {name: self.layers[name].rank + 1}
+            ranks = more if serves(self._columns(more)) else ranks
+        return ranks
+
+    def _columns(self, ranks: Mapping[str, int]) -> int:
+        """The dimensions of all manifolds together, with these ranks."""
+        return sum(dimension(ranks.get(name, layer.rank), layer) for name, layer in self.layers.items())
+
+    def _directions(self, name: str, part: Tensor, number: int) -> LowRank:
+        """Those to add: fewer where what is left of the weight is as small as what is truncated."""
         y = self._point(name)
         if self.rule.directions == "gradient":
-            return leading(part)._replace(sigma=self.rule.size * float(y.sigma[-1]))
-        new = leading(outside(y, frozen(self.layers[name])))
-        return new if new.sigma > self._least(y) else None
+            new = leading(part, number)
+            return new._replace(sigma=torch.full_like(new.sigma, self.rule.size * float(y.sigma[-1])))
+        new = leading(outside(y, frozen(self.layers[name])), number)
+        return new.cut(int((new.sigma > self._least(y)).sum()))
 
     def settle(self) -> bool:
         """Truncate the layers that can do with less; whether there was one."""
@@ -219,12 +233,9 @@ class Ranks:
     def _point(self, name: str) -> LowRank:
         return low_rank(self.layers[name].factors, self.layers[name].scale)
 
-    def _asks(self, name: str, rows: float) -> bool:
+    def _asks(self, name: str) -> bool:
         layer, watch = self.layers[name], self.watches[name]
-        asks = watch.seen >= watch.wait and watch.omega > self.rule.outside and layer.rank < self.most(layer)
-        columns = sum(dimension(x.rank, x) for x in self.layers.values())
-        more = dimension(layer.rank + 1, layer) - dimension(layer.rank, layer)
-        return asks and self.rule.rows * (columns + more) <= rows
+        return watch.seen >= watch.wait and watch.omega > self.rule.outside and layer.rank < self.most(layer)
 
     def _truncated(self, watch: Watch, layer: LowRankLinear, y: LowRank) -> bool:
         rank = max(1, int((y.sigma > self._least(y)).sum()))

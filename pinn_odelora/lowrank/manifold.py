@@ -39,6 +39,10 @@ class LowRank(NamedTuple):
         """The matrix, (m, n)."""
         return self.U * self.sigma @ self.V
 
+    def cut(self, rank: int) -> LowRank:
+        """The part of the leading singular values."""
+        return LowRank(self.U[..., :rank], self.sigma[..., :rank], self.V[..., :rank, :])
+
     def factors(self, scale: float) -> Factors:
         """The balanced pair with s·B A = U Σ V."""
         root = torch.sqrt(self.sigma / scale)

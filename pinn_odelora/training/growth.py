@@ -55,6 +55,16 @@ def ended(optimizer: Optimizer) -> Ended:
     return Ended(memory.get("ended"), price, memory.get("columns", 0))
 
 
+def below_the_peak(rows: int, most: int, columns: int) -> bool:
+    """Whether twice the rows would lie on the peak of double descent, and no rows beyond it."""
+    return most < 2 * columns and columns < 4 * rows <= 2 * columns
+
+
+def serve(columns: int, most: int, enough: int, each: float) -> bool:
+    """Whether steps can do with so many columns: all rows are so many for each, or enough rows lie below the peak."""
+    return each * columns <= most or (enough <= most and below_the_peak(enough, most, columns))
+
+
 @dataclass
 class Growth:
     """Rows of the next step, and what decides on them; plain numbers, so that it can be saved.
@@ -87,13 +97,9 @@ class Growth:
             fall = math.log(self.began / began)
             self.fall = fall if self.fall is None else (3 * self.fall + fall) / 4
             pays = self.gap > max(LEAST_GAP, 2 * (last.price - 1) * self.fall)
-            if pays and not (self.rows >= enough and self._below_the_peak(most, last.columns)):
+            if pays and not (self.rows >= enough and below_the_peak(self.rows, most, last.columns)):
                 self.rows, self.gap = min(most, FACTOR * self.rows), 0.0
         self.began, self.ended = began, last.loss
-
-    def _below_the_peak(self, most: int, columns: int) -> bool:
-        """Whether twice the rows would lie on the peak of double descent, and no rows beyond it."""
-        return most < 2 * columns and columns < 4 * self.rows <= 2 * columns
 
     def _tells(self, began: float, still: float) -> bool:
         """Whether all three losses are known and have a logarithm, also without the part that stays."""

@@ -29,8 +29,9 @@ from pinn_odelora.points import Points
 from pinn_odelora.system import System
 from pinn_odelora.training import measure
 from pinn_odelora.training.budget import Budget, Progress
+from pinn_odelora.training.data import PointStream
 from pinn_odelora.training.evaluation import Draw, Evaluation, Evaluator
-from pinn_odelora.training.growth import Growth, ended
+from pinn_odelora.training.growth import Growth, ended, serve
 from pinn_odelora.training.incumbent import Incumbent, scatters
 from pinn_odelora.training.interval import Interval, coefficient_intervals
 
@@ -177,8 +178,8 @@ class Adaptation(L.LightningModule):
             with self._counted():
                 self.evaluator.begin(self.trainer.datamodule.chosen(draw, self.evaluator.residuals))
                 self.optimizers(use_pl_optimizer=False).step(self.evaluator)
-                rows = self.trainer.datamodule.all
-                change_ranks(self.ranks, self.evaluator, self.optimizers(use_pl_optimizer=False), rows)
+                stream = self.trainer.datamodule
+                change_ranks(self.ranks, self.evaluator, self.optimizers(use_pl_optimizer=False), stream)
         finally:
             # A step that asks for nothing new has not moved; without this, no budget but time would end the run.
             self.stalled = self.evaluator.count == asked
@@ -302,8 +303,11 @@ class Adaptation(L.LightningModule):
         self.trainer.datamodule.first_step = self.progress.step
 
 
-def change_ranks(ranks: Ranks | None, evaluator: Evaluator, optimizer: Optimizer, rows: int) -> None:
-    """After a step: let the ranks follow the gradient where the step began. ``rows`` are all that there may be."""
+def change_ranks(ranks: Ranks | None, evaluator: Evaluator, optimizer: Optimizer, stream: PointStream) -> None:
+    """After a step: let the ranks follow the gradient where the step began."""
+    if ranks is None:
+        return
     solves = isinstance(optimizer, ImplicitODELoRA)
-    if ranks is not None and ranks.look_back(evaluator.first.weights, rows if solves else math.inf):
+    serves = lambda columns: not solves or serve(columns, stream.all, stream.enough, ranks.rule.rows)
+    if ranks.look_back(evaluator.first.weights, serves):
         optimizer.rank_changed()
