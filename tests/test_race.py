@@ -18,7 +18,8 @@ from racing.plan import SWEEP_SEED, Job, best_rate, finished, jobs
 from racing.results import Results
 from racing.verdict import verdicts
 
-from pinn_odelora.training.incumbent import Incumbent, scatters
+from pinn_odelora.training import step
+from pinn_odelora.training.incumbent import Incumbent
 
 TINY = Case(
     "burgers",
@@ -40,7 +41,7 @@ def ticking(seconds=1.0):
 
 
 def looks(entry):
-    return entry.stream.validates and scatters(running.Steps(entry).optimizer)
+    return step.looks(running.Steps(entry).optimizer, entry.stream)
 
 
 @pytest.fixture
@@ -187,8 +188,8 @@ def test_cosine():
 
 def test_rises_count_once_the_run_has_settled():
     heldout = running.Heldout()
-    for step, loss in ((0, 1.0), (3, 5.0), (10, 8.0), (20, 2.0), (30, 2.5), (40, 1.0)):
-        heldout.look(step, loss)
+    for number, loss in ((0, 1.0), (3, 5.0), (10, 8.0), (20, 2.0), (30, 2.5), (40, 1.0)):
+        heldout.look(number, loss)
     assert heldout.largest_rise == 0.25
     assert (heldout.first, heldout.last) == (1.0, 1.0)
 

@@ -26,12 +26,12 @@ from torch.optim import Optimizer
 
 from pinn_odelora import commandline
 from pinn_odelora.errors import NonFiniteError
-from pinn_odelora.training import build, run
+from pinn_odelora.training import build, run, step
 from pinn_odelora.training.data import PointStream
 from pinn_odelora.training.evaluation import Standing
-from pinn_odelora.training.growth import Growth, ended
-from pinn_odelora.training.incumbent import Incumbent, scatters
-from pinn_odelora.training.module import Adaptation, change_ranks
+from pinn_odelora.training.growth import Growth
+from pinn_odelora.training.incumbent import Incumbent
+from pinn_odelora.training.module import Adaptation
 from pinn_odelora.training.pretrain import pretrained
 from racing.cases import Case
 from racing.contenders import CONFIGS, Contender
@@ -118,32 +118,29 @@ class Steps:
 
     def look(self) -> Standing:
         """Where the run would end here."""
-        if self.entry.stream.validates and scatters(self.optimizer):
+        if step.looks(self.optimizer, self.entry.stream):
             with self._timed():
-                self.incumbent.look(self.evaluator, self.entry.stream.validation(self.growth.rows))
+                step.look(self.incumbent, self.evaluator, self.entry.stream, self.growth.rows)
         return self.incumbent.standing or self.evaluator.standing()
 
     def take(self, rate: float | None) -> None:
         """One step, with that learning rate if it takes one."""
         self._renew()
-        candidates = self.entry.stream.draw(self.draw, self.growth.rows)
+        stream = self.entry.stream
+        candidates = stream.draw(self.draw, self.growth.rows)
         if rate is not None:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
         asked = self.evaluator.count
         with self._timed():
             try:
-                self.evaluator.begin(self.entry.stream.chosen(candidates, self.evaluator.residuals))
-                self.optimizer.step(self.evaluator)
-                change_ranks(self.entry.module.ranks, self.evaluator, self.optimizer, self.entry.stream)
+                step.advance(self.evaluator, self.optimizer, stream, candidates, self.entry.module.ranks)
             except NonFiniteError as failure:
                 self.failure = str(failure)
                 self.evaluator.restore()
                 return
         self.done += 1
-        began = float(self.evaluator.first.total)
-        stream = self.entry.stream
-        self.growth.look_back(stream.most, began, ended(self.optimizer), enough=stream.enough)
+        step.look_back(self.growth, self.evaluator, self.optimizer, stream)
         if self.entry.renewed is None:
             self.draw += 1
             self.stalled = self.evaluator.count == asked

@@ -23,16 +23,14 @@ from pinn_odelora.errors import NonFiniteError
 from pinn_odelora.lowrank.adaptive import Adaptive, Ranks
 from pinn_odelora.lowrank.layer import LowRankLinear
 from pinn_odelora.metrics import max_error, relative_l2
-from pinn_odelora.optim.implicit import ImplicitODELoRA
 from pinn_odelora.optim.methods import Method
 from pinn_odelora.points import Points
 from pinn_odelora.system import System
-from pinn_odelora.training import measure
+from pinn_odelora.training import measure, step
 from pinn_odelora.training.budget import Budget, Progress
-from pinn_odelora.training.data import PointStream
 from pinn_odelora.training.evaluation import Draw, Evaluation, Evaluator
-from pinn_odelora.training.growth import Growth, ended, serve
-from pinn_odelora.training.incumbent import Incumbent, scatters
+from pinn_odelora.training.growth import Growth
+from pinn_odelora.training.incumbent import Incumbent
 from pinn_odelora.training.interval import Interval, coefficient_intervals
 
 Row = dict[str, float]
@@ -146,7 +144,7 @@ class Adaptation(L.LightningModule):
 
     def _step(self, number: int) -> None:
         observed = self.progress.step % self.every == 0
-        self._validate()
+        self._look()
         row = self._state() if observed else {}
         before = measure.weights(self.layers) if observed else {}
         try:
@@ -159,31 +157,27 @@ class Adaptation(L.LightningModule):
             self.record(row | self._left(self.evaluator.first, before))
         self.progress.step += 1
 
-    def _validate(self) -> None:
+    def _look(self) -> None:
         """Whether the network as it stands is the best so far."""
-        if not self.validates:
-            return
-        V = {name: p.to(self.device) for name, p in self.trainer.datamodule.validation(self.growth.rows).items()}
-        with self._counted():
-            self.incumbent.look(self.evaluator, V)
+        stream = self.trainer.datamodule
+        if step.looks(self.optimizers(use_pl_optimizer=False), stream):
+            with self._counted():
+                step.look(self.incumbent, self.evaluator, stream, self.growth.rows)
 
-    @property
-    def validates(self) -> bool:
-        return self.trainer.datamodule.validates and scatters(self.optimizers(use_pl_optimizer=False))
-
-    def _advance(self, draw: Draw) -> None:
+    def _advance(self, candidates: Draw) -> None:
         """One step of the optimiser."""
+        optimizer, stream = self.optimizers(use_pl_optimizer=False), self.trainer.datamodule
         asked = self.evaluator.count
         try:
             with self._counted():
-                self.evaluator.begin(self.trainer.datamodule.chosen(draw, self.evaluator.residuals))
-                self.optimizers(use_pl_optimizer=False).step(self.evaluator)
-                stream = self.trainer.datamodule
-                change_ranks(self.ranks, self.evaluator, self.optimizers(use_pl_optimizer=False), stream)
+                step.advance(self.evaluator, optimizer, stream, candidates, self.ranks)
         finally:
             # A step that asks for nothing new has not moved; without this, no budget but time would end the run.
             self.stalled = self.evaluator.count == asked
-        self._look_back(self.evaluator.first)
+        loss = float(self.evaluator.first.total)
+        self.progress.rises += loss > self.progress.loss
+        self.progress.loss = loss
+        step.look_back(self.growth, self.evaluator, optimizer, stream)
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
@@ -194,15 +188,6 @@ class Adaptation(L.LightningModule):
         finally:
             self.progress.seconds += time.perf_counter() - start
             self.progress.gradient_evals = self.evaluator.count
-
-    def _look_back(self, first: Evaluation) -> None:
-        """After a step that began with that evaluation: whether the loss had risen, how many rows the next one has."""
-        loss, stream = float(first.total), self.trainer.datamodule
-        self.progress.rises += loss > self.progress.loss
-        self.progress.loss = loss
-        still = sum(float(first.terms[name]) for name in stream.still)
-        last = ended(self.optimizers(use_pl_optimizer=False))
-        self.growth.look_back(stream.most, loss, last, still, stream.enough)
 
     def _state(self) -> Row:
         """What can be said of the point that the run would end with."""
@@ -267,7 +252,7 @@ class Adaptation(L.LightningModule):
         if self.ranks is not None and self.ranks.settle():
             self.optimizers(use_pl_optimizer=False).rank_changed()
         stream = self.trainer.datamodule
-        self._validate()
+        self._look()
         self.evaluator.stand(self.incumbent.standing or self.evaluator.standing())
         here = stream.draw(self.progress.step, stream.most).to(self.device)
         look = self.evaluator.look
@@ -301,13 +286,3 @@ class Adaptation(L.LightningModule):
         if evaluation is not None:
             self.evaluator.last = Evaluation(**evaluation)
         self.trainer.datamodule.first_step = self.progress.step
-
-
-def change_ranks(ranks: Ranks | None, evaluator: Evaluator, optimizer: Optimizer, stream: PointStream) -> None:
-    """After a step: let the ranks follow the gradient where the step began."""
-    if ranks is None:
-        return
-    solves = isinstance(optimizer, ImplicitODELoRA)
-    serves = lambda columns: not solves or serve(columns, stream.all, stream.enough, ranks.rule.rows)
-    if ranks.look_back(evaluator.first.weights, serves):
-        optimizer.rank_changed()
