@@ -46,7 +46,9 @@ KEYS: Mapping[str, Key] = {
     "lora.adaptive.start": Key("adaptive rank: r at the start", whole(1)),
     "lora.adaptive.max": Key("the largest r", whole(1)),
     "lora.adaptive.outside": Key("grows while more of the gradient is outside of the tangent space", part),
-    "lora.adaptive.rows": Key("while an implicit step has so many rows for each dimension", number(above=0)),
+    "lora.adaptive.rows": Key(
+        "rows that an implicit step is to have for each dimension, unless far fewer do", number(above=0)
+    ),
     "lora.adaptive.directions": Key("new ones come from weight or gradient", one_of("weight", "gradient")),
     "lora.adaptive.size": Key("of one from the gradient: the part of the smallest singular value", number(above=0)),
     "lora.adaptive.tolerance": Key("singular values of at most this part of all are truncated", part),
