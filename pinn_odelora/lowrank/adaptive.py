@@ -59,7 +59,7 @@ class Adaptive:
         start: r at the start.
         max: the largest r; also at most min(m, n) of a layer.
         outside: the bound of ω.
-        rows: how many there are to be, at least, for every dimension of the manifolds after growth.
+        rows: how many there are to be, at least, for every dimension of the manifolds, unless far fewer do.
         directions: where they come from.
         size: σ of one from the gradient, as a part of the smallest singular value there is.
         tolerance: singular values of at most this part of ‖σ‖ are truncated.
