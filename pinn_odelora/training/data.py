@@ -24,7 +24,6 @@ from pinn_odelora.points import Points
 from pinn_odelora.problem import Term
 from pinn_odelora.system import System, draw_points
 from pinn_odelora.training.evaluation import Draw
-from pinn_odelora.training.growth import FACTOR
 
 NO_STEP = -1
 """The number of a draw that belongs to no step."""
@@ -86,9 +85,8 @@ class PointStream(L.LightningDataModule):
         self.total = sum((components or {}).get(name, 1) * self._size(term) for name, term in drawn.items())
         self.most = self.total if rows is None else min(rows, self.total)
         self.first = self.most if first is None else min(first, self.most)
-        # The fewest rows of a step that go with as many interior points, of those that it can have: see ``growth``.
-        first, least = max(self.first, 1), max(ENOUGH * self.total / interior, 1)
-        self.enough = first * FACTOR ** max(0, math.ceil(math.log(least / first, FACTOR)))
+        # The rows that go with as many interior points.
+        self.enough = math.ceil(ENOUGH * self.total / interior)
         measured = {name: term.where.points.number for name, term in terms.items() if name not in drawn}
         # All rows of a step, the measured ones too.
         self.all = self.most + sum((components or {}).get(name, 1) * number for name, number in measured.items())

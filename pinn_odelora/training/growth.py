@@ -19,8 +19,10 @@ after a doubling is still that of the fewer rows: where it is above 2 log 1.5, r
 the residual, L is larger on the next points for that reason too, by up to log 1.1 to log 1.5 for three tenths of them.
 
 Between P/2 and 2 P rows a step meets its own points nearly, whatever they are, and is at its worst on all others: the
-peak of double descent (Belkin, Hsu, Ma and Mandal, 2019, arXiv 1812.11118). Where R_max lies short of 2 P, rows stay at
-a number between P/4 and P/2, if they are those of enough points: few see too little of an equation by themselves.
+peak of double descent (Belkin, Hsu, Ma and Mandal, 2019, arXiv 1812.11118). Below it every step meets its own points,
+and what it knew of those before is in its momentum: the price of a step, R² P, decides then, not its gap. So where
+R_max lies short of 2 P, rows rest at as many as go with enough points, if these are at most P/2: fewer see too little
+of an equation by themselves, and with more of them errors at equal seconds were larger.
 
 Growing a sample by a test on the sample itself is known from stochastic optimisation (Byrd, Chin, Nocedal and Wu, 2012,
 Math. Program. 134); this test is our own, since it needs a step that is judged on its own points.
@@ -56,13 +58,20 @@ def ended(optimizer: Optimizer) -> Ended:
 
 
 def below_the_peak(rows: int, most: int, columns: int) -> bool:
-    """Whether twice the rows would lie on the peak of double descent, and no rows beyond it."""
-    return most < 2 * columns and columns < 4 * rows <= 2 * columns
+    """Whether these rows lie below the peak of double descent, and no rows beyond it."""
+    return 2 * rows <= columns and most < 2 * columns
+
+
+def more(rows: int, most: int, enough: int, columns: int) -> int:
+    """Twice the rows; or as many as are enough, and those that there are beyond that, where they are to rest."""
+    twice, rest = min(most, FACTOR * rows), max(rows, enough)
+    return rest if rest < twice and below_the_peak(rest, most, columns) else twice
 
 
 def serve(columns: int, most: int, enough: int, each: float) -> bool:
-    """Whether steps can do with so many columns: all rows are so many for each, or enough rows lie below the peak."""
-    return each * columns <= most or (enough <= most and below_the_peak(enough, most, columns))
+    """Whether steps can do with so many columns: all rows are so many for each, or rest, with at most four for each."""
+    rest = enough <= most and below_the_peak(enough, most, columns)
+    return each * columns <= most or (rest and columns <= 4 * enough)
 
 
 @dataclass
@@ -86,7 +95,7 @@ class Growth:
 
         ``still`` is the part of that loss at points that every step has, such as measured ones. The last step ended
         where this one began, so it ended with that part as well: g is taken without it, f with it. ``enough`` are as
-        many rows as may do without more.
+        many rows as do without more below the peak.
 
         A scheme that does not look where its steps end has all rows, since nothing can be seen of it.
         """
@@ -97,8 +106,8 @@ class Growth:
             fall = math.log(self.began / began)
             self.fall = fall if self.fall is None else (3 * self.fall + fall) / 4
             pays = self.gap > max(LEAST_GAP, 2 * (last.price - 1) * self.fall)
-            if pays and not (self.rows >= enough and below_the_peak(self.rows, most, last.columns)):
-                self.rows, self.gap = min(most, FACTOR * self.rows), 0.0
+            if pays and (rows := more(self.rows, most, enough, last.columns)) > self.rows:
+                self.rows, self.gap = rows, 0.0
         self.began, self.ended = began, last.loss
 
     def _tells(self, began: float, still: float) -> bool:
