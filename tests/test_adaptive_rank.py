@@ -184,6 +184,7 @@ def test_a_layer_doubles_or_goes_to_the_other_side_of_what_steps_cannot_do(gener
     assert ranks(2, lambda columns: True) == 4
     assert ranks(4, lambda columns: True) == N
     assert ranks(2, lambda columns: columns not in (sizes[3], sizes[4]), most=5) == 5
+    assert ranks(1, lambda columns: columns != sizes[2], most=5) == 4
     assert ranks(2, lambda columns: columns < sizes[4]) == 3
     assert ranks(2, lambda columns: columns < sizes[3]) == 2
 

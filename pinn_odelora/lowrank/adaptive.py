@@ -198,12 +198,12 @@ class Ranks:
         return changed
 
     def _wanted(self, serves: Callable[[int], bool]) -> dict[str, int]:
-        """The ranks of the layers that grow: twice those that there are; else the largest, if there is room beyond;
-        else one more, for as many layers as there is room, the one that misses the largest part first.
+        """The ranks of the layers that grow: twice those that there are; else four, eight, … times, if there is room
+        beyond; else one more, for as many layers as there is room, the one that misses the largest part first.
         """
         asking = [name for name in sorted(self.layers, key=lambda name: -self.watches[name].omega) if self._asks(name)]
-        twice = {name: min(2 * self.layers[name].rank, self.most(self.layers[name])) for name in asking}
-        for ranks in (twice, {name: self.most(self.layers[name]) for name in asking}):
+        for factor in (2**k for k in range(1, self.rule.max.bit_length() + 1)):
+            ranks = {name: min(factor * self.layers[name].rank, self.most(self.layers[name])) for name in asking}
             if serves(self._columns(ranks)):
                 return ranks
         ranks: dict[str, int] = {}
