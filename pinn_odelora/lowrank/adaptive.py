@@ -25,7 +25,7 @@ come
 Where a scheme solves for its steps, the manifolds of all layers together may have as many dimensions as the rows of its
 steps can serve (``training.growth``): with more of them a step fits its own points, and pays for it with the third
 power. Rows serve dimensions that are few against them, and again many more than they are, so that the rank may have to
-go to its largest at once. It is to do so early: on Poisson's equation losses after ten seconds were three to six times
+grow fourfold or more at once. This is to be early: on Poisson's equation losses after 10 s were three to six times
 those of the largest rank where layers were watched for three steps before each growth, and are about the same without.
 
 A layer is *truncated* where singular values are below a part of ‖σ‖: the product is replaced by its best approximation
