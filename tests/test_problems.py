@@ -382,6 +382,18 @@ def test_allen_cahn_is_as_accurate_as_it_says(d):
     assert relative_l2(allen_cahn.solve(d)(p.x, p.t), allen_cahn.solve(d, refinement=2)(p.x, p.t)) < AllenCahn.accuracy
 
 
+@pytest.mark.parametrize("d", [1e-3, 1e-4])
+@pytest.mark.parametrize("t", [0.02, 0.05, 0.3])
+def test_the_ansatz_of_allen_cahn_leaves_no_kink_to_the_network(d, t):
+    """What is left, u - g, is flat over a quarter of the layer's width from the kink, where 2|s| has slope 2."""
+    problem = AllenCahn(d=d)
+    s = np.array([0.0, math.sqrt(d * t) / 2])
+    p = columns(problem, 1 - s, np.full(2, t))
+    g, _ = problem.ansatz(p)
+    left = (problem.reference(p) - g)[:, 0]
+    assert abs(left[1] - left[0]) / s[1] < 0.02 * 2
+
+
 def test_etdrk4_has_order_four():
     """v' = 3v - 3v² and a stiff linear companion, which is solved exactly whatever the step."""
     exact = lambda v, t: v * np.exp(3 * t) / (1 + v * (np.exp(3 * t) - 1))
