@@ -13,9 +13,10 @@ from pinn_odelora.errors import InputError
 from pinn_odelora.nets import MLP
 from pinn_odelora.system import Solution, System, draw_points
 from pinn_odelora.training import cache, phases
-from pinn_odelora.training.data import PointStream, components
+from pinn_odelora.training.data import PointStream
 from pinn_odelora.training.phases import Leg, Phase, follow, natural_gradient, quasi_newton
 from pinn_odelora.training.pretrain import Pretraining, unseen_error
+from pinn_odelora.training.rows import components
 from problems.burgers import Burgers
 from problems.poisson import Poisson
 
@@ -203,7 +204,7 @@ def test_networks_of_all_kinds_are_trained_and_what_is_frozen_stays(net, finish)
     frozen = {name: p.clone() for name, p in net.named_parameters() if not p.requires_grad}
     system = System(Poisson(), Solution(Poisson(), net))
     points = draw_points(system.terms, 100, 20, seed=5)
-    settings = {"interior": 60, "boundary": 12, "implicit_steps": 6, "lbfgs_evals": 40, "target": 1e-9}
+    settings = {"interior": 60, "boundary": 12, "implicit_steps": 12, "lbfgs_evals": 40, "target": 1e-9}
     losses = [float(system.loss(points).total.detach())]
     for adam_steps in (0, 3):
         Pretraining(adam_steps=adam_steps, finish=finish, **settings).run(Poisson(), net, lambda line: None)

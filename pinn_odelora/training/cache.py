@@ -29,7 +29,7 @@ PARTS = (
 IMPLICIT = (
     *("gradient.py", "linearisation", "optim/groups.py", "optim/implicit.py", "optim/variables.py"),
     *(f"integrators/{name}.py" for name in ("control", "damped", "implicit", "iterative", "plan", "solvers")),
-    *(f"training/{name}.py" for name in ("data", "evaluation", "growth")),
+    *(f"training/{name}.py" for name in ("data", "evaluation", "following", "growth", "rows")),
 )
 """Further code that natural gradient runs."""
 

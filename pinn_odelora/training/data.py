@@ -2,33 +2,30 @@
 
 The points of a step may be bounded by the rows that they give: a system of several components costs a step no more
 than a scalar equation then. Measured points are all taken, and do not count. Points may also follow the residual. Then
-the draw of a step holds twice as many candidates, and the step keeps half of them: a part drawn with probability ∝
-|r| / mean|r| + 1, |r| the size of the residual as the network stands, the others evenly (Wu et al., 2023, arXiv
-2207.10289).
+the draw of a step holds more candidates than the step keeps, see ``following``.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterator, Mapping
 
 import lightning as L
 import torch
-from torch import Tensor, linalg
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from pinn_odelora.errors import InputError
 from pinn_odelora.geometry import Cloud
 from pinn_odelora.points import Points
 from pinn_odelora.problem import Term
-from pinn_odelora.system import System, draw_points
+from pinn_odelora.system import draw_points
+from pinn_odelora.training import rows as rows_of
 from pinn_odelora.training.evaluation import Draw
+from pinn_odelora.training.following import AT_ONCE, candidates, followed
 
 NO_STEP = -1
 """The number of a draw that belongs to no step."""
-ENOUGH = 800
-"""Interior points that may do without more, see ``growth``."""
 
 
 class PointStream(L.LightningDataModule):
@@ -81,27 +78,23 @@ class PointStream(L.LightningDataModule):
         self.validates = validation
         self.terms = terms
         self.sizes = interior, boundary
-        drawn = {name: term for name, term in terms.items() if not isinstance(term.where, Cloud)}
-        self.total = sum((components or {}).get(name, 1) * self._size(term) for name, term in drawn.items())
+        self.total = rows_of.drawn(terms, components or {}, interior, boundary)
         self.most = self.total if rows is None else min(rows, self.total)
         self.first = self.most if first is None else min(first, self.most)
         # The rows that go with as many interior points.
-        self.enough = math.ceil(ENOUGH * self.total / interior)
-        measured = {name: term.where.points.number for name, term in terms.items() if name not in drawn}
+        self.enough = rows_of.enough(self.total, interior)
+        measured = {name: term.where.points.number for name, term in terms.items() if isinstance(term.where, Cloud)}
         # All rows of a step, the measured ones too.
         self.all = self.most + sum((components or {}).get(name, 1) * number for name, number in measured.items())
         # Terms whose points are measured, and the same at every step.
-        self.still = [name for name in terms if name not in drawn]
+        self.still = [*measured]
         self.seed = seed
-        self.fresh = fresh and bool(drawn)
+        self.fresh = fresh and len(measured) < len(terms)
         self.dtype = dtype
         self.block = block
         self.first_step = 0
         self._fixed: Draw | None = None
         self._validation: dict[int, dict[str, Points]] = {}
-
-    def _size(self, term: Term) -> int:
-        return self.sizes[not term.where.interior]
 
     def draw(self, step: int, rows: int | None = None) -> Draw:
         """The draw of one step, on the CPU; candidates where points follow the residual.
@@ -117,55 +110,45 @@ class PointStream(L.LightningDataModule):
         return self._fixed
 
     def validation(self, rows: int) -> dict[str, Points]:
-        """Points that no step has, as many as are drawn for a step of so many rows, on the CPU: always the same."""
+        """Points that no step has, as many as so many rows have candidates at least, on the CPU: always the same."""
         if rows not in self._validation:
-            self._validation = {rows: self._drawn(NO_STEP, rows).points}
+            interior, boundary = self._numbers(rows)
+            self._validation[rows] = self._points(AT_ONCE * interior if self.residual else interior, boundary, NO_STEP)
         return self._validation[rows]
 
     def _drawn(self, number: int, rows: int) -> Draw:
+        kept, boundary = self._numbers(rows)
+        interior = candidates(kept, AT_ONCE * self.sizes[0]) if self.residual else kept
+        return Draw(number, self._points(interior, boundary, number), kept)
+
+    def _numbers(self, rows: int) -> tuple[int, int]:
+        """Interior and boundary points of so many rows."""
         interior, boundary = (max(1, round(size * rows / max(self.total, 1))) for size in self.sizes)
-        candidates = 2 * interior if self.residual else interior
-        points = draw_points(self.terms, candidates, boundary, seed=self.seed, draw=number)
-        return Draw(number, {name: p.to(self.dtype) for name, p in points.items()})
+        return interior, boundary
+
+    def _points(self, interior: int, boundary: int, number: int) -> dict[str, Points]:
+        drawn = draw_points(self.terms, interior, boundary, seed=self.seed, draw=number)
+        return {name: p.to(self.dtype) for name, p in drawn.items()}
 
     def chosen(self, draw: Draw, residuals: Callable[[Mapping[str, Points]], Mapping[str, Tensor]]) -> Draw:
         """The points of a step from its candidates, by the residuals there; the draw itself where none follow them."""
         if not self.residual:
             return draw
         generator = torch.Generator().manual_seed(draw.number)
-        inside = {name: p for name, p in draw.points.items() if self.follows(name)}
-        found = {name: self._following(p, residuals({name: p})[name].detach(), generator) for name, p in inside.items()}
-        return Draw(draw.number, {**draw.points, **found})
+        found = {
+            name: followed(p, draw.kept, self.residual, lambda q, name=name: residuals({name: q})[name], generator)
+            for name, p in draw.points.items()
+            if self.follows(name)
+        }
+        return Draw(draw.number, {**draw.points, **found}, draw.kept)
 
     def follows(self, name: str) -> bool:
         """Whether points of that term are chosen by their residual: those that are drawn, inside."""
         where = self.terms[name].where
         return where.interior and not isinstance(where, Cloud)
 
-    def _following(self, p: Points, r: Tensor, generator: torch.Generator) -> Points:
-        size = linalg.vector_norm(r, dim=1).double().cpu()
-        n = (len(size) + 1) // 2
-        # A residual that is zero or not finite everywhere has nothing to follow.
-        mean = size.mean()
-        chance = size / mean + 1 if 0 < mean < torch.inf else torch.ones_like(size)
-        following = round(self.residual * n)
-        # torch.multinomial refuses to draw none.
-        drawn = torch.multinomial(chance, following, generator=generator) if following else torch.empty(0).long()
-        left = torch.ones(len(size), dtype=torch.bool)
-        left[drawn] = False
-        rows = torch.cat([drawn, left.nonzero()[: n - len(drawn), 0]]).to(r.device)
-        return Points({name: x[rows] for name, x in p.items()})
-
     def train_dataloader(self) -> DataLoader:
         return DataLoader(_Blocks(self), batch_size=None)
-
-
-def components(system: System) -> dict[str, int]:
-    """How many each term has; found with a system of its own, since engines keep to the first points they see."""
-    like = next(system.solution.parameters())
-    few = {name: p.to(like) for name, p in draw_points(system.terms, 8, 8, seed=0).items()}
-    apart = System(system.problem, system.solution, system.extra, system.derivatives)
-    return {name: r.shape[1] for name, r in apart.residuals(few).items()}
 
 
 class _Blocks(IterableDataset):

@@ -26,13 +26,17 @@ from pinn_odelora.system import System
 
 
 class Draw(NamedTuple):
-    """Points for every term, and the number of the draw: equal numbers and sizes mean equal points."""
+    """Points for every term, and the number of the draw: equal numbers and sizes mean equal points.
+
+    ``kept``: how many interior points a step keeps of these candidates; None where they are no candidates.
+    """
 
     number: int
     points: dict[str, Points]
+    kept: int | None = None
 
     def to(self, device: torch.device) -> Draw:
-        return Draw(self.number, {name: p.to(device) for name, p in self.points.items()})
+        return self._replace(points={name: p.to(device) for name, p in self.points.items()})
 
 
 class Evaluation(NamedTuple):

@@ -20,9 +20,9 @@ the residual, L is larger on the next points for that reason too, by up to log 1
 
 Between P/2 and 2 P rows a step meets its own points nearly, whatever they are, and is at its worst on all others: the
 peak of double descent (Belkin, Hsu, Ma and Mandal, 2019, arXiv 1812.11118). Below it every step meets its own points,
-and what it knew of those before is in its momentum: the price of a step, R² P, decides then, not its gap. So where
-R_max lies short of 2 P, rows rest at as many as go with enough points, if these are at most P/2: fewer see too little
-of an equation by themselves, and with more of them errors at equal seconds were larger.
+and what it knew of those before is in its momentum: the price of a step, R² P, decides then, not its gap. So rows rest
+at as many as go with enough points, if these are at most P/2: fewer see too little of an equation by themselves, and
+with more of them errors at equal seconds were larger.
 
 Growing a sample by a test on the sample itself is known from stochastic optimisation (Byrd, Chin, Nocedal and Wu, 2012,
 Math. Program. 134); this test is our own, since it needs a step that is judged on its own points.
@@ -57,20 +57,20 @@ def ended(optimizer: Optimizer) -> Ended:
     return Ended(memory.get("ended"), price, memory.get("columns", 0))
 
 
-def below_the_peak(rows: int, most: int, columns: int) -> bool:
-    """Whether these rows lie below the peak of double descent, and no rows beyond it."""
-    return 2 * rows <= columns and most < 2 * columns
+def below_the_peak(rows: int, columns: int) -> bool:
+    """Whether these rows lie below the peak of double descent."""
+    return 2 * rows <= columns
 
 
 def more(rows: int, most: int, enough: int, columns: int) -> int:
     """Twice the rows; or as many as are enough, and those that there are beyond that, where they are to rest."""
     twice, rest = min(most, FACTOR * rows), max(rows, enough)
-    return rest if rest < twice and below_the_peak(rest, most, columns) else twice
+    return rest if rest < twice and below_the_peak(rest, columns) else twice
 
 
 def serve(columns: int, most: int, enough: int, each: float) -> bool:
     """Whether steps can do with so many columns: all rows are so many for each, or rest, with at most four for each."""
-    rest = enough <= most and below_the_peak(enough, most, columns)
+    rest = enough <= most and below_the_peak(enough, columns)
     return each * columns <= most or (rest and columns <= 4 * enough)
 
 

@@ -31,9 +31,10 @@ from pinn_odelora.optim.groups import single_tensors
 from pinn_odelora.optim.lbfgs import LBFGS
 from pinn_odelora.points import Points
 from pinn_odelora.system import System, draw_points
-from pinn_odelora.training.data import PointStream, components
+from pinn_odelora.training.data import PointStream
 from pinn_odelora.training.evaluation import Evaluator
 from pinn_odelora.training.growth import Growth, ended
+from pinn_odelora.training.rows import components
 
 Report = Callable[[str], None]
 ITERATIONS = 20

@@ -28,10 +28,11 @@ from pinn_odelora.training import build, conclude, measure, pretrain, tracking
 from pinn_odelora.training.allocator import keep_freed_memory
 from pinn_odelora.training.budget import Budget
 from pinn_odelora.training.callbacks import ProgressLine, Saver, StopOnSignal
-from pinn_odelora.training.data import PointStream, components
+from pinn_odelora.training.data import PointStream
 from pinn_odelora.training.files import BASE, HISTORY, START, STATE, write_json
 from pinn_odelora.training.history import History
 from pinn_odelora.training.module import Adaptation, Row, Yardstick
+from pinn_odelora.training.rows import components
 
 DTYPES = {32: torch.float32, 64: torch.float64}
 
