@@ -353,7 +353,8 @@ def test_the_best_point_keeps_its_ranks_when_the_next_ones_have_others(compose, 
     V = run.stream(cfg, evaluator.system).validation(40)
     best = module.incumbent
     best.look(evaluator, V)
-    there, loss = layer.weight.detach().clone(), best.loss
+    best.close(evaluator, lambda times: V)
+    there, loss = layer.weight.detach().clone(), best.best.loss
     grow(
         layer,
         leading(outside(low_rank(layer.factors, layer.scale), normal(*layer.weight.shape, generator=generator)), 1),
@@ -362,9 +363,10 @@ def test_the_best_point_keeps_its_ranks_when_the_next_ones_have_others(compose, 
         layer.A.add_(3 * normal(*layer.A.shape, generator=generator))
     moved = layer.weight.detach().clone()
     best.look(evaluator, V)
-    assert best.loss == loss
+    best.close(evaluator, lambda times: V)
+    assert best.best.loss == loss
     torch.save(asdict(best), tmp_path / "best")
-    kept = Incumbent(**torch.load(tmp_path / "best", weights_only=True))
+    kept = Incumbent.loaded(torch.load(tmp_path / "best", weights_only=True))
     with evaluator.standing_at(kept.standing):
         assert layer.rank == layer.lora_A["default"].out_features == len(layer.start_A) == 2
         assert torch.equal(layer.weight, there)
@@ -402,7 +404,10 @@ def test_the_memory_that_is_said_to_be_needed_is_that_of_the_largest_rank(compos
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["lora.rank=adapted"], "lora.rank is 'adapted', but it must be a whole number of at least 1 or adaptive."),
+        (
+            ["lora.rank=adapted"],
+            "lora.rank is 'adapted', but it must be a whole number of at least 1 or auto or adaptive.",
+        ),
         (
             [*ADAPTIVE, "lora.adaptive.start=5", "lora.adaptive.max=4"],
             "at most lora.adaptive.max, which is 4",

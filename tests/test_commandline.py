@@ -210,7 +210,7 @@ REFUSED = [
     ("lora=4", "lora is 4, but it is not a key with a value: set lora.rank, "),
     ("~lora.rank", "lora.rank is missing from the configuration"),
     ("problem.mu=1", "Unknown key of problem: 'mu'; allowed: amplitude, conditions, nu, weights."),
-    ("lora.rank=0", "lora.rank is 0, but it must be a whole number of at least 1 or adaptive."),
+    ("lora.rank=0", "lora.rank is 0, but it must be a whole number of at least 1 or auto or adaptive."),
     ("log.every=${missing}", "log.every cannot be resolved"),
     ("points=fixed points.residual=0.5", "points.residual is 0.5 with points.fresh=false"),
     ("points=fixed points.first=50", "points.first is 50 with points.fresh=false"),

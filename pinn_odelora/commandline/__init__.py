@@ -14,6 +14,7 @@ Nothing here imports torch, so that ``--help`` and a refusal answer at once.
 
 from pinn_odelora.commandline.checks import ADAPTIVE, UNKNOWN, check
 from pinn_odelora.commandline.folders import has_pretrained, save_config
+from pinn_odelora.commandline.keys import AUTO
 from pinn_odelora.commandline.program import begin, run
 from pinn_odelora.commandline.request import Request
 from pinn_odelora.commandline.settings import register
@@ -21,6 +22,7 @@ from pinn_odelora.commandline.signature import signature
 
 __all__ = [
     "ADAPTIVE",
+    "AUTO",
     "UNKNOWN",
     "Request",
     "begin",

@@ -27,6 +27,8 @@ class Key(NamedTuple):
     rule: Rule
 
 
+AUTO = "auto"
+"""The rank where none is chosen, see ``training.rows``."""
 ADAPTIVE = "adaptive"
 """The rank of factors that grow and shrink."""
 SEED = whole(0, 2**32 - 1)
@@ -42,7 +44,11 @@ KEYS: Mapping[str, Key] = {
     ),
     "budget.seconds": Key("end after so many seconds of training", number(above=0) | null),
     "budget.steps": Key("end after so many steps", whole(1) | null),
-    "lora.rank": Key("rank r of the factors, or adaptive: it follows the gradient", whole(1) | one_of(ADAPTIVE)),
+    "lora.rank": Key(
+        "rank r of the factors; auto: 8 where steps can rest at few rows then, else 4; adaptive: it follows the "
+        "gradient",
+        whole(1) | one_of(AUTO, ADAPTIVE),
+    ),
     "lora.adaptive.start": Key("adaptive rank: r at the start", whole(1)),
     "lora.adaptive.max": Key("the largest r", whole(1)),
     "lora.adaptive.outside": Key("grows while more of the gradient is outside of the tangent space", part),

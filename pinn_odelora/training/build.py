@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from pinn_odelora.checkpoints import load_network
-from pinn_odelora.commandline import ADAPTIVE, UNKNOWN, has_pretrained
+from pinn_odelora.commandline import ADAPTIVE, AUTO, UNKNOWN, has_pretrained
 from pinn_odelora.errors import InputError, NonFiniteError
 from pinn_odelora.geometry import sobol
 from pinn_odelora.lowrank.adaptive import Adaptive
@@ -28,7 +28,7 @@ from pinn_odelora.optim.implicit import ImplicitODELoRA
 from pinn_odelora.optim.methods import Method
 from pinn_odelora.problem import Problem, Term
 from pinn_odelora.system import Solution, System, draw_points
-from pinn_odelora.training import cache
+from pinn_odelora.training import cache, rows
 from pinn_odelora.training.evaluation import Draw, Evaluator
 from pinn_odelora.training.pretrain import Pretraining
 
@@ -50,6 +50,8 @@ class Experiment(NamedTuple):
 def experiment(cfg: DictConfig) -> Experiment:
     """Build and rehearse everything that a configuration names; whatever can be refused is refused here.
 
+    A rank that is chosen by itself stands in the configuration afterwards.
+
     Raises:
         InputError: one sentence on what does not fit.
     """
@@ -63,6 +65,8 @@ def experiment(cfg: DictConfig) -> Experiment:
             kept = None if cfg.pretrain.cache is None else Path(cfg.pretrain.cache)
             cache.check_writable(kept, cache.key(source, net, pretraining(cfg)))
     built = Experiment(problem, source, net, method(cfg), measurements(cfg, problem), unknown)
+    if cfg.lora.rank == AUTO:
+        cfg.lora.rank = own_rank(cfg, built)
     rehearse(cfg, built)
     return built
 
@@ -144,7 +148,7 @@ def measurements(cfg: DictConfig, problem: Problem) -> dict[str, Term]:
 
 def layers(cfg: DictConfig, net: nn.Module, trains: str) -> dict[str, nn.Linear | LowRankLinear]:
     """The layers that are adapted, with factors put beside them when the method trains factors."""
-    patterns = OmegaConf.to_object(cfg.lora.targets) if OmegaConf.is_list(cfg.lora.targets) else cfg.lora.targets
+    patterns = targeted(cfg)
     if trains == "weights":
         # Nothing is put in, so a network without hidden layers is as good: all its layers are measured then.
         return linear_targets(net, "*" if patterns is None and len(linear_layers(net)) < 3 else patterns)
@@ -156,6 +160,24 @@ def layers(cfg: DictConfig, net: nn.Module, trains: str) -> dict[str, nn.Linear 
     adapted = adapt(net, targets, rank, cfg.lora.scale, start, generator, name)
     thaw(net, cfg.lora.also)
     return adapted
+
+
+def targeted(cfg: DictConfig) -> str | Sequence[str] | None:
+    """Patterns of the layers that are adapted; None is the usual ones."""
+    return OmegaConf.to_object(cfg.lora.targets) if OmegaConf.is_list(cfg.lora.targets) else cfg.lora.targets
+
+
+def own_rank(cfg: DictConfig, built: Experiment) -> int:
+    """The rank for these layers, points and components; where there are no factors it is of no account."""
+    if built.method.trains == "weights":
+        return rows.RANKS[0]
+    solution = Solution(built.problem, built.net, built.unknown)
+    system = System(solution.problem, solution, built.measurements, cfg.derivatives.engine)
+    drawn = rows.drawn(system.terms, rows.components(system), cfg.points.interior, cfg.points.boundary)
+    targets = linear_targets(built.net, targeted(cfg))
+    last = [*linear_layers(built.net).values()][-1]
+    beside = sum(p.numel() for p in last.parameters()) if "last" in cfg.lora.also else 0
+    return rows.rank(targets, beside, rows.enough(drawn, cfg.points.interior))
 
 
 def adaptive(cfg: DictConfig, trains: str) -> Adaptive | None:
