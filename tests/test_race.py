@@ -19,7 +19,7 @@ from racing.results import Results
 from racing.verdict import verdicts
 
 from pinn_odelora.training import step
-from pinn_odelora.training.incumbent import Incumbent
+from pinn_odelora.training.incumbent import Candidate, Incumbent
 
 TINY = Case(
     "burgers",
@@ -93,12 +93,16 @@ def test_a_mark_has_the_error_of_the_best_point_that_there_was(enter, monkeypatc
     entry, errors = enter(CONTENDERS[OURS]), []
     yardstick = entry.module.yardstick
 
-    def look(incumbent, evaluator, V):
+    def look(incumbent, evaluator, few):
         errors.append(yardstick.errors()["error/rel_l2"])
         if len(errors) <= 3:
-            incumbent.parameters, incumbent.starts = evaluator.standing()
+            incumbent.challenger = Candidate(*evaluator.standing())
+
+    def close(incumbent, evaluator, V):
+        incumbent.best = incumbent.challenger
 
     monkeypatch.setattr(Incumbent, "look", look)
+    monkeypatch.setattr(Incumbent, "close", close)
     made = running.race(entry, 15.0, clock=ticking())
     by_time = {mark["seconds"]: mark["rel_l2"] for mark in made["marks"]}
     assert [by_time[t] for t in (2, 3, 5, 10, 15)] == [errors[0], errors[1], errors[2], errors[2], errors[2]]

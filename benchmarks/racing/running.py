@@ -12,10 +12,12 @@ whose numbers fail, or that asks for nothing new, keeps its last error until the
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -116,12 +118,20 @@ class Steps:
     def over(self) -> bool:
         return self.stalled or self.failure is not None
 
-    def look(self) -> Standing:
-        """Where the run would end here."""
-        if step.looks(self.optimizer, self.entry.stream):
-            with self._timed():
-                step.look(self.incumbent, self.evaluator, self.entry.stream, self.growth.rows)
-        return self.incumbent.standing or self.evaluator.standing()
+    def look(self) -> Callable[[], Standing]:
+        """Where the run would end here, found when asked for."""
+        if not step.looks(self.optimizer, self.entry.stream):
+            return partial(Standing, *self.evaluator.standing())
+        with self._timed():
+            step.look(self.incumbent, self.evaluator, self.entry.stream, self.done)
+        return partial(self._end, copy.copy(self.incumbent))
+
+    def _end(self, incumbent: Incumbent) -> Standing:
+        """As a run does at its end, which its seconds and evaluations do not have."""
+        count = self.evaluator.count
+        step.close(incumbent, self.evaluator, self.entry.stream)
+        self.evaluator.count = count
+        return incumbent.standing or self.evaluator.standing()
 
     def take(self, rate: float | None) -> None:
         """One step, with that learning rate if it takes one."""
@@ -202,13 +212,13 @@ def race(
     while left and not steps.over:
         if steps.done % entry.cfg.log.every == 0:
             iterates.look(steps.done, yardstick.loss())
-            heldout.look(steps.done, measured(steps, shown, yardstick.loss))
+            heldout.look(steps.done, measured(steps, shown(), yardstick.loss))
         before, evaluations, done = shown, steps.evaluator.count, steps.done
         steps.take(None if rate is None else cosine(rate, steps.seconds, seconds))
         shown = steps.look()
         while left and steps.seconds > left[0] and not steps.over:
-            marks.append(Mark(left.pop(0), measured(steps, before, error), evaluations, done))
-    steps.evaluator.stand(shown)
+            marks.append(Mark(left.pop(0), measured(steps, before(), error), evaluations, done))
+    steps.evaluator.stand(shown())
     heldout.look(steps.done, yardstick.loss())
     marks += [Mark(t, error(), steps.evaluator.count, steps.done) for t in left]
     fell = math.isfinite(heldout.last) and heldout.last <= heldout.first

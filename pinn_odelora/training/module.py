@@ -157,12 +157,13 @@ class Adaptation(L.LightningModule):
             self.record(row | self._left(self.evaluator.first, before))
         self.progress.step += 1
 
-    def _look(self) -> None:
-        """Whether the network as it stands is the best so far."""
+    def _look(self) -> bool:
+        """Whether the run ends with the best point that it has seen; then this one may be it."""
         stream = self.trainer.datamodule
-        if step.looks(self.optimizers(use_pl_optimizer=False), stream):
+        if looks := step.looks(self.optimizers(use_pl_optimizer=False), stream):
             with self._counted():
-                step.look(self.incumbent, self.evaluator, stream, self.growth.rows)
+                step.look(self.incumbent, self.evaluator, stream, self.progress.step)
+        return looks
 
     def _advance(self, candidates: Draw) -> None:
         """One step of the optimiser."""
@@ -252,7 +253,9 @@ class Adaptation(L.LightningModule):
         if self.ranks is not None and self.ranks.settle():
             self.optimizers(use_pl_optimizer=False).rank_changed()
         stream = self.trainer.datamodule
-        self._look()
+        if self._look():
+            with self._counted():
+                step.close(self.incumbent, self.evaluator, stream)
         self.evaluator.stand(self.incumbent.standing or self.evaluator.standing())
         here = stream.draw(self.progress.step, stream.most).to(self.device)
         look = self.evaluator.look
@@ -279,7 +282,7 @@ class Adaptation(L.LightningModule):
             state["param_groups"] = move_data_to_device(state["param_groups"], here)
         self.progress = Progress(**checkpoint["progress"])
         self.growth = Growth(**checkpoint["growth"])
-        self.incumbent = Incumbent(**incumbent)
+        self.incumbent = Incumbent.loaded(incumbent)
         if self.ranks is not None:
             self.ranks.load(checkpoint["ranks"])
         self.evaluator.count = self.progress.gradient_evals

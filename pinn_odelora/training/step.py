@@ -1,6 +1,6 @@
 """One step of a run, and what is asked around it, whoever counts and times it.
 
-look        is the network as it stands the best so far? (``incumbent``)
+look        is the network as it stands the best so far? (``incumbent``; ``close`` at the end)
 advance     points are chosen, the optimiser steps, the ranks follow the gradient there (``lowrank.adaptive``)
 look_back   how many rows does the next step have? (``growth``)
 """
@@ -11,10 +11,11 @@ from torch.optim import Optimizer
 
 from pinn_odelora.lowrank.adaptive import Ranks
 from pinn_odelora.optim.implicit import ImplicitODELoRA
+from pinn_odelora.points import Points
 from pinn_odelora.training.data import PointStream
 from pinn_odelora.training.evaluation import Draw, Evaluator
 from pinn_odelora.training.growth import Growth, ended, serve
-from pinn_odelora.training.incumbent import Incumbent, scatters
+from pinn_odelora.training.incumbent import FEW, ROUND, Incumbent, scatters
 
 
 def looks(optimizer: Optimizer, stream: PointStream) -> bool:
@@ -22,10 +23,21 @@ def looks(optimizer: Optimizer, stream: PointStream) -> bool:
     return stream.validates and scatters(optimizer)
 
 
-def look(incumbent: Incumbent, evaluator: Evaluator, stream: PointStream, rows: int) -> None:
-    """Keep the network as it stands if it is the best so far, by as many validation points as ``rows`` take."""
+def look(incumbent: Incumbent, evaluator: Evaluator, stream: PointStream, number: int) -> None:
+    """Before that step: the network as it stands may be the best so far."""
+    incumbent.look(evaluator, _validation(evaluator, stream, stream.total // FEW))
+    if number % ROUND == 0:
+        close(incumbent, evaluator, stream)
+
+
+def close(incumbent: Incumbent, evaluator: Evaluator, stream: PointStream) -> None:
+    """End the round of steps at hand."""
+    incumbent.close(evaluator, lambda times: _validation(evaluator, stream, times * stream.total))
+
+
+def _validation(evaluator: Evaluator, stream: PointStream, rows: int) -> dict[str, Points]:
     device = evaluator.parameters[0].device
-    incumbent.look(evaluator, {name: p.to(device) for name, p in stream.validation(rows).items()})
+    return {name: p.to(device) for name, p in stream.validation(rows).items()}
 
 
 def advance(
