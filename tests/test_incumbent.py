@@ -54,7 +54,7 @@ def V(*values):
 
 def many(times):
     """So many that carry the loss alike that nothing has to be asked twice."""
-    return V(*[2.0] * 200 * times)
+    return V(*[2.0] * 100 * times)
 
 
 def rounds(best, closure, *found, few=None, all_=many):
@@ -175,7 +175,7 @@ def test_steps_are_the_same_and_the_end_is_the_best_of_them(both):
     stream, y = plain.trainer.datamodule, [*iterates, plain.evaluator.standing()]
     few, all_, more = (stream.validation(n) for n in (stream.total // 10, stream.total, 4 * stream.total))
     # No more than the points that there are carry the loss, so more of them are asked wherever they matter.
-    assert sum(p.number for p in all_.values()) < 200
+    assert sum(p.number for p in all_.values()) < 100
     asked = set()
 
     def loss(x, points):
@@ -211,5 +211,5 @@ def test_validation_points_are_no_steps(both):
     stream = plain.trainer.datamodule
     V = stream.validation(20)["pde"]
     assert torch.equal(V["x"], stream.validation(20)["pde"]["x"])
-    assert V.number == 2 * stream.draw(0, 20).kept
+    assert V.number == stream.draw(0, 20).kept
     assert all(not bool(torch.isin(V["x"], stream.draw(k, 20).points["pde"]["x"]).any()) for k in range(20))

@@ -110,10 +110,9 @@ class PointStream(L.LightningDataModule):
         return self._fixed
 
     def validation(self, rows: int) -> dict[str, Points]:
-        """Points that no step has, as many as so many rows have candidates at least, on the CPU: always the same."""
+        """Points that no step has, as many as give so many rows, on the CPU: always the same."""
         if rows not in self._validation:
-            interior, boundary = self._numbers(rows)
-            self._validation[rows] = self._points(AT_ONCE * interior if self.residual else interior, boundary, NO_STEP)
+            self._validation[rows] = self._points(*self._numbers(rows), NO_STEP)
         return self._validation[rows]
 
     def _drawn(self, number: int, rows: int) -> Draw:
