@@ -10,9 +10,9 @@ compared by few of them, and the best one, the challenger, is held against the b
 A step so costs a fifth of a look at V and one at a tenth of it. L_V tells two points apart that differ by much, and
 hardly two that differ by little: without the 0.9, challengers that were lower by a few parts in a hundred on V were
 higher by up to four fifths on other points. Where fewer than 200 points carry L_V(y*), in the sense of ``following``,
-it is known to a tenth at best, and the best of many such losses is a lucky one. Then the same has to hold by eight times
-as many points, which do not choose. The steps go on from y_n: to start them from x costs more of the fall than it saves
-of the scatter.
+it is known to a tenth at best, and the best of many such losses is a lucky one. Then the same has to hold by eight
+times as many points, which do not choose. The steps go on from y_n: to start them from x costs more of the fall than it
+saves of the scatter.
 """
 
 from __future__ import annotations
