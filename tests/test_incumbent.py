@@ -1,6 +1,7 @@
 """The best point of a run: kept by validation points alone, ended with, and no step changed by it."""
 
 import math
+from copy import copy
 from dataclasses import asdict
 from types import MappingProxyType
 
@@ -97,6 +98,19 @@ def test_where_few_points_carry_the_loss_more_of_them_decide(others, end):
     losses = {x: (2 * (x - 2) ** 2 + 6 * (x - others) ** 2) / 8 for x in (2.5, 12.0)}
     assert best.best.sure == pytest.approx(losses[end])
     assert closure.count == 2 + 2 + 2  # the losses by more points of both
+
+
+def test_a_copy_that_ends_its_round_leaves_the_run_as_it_is():
+    """So is a run measured in the race."""
+    best, closure = Incumbent(), Squares(0.0)
+    rounds(best, closure, [12.0])
+    best.look(closure.at(3.0), V(3.5))
+    before = asdict(best)
+    copied = copy(best)
+    copied.close(closure, lambda times: V(2.0, 2.5))
+    assert float(copied.best.parameters[0]) == 3.0
+    assert copied.best.sure is not None
+    assert asdict(best) == before
 
 
 def test_a_round_without_a_look_changes_nothing():

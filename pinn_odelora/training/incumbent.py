@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -47,7 +47,7 @@ def scatters(optimizer: Optimizer) -> bool:
     return isinstance(optimizer, ImplicitODELoRA) and optimizer.integrator.h is None
 
 
-@dataclass
+@dataclass(frozen=True)
 class Candidate:
     """A point, and what it was judged by; plain enough to be saved.
 
@@ -96,20 +96,22 @@ class Incumbent:
         challenger, self.challenger = self.challenger, Candidate()
         if not challenger.parameters:
             return
-        challenger.loss, carriers = _judged(challenger, evaluator, V(1))
+        loss, carriers = _judged(challenger, evaluator, V(1))
+        challenger = replace(challenger, loss=loss)
         if self.best.parameters:
             if not challenger.loss < BETTER * self.best.loss:
                 return
-            if carriers < CARRIERS and not self._surely(challenger, evaluator, V(MORE)):
-                return
+            if carriers < CARRIERS:
+                challenger = self._asked(challenger, evaluator, V(MORE))
+                if not challenger.sure < BETTER * self.best.sure:
+                    return
         self.best = challenger
 
-    def _surely(self, challenger: Candidate, evaluator: Evaluator, V: Mapping[str, Points]) -> bool:
-        """Whether it is better by these points, too."""
-        challenger.sure, _ = _judged(challenger, evaluator, V)
+    def _asked(self, challenger: Candidate, evaluator: Evaluator, V: Mapping[str, Points]) -> Candidate:
+        """The challenger with its loss by these points; the best one has it afterwards, too."""
         if self.best.sure is None:
-            self.best.sure, _ = _judged(self.best, evaluator, V)
-        return challenger.sure < BETTER * self.best.sure
+            self.best = replace(self.best, sure=_judged(self.best, evaluator, V)[0])
+        return replace(challenger, sure=_judged(challenger, evaluator, V)[0])
 
 
 def _judged(candidate: Candidate, evaluator: Evaluator, V: Mapping[str, Points]) -> tuple[float, float]:
