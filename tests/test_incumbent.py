@@ -14,7 +14,7 @@ from pinn_odelora.optim import ImplicitODELoRA, ODELoRA
 from pinn_odelora.points import Points
 from pinn_odelora.training.evaluation import Evaluator, Standing
 from pinn_odelora.training.history import History
-from pinn_odelora.training.incumbent import Incumbent, scatters
+from pinn_odelora.training.incumbent import Incumbent, more, scatters
 from pinn_odelora.training.module import Adaptation
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::DeprecationWarning:lightning")
@@ -96,8 +96,27 @@ def test_where_few_points_carry_the_loss_more_of_them_decide(others, end):
     all_ = lambda times: V(2.0, 2.0) if times == 1 else V(*[2.0] * 2, *[others] * 6)
     assert rounds(best, closure, [12.0], [2.5], all_=all_) == [12.0, end]
     losses = {x: (2 * (x - 2) ** 2 + 6 * (x - others) ** 2) / 8 for x in (2.5, 12.0)}
-    assert best.best.sure == pytest.approx(losses[end])
+    assert best.best.sure == pytest.approx({8: losses[end]})
     assert closure.count == 2 + 2 + 2  # the losses by more points of both
+
+
+@pytest.mark.parametrize(("carriers", "times"), [(199, 2), (100, 2), (99.9, 4), (50, 4), (49, 8), (3, 8)])
+def test_so_many_more_are_asked_that_enough_of_them_carry_the_loss(carriers, times):
+    assert more(carriers) == times
+
+
+def test_a_loss_by_more_points_is_asked_once():
+    """Each of three rounds asks by its own number, and only what it does not know: carriers 100, 100 and 20."""
+    best, closure, asked = Incumbent(), Squares(0.0), []
+    sizes = iter([200, 100, 100, 20])
+
+    def all_(times):
+        asked.append(times)
+        return V(*[2.0] * (next(sizes) if times == 1 else 10 * times))
+
+    rounds(best, closure, [12.0], [9.0], [6.0], [4.0], all_=all_)
+    assert asked == [1, 1, 2, 2, 1, 2, 1, 8, 8]
+    assert best.best.sure == {8: pytest.approx(4.0)}
 
 
 def test_a_copy_that_ends_its_round_leaves_the_run_as_it_is():
@@ -109,7 +128,7 @@ def test_a_copy_that_ends_its_round_leaves_the_run_as_it_is():
     copied = copy(best)
     copied.close(closure, lambda times: V(2.0, 2.5))
     assert float(copied.best.parameters[0]) == 3.0
-    assert copied.best.sure is not None
+    assert copied.best.sure
     assert asdict(best) == before
 
 
@@ -132,7 +151,7 @@ def test_what_is_saved_is_what_is_loaded():
     rounds(best, closure, [8.0], [5.0], all_=lambda times: V(2.0))
     best.look(closure.at(3.0), V(2.0))
     loaded = Incumbent.loaded(asdict(best))
-    assert (float(loaded.best.parameters[0]), loaded.best.loss, loaded.best.sure) == (5.0, 9.0, 9.0)
+    assert (float(loaded.best.parameters[0]), loaded.best.loss, loaded.best.sure) == (5.0, 9.0, {8: 9.0})
     assert (float(loaded.challenger.parameters[0]), loaded.challenger.loss) == (3.0, 1.0)
 
 

@@ -9,10 +9,10 @@ compared by few of them, and the best one, the challenger, is held against the b
 
 A step so costs a fifth of a look at V and one at a tenth of it. L_V tells two points apart that differ by much, and
 hardly two that differ by little: without the 0.9, challengers that were lower by a few parts in a hundred on V were
-higher by up to four fifths on other points. Where fewer than 200 points carry L_V(y*), in the sense of ``following``,
-it is known to a tenth at best, and the best of many such losses is a lucky one. Then the same has to hold by eight
-times as many points, which do not choose. The steps go on from y_n: to start them from x costs more of the fall than it
-saves of the scatter.
+higher by up to four fifths on other points. Where N < 200 points carry L_V(y*), in the sense of ``following``, it is
+known to a tenth at best, and the best of many such losses is a lucky one. Then the same has to hold by so many times as
+many points, which do not choose, that 200 carry the loss there: by 2, 4 or at most 8 times as many, the first of these
+that is 200 / N. The steps go on from y_n: to start them from x costs more of the fall than it saves of the scatter.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ FEW = 10
 """V has so many times more points than the few."""
 BETTER = 0.9
 CARRIERS = 200
-MORE = 8
-"""How many times more points decide where fewer than these carry the loss."""
+MORE = (2, 4, 8)
+"""How many times more points may be asked where fewer than these carry the loss."""
 
 
 def scatters(optimizer: Optimizer) -> bool:
@@ -55,13 +55,13 @@ class Candidate:
         parameters: all that is trained; empty where there is no point.
         starts: A₀ and B₀ of every adapted layer.
         loss: L_V of the best one, L_few of the challenger.
-        sure: the loss by more points, where it has been asked for.
+        sure: the loss by so many times more points, where it has been asked for.
     """
 
     parameters: list[Tensor] = field(default_factory=list)
     starts: list[list[Tensor]] = field(default_factory=list)
     loss: float = math.inf
-    sure: float | None = None
+    sure: dict[int, float] = field(default_factory=dict)
 
     @property
     def standing(self) -> Standing | None:
@@ -102,16 +102,25 @@ class Incumbent:
             if not challenger.loss < BETTER * self.best.loss:
                 return
             if carriers < CARRIERS:
-                challenger = self._asked(challenger, evaluator, V(MORE))
-                if not challenger.sure < BETTER * self.best.sure:
+                times = more(carriers)
+                self.best, challenger = (_asked(x, times, evaluator, V) for x in (self.best, challenger))
+                if not challenger.sure[times] < BETTER * self.best.sure[times]:
                     return
         self.best = challenger
 
-    def _asked(self, challenger: Candidate, evaluator: Evaluator, V: Mapping[str, Points]) -> Candidate:
-        """The challenger with its loss by these points; the best one has it afterwards, too."""
-        if self.best.sure is None:
-            self.best = replace(self.best, sure=_judged(self.best, evaluator, V)[0])
-        return replace(challenger, sure=_judged(challenger, evaluator, V)[0])
+
+def more(carriers: float) -> int:
+    """How many times as many points are asked where so few carry the loss."""
+    return next((times for times in MORE if times * carriers >= CARRIERS), MORE[-1])
+
+
+def _asked(
+    candidate: Candidate, times: int, evaluator: Evaluator, V: Callable[[int], Mapping[str, Points]]
+) -> Candidate:
+    """With its loss by so many times more points, if it is not known yet."""
+    if times in candidate.sure:
+        return candidate
+    return replace(candidate, sure={**candidate.sure, times: _judged(candidate, evaluator, V(times))[0]})
 
 
 def _judged(candidate: Candidate, evaluator: Evaluator, V: Mapping[str, Points]) -> tuple[float, float]:
