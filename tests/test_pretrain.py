@@ -100,7 +100,7 @@ def test_both_phases_solve_a_problem_from_scratch(phase, generator):
     made = natural_gradient(system, 300, 60, 0).phase if phase == "natural gradient" else by_lbfgs()
     error = unseen_error(system, 0)
     first = error()
-    for _ in range(30):
+    for _ in range(40):
         made.advance()
     assert error() < 1e-3 < first / 100
 

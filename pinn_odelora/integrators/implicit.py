@@ -220,4 +220,4 @@ def half_square(r: Tensor) -> float:
 
 def _factor(gain: float) -> float:
     """What 1/h is multiplied by after a step with this gain ratio (Nielsen, 1999)."""
-    return max(1 / 5, 1 - (2 * min(gain, 1.0) - 1) ** 3)
+    return max(1 / 3, 1 - (2 * min(gain, 1.0) - 1) ** 3)
