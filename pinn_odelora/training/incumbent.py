@@ -5,14 +5,14 @@ its iterates y_n scatters about a level that falls, and by how much the last one
 is kept, found in rounds of five steps on validation points that no step ever has. Within a round the iterates are
 compared by few of them, and the best one, the challenger, is held against the best so far by all of them, V:
 
-    y* = argmin L_few(y_n) over the round ,    x = y* if L_V(y*) < 0.9 L_V(x), else x ,    x = y_0 at first.
+    y* = argmin L_few(y_n) over the round ,    x = y* if L_V(y*) < e^(-2/√N) L_V(x), else x ,    x = y_0 at first.
 
-A step so costs a fifth of a look at V and one at a tenth of it. L_V tells two points apart that differ by much, and
-hardly two that differ by little: without the 0.9, challengers that were lower by a few parts in a hundred on V were
-higher by up to four fifths on other points. Where N < 200 points carry L_V(y*), in the sense of ``following``, it is
-known to a tenth at best, and the best of many such losses is a lucky one. Then the same has to hold by so many times as
-many points, which do not choose, that 200 carry the loss there: by 2, 4 or at most 8 times as many, the first of these
-that is 200 / N. The steps go on from y_n: to start them from x costs more of the fall than it saves of the scatter.
+N is the number of points that carry L_V(y*), in the sense of ``following``, so that 1/√N is the relative standard error
+of that loss: a difference of less than two of them may be chance, and on other points is as often a rise. A step so
+costs a fifth of a look at V and one at a tenth of it. With N < 100 the best of many such losses is still a lucky one.
+Then the same has to hold by so many times as many points, which do not choose, that 100 carry the loss there: by 2, 4
+or at most 8 times as many, the first of these that is 100 / N. The steps go on from y_n: to start them from x costs
+more of the fall than it saves of the scatter.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ ROUND = 5
 """Steps of a round."""
 FEW = 10
 """V has so many times more points than the few."""
-BETTER = 0.9
-CARRIERS = 200
+STANDARD_ERRORS = 2
+"""By so many of its own the loss of a better point is lower."""
+CARRIERS = 100
 MORE = (2, 4, 8)
 """How many times more points may be asked where fewer than these carry the loss."""
 
@@ -55,13 +56,13 @@ class Candidate:
         parameters: all that is trained; empty where there is no point.
         starts: A₀ and B₀ of every adapted layer.
         loss: L_V of the best one, L_few of the challenger.
-        sure: the loss by so many times more points, where it has been asked for.
+        sure: by so many times more points, where they have been asked, the loss, and how many carry it.
     """
 
     parameters: list[Tensor] = field(default_factory=list)
     starts: list[list[Tensor]] = field(default_factory=list)
     loss: float = math.inf
-    sure: dict[int, float] = field(default_factory=dict)
+    sure: dict[int, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def standing(self) -> Standing | None:
@@ -99,14 +100,19 @@ class Incumbent:
         loss, carriers = _judged(challenger, evaluator, V(1))
         challenger = replace(challenger, loss=loss)
         if self.best.parameters:
-            if not challenger.loss < BETTER * self.best.loss:
+            if not lower(challenger.loss, carriers, self.best.loss):
                 return
             if carriers < CARRIERS:
                 times = more(carriers)
                 self.best, challenger = (_asked(x, times, evaluator, V) for x in (self.best, challenger))
-                if not challenger.sure[times] < BETTER * self.best.sure[times]:
+                if not lower(*challenger.sure[times], self.best.sure[times][0]):
                     return
         self.best = challenger
+
+
+def lower(loss: float, carriers: float, other: float) -> bool:
+    """Whether a loss that so many points carry is lower than the other by more than chance; a loss of 0 always is."""
+    return loss < other * (math.exp(-STANDARD_ERRORS / math.sqrt(carriers)) if loss else 1.0)
 
 
 def more(carriers: float) -> int:
@@ -120,7 +126,7 @@ def _asked(
     """With its loss by so many times more points, if it is not known yet."""
     if times in candidate.sure:
         return candidate
-    return replace(candidate, sure={**candidate.sure, times: _judged(candidate, evaluator, V(times))[0]})
+    return replace(candidate, sure={**candidate.sure, times: _judged(candidate, evaluator, V(times))})
 
 
 def _judged(candidate: Candidate, evaluator: Evaluator, V: Mapping[str, Points]) -> tuple[float, float]:
