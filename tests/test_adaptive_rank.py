@@ -285,7 +285,7 @@ def test_the_rank_of_a_matrix_is_found(scheme, rank, start, compose, adapt, tmp_
 )
 def test_an_interrupted_run_ends_with_the_same_bits(scheme, compose, adapt, tmp_path, monkeypatch):
     common = [*ADAPTIVE, "lora.adaptive.outside=0.1", "lora.adaptive.max=5", *scheme]
-    common += ["budget.steps=14", "checkpoint.every=4"]
+    common += ["budget.steps=14", "checkpoint.every=4", "points.interior=400"]
     whole, _ = adapt(compose(*common, f"output_dir={tmp_path / 'whole'}"))
     ranks = [layer.rank for layer in whole.layers.values()]
     assert max(ranks) > 2
@@ -308,7 +308,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(scheme, compose, adapt, tmp_
 
 
 def test_the_adapter_of_other_ranks_is_the_same_function(compose, adapt, tmp_path):
-    common = [*ADAPTIVE, "lora.adaptive.outside=0.1", "lora.adaptive.rows=0.1", "budget.steps=8"]
+    common = [*ADAPTIVE, "lora.adaptive.outside=0.1", "lora.adaptive.rows=0.1", "budget.steps=8", "points.interior=400"]
     module, summary = finished(compose(*common), adapt, tmp_path / "run")
     ranks = [layer.rank for layer in module.layers.values()]
     assert [*summary["ranks"].values()] == ranks

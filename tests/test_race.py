@@ -24,7 +24,7 @@ from pinn_odelora.training.incumbent import Candidate, Incumbent
 TINY = Case(
     "burgers",
     (
-        *("problem=burgers", "net.width=12", "points.interior=40", "points.boundary=12"),
+        *("problem=burgers", "net.width=12", "points.interior=400", "points.boundary=12"),
         *("pretrain.adam_steps=3", "pretrain.lbfgs_evals=0"),
     ),
     seeds=(0, 1),

@@ -52,7 +52,8 @@ def test_both_derivative_engines_train_alike(problem, compose, adapt, tmp_path):
 @pytest.mark.parametrize("integrator", INTEGRATORS)
 @pytest.mark.parametrize("method", ["odelora", "lora_gd"])
 def test_every_integrator_takes_steps_with_no_step_size_given(integrator, method, compose, adapt):
-    module, _ = adapt(compose(f"integrator={integrator}", f"method={method}", "budget.steps=6"))
+    # Of few points a loss is hardly known, and the end of so short a run might be its start.
+    module, _ = adapt(compose(f"integrator={integrator}", f"method={method}", "points.interior=400", "budget.steps=6"))
     assert module.progress.step == 6
     assert module.progress.heldout_loss < module.progress.first_heldout_loss
 
