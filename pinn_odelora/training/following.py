@@ -7,7 +7,7 @@ How many points carry the loss is told by the effective number of its summands (
     N = (Σ r²)² / Σ r⁴ .
 
 Among 2n candidates these are hundreds where the solution is smooth. In a shock that holds a few points of a thousand
-they are a handful, and a step that has seen it by chance only loses it at the next one. So where fewer than 32 carry
+they are a handful, and a step that has seen it by chance only loses it at the next one. So where fewer than 16 carry
 the loss of the first 2n candidates, all others are asked as well.
 """
 
@@ -24,7 +24,7 @@ AT_ONCE = 2
 """Candidates for each point that is kept."""
 AT_MOST = 10
 """Candidates for each point that is kept, where few of them carry the loss."""
-CARRIERS = 32
+CARRIERS = 16
 EVEN = 0.2
 """c: what a point without a residual has of the average chance that a residual gives."""
 

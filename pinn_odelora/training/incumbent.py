@@ -5,14 +5,15 @@ its iterates y_n scatters about a level that falls, and by how much the last one
 is kept, found in rounds of five steps on validation points that no step ever has. Within a round the iterates are
 compared by few of them, and the best one, the challenger, is held against the best so far by all of them, V:
 
-    y* = argmin L_few(y_n) over the round ,    x = y* if L_V(y*) < e^(-2/√N) L_V(x), else x ,    x = y_0 at first.
+    y* = argmin L_few(y_n) over the round ,    x = y* if L_V(y*) < e^(-1/√N) L_V(x), else x ,    x = y_0 at first.
 
 N is the number of points that carry L_V(y*), in the sense of ``following``, so that 1/√N is the relative standard error
-of that loss: a difference of less than two of them may be chance, and on other points is as often a rise. A step so
-costs a fifth of a look at V and one at a tenth of it. With N < 100 the best of many such losses is still a lucky one.
-Then the same has to hold by so many times as many points, which do not choose, that 100 carry the loss there: by 2, 4
-or at most 8 times as many, the first of these that is 100 / N. The steps go on from y_n: to start them from x costs
-more of the fall than it saves of the scatter.
+of that loss: a smaller difference may be chance, and on other points is as often a rise. A step so costs a fifth of a
+look at V and one at a tenth of it. With N < 100 the standard error itself is hardly known, since what weighs most may
+not be among the points, and the best of many such losses is a lucky one. Then so many times as many points are asked,
+which do not choose, that 100 carry the loss there: 2, 4 or at most 8 times as many, the first of these that is 100 / N.
+By these it has to be lower by six standard errors. The steps go on from y_n: to start them from x costs more of the
+fall than it saves of the scatter.
 """
 
 from __future__ import annotations
@@ -36,11 +37,12 @@ ROUND = 5
 """Steps of a round."""
 FEW = 10
 """V has so many times more points than the few."""
-STANDARD_ERRORS = 2
-"""By so many of its own the loss of a better point is lower."""
 CARRIERS = 100
+"""Fewer that carry a loss leave its standard error open, too."""
+ENOUGH, BY_FAR = 1, 6
+"""By so many standard errors the loss of a better point is lower; and by more points, where fewer carry it."""
 MORE = (2, 4, 8)
-"""How many times more points may be asked where fewer than these carry the loss."""
+"""How many times more points may be asked."""
 
 
 def scatters(optimizer: Optimizer) -> bool:
@@ -100,19 +102,19 @@ class Incumbent:
         loss, carriers = _judged(challenger, evaluator, V(1))
         challenger = replace(challenger, loss=loss)
         if self.best.parameters:
-            if not lower(challenger.loss, carriers, self.best.loss):
+            if not lower(challenger.loss, carriers, self.best.loss, ENOUGH):
                 return
             if carriers < CARRIERS:
                 times = more(carriers)
                 self.best, challenger = (_asked(x, times, evaluator, V) for x in (self.best, challenger))
-                if not lower(*challenger.sure[times], self.best.sure[times][0]):
+                if not lower(*challenger.sure[times], self.best.sure[times][0], BY_FAR):
                     return
         self.best = challenger
 
 
-def lower(loss: float, carriers: float, other: float) -> bool:
-    """Whether a loss that so many points carry is lower than the other by more than chance; a loss of 0 always is."""
-    return loss < other * (math.exp(-STANDARD_ERRORS / math.sqrt(carriers)) if loss else 1.0)
+def lower(loss: float, carriers: float, other: float, errors: float) -> bool:
+    """Whether a loss that so many points carry is lower than the other by so many standard errors; 0 always is."""
+    return loss < other * (math.exp(-errors / math.sqrt(carriers)) if loss else 1.0)
 
 
 def more(carriers: float) -> int:
