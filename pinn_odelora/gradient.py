@@ -92,7 +92,7 @@ def in_pieces(system: System) -> Callable[[Mapping[str, Points]], dict[str, Tens
 
     def residual(name: str, p: Points) -> Tensor:
         size = p.number if system.terms[name].coupled else at_once(system.solution)
-        parts = (Points({k: x[i : i + size] for k, x in p.items()}) for i in range(0, p.number, size))
+        parts = [p] if p.number <= size else p.kept(("pieces", size), lambda: p.pieces(size))
         return torch.cat([system.residuals({name: part})[name].detach() for part in parts])
 
     @torch.no_grad()

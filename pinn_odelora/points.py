@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,8 +12,16 @@ from torch import Tensor
 class Points(dict[str, Tensor]):
     """Named columns of shape (N, 1), ``Points(x=..., t=...)``; ``p.x`` reads ``p["x"]``.
 
-    Columns that are not coordinates (measured values, weights) ride along and are never differentiated.
+    Columns that are not coordinates (measured values, weights) ride along and are never differentiated. Nobody writes
+    to points, so that what depends on them alone can be kept with them.
     """
+
+    def kept(self, key: object, make: Callable[[], Any]) -> Any:
+        """``make()``, the first time; the same thing under the same key later on."""
+        known = self.__dict__.setdefault("_kept", {})
+        if key not in known:
+            known[key] = make()
+        return known[key]
 
     def __getattr__(self, name: str) -> Tensor:
         try:
@@ -33,6 +42,10 @@ class Points(dict[str, Tensor]):
     def rows(self, names: Sequence[str]) -> Tensor:
         """The named columns side by side, (N, len(names))."""
         return torch.cat([self[name] for name in names], dim=1)
+
+    def pieces(self, size: int) -> list[Points]:
+        """The points in their order, ``size`` at a time."""
+        return [Points({k: x[i : i + size] for k, x in self.items()}) for i in range(0, self.number, size)]
 
     def tracked(self, names: Sequence[str]) -> Points:
         """The same points with the named columns as fresh leaves that require a gradient."""

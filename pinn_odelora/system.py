@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from pinn_odelora.derivatives import Engine, lifted, rehearse
+from pinn_odelora.derivatives.jet import Jet
 from pinn_odelora.geometry import sobol
 from pinn_odelora.points import Points
 from pinn_odelora.problem import Problem, Term
@@ -42,11 +43,17 @@ class Solution(nn.Module):
         }
 
     def forward(self, p: Points) -> Tensor:
-        N = self.net(lifted(self.problem.embed, p))
+        N = self.net(self._of_coordinates(self.problem.embed, p))
         if self.problem.conditions == "soft":
             return N
-        g, m = lifted(self.problem.ansatz, p)
+        g, m = self._of_coordinates(self.problem.ansatz, p)
         return g + m * N
+
+    def _of_coordinates(self, function: Callable[[Points], Any], p: Points) -> Any:
+        """Of jets once for all evaluations at the same points, unless a coefficient in it may have changed."""
+        if self.coefficients or not any(isinstance(x, Jet) for x in p.values()):
+            return lifted(function, p)
+        return p.kept(function, lambda: lifted(function, p))
 
 
 class Loss(NamedTuple):

@@ -6,8 +6,10 @@ channels with random weights, each channel scaled to size one, so that none hide
 """
 
 import math
+from dataclasses import dataclass
 from itertools import combinations_with_replacement, pairwise, product
 from math import comb, factorial
+from typing import ClassVar
 
 import pytest
 import torch
@@ -19,11 +21,13 @@ from pinn_odelora.derivatives import RULES, AutogradField, by_autograd, pointwis
 from pinn_odelora.derivatives.jet import Channels, Jet, NoJetRule
 from pinn_odelora.derivatives.jets import lifted, seeded
 from pinn_odelora.derivatives.multiindex import closed, partitions, parts, splits, word
+from pinn_odelora.geometry import Box
 from pinn_odelora.lowrank.layer import adapters
 from pinn_odelora.lowrank.start import orthonormal
 from pinn_odelora.lowrank.targets import adapt, linear_targets
 from pinn_odelora.nets.mlp import ACTIVATIONS, MLP
 from pinn_odelora.points import Points
+from pinn_odelora.problem import Problem, Term, parameter
 from pinn_odelora.system import Solution, System, draw_points
 from problems.burgers import Burgers
 from problems.convection import Convection
@@ -589,3 +593,53 @@ def test_lifted_functions_with_rules_stay_jets(generator):
     p = seeded(points(generator), COORDS, Channels(closed(["xx"])))
     assert isinstance(lifted(lambda p: torch.sin(p.x), p), Jet)
     assert lifted(lambda p: torch.sin(p.x), p).parts.keys() == {"", "x", "xx"}
+
+
+# What is kept with points.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counting(Problem):
+    """u' = -k u with u(0) = k, so that the ansatz has the coefficient and the operator has not."""
+
+    coords = ("t",)
+    region = Box(t=(0, 1))
+    enforced = ()
+    asked: ClassVar = []
+    k: float = parameter(1.0, 2.0, above=0)
+
+    def terms(self):
+        return {"pde": Term(self.region, lambda f: f.u_t + self.k * f.u)}
+
+    def ansatz(self, p):
+        self.asked.append(isinstance(p.t, Jet))
+        return torch.exp(-p.t) * self.k, p.t
+
+
+@pytest.mark.parametrize("unknown", [(), ("k",)])
+def test_functions_of_the_coordinates_are_found_once_for_the_same_points(unknown, generator):
+    """Whatever the weights have become since; and at every evaluation where they have an unknown coefficient."""
+    Counting.asked.clear()
+    net = mlp(1, 1, 5, 2, "tanh", generator)
+    solution = Solution(Counting(), net, unknown)
+    system = System(solution.problem, solution)
+    p = Points({"t": uniform(generator, 9, 1)})
+    system.residuals({"pde": p})
+    Counting.asked.clear()
+    for _ in range(3):
+        with torch.no_grad():
+            for x in solution.parameters():
+                x += 0.1
+        found = system.residuals({"pde": p})["pde"]
+        asked = sum(Counting.asked)
+        expected = System(solution.problem, solution, derivatives="autograd").residuals({"pde": p})["pde"]
+        assert distance(found, expected) < 1e-12
+        assert asked == (1 if unknown else 0)
+        Counting.asked.clear()
+
+
+def test_pieces_are_the_points_in_their_order(generator):
+    p = Points({"x": uniform(generator, 10, 1), "t": uniform(generator, 10, 1)})
+    parts = p.pieces(4)
+    assert [q.number for q in parts] == [4, 4, 2]
+    assert all(torch.equal(torch.cat([q[name] for q in parts]), p[name]) for name in p)

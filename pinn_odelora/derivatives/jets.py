@@ -51,10 +51,16 @@ class JetField(Field):
         self._moved = 0
 
     def _propagate(self) -> Jet:
+        if self.asked is not None or self.tape is not None:
+            return self.solution(self._seeded())
+        # The plan goes with its number, which belongs to another one as soon as it is gone.
+        _, jets = self.points.kept(("jets", id(self.plan)), lambda: (self.plan, self._seeded()))
+        return self.solution(jets)
+
+    def _seeded(self) -> Points:
         requests = self.plan.operators if self.asked is None else self.asked.operators
         leaders = (requests[request].differential for request in self.plan.leaders.values())
-        channels = Channels(self.plan.derivatives, tuple(leaders), self.tape)
-        return self.solution(seeded(self.points, self.coords, channels))
+        return seeded(self.points, self.coords, Channels(self.plan.derivatives, tuple(leaders), self.tape))
 
     def derivative(self, field: str, along: str) -> Tensor:
         alpha = word(along)

@@ -24,6 +24,7 @@ from pinn_odelora.training import rows as rows_of
 from pinn_odelora.training.evaluation import Draw
 from pinn_odelora.training.following import AT_ONCE, candidates, followed
 
+CPU = torch.device("cpu")
 NO_STEP = -1
 """The number of a draw that belongs to no step."""
 
@@ -94,7 +95,7 @@ class PointStream(L.LightningDataModule):
         self.block = block
         self.first_step = 0
         self._fixed: Draw | None = None
-        self._validation: dict[int, dict[str, Points]] = {}
+        self._validation: dict[tuple[int, torch.device], dict[str, Points]] = {}
 
     def draw(self, step: int, rows: int | None = None) -> Draw:
         """The draw of one step, on the CPU; candidates where points follow the residual.
@@ -109,11 +110,12 @@ class PointStream(L.LightningDataModule):
             self._fixed = self._drawn(0, self.most)
         return self._fixed
 
-    def validation(self, rows: int) -> dict[str, Points]:
-        """Points that no step has, as many as give so many rows, on the CPU: always the same."""
-        if rows not in self._validation:
-            self._validation[rows] = self._points(*self._numbers(rows), NO_STEP)
-        return self._validation[rows]
+    def validation(self, rows: int, device: torch.device = CPU) -> dict[str, Points]:
+        """Points that no step has, as many as give so many rows: always the same."""
+        if (rows, device) not in self._validation:
+            drawn = self._points(*self._numbers(rows), NO_STEP)
+            self._validation[rows, device] = {name: p.to(device) for name, p in drawn.items()}
+        return self._validation[rows, device]
 
     def _drawn(self, number: int, rows: int) -> Draw:
         kept, boundary = self._numbers(rows)

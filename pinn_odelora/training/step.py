@@ -36,8 +36,7 @@ def close(incumbent: Incumbent, evaluator: Evaluator, stream: PointStream) -> No
 
 
 def _validation(evaluator: Evaluator, stream: PointStream, rows: int) -> dict[str, Points]:
-    device = evaluator.parameters[0].device
-    return {name: p.to(device) for name, p in stream.validation(rows).items()}
+    return stream.validation(rows, evaluator.parameters[0].device)
 
 
 def advance(
