@@ -11,8 +11,8 @@ N is the number of points that carry L_V(y*), in the sense of ``following``, so 
 of that loss: a smaller difference may be chance, and on other points is as often a rise. A step so costs a fifth of a
 look at V and one at a tenth of it. With N < 100 the standard error itself is hardly known, since what weighs most may
 not be among the points, and the best of many such losses is a lucky one. Then so many times as many points are asked,
-which do not choose, that 100 carry the loss there: 2, 4 or at most 8 times as many, the first of these that is 100 / N.
-By these it has to be lower by six standard errors. The steps go on from y_n: to start them from x costs more of the
+which do not choose, that 100 carry the loss there: twice as many, or four times where that is not enough. By these it
+has to be lower by five standard errors. The steps go on from y_n: to start them from x costs more of the
 fall than it saves of the scatter.
 """
 
@@ -39,9 +39,9 @@ FEW = 10
 """V has so many times more points than the few."""
 CARRIERS = 100
 """Fewer that carry a loss leave its standard error open, too."""
-ENOUGH, BY_FAR = 1, 6
+ENOUGH, BY_FAR = 1, 5
 """By so many standard errors the loss of a better point is lower; and by more points, where fewer carry it."""
-MORE = (2, 4, 8)
+MORE = (2, 4)
 """How many times more points may be asked."""
 
 
