@@ -53,7 +53,14 @@ class Solution(nn.Module):
         """Of jets once for all evaluations at the same points, unless a coefficient in it may have changed."""
         if self.coefficients or not any(isinstance(x, Jet) for x in p.values()):
             return lifted(function, p)
-        return p.kept(function, lambda: lifted(function, p))
+        return p.kept(function, lambda: _still(lifted(function, p)))
+
+
+def _still(image: Any) -> Any:
+    """Without a graph behind it, since nothing in it is trained."""
+    if isinstance(image, tuple):
+        return tuple(_still(part) for part in image)
+    return image.map(torch.detach) if isinstance(image, Jet) else image.detach()
 
 
 class Loss(NamedTuple):

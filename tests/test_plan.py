@@ -503,6 +503,12 @@ def test_ansatz_and_embedding_without_rules_work_through_jets(generator):
     for x, y in zip(grad(a.total, weights), grad(b.total, weights), strict=True):
         assert_close(x, y)
     assert math.isclose(float(a.total.detach()), float(sum(a.terms.values()).detach()), rel_tol=1e-15)
+    # What was found of the points at first serves again, with other weights.
+    with torch.no_grad():
+        for x in weights:
+            x *= 1.1
+    for x, y in zip(*(grad(system.loss(points).total, weights) for system in (jets, reverse)), strict=True):
+        assert_close(x, y)
 
 
 def test_a_term_must_declare_that_it_is_coupled(generator):
