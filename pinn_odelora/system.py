@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pinn_odelora.derivatives import Engine, lifted, rehearse
 from pinn_odelora.derivatives.jet import Jet
+from pinn_odelora.derivatives.jets import LastingJets
 from pinn_odelora.geometry import sobol
 from pinn_odelora.points import Points
 from pinn_odelora.problem import Problem, Term
@@ -50,8 +51,8 @@ class Solution(nn.Module):
         return g + m * N
 
     def _of_coordinates(self, function: Callable[[Points], Any], p: Points) -> Any:
-        """Of jets once for all evaluations at the same points, unless a coefficient in it may have changed."""
-        if self.coefficients or not any(isinstance(x, Jet) for x in p.values()):
+        """Once for all evaluations at the same points, unless a coefficient in it may have changed."""
+        if self.coefficients or not isinstance(p, LastingJets):
             return lifted(function, p)
         return p.kept(function, lambda: _still(lifted(function, p)))
 

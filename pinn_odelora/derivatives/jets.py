@@ -54,7 +54,7 @@ class JetField(Field):
         if self.asked is not None or self.tape is not None:
             return self.solution(self._seeded())
         # The plan goes with its number, which belongs to another one as soon as it is gone.
-        _, jets = self.points.kept(("jets", id(self.plan)), lambda: (self.plan, self._seeded()))
+        _, jets = self.points.kept(("jets", id(self.plan)), lambda: (self.plan, LastingJets(self._seeded())))
         return self.solution(jets)
 
     def _seeded(self) -> Points:
@@ -110,6 +110,10 @@ def _shown(request: Operator) -> str:
         for alpha, c in request.coefficients.items()
     )
     return f"op({request.field!r}, {{{terms}}})"
+
+
+class LastingJets(Points):
+    """Coordinates as jets that serve every evaluation at the same points: nothing that makes them is trained."""
 
 
 def seeded(points: Points, coords: Sequence[str], channels: Channels) -> Points:
