@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from pinn_odelora.derivatives import Engine, lifted, rehearse
-from pinn_odelora.derivatives.jet import Jet
 from pinn_odelora.derivatives.jets import LastingJets
 from pinn_odelora.geometry import sobol
 from pinn_odelora.points import Points
@@ -54,14 +53,7 @@ class Solution(nn.Module):
         """Once for all evaluations at the same points, unless a coefficient in it may have changed."""
         if self.coefficients or not isinstance(p, LastingJets):
             return lifted(function, p)
-        return p.kept(function, lambda: _still(lifted(function, p)))
-
-
-def _still(image: Any) -> Any:
-    """Without a graph behind it, since nothing in it is trained."""
-    if isinstance(image, tuple):
-        return tuple(_still(part) for part in image)
-    return image.map(torch.detach) if isinstance(image, Jet) else image.detach()
+        return p.kept(function, torch.no_grad()(lambda: lifted(function, p)))
 
 
 class Loss(NamedTuple):
