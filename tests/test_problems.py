@@ -394,6 +394,24 @@ def test_the_ansatz_of_allen_cahn_leaves_no_kink_to_the_network(d, t):
     assert abs(left[1] - left[0]) / s[1] < 0.02 * 2
 
 
+def test_the_residual_of_allen_cahn_has_half_the_growth_of_what_it_leaves_near_zero():
+    """weight(t)² is what a small solution at t grows by until the end, over what one at 0 does."""
+    small = etdrk4(np.array([5.0]), lambda v: -5 * v**3, np.array([1e-8]), 1 / 400, 400)[:, 0].real
+    t = torch.linspace(0, 1, 401, dtype=torch.float64)
+    growth = small[-1] / small
+    assert torch.allclose(AllenCahn.weight(t) ** 2, torch.from_numpy(growth / growth[0]), rtol=1e-8)
+
+
+def test_the_residual_of_allen_cahn_by_hand(generator):
+    """At u = sin(3x) exp(t)."""
+    problem = AllenCahn(d=0.3)
+    x, t = 2 * torch.rand(2, 50, 1, generator=generator, dtype=torch.float64) - 1
+    field = AutogradField(lambda p: torch.sin(3 * p.x) * torch.exp(p.t), Points(x=x, t=t), ("u",), ("x", "t"))
+    u = torch.sin(3 * x) * torch.exp(t)
+    by_hand = torch.exp(-2.5 * t) * (u + 0.3 * 9 * u - 5 * u + 5 * u**3)
+    assert torch.allclose(problem.terms()["pde"].rows(field), by_hand, atol=1e-12)
+
+
 def test_etdrk4_has_order_four():
     """v' = 3v - 3v² and a stiff linear companion, which is solved exactly whatever the step."""
     exact = lambda v, t: v * np.exp(3 * t) / (1 + v * (np.exp(3 * t) - 1))
