@@ -34,8 +34,9 @@ class AllenCahn(Problem):
     Residual: weighted by exp(-5t/2). What is left of the equation near u = 0, to which 5 (u - u³) is 5 u, grows by
     exp(5 (1 - t)) until the end, while it is largest in the fronts at the end, where it has no time to. Without a
     weight points and loss are all for these. All of the growth, exp(-5t), would leave nothing for where u = ±1, where
-    errors decay: a half of it does better on either jump (``docs/results/defaults.md``). That early times come first
-    is the idea of Wang, Sankaran and Perdikaris (2022, arXiv 2203.07404), there by weights that follow the loss.
+    errors decay: a half of it does better on the default jump and as well on the sharper one
+    (``docs/results/defaults.md``). That early times come first is the idea of Wang, Sankaran and Perdikaris (2022,
+    arXiv 2203.07404), there by weights that follow the loss.
 
     Reference: ETDRK4 on Fourier modes, interpolated. No finite number of modes resolves the kink at once: the error is
     below 1e-6 of the solution over the whole region, 2e-5 before t = 0.01 and 1e-9 from t = 0.2 on, where the equation

@@ -55,9 +55,9 @@ def readme(results: Results, judged: list[Verdict]) -> list[str]:
         "networks, pretrained by Adam and L-BFGS, on the same derivative engine, float64, one thread; seconds are CPU "
         "seconds of that thread, spent on steps and not on measuring. Errors are relative L2 at "
         f"{TEST_POINTS} points, the median over seeds with the smallest and the largest; held-out losses have as many. "
-        "Evaluations count everything: gradients, line searches, linearisations, trial points, the choice of points. "
-        "They are those of the point that a run would have ended with then: the best iterate by validation points for "
-        "implicit schemes, the last one for others. "
+        "Evaluations count everything: gradients, line searches, linearisations, trial points, the choice of points, "
+        "looks at validation points. Errors and held-out losses are those of the point that a run would have ended "
+        "with then: the best iterate by validation points for implicit schemes, the last one for others. "
         "The rise is the largest relative one of its held-out loss between two looks, ten steps apart, after the first "
         f"{SETTLED} steps; a run has diverged when its numbers failed or its held-out loss ended above the first.",
         "",

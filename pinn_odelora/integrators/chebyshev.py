@@ -11,7 +11,8 @@ value below one on the whole of [-β, 0], β = (w₀ + 1)/w₁ (van der Houwen a
     order 2    P_s(z) = 1 + b_s (T_s(w₀ + w₁ z) - T_s(w₀)),        w₁ = T_s'/T_s'',   β ≈ ⅔ (s² - 1)(1 - 2ε/15)
 
 with b_s = T_s''/T_s'² and all T at w₀. The same flow is followed s times further for each evaluation than by Euler's
-scheme. The number of stages follows from h and an estimate of the largest eigenvalue, or the step size does.
+scheme, or a third of that with order 2. The number of stages follows from h and an estimate of the largest eigenvalue,
+or the step size does.
 
 The second-order scheme has an error estimate from what it knows anyway, (4/5)(y - y⁺) + (2/5) h (f(y) + f(y⁺)), the
 defect of the trapezoidal rule (Sommeijer, Shampine and Verwer, 1998).

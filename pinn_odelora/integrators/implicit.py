@@ -14,7 +14,7 @@ With ``correction`` the same factorisation serves once more. The second derivati
     r_dd = (2/e) ((r(R_y(e d)) - r)/e - J d) ,     a = -½ (JᵀJ + 1/h)⁻¹ Jᵀ r_dd ,     y⁺ = R_y(d + a) ,
 
 is the geodesic acceleration of Transtrum and Sethna (2012, arXiv 1201.5885), carried to the manifold by its retraction;
-taken where ‖a‖ < ¾‖d‖ and it does not do worse than d.
+taken where ‖a‖ < ¾‖d‖, and it leaves less than a quarter of the loss or does not do worse than d.
 
 With ``momentum`` β a step starts from β times the last one, c = β P_T(d_last + a_last) in the tangent space at y:
 

@@ -1,8 +1,8 @@
-"""The points of a run as a LightningDataModule: those of step k are a function of the seed, k and their number alone.
+"""The points of a run as a LightningDataModule: what step k draws is a function of the seed, k and a number alone.
 
 The points of a step may be bounded by the rows that they give: a system of several components costs a step no more
 than a scalar equation then. Measured points are all taken, and do not count. Points may also follow the residual. Then
-the draw of a step holds more candidates than the step keeps, see ``following``.
+the draw of a step holds more candidates than the step keeps, see ``following``; which it keeps is told by the network.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class PointStream(L.LightningDataModule):
         return self._fixed
 
     def validation(self, rows: int, device: torch.device = CPU) -> dict[str, Points]:
-        """Points that no step has, as many as give so many rows: always the same."""
+        """As many as give so many rows, always the same; no step has those that are drawn, all have measured ones."""
         if (rows, device) not in self._validation:
             drawn = self._points(*self._numbers(rows), NO_STEP)
             self._validation[rows, device] = {name: p.to(device) for name, p in drawn.items()}

@@ -1,9 +1,9 @@
-"""Evaluate loss and gradient for an optimiser: counted, checked to be finite, and never done twice at one point.
+"""Evaluate loss and gradient for an optimiser: counted, checked to be finite, and not done twice in a row at one point.
 
 An optimiser asks through a closure: for loss and gradient by calling it, as torch's optimisers do, and an implicit
-scheme also for rows and their linearisation. Every evaluation counts one, whoever asks for it. A second question at the
-same parameters and the same points is answered from memory: it is how an embedded pair whose last stage is its next
-first stage, or a line search that ends where it last looked, pay once.
+scheme also for rows and their linearisation. Every evaluation counts one, whoever asks for it. A second question for
+loss and gradient at the same parameters and the same points is answered from memory: it is how an embedded pair whose
+last stage is its next first stage, or a line search that ends where it last looked, pay once.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pinn_odelora.system import System
 
 
 class Draw(NamedTuple):
-    """Points for every term, and the number of the draw: equal numbers and sizes mean equal points.
+    """Points for every term, and the number of the draw: equal numbers mean equal points, if of as many candidates.
 
     ``kept``: how many interior points a step keeps of these candidates; None where they are no candidates.
     """

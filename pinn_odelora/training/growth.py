@@ -69,7 +69,9 @@ def more(rows: int, most: int, enough: int, columns: int) -> int:
 
 
 def serve(columns: int, most: int, enough: int, each: float) -> bool:
-    """Whether steps can do with so many columns: all rows are so many for each, or rest, with at most four for each."""
+    """Whether steps can do with so many columns: all rows are ``each`` for a column, or steps rest at ``enough`` rows
+    with at most four columns for each of them.
+    """
     rest = enough <= most and below_the_peak(enough, columns)
     return each * columns <= most or (rest and columns <= 4 * enough)
 
@@ -94,8 +96,8 @@ class Growth:
         """After a step that began with that loss on its own points; ``most`` are all rows there may be.
 
         ``still`` is the part of that loss at points that every step has, such as measured ones. The last step ended
-        where this one began, so it ended with that part as well: g is taken without it, f with it. ``enough`` are as
-        many rows as do without more below the peak.
+        where this one began, so it ended with that part as well: g is taken without it, f with it. ``enough`` are the
+        rows at which steps rest where these lie below the peak.
 
         A scheme that does not look where its steps end has all rows, since nothing can be seen of it.
         """

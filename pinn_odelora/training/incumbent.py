@@ -3,7 +3,8 @@
 A scheme that chooses the size of a step by the step's own points goes as far as these allow. On all others the loss of
 its iterates y_n scatters about a level that falls, and by how much the last one is off is chance. So the best of them
 is kept, found in rounds of five steps on validation points that no step ever has. Within a round the iterates are
-compared by few of them, and the best one, the challenger, is held against the best so far by all of them, V:
+compared by few of them, and the best one, the challenger, is held against the best so far by all of them, V (measured
+points, which every step has, are among both):
 
     y* = argmin L_few(y_n) over the round ,    x = y* if L_V(y*) < e^(-1/√N) L_V(x), else x ,    x = y_0 at first.
 

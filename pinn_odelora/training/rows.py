@@ -7,7 +7,8 @@ steps rest there, below the peak of double descent, and are at their cheapest. S
     4 , or 8 where steps rest with 8 and not with 4:
 
 at width 40 a scalar equation has 953 columns at rank 4 and 1769 at rank 8, the last layer included; at width 128 3,153
-at rank 4. Three components at 800 points are too many rows for both, and 4 is the better one for steps of all rows.
+at rank 4. The three components of Kovasznay flow have 2,520 rows at 800 points. At width 40 that is too many for both,
+and 4 is the better one for steps of all rows; at width 128 they rest with the 6,339 columns of rank 8.
 """
 
 from __future__ import annotations
