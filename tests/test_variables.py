@@ -264,6 +264,22 @@ def test_a_step_of_full_implicit_is_the_damped_gauss_newton_step(width, memory, 
     assert linalg.vector_norm(step - d) < (1e-2 if form == "cg" else 1e-8) * linalg.vector_norm(d)
 
 
+@pytest.mark.parametrize(("width", "memory", "form"), [(128, 2.0**29, "pairs"), (8, 3e4, "cg")])
+def test_ros2_needs_no_matrix(width, memory, form):
+    """A short step is that of the flow, -h Jᵀr; with the second stage's velocity reversed it would be nothing."""
+    solution, _, evaluator = full(None, memory, width)
+    parameters = list(solution.parameters())
+    before = torch.cat([p.detach().flatten() for p in parameters])
+    evaluator()
+    flow = -torch.cat([p.grad.flatten() for p in parameters])
+    method = full_implicit(ROS2(h=1e-7, memory=memory))
+    optimizer = method.optimizer(method.groups(solution))
+    optimizer.step(evaluator)
+    step = torch.cat([p.detach().flatten() for p in parameters]) - before
+    assert optimizer.param_groups[0]["memory"]["form"] == form
+    assert linalg.vector_norm(step / 1e-7 - flow) < 1e-3 * linalg.vector_norm(flow)
+
+
 def test_steps_by_conjugate_gradients_go_the_way_of_the_dense_ones():
     losses = {}
     for memory in (3e4, 2.0**29):

@@ -49,7 +49,7 @@ def ros2_stages(system: Residual, local: Local, solver: Solver, h: float, gamma:
     mu = 1 / (gamma * h)
     k1 = -mu * solver(local.r, mu)
     second = system.linearise(local.retract(h * k1))
-    velocity = local.coordinates(second.vector(-second.J.mT @ second.r))
+    velocity = local.coordinates(second.vector(-(second.J.mT @ second.r)))
     if not bool(torch.isfinite(velocity).all()):
         raise FloatingPointError(f"The velocity at the second stage of a step of h = {h:.1e} is not finite.")
     b = velocity - 2 * k1
