@@ -21,6 +21,7 @@ def three(width):
         (128, 129, 800, 4),  # 3153 columns at rank 4
         (6, 0, 10, 4),  # 8 is no rank of such layers, and 4 rests
         (6, 0, 800, 4),
+        (3, 0, 800, 3),  # 4 is no rank of such layers
     ],
 )
 def test_the_rank_is_the_smaller_one_that_lets_steps_rest(width, beside, enough, rank):

@@ -51,5 +51,6 @@ def rank(layers: Mapping[str, nn.Linear], beside: int, rows: int) -> int:
     """The one without a choice, for layers that are to be adapted; ``beside`` is what else is trained."""
     sides = [(layer.out_features, layer.in_features) for layer in layers.values()]
     columns = lambda r: beside + sum(r * (m + n - r) for m, n in sides)
-    resting = (r for r in RANKS if all(r <= min(side) for side in sides) and below_the_peak(rows, columns(r)))
-    return next(resting, RANKS[0])
+    largest = min(min(side) for side in sides)
+    resting = (r for r in RANKS if r <= largest and below_the_peak(rows, columns(r)))
+    return next(resting, min(RANKS[0], largest))
