@@ -26,11 +26,11 @@ def train(cfg: DictConfig) -> None:
     facts = run.pretrained_network(cfg, built, folder)
     loggers = run.loggers(cfg, folder, facts)
     module = run.fit(cfg, built, loggers, folder)
-    conclude.save_weights(module, folder)
-    conclude.save_coefficients(module, folder)
     if module.interrupted:
         conclude.interrupted(module, loggers, folder)
 
+    conclude.save_weights(module, folder)
+    conclude.save_coefficients(module, folder)
     result = conclude.summary(cfg, module, facts)
     files.write_json(folder / files.SUMMARY, result)
     conclude.publish(loggers, module, result, conclude.pictures(module, folder))

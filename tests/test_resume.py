@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pinn_odelora import commandline
+from pinn_odelora import commandline, load
+from pinn_odelora.errors import InputError
 from pinn_odelora.training.history import History
 from pinn_odelora.training.module import Adaptation
 
@@ -148,3 +149,7 @@ def test_a_signal_ends_the_run_with_the_line_that_continues_it(number, tmp_path)
     assert f"python train.py resume={tmp_path / 'run'}" in said
     assert "Traceback" not in said
     assert (tmp_path / "run" / "last.ckpt").exists()
+    # What is saved of the solution is that of a finished run.
+    assert not (tmp_path / "run" / "adapter").exists()
+    with pytest.raises(InputError, match="no finished run; continue it"):
+        load(tmp_path / "run")
