@@ -270,6 +270,18 @@ def test_the_rank_of_a_matrix_is_found(scheme, rank, start, compose, adapt, tmp_
     assert row["lora/rank"] == row["lora/W/rank"] == rank
 
 
+@pytest.mark.parametrize("chart", ["factors", "manifold"])
+def test_a_step_that_changes_a_rank_says_how_large_it_was(chart, compose, adapt, tmp_path):
+    rule = (*ADAPTIVE, "lora.adaptive.outside=0.1", "lora.adaptive.max=5")
+    cfg = compose(*rule, "integrator=heun", f"integrator.chart={chart}", "budget.steps=8", "log.every=1")
+    adapt(cfg)
+    *rows, _ = History(Path(cfg.output_dir) / "history.csv").rows
+    assert len({row["lora/rank"] for row in rows}) > 1
+    assert all(row["integrator/h"] > 0 for row in rows)
+    if chart == "manifold":
+        assert all(row["lora/discarded"] >= 0 for row in rows)
+
+
 # A run.
 
 

@@ -21,7 +21,7 @@ from pinn_odelora.integrators.explicit import Descent, State
 from pinn_odelora.integrators.tableau import EULER
 from pinn_odelora.lowrank.balance import rebalance
 from pinn_odelora.lowrank.layer import Factors
-from pinn_odelora.optim.groups import forget, is_pair
+from pinn_odelora.optim.groups import forget_but, is_pair
 
 Flow = Callable[[Factors, Factors, float], Factors]
 """``flow(y, g, scale)``: the velocity at factors y with gradients g; pure, so that every stage sees the same field."""
@@ -114,7 +114,7 @@ class ODELoRA(Optimizer):
 
     def rank_changed(self) -> None:
         """The pairs have other shapes: step sizes and eigenvalues found for the others are forgotten."""
-        forget(self.param_groups)
+        forget_but(self.param_groups, "last_h")
 
     def _advance(self, velocity: Callable[[State], State], y: State) -> State:
         """One step of the integrator; groups with different step sizes run at different speeds of one time."""

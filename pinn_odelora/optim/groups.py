@@ -58,9 +58,15 @@ def at_rank(group: Group, rank: int) -> Group:
 
 
 def forget(groups: list[Group], *names: str) -> None:
-    """Drop what the optimiser remembers of its last step, or of it what is named."""
+    """Drop what is named of what the optimiser remembers of its last step."""
     for group in groups:
-        group["memory"] = {k: x for k, x in group["memory"].items() if k not in names} if names else {}
+        group["memory"] = {k: x for k, x in group["memory"].items() if k not in names}
+
+
+def forget_but(groups: list[Group], *names: str) -> None:
+    """Drop all that the optimiser remembers of its last step but what is named."""
+    for group in groups:
+        group["memory"] = {k: x for k, x in group["memory"].items() if k in names}
 
 
 @contextmanager

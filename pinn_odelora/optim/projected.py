@@ -18,7 +18,7 @@ from pinn_odelora.integrators import Chebyshev, RungeKutta
 from pinn_odelora.integrators.explicit import Descent
 from pinn_odelora.lowrank.manifold import LowRank
 from pinn_odelora.lowrank.space import Element, FixedRank, Point, project
-from pinn_odelora.optim.groups import forget, unchanged_on_failure
+from pinn_odelora.optim.groups import forget_but, unchanged_on_failure
 from pinn_odelora.optim.surroundings import Surroundings
 from pinn_odelora.optim.variables import variable
 
@@ -62,7 +62,7 @@ class ProjectedODELoRA(Optimizer):
 
     def rank_changed(self) -> None:
         """The pairs have other shapes: step sizes and eigenvalues found for the others are forgotten."""
-        forget(self.param_groups)
+        forget_but(self.param_groups, "last_h", "discarded")
 
     def _place(self, y: list[Point]) -> None:
         for x, group in zip(y, self.param_groups, strict=True):
