@@ -11,11 +11,15 @@ from torch import nn
 
 from pinn_odelora.errors import InputError, NonFiniteError
 from pinn_odelora.lowrank.layer import Factors, LowRankLinear
-from pinn_odelora.training import build, cache, conclude, measure, run
+from pinn_odelora.nets import MLP
+from pinn_odelora.system import Solution, System, draw_points
+from pinn_odelora.training import build, cache, conclude, measure, run, step
 from pinn_odelora.training.budget import Budget, Progress
 from pinn_odelora.training.compare import compare, summaries
 from pinn_odelora.training.history import History
+from pinn_odelora.training.module import Yardstick
 from pinn_odelora.training.pretrain import Pretraining
+from problems.heat import Heat
 
 ROOT = Path(__file__).parent.parent
 PROBLEMS = sorted(p.stem for p in (ROOT / "configs/problem").glob("*.yaml"))
@@ -135,6 +139,63 @@ def test_a_run_that_overflows_names_term_and_layer_and_keeps_the_last_good_state
     conclude.save_weights(module, tmp_path / "run")
     with pytest.raises(NonFiniteError, match="last good state is kept"):
         conclude.last_words(module, result, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "error", [InputError("the flow is singular here."), FloatingPointError("No step is short enough.")]
+)
+def test_what_a_step_refuses_ends_the_run_as_numbers_that_fail_do(error, compose, adapt, monkeypatch):
+    advance = step.advance
+
+    def refusing(evaluator, optimizer, *rest):
+        if evaluator.count > 4:
+            raise error
+        advance(evaluator, optimizer, *rest)
+
+    monkeypatch.setattr(step, "advance", refusing)
+    cfg = compose("method=lora_adam", "budget.steps=9")
+    module, facts = adapt(cfg)
+    assert isinstance(module.failure, NonFiniteError)
+    assert str(module.failure) == str(error)
+    result = conclude.summary(cfg, module, facts)
+    assert (result["steps"], result["diverged"]) == (5, True)
+
+
+class Sine(torch.autograd.Function):
+    """With a backward pass of its own, which the rules inside forward never meet."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return torch.sin(x)
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return g * torch.cos(x)
+
+
+class OwnGradient(torch.nn.Module):
+    def __init__(self, generator):
+        super().__init__()
+        self.net = MLP(2, 1, width=8, depth=2, generator=generator).double()
+
+    def forward(self, x):
+        *hidden, last = self.net.linears
+        for linear in hidden:
+            x = Sine.apply(linear(x))
+        return last(x)
+
+
+def test_a_measurement_before_the_first_step_does_not_choose_another_derivative_engine(generator):
+    """Held-out losses are found with weights that have no gradient, by which jets would be told to be wrong."""
+    problem = Heat()
+    system = System(problem, Solution(problem, OwnGradient(generator)))
+    points = draw_points(system.terms, 20, 4, seed=1)
+    Yardstick(system, points["pde"], points).loss()
+    assert system.engine("pde", points["pde"]).plan is None
+    apart = System(problem, system.solution)
+    assert apart.engine("pde", points["pde"]).plan is None
 
 
 def test_float32_runs_in_float32(compose, adapt):

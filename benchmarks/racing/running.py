@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.optim import Optimizer
 
 from pinn_odelora import commandline
-from pinn_odelora.errors import NonFiniteError
+from pinn_odelora.errors import InputError
 from pinn_odelora.training import build, run, step
 from pinn_odelora.training.data import PointStream
 from pinn_odelora.training.evaluation import Standing
@@ -145,7 +145,7 @@ class Steps:
         with self._timed():
             try:
                 step.advance(self.evaluator, self.optimizer, stream, candidates, self.entry.module.ranks)
-            except NonFiniteError as failure:
+            except (FloatingPointError, InputError) as failure:
                 self.failure = str(failure)
                 self.evaluator.restore()
                 return

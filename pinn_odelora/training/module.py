@@ -19,7 +19,7 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pinn_odelora.errors import NonFiniteError
+from pinn_odelora.errors import InputError, NonFiniteError
 from pinn_odelora.lowrank.adaptive import Adaptive, Ranks
 from pinn_odelora.lowrank.layer import LowRankLinear
 from pinn_odelora.metrics import max_error, relative_l2
@@ -60,7 +60,10 @@ class Yardstick:
         }
 
     def loss(self) -> float:
-        """The loss on the held-out points."""
+        """The loss on the held-out points, without the graph that derivatives by reverse mode need of the weights."""
+        # Whether jets may be used is told by gradients of weights, which is asked while there are any.
+        for name, p in self.heldout.items():
+            self.system.engine(name, p)
         trained = [p for p in self.system.solution.parameters() if p.requires_grad]
         for p in trained:
             p.requires_grad_(False)
@@ -149,8 +152,9 @@ class Adaptation(L.LightningModule):
         before = measure.weights(self.layers) if observed else {}
         try:
             self._advance(self.trainer.datamodule.draw(number, self.growth.rows).to(self.device))
-        except NonFiniteError as failure:
-            self.failure = failure
+        except (FloatingPointError, InputError) as failure:
+            # What a step refuses, as a flow that is singular where it stands, is a run that has gone astray.
+            self.failure = failure if isinstance(failure, NonFiniteError) else NonFiniteError(str(failure))
             self.evaluator.restore()
             return
         if observed:
