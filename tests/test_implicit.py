@@ -10,7 +10,7 @@ import torch
 from test_optim import SCALE, adapted, products
 from torch import linalg
 
-from pinn_odelora.errors import InputError
+from pinn_odelora.errors import InputError, NonFiniteError
 from pinn_odelora.integrators import ROS2, LinearlyImplicit, RungeKutta, damped, implicit
 from pinn_odelora.integrators.damped import Damped
 from pinn_odelora.integrators.tableau import EULER
@@ -65,6 +65,15 @@ def test_damped_least_squares_in_every_way(shape, mu, form, dtype, generator):
     expected, S = stacked_solution(J, w, mu), Damped(J)
     assert linalg.vector_norm(S(w, mu) - expected) < 1e-8 * linalg.vector_norm(expected)
     assert S.used == (form or ("normal" if J.shape[1] <= J.shape[0] else "kernel"), dtype)
+
+
+def test_few_rows_are_factored_without_a_matrix_of_all_columns(generator):
+    J, w = least_squares((20, 300), generator)
+    S = Damped(J)
+    expected = stacked_solution(J, w, 1e-17)
+    assert linalg.vector_norm(S(w, 1e-17) - expected) < 1e-8 * linalg.vector_norm(expected)
+    assert S.used.form == "qr"
+    assert max(x.untyped_storage().nbytes() for x in S._kept[2]) <= 8 * 20 * 300
 
 
 @pytest.mark.parametrize("shape", [(30, 20), (20, 30)])
@@ -340,6 +349,19 @@ def test_a_trial_that_overflows_is_shortened_and_a_point_that_does_is_refused():
     with pytest.raises(FloatingPointError, match="loss term 'pde'"):
         ImplicitODELoRA(factor_pairs(net)).step(made)
     torch.testing.assert_close(products(net), before, rtol=0, atol=0)
+
+
+def test_a_gradient_that_is_not_finite_is_named_though_a_step_keeps_no_graph(monkeypatch):
+    net = adapted()
+    made = evaluator_of(net)
+    A = net.linears[1].A
+    A.register_hook(lambda g: g * math.inf)
+    pulled_back = made._pulled_back
+    infinite = lambda G: [g * math.inf if p is A else g for p, g in zip(made.parameters, pulled_back(G), strict=True)]
+    monkeypatch.setattr(made, "_pulled_back", infinite)
+    with pytest.raises(NonFiniteError, match="The gradient of loss term 'pde'"):
+        ImplicitODELoRA(factor_pairs(net)).step(made)
+    assert made.count == 1
 
 
 @pytest.mark.parametrize("integrator", [LinearlyImplicit(), LinearlyImplicit(h=0.1, correction=False), ROS2()])

@@ -4,7 +4,8 @@ Ways to the same vector, by what they cost and how far they can be trusted:
 
 * ``normal``: Cholesky factor of JᵀJ + μ, P × P;
 * ``kernel``: S(w) = Jᵀ (J Jᵀ + μ)⁻¹ w, Cholesky factor of an R × R matrix, for fewer rows than columns;
-* ``qr``: QR factor of the stacked matrix [J; √μ I], about four times dearer;
+* ``qr``: QR factor of the stacked matrix [J; √μ I], about four times dearer; for fewer rows than columns with Jᵀ = U T,
+  U having orthonormal columns, U times the solution for Tᵀ, which is R × R;
 * ``eigen``: the kernel form by the eigenvalues of J Jᵀ, where J itself is never formed;
 * ``cg``: conjugate gradients, see ``iterative``, where nothing of that size is.
 
@@ -112,8 +113,9 @@ class Damped:
             self._kept = (mu, *self._factored(mu))
         _, way, factors = self._kept
         if way.form == "qr":
-            Q, R = factors
-            return linalg.solve_triangular(R, (Q.mT @ w)[:, None], upper=True)[:, 0]
+            Q, R, *U = factors
+            x = linalg.solve_triangular(R, (Q.mT @ w)[:, None], upper=True)[:, 0]
+            return U[0] @ x if U else x
         if way.form == "eigen":
             values, Q = factors
             return self.J.mT @ (Q @ ((Q.mT @ w) / (values.clamp(min=0) + mu)))
@@ -130,9 +132,10 @@ class Damped:
                     return Way(self.form, dtype), (L,)
         if not isinstance(self.J, Tensor):
             return Way("eigen", torch.float64), tuple(linalg.eigh(self._gram(0.0, torch.float64)))
-        damping = math.sqrt(mu) * torch.eye(self.J.shape[1], dtype=self.J.dtype, device=self.J.device)
-        Q, R = linalg.qr(torch.cat([self.J, damping]))
-        return Way("qr", torch.float64), (Q[: len(self.J)], R)
+        if self.form == "normal":
+            return Way("qr", torch.float64), _stacked(self.J, mu)
+        U, T = linalg.qr(self.J.mT)
+        return Way("qr", torch.float64), (*_stacked(T.mT, mu), U)
 
     def _gram(self, mu: float, dtype: torch.dtype) -> Tensor:
         """The damped Gram matrix."""
@@ -173,6 +176,12 @@ class Damped:
                 return self._outer(x)
         self.single, self._kept = False, None
         return self(w, mu)
+
+
+def _stacked(J: Tensor, mu: float) -> tuple[Tensor, Tensor]:
+    """The QR factors of [J; √μ I], of Q the rows of J."""
+    Q, R = linalg.qr(torch.cat([J, math.sqrt(mu) * torch.eye(J.shape[1], dtype=J.dtype, device=J.device)]))
+    return Q[: len(J)], R
 
 
 def _solve(L: Tensor, b: Tensor) -> Tensor:

@@ -136,8 +136,8 @@ class Evaluator:
     def linearise(self, memory: float = 2.0**30) -> Linearisation:
         """The rows and their Jacobian at the parameters as they are now, in ``memory`` bytes."""
         around = Linearisation(self.sweep, self.draw.points, memory=memory)
-        self.count += 1
         evaluation = self._described(around)
+        self.count += 1
         if self.first is None:
             self._began(evaluation)
         return around
@@ -254,6 +254,7 @@ class Evaluator:
         term = term or self._term_of_bad_gradient()
         return f"The {quantity} of loss term {term!r} is NaN or infinite; the first layer concerned: {self._layer()}."
 
+    @torch.enable_grad()
     def _term_of_bad_gradient(self) -> str:
         for name, x in self.system.loss(self.draw.points).terms.items():
             gradients = torch.autograd.grad(x, self.parameters, retain_graph=True, allow_unused=True)
