@@ -12,7 +12,7 @@ N is the number of points that carry L_V(y*), in the sense of ``following``, so 
 of that loss: a smaller difference may be chance, and on other points is as often a rise. A step so costs a fifth of a
 look at V and one at a tenth of it. With N < 100 the standard error itself is hardly known, since what weighs most may
 not be among the points, and the best of many such losses is a lucky one. Then so many times as many points are asked,
-which do not choose, that 100 carry the loss there: twice as many, or four times where that is not enough. By these it
+V the first of them, that 100 carry the loss there: twice as many, or four times where that is not enough. By these it
 has to be lower by five standard errors. The steps go on from y_n: to start them from x costs more of the fall than it
 saves of the scatter.
 """
