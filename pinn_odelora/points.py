@@ -52,5 +52,6 @@ class Points(dict[str, Tensor]):
         return Points({k: v.detach().requires_grad_() if k in names else v for k, v in self.items()})
 
     def to(self, *args: object, **kwargs: object) -> Points:
-        """``Tensor.to`` on every column."""
-        return Points({k: v.to(*args, **kwargs) for k, v in self.items()})
+        """``Tensor.to`` on every column; these points, with what is kept, where that changes nothing."""
+        there = {k: v.to(*args, **kwargs) for k, v in self.items()}
+        return self if all(there[k] is v for k, v in self.items()) else Points(there)

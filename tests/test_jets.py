@@ -598,6 +598,16 @@ def test_lifted_functions_with_rules_stay_jets(generator):
 # What is kept with points.
 
 
+def test_points_that_are_where_they_should_be_keep_what_they_have(generator):
+    p = Points({"x": uniform(generator, 10, 1), "t": uniform(generator, 10, 1)})
+    p.kept("sum", lambda: p.x + p.t)
+    assert p.to(torch.float64) is p
+    assert p.to(torch.device("cpu"), torch.float64).kept("sum", lambda: None) is not None
+    other = p.to(torch.float32)
+    assert other.x.dtype == torch.float32
+    assert other.kept("sum", lambda: None) is None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Counting(Problem):
     """u' = -k u with u(0) = k, so that the ansatz has the coefficient and the operator has not."""
