@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_plan import OwnBackward, network
 from torch import nn
 
 from pinn_odelora.errors import InputError, NonFiniteError
 from pinn_odelora.lowrank.layer import Factors, LowRankLinear
-from pinn_odelora.nets import MLP
 from pinn_odelora.system import Solution, System, draw_points
 from pinn_odelora.training import build, cache, conclude, measure, run, step
 from pinn_odelora.training.budget import Budget, Progress
@@ -161,36 +161,10 @@ def test_what_a_step_refuses_ends_the_run_as_numbers_that_fail_do(error, compose
     assert (result["steps"], result["diverged"]) == (5, True)
 
 
-class Sine(torch.autograd.Function):
-    """With a backward pass of its own, which the rules inside forward never meet."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return torch.sin(x)
-
-    @staticmethod
-    def backward(ctx, g):
-        (x,) = ctx.saved_tensors
-        return g * torch.cos(x)
-
-
-class OwnGradient(torch.nn.Module):
-    def __init__(self, generator):
-        super().__init__()
-        self.net = MLP(2, 1, width=8, depth=2, generator=generator).double()
-
-    def forward(self, x):
-        *hidden, last = self.net.linears
-        for linear in hidden:
-            x = Sine.apply(linear(x))
-        return last(x)
-
-
 def test_a_measurement_before_the_first_step_does_not_choose_another_derivative_engine(generator):
     """Held-out losses are found with weights that have no gradient, by which jets would be told to be wrong."""
     problem = Heat()
-    system = System(problem, Solution(problem, OwnGradient(generator)))
+    system = System(problem, Solution(problem, OwnBackward(network("xt", "u", generator))))
     points = draw_points(system.terms, 20, 4, seed=1)
     Yardstick(system, points["pde"], points).loss()
     assert system.engine("pde", points["pde"]).plan is None
