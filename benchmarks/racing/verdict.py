@@ -29,9 +29,7 @@ EVERYWHERE, TYPICALLY = 10, 20
 AT_FLOOR = 3
 """A rival whose error is within this factor of its own long run's has nowhere to go."""
 WIDE_LEAD = 10
-"""How many times ours the error of the full-weight natural gradient is on wide networks, at least, given the same
-correction. Given our rows and points as well, it has half of the method, and is asked not to be better.
-"""
+"""How many times ours the error of the full-weight natural gradient is on wide networks, at least."""
 LARGEST_RISE = 0.20
 """Of the held-out loss between two looks, at most."""
 
@@ -116,7 +114,7 @@ def _leads(results: Results, cases: Iterable[Case]) -> list[Verdict]:
 
 
 def _natural(results: Results, case: Case, name: str) -> Verdict:
-    lead = WIDE_LEAD if case.width > 40 and name == NATURAL_EVEN else 1
+    lead = WIDE_LEAD if case.width > 40 else 1
     said = f"{case.name}: {name} " + (f"at least {lead} times worse" if lead > 1 else "not better")
     ours, theirs = (results.error(case.name, contender, JUDGED) for contender in (OURS, name))
     if ours is None or theirs is None:
