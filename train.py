@@ -7,18 +7,20 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from pinn_odelora import commandline
+from pinn_odelora import config as commandline
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 def train(cfg: DictConfig) -> None:
     cfg, folder = commandline.begin(cfg)  # all that can be refused without torch is refused here
 
-    from pinn_odelora.training import build
+    from pinn_odelora.config import build
 
     built = build.experiment(cfg)  # problem, network, method, and one rehearsed step
 
-    from pinn_odelora.training import conclude, files, run
+    from pinn_odelora.config import run
+    from pinn_odelora.runs import conclude
+    from pinn_odelora.runs import folder as files
 
     run.check(cfg, folder)
     commandline.save_config(cfg, folder)

@@ -28,8 +28,8 @@ from racing.plan import Job, finished
 from racing.running import enter, race
 
 from pinn_odelora.checkpoints import write_atomically
-from pinn_odelora.training.allocator import keep_freed_memory
-from pinn_odelora.training.files import write_json
+from pinn_odelora.runs.allocator import keep_freed_memory
+from pinn_odelora.runs.folder import write_json
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs/results/adaptive_rank.md"

@@ -35,10 +35,10 @@ from hydra import compose, initialize_config_dir
 from rich.console import Console
 from rich.table import Table
 
-from pinn_odelora import commandline
+from pinn_odelora import config as commandline
+from pinn_odelora.config import build, run
 from pinn_odelora.geometry import Box
-from pinn_odelora.training import build, run
-from pinn_odelora.training.files import write_json
+from pinn_odelora.runs.folder import write_json
 
 ROOT = Path(__file__).parent.parent
 NUMBER, NOISE = 200, 0.02

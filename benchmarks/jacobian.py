@@ -37,15 +37,16 @@ from rich.table import Table
 from torch.func import grad, jacfwd, jacrev, jvp, vmap
 
 from pinn_odelora.gradient import Gradient, rows_of
-from pinn_odelora.integrators.damped import Damped
-from pinn_odelora.linearisation import Linearisation, Sweep, gram
-from pinn_odelora.lowrank.manifold import low_rank, retract
+from pinn_odelora.linalg import gram
+from pinn_odelora.linalg.damped import Damped
+from pinn_odelora.linearisation import Linearisation, Sweep
 from pinn_odelora.lowrank.start import orthonormal
-from pinn_odelora.lowrank.tangent import Frame
 from pinn_odelora.lowrank.targets import adapt, linear_targets
+from pinn_odelora.manifolds.fixed_rank import low_rank, retract
+from pinn_odelora.manifolds.tangent import Frame
 from pinn_odelora.nets import MLP
+from pinn_odelora.runs.allocator import keep_freed_memory
 from pinn_odelora.system import Solution, System, draw_points
-from pinn_odelora.training.allocator import keep_freed_memory
 from problems.burgers import Burgers
 
 POINTS, RANK, DIRECTIONS = 1000, 4, 16

@@ -22,15 +22,16 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from pinn_odelora.integrators import LinearlyImplicit, solvers
+from pinn_odelora.integrators import LinearlyImplicit
 from pinn_odelora.integrators.implicit import half_square
+from pinn_odelora.linalg import solvers
 from pinn_odelora.lowrank.start import pissa
 from pinn_odelora.lowrank.targets import adapt, linear_targets
 from pinn_odelora.nets import MLP
+from pinn_odelora.objective import Draw, Evaluator
 from pinn_odelora.optim.methods import odelora
+from pinn_odelora.runs.allocator import keep_freed_memory
 from pinn_odelora.system import Solution, System, draw_points
-from pinn_odelora.training.allocator import keep_freed_memory
-from pinn_odelora.training.evaluation import Draw, Evaluator
 from problems.burgers import Burgers
 
 WIDTH, RANK, POINTS = 256, 8, 10_000

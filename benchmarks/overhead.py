@@ -27,9 +27,9 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from pinn_odelora import commandline
-from pinn_odelora.training import build, run
-from pinn_odelora.training.allocator import keep_freed_memory
+from pinn_odelora import config as commandline
+from pinn_odelora.config import build, run
+from pinn_odelora.runs.allocator import keep_freed_memory
 
 ROOT = Path(__file__).parent.parent
 PROBLEMS = sorted(path.stem for path in (ROOT / "configs/problem").glob("*.yaml"))

@@ -21,12 +21,12 @@ from hydra import compose, initialize_config_dir
 from rich.console import Console
 from rich.table import Table
 
-from pinn_odelora import commandline
+from pinn_odelora import config as commandline
+from pinn_odelora.config import build
+from pinn_odelora.pretraining.pretrain import Pretraining, unseen_error
+from pinn_odelora.runs.allocator import keep_freed_memory
+from pinn_odelora.runs.folder import write_json
 from pinn_odelora.system import Solution, System
-from pinn_odelora.training import build
-from pinn_odelora.training.allocator import keep_freed_memory
-from pinn_odelora.training.files import write_json
-from pinn_odelora.training.pretrain import Pretraining, unseen_error
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 # The network of a matrix problem is built at its source, not trained.

@@ -14,7 +14,7 @@ __all__ = ["load"]
 def __getattr__(name: str) -> Any:
     # torch and lightning take seconds to import; `python train.py --help` must not wait for them.
     if name == "load":
-        from pinn_odelora.training.load import load
+        from pinn_odelora.runs.load import load
 
         return load
     raise AttributeError(f"module 'pinn_odelora' has no attribute {name!r}")

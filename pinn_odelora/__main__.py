@@ -90,8 +90,8 @@ def compare(args: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Column, Table
 
-    from pinn_odelora.training.compare import COLUMNS, summaries, write_csv
-    from pinn_odelora.training.compare import compare as side_by_side
+    from pinn_odelora.runs.compare import COLUMNS, summaries, write_csv
+    from pinn_odelora.runs.compare import compare as side_by_side
 
     rows = side_by_side(summaries(args.runs))
     table = Table(*(Column(name, overflow="fold") for name in COLUMNS))

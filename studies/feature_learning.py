@@ -39,7 +39,7 @@ from features.report import RAW, Results, write
 from rich.console import Console
 from rich.table import Table
 
-from pinn_odelora.training.allocator import keep_freed_memory
+from pinn_odelora.runs.allocator import keep_freed_memory
 
 ROOT = Path(__file__).parent.parent
 

@@ -24,7 +24,7 @@ def compose(tmp_path, monkeypatch):
     """Compose a configuration as the command line does, for a run that is short, on the CPU, and makes no W&B files."""
     from hydra import compose, initialize_config_dir
 
-    from pinn_odelora import commandline
+    from pinn_odelora import config as commandline
 
     monkeypatch.setenv("PINN_ODELORA_CACHE", str(tmp_path / "cache"))
     short = [
@@ -55,8 +55,8 @@ def compose(tmp_path, monkeypatch):
 @pytest.fixture
 def adapt():
     """Build, pretrain and fit as train.py does, without pictures."""
-    from pinn_odelora import commandline
-    from pinn_odelora.training import build, run
+    from pinn_odelora import config as commandline
+    from pinn_odelora.config import build, run
 
     def adapted(cfg):
         folder = Path(cfg.output_dir)

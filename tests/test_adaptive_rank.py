@@ -13,19 +13,21 @@ from safetensors.torch import load_file
 from torch import linalg, nn
 from toys import normal
 
-from pinn_odelora import commandline, load
+from pinn_odelora import config as commandline
+from pinn_odelora import load
+from pinn_odelora.config import build, run
 from pinn_odelora.errors import InputError
 from pinn_odelora.integrators import LinearlyImplicit
-from pinn_odelora.lowrank.adaptive import SEEN, Adaptive, Ranks, dimension, grow, leading, outside, share, truncate
+from pinn_odelora.lightning.module import Adaptation
 from pinn_odelora.lowrank.balance import balance_defect
 from pinn_odelora.lowrank.layer import Factors, LowRankLinear
-from pinn_odelora.lowrank.manifold import low_rank
 from pinn_odelora.lowrank.start import pissa
+from pinn_odelora.manifolds.fixed_rank import low_rank
 from pinn_odelora.optim.implicit import ImplicitODELoRA
-from pinn_odelora.training import build, conclude, run
-from pinn_odelora.training.history import History
-from pinn_odelora.training.incumbent import Incumbent
-from pinn_odelora.training.module import Adaptation
+from pinn_odelora.runs import conclude
+from pinn_odelora.runs.history import History
+from pinn_odelora.selection.best_iterate import Incumbent
+from pinn_odelora.selection.rank import SEEN, Adaptive, Ranks, dimension, grow, leading, outside, share, truncate
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import adaptive_rank

@@ -39,12 +39,12 @@ LAYERS = (
 HOMES = {
     "deepxde": {"pinn_odelora/geometry/deepxde.py"},
     "lightning": {"pinn_odelora/training"},
-    "wandb": {"pinn_odelora/training/tracking.py"},
+    "wandb": {"pinn_odelora/lightning/tracking.py"},
     "hydra": {
         "train.py",
         "pinn_odelora/commandline",
-        "pinn_odelora/training/build.py",
-        "pinn_odelora/training/load.py",
+        "pinn_odelora/config/build.py",
+        "pinn_odelora/runs/load.py",
     },
 }
 FILES = sorted(p.relative_to(ROOT).as_posix() for d in ("pinn_odelora", "problems") for p in (ROOT / d).rglob("*.py"))

@@ -13,7 +13,7 @@ from pinn_odelora.integrators.chebyshev import Chebyshev, chebyshev_step
 from pinn_odelora.integrators.explicit import Descent, RungeKutta
 from pinn_odelora.integrators.stability import kept_eigenvalue
 from pinn_odelora.integrators.tableau import EULER
-from pinn_odelora.lowrank.space import FixedRank
+from pinn_odelora.manifolds.projected import FixedRank
 
 by_order = pytest.mark.parametrize("order", [1, 2])
 by_stages = pytest.mark.parametrize(

@@ -22,12 +22,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from pinn_odelora import commandline
-from pinn_odelora.commandline.checks import check
-from pinn_odelora.commandline.folders import output_folder, resumed, save_config
-from pinn_odelora.commandline.keys import GROUPS, KEYS, OPEN, PROVIDED
-from pinn_odelora.commandline.request import Request
-from pinn_odelora.commandline.signature import signature
+from pinn_odelora import config as commandline
+from pinn_odelora.config.checks import check
+from pinn_odelora.config.folders import output_folder, resumed, save_config
+from pinn_odelora.config.keys import GROUPS, KEYS, OPEN, PROVIDED
+from pinn_odelora.config.request import Request
+from pinn_odelora.config.signature import signature
 from pinn_odelora.errors import InputError, NonFiniteError
 
 ROOT = Path(__file__).parents[1]

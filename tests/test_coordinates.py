@@ -12,15 +12,16 @@ from test_linearisation import PROBLEMS, SCALE, assert_near, make
 from test_optim import adapted
 from torch import linalg
 
-from pinn_odelora.integrators import damped, iterative, plan
-from pinn_odelora.integrators.damped import Damped
-from pinn_odelora.integrators.iterative import ConjugateGradients, Nystrom
-from pinn_odelora.integrators.plan import Shape, predicted
-from pinn_odelora.integrators.solvers import solver_for
+from pinn_odelora.linalg import conjugate_gradients as iterative
+from pinn_odelora.linalg import damped, plan
+from pinn_odelora.linalg.conjugate_gradients import ConjugateGradients, Nystrom
+from pinn_odelora.linalg.damped import Damped
+from pinn_odelora.linalg.plan import Shape, predicted
+from pinn_odelora.linalg.solvers import solver_for
 from pinn_odelora.linearisation import Coordinates, Stretch, coordinates, sweep
 from pinn_odelora.lowrank.layer import Factors, adapters
-from pinn_odelora.lowrank.manifold import frame
-from pinn_odelora.lowrank.tangent import FactorFrame
+from pinn_odelora.manifolds.fixed_rank import frame
+from pinn_odelora.manifolds.tangent import FactorFrame
 from problems.allen_cahn import AllenCahn
 from problems.kovasznay import Kovasznay
 

@@ -110,7 +110,7 @@ def test_the_problem_trains(name, generator):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_its_line_of_yaml_is_all_that_the_command_line_needs(name, lesson, compose):
-    from pinn_odelora.training import build
+    from pinn_odelora.config import build
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(lesson)
@@ -136,8 +136,8 @@ def names(heading):
 
 
 def test_notation_defines_what_a_run_logs_and_sums_up(compose, adapt):
-    from pinn_odelora.training import conclude
-    from pinn_odelora.training.history import History
+    from pinn_odelora.runs import conclude
+    from pinn_odelora.runs.history import History
 
     cfg = compose("problem=heat", "problem.conditions=soft", "budget.steps=2")
     module, facts = adapt(cfg)

@@ -9,17 +9,17 @@ import pytest
 import torch
 
 import pinn_odelora
-from pinn_odelora import commandline
+from pinn_odelora import config as commandline
+from pinn_odelora.lightning.module import Adaptation
 from pinn_odelora.linearisation import Linearisation, Sweep
-from pinn_odelora.lowrank.manifold import frame
 from pinn_odelora.lowrank.start import orthonormal
 from pinn_odelora.lowrank.targets import adapt as put_factors
 from pinn_odelora.lowrank.targets import linear_targets
+from pinn_odelora.manifolds.fixed_rank import frame
 from pinn_odelora.nets import MLP
+from pinn_odelora.runs import conclude
+from pinn_odelora.runs.history import History
 from pinn_odelora.system import Solution, System, draw_points
-from pinn_odelora.training import conclude
-from pinn_odelora.training.history import History
-from pinn_odelora.training.module import Adaptation
 from problems.allen_cahn import AllenCahn
 from problems.burgers import Burgers
 from problems.kovasznay import Kovasznay

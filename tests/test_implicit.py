@@ -11,18 +11,19 @@ from test_optim import SCALE, adapted, products
 from torch import linalg
 
 from pinn_odelora.errors import InputError, NonFiniteError
-from pinn_odelora.integrators import ROS2, LinearlyImplicit, RungeKutta, damped, implicit
-from pinn_odelora.integrators.damped import Damped
+from pinn_odelora.integrators import ROS2, LinearlyImplicit, RungeKutta, implicit
 from pinn_odelora.integrators.tableau import EULER
+from pinn_odelora.linalg import damped
+from pinn_odelora.linalg.damped import Damped
 from pinn_odelora.lowrank.balance import balance_defect
 from pinn_odelora.lowrank.layer import adapters
 from pinn_odelora.lowrank.start import zero
+from pinn_odelora.manifolds.variables import LowRankPair
+from pinn_odelora.objective import Evaluator
 from pinn_odelora.optim import ImplicitODELoRA, factor_pairs
 from pinn_odelora.optim.methods import lora_gd, odelora, scaled_gd
-from pinn_odelora.optim.variables import LowRankPair
+from pinn_odelora.sampling.sampler import PointStream
 from pinn_odelora.system import Solution, System
-from pinn_odelora.training.data import PointStream
-from pinn_odelora.training.evaluation import Evaluator
 from problems.burgers import Burgers
 
 

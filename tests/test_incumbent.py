@@ -10,13 +10,13 @@ import torch
 
 from pinn_odelora.integrators import ROS2, LinearlyImplicit, RungeKutta
 from pinn_odelora.integrators.tableau import EULER
+from pinn_odelora.lightning.module import Adaptation
+from pinn_odelora.objective import Evaluator, Standing
 from pinn_odelora.optim import ImplicitODELoRA, ODELoRA
 from pinn_odelora.points import Points
-from pinn_odelora.training.evaluation import Evaluator, Standing
-from pinn_odelora.training.following import effective_number
-from pinn_odelora.training.history import History
-from pinn_odelora.training.incumbent import Incumbent, lower, more, scatters
-from pinn_odelora.training.module import Adaptation
+from pinn_odelora.runs.history import History
+from pinn_odelora.sampling.residual_sampling import effective_number
+from pinn_odelora.selection.best_iterate import Incumbent, lower, more, scatters
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::DeprecationWarning:lightning")
 

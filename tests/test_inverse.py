@@ -12,6 +12,8 @@ from torch import linalg
 
 import pinn_odelora
 from pinn_odelora import __main__ as program
+from pinn_odelora.confidence import _interval, coefficient_intervals, response, student
+from pinn_odelora.config import build, run
 from pinn_odelora.errors import InputError
 from pinn_odelora.geometry import Box, Cloud
 from pinn_odelora.integrators import LinearlyImplicit
@@ -21,15 +23,14 @@ from pinn_odelora.lowrank.targets import adapt as put_factors
 from pinn_odelora.lowrank.targets import linear_targets, thaw
 from pinn_odelora.matrix_problem import MatrixProblem
 from pinn_odelora.nets import MLP
+from pinn_odelora.objective import Draw, Evaluator
 from pinn_odelora.optim.methods import full_implicit, odelora
 from pinn_odelora.points import Points
 from pinn_odelora.problem import Problem, Term, parameter
+from pinn_odelora.runs import conclude
+from pinn_odelora.runs.history import History
+from pinn_odelora.sampling.batch_size import Growth
 from pinn_odelora.system import Solution, System, draw_points
-from pinn_odelora.training import build, conclude, run
-from pinn_odelora.training.evaluation import Draw, Evaluator
-from pinn_odelora.training.growth import Growth
-from pinn_odelora.training.history import History
-from pinn_odelora.training.interval import _interval, coefficient_intervals, response, student
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::DeprecationWarning:lightning")
 NAMES = sorted(program.problem_classes())

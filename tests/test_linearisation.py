@@ -21,11 +21,12 @@ from torch.func import functional_call, grad, jacrev, vmap
 
 from pinn_odelora.errors import InputError
 from pinn_odelora.geometry import Box
-from pinn_odelora.linearisation import Linearisation, Sweep, gram
+from pinn_odelora.linalg import gram
+from pinn_odelora.linearisation import Linearisation, Sweep
 from pinn_odelora.lowrank.layer import Factors
-from pinn_odelora.lowrank.manifold import frame
 from pinn_odelora.lowrank.start import orthonormal
 from pinn_odelora.lowrank.targets import adapt, linear_targets
+from pinn_odelora.manifolds.fixed_rank import frame
 from pinn_odelora.matrix_problem import MatrixProblem
 from pinn_odelora.measurements import Cloud
 from pinn_odelora.points import Points

@@ -11,19 +11,21 @@ import pytest
 import torch
 from torch import linalg
 
+from pinn_odelora import diagnostics as measure
+from pinn_odelora.config import build
 from pinn_odelora.errors import InputError
 from pinn_odelora.geometry import sobol
 from pinn_odelora.integrators import LinearlyImplicit
 from pinn_odelora.lowrank.start import named
-from pinn_odelora.lowrank.tangent import Frame
 from pinn_odelora.lowrank.targets import adapt as put_factors
+from pinn_odelora.manifolds.tangent import Frame
 from pinn_odelora.matrices import GaussianMatrices, UnitMatrices, entry_names, matrix_points, orthonormal
 from pinn_odelora.nets import MatrixFunctional
+from pinn_odelora.objective import Draw, Evaluator
 from pinn_odelora.optim.methods import odelora
+from pinn_odelora.runs import conclude
+from pinn_odelora.runs.history import History
 from pinn_odelora.system import Solution, System, draw_points
-from pinn_odelora.training import build, conclude, measure
-from pinn_odelora.training.evaluation import Draw, Evaluator
-from pinn_odelora.training.history import History
 from problems.burgers import Burgers
 from problems.matrix_regression import MatrixRegression
 from problems.matrix_sensing import MatrixSensing

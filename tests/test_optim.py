@@ -13,13 +13,13 @@ from pinn_odelora.integrators import ROS2, LinearlyImplicit, RungeKutta, Tableau
 from pinn_odelora.integrators.chebyshev import Chebyshev, chebyshev_step
 from pinn_odelora.lowrank.balance import balance_defect
 from pinn_odelora.lowrank.layer import Factors, LowRankLinear, adapters, formed_weights
-from pinn_odelora.lowrank.manifold import low_rank
-from pinn_odelora.lowrank.space import FixedRank, project
 from pinn_odelora.lowrank.start import orthonormal, pissa, zero
+from pinn_odelora.manifolds.fixed_rank import low_rank
+from pinn_odelora.manifolds.projected import FixedRank, project
 from pinn_odelora.nets import MLP
+from pinn_odelora.objective import Draw, Evaluator
 from pinn_odelora.optim import ImplicitODELoRA, ODELoRA, factor_pairs
 from pinn_odelora.system import Solution, System, draw_points
-from pinn_odelora.training.evaluation import Draw, Evaluator
 from problems.burgers import Burgers
 
 SCALE = 0.7

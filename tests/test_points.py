@@ -10,15 +10,15 @@ import torch
 from pinn_odelora.errors import InputError
 from pinn_odelora.geometry import Cloud
 from pinn_odelora.nets import MLP
+from pinn_odelora.objective import Evaluator
 from pinn_odelora.points import Points
 from pinn_odelora.problem import Term
+from pinn_odelora.runs.history import History
+from pinn_odelora.sampling.batch_size import Ended, Growth, ended, serve
+from pinn_odelora.sampling.residual_sampling import candidates, effective_number, followed
+from pinn_odelora.sampling.sampler import PointStream
+from pinn_odelora.selection.initial_rank import components
 from pinn_odelora.system import Solution, System
-from pinn_odelora.training.data import PointStream
-from pinn_odelora.training.evaluation import Evaluator
-from pinn_odelora.training.following import candidates, effective_number, followed
-from pinn_odelora.training.growth import Ended, Growth, ended, serve
-from pinn_odelora.training.history import History
-from pinn_odelora.training.rows import components
 from problems.burgers import Burgers
 from problems.kovasznay import Kovasznay
 

@@ -11,12 +11,13 @@ from torch import nn
 
 from pinn_odelora.errors import InputError
 from pinn_odelora.nets import MLP
+from pinn_odelora.pretraining import cache
+from pinn_odelora.pretraining import stages as phases
+from pinn_odelora.pretraining.pretrain import Pretraining, unseen_error
+from pinn_odelora.pretraining.stages import Leg, Phase, follow, natural_gradient, quasi_newton
+from pinn_odelora.sampling.sampler import PointStream
+from pinn_odelora.selection.initial_rank import components
 from pinn_odelora.system import Solution, System, draw_points
-from pinn_odelora.training import cache, phases
-from pinn_odelora.training.data import PointStream
-from pinn_odelora.training.phases import Leg, Phase, follow, natural_gradient, quasi_newton
-from pinn_odelora.training.pretrain import Pretraining, unseen_error
-from pinn_odelora.training.rows import components
 from problems.burgers import Burgers
 from problems.poisson import Poisson
 

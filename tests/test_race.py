@@ -18,8 +18,8 @@ from racing.plan import SWEEP_SEED, Job, best_rate, finished, jobs
 from racing.results import Results
 from racing.verdict import verdicts
 
-from pinn_odelora.training import step
-from pinn_odelora.training.incumbent import Candidate, Incumbent
+from pinn_odelora import loop as step
+from pinn_odelora.selection.best_iterate import Candidate, Incumbent
 
 TINY = Case(
     "burgers",

@@ -16,7 +16,7 @@ from hydra.utils import instantiate
 
 import pinn_odelora
 from pinn_odelora import __main__ as program
-from pinn_odelora import commandline
+from pinn_odelora import config as commandline
 from pinn_odelora.integrators import ROS2, Chebyshev, LinearlyImplicit, RungeKutta, tableau
 from pinn_odelora.nets import MLP
 from pinn_odelora.optim.methods import Method
@@ -135,7 +135,7 @@ def test_an_argument_that_does_not_exist_is_not_accepted(monkeypatch):
 @pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::DeprecationWarning:lightning")
 def test_the_python_examples_run(tmp_path, monkeypatch, compose, adapt):
     """In a folder with a short run of the network that they expect."""
-    from pinn_odelora.training import conclude
+    from pinn_odelora.runs import conclude
 
     module, _ = adapt(compose(f"output_dir={tmp_path / 'my_run'}", "net.width=40", "budget.steps=2"))
     conclude.save_weights(module, tmp_path / "my_run")
@@ -219,7 +219,7 @@ def test_integrators():
 
 
 def test_files_of_a_run():
-    from pinn_odelora.training import files
+    from pinn_odelora.runs import folder as files
 
     names = {value for name, value in vars(files).items() if name.isupper()}
     listed = {bare(row["file"]).rstrip("/") for row in table("What a run leaves")}

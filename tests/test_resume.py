@@ -12,10 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pinn_odelora import commandline, load
+from pinn_odelora import config as commandline
+from pinn_odelora import load
 from pinn_odelora.errors import InputError
-from pinn_odelora.training.history import History
-from pinn_odelora.training.module import Adaptation
+from pinn_odelora.lightning.module import Adaptation
+from pinn_odelora.runs.history import History
 
 ROOT = Path(__file__).parent.parent
 CASES = [

@@ -9,14 +9,14 @@ from toys import Linear, Sensing, followed, normal, point
 
 from pinn_odelora.errors import InputError
 from pinn_odelora.integrators import rk_step, tableau
-from pinn_odelora.integrators.damped import Damped
 from pinn_odelora.integrators.implicit import LinearlyImplicit, second_order
 from pinn_odelora.integrators.rosenbrock import ROS2, ros2_stages
-from pinn_odelora.integrators.solvers import solver_for
+from pinn_odelora.linalg.damped import Damped
+from pinn_odelora.linalg.solvers import solver_for
 from pinn_odelora.lowrank.balance import balance_defect
 from pinn_odelora.lowrank.layer import Factors
-from pinn_odelora.lowrank.manifold import low_rank
-from pinn_odelora.lowrank.space import FixedRank
+from pinn_odelora.manifolds.fixed_rank import low_rank
+from pinn_odelora.manifolds.projected import FixedRank
 
 LOW, HIGH = 1 - 1 / math.sqrt(2), 1 + 1 / math.sqrt(2)
 

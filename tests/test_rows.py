@@ -3,8 +3,9 @@
 import pytest
 from torch import nn
 
-from pinn_odelora.training import build, rows
-from pinn_odelora.training.growth import below_the_peak
+from pinn_odelora.config import build
+from pinn_odelora.sampling.batch_size import below_the_peak
+from pinn_odelora.selection import initial_rank as rows
 
 
 def three(width):

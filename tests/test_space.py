@@ -9,12 +9,12 @@ from toys import Layers, Rotating, Sensing, ambient, followed, normal, point
 
 from pinn_odelora.integrators import RungeKutta, Tableau, rk_step, tableau
 from pinn_odelora.integrators.chebyshev import Chebyshev, chebyshev_step
-from pinn_odelora.integrators.space import FLAT
 from pinn_odelora.integrators.stability import largest_eigenvalue
 from pinn_odelora.lowrank.balance import balance_defect
 from pinn_odelora.lowrank.layer import Factors
-from pinn_odelora.lowrank.manifold import low_rank, retract
-from pinn_odelora.lowrank.space import FixedRank, Thin, project, truncate
+from pinn_odelora.manifolds.fixed_rank import low_rank, retract
+from pinn_odelora.manifolds.projected import FixedRank, Thin, project, truncate
+from pinn_odelora.manifolds.space import FLAT
 
 TABLEAUX = {name: value for name, value in vars(tableau).items() if isinstance(value, Tableau)}
 FIXED = FixedRank()

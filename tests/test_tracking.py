@@ -20,8 +20,8 @@ import yaml
 from matplotlib.image import imsave
 
 from pinn_odelora.errors import InputError
-from pinn_odelora.training import tracking
-from pinn_odelora.training.history import History
+from pinn_odelora.lightning import tracking
+from pinn_odelora.runs.history import History
 
 ROOT = Path(__file__).parent.parent
 KEY = "0123456789abcdef" * 3
@@ -304,7 +304,7 @@ def test_training_goes_on_when_wandb_breaks(capsys):
 def test_csv_never_imports_wandb():
     code = (
         "import sys\n"
-        "from pinn_odelora.training.tracking import make_loggers\n"
+        "from pinn_odelora.lightning.tracking import make_loggers\n"
         "assert make_loggers('csv', '.', project='p') == []\n"
         "assert 'wandb' not in sys.modules\n"
     )
@@ -433,7 +433,7 @@ def test_history_survives_a_kill(tmp_path):
     path = tmp_path / "history.csv"
     code = (
         "import itertools, sys\n"
-        "from pinn_odelora.training.history import History\n"
+        "from pinn_odelora.runs.history import History\n"
         "history = History(sys.argv[1])\n"
         "for i in itertools.count():\n"
         "    history.append({'step': i, 'loss': 1 / (i + 1)} | {f'new{j}': j for j in range(i // 50)})\n"

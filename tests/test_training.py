@@ -10,15 +10,19 @@ import torch
 from test_plan import OwnBackward, network
 from torch import nn
 
+from pinn_odelora import diagnostics as measure
+from pinn_odelora import loop as step
+from pinn_odelora.budget import Budget, Progress
+from pinn_odelora.config import build, run
 from pinn_odelora.errors import InputError, NonFiniteError
+from pinn_odelora.lightning.module import Yardstick
 from pinn_odelora.lowrank.layer import Factors, LowRankLinear
+from pinn_odelora.pretraining import cache
+from pinn_odelora.pretraining.pretrain import Pretraining
+from pinn_odelora.runs import conclude
+from pinn_odelora.runs.compare import compare, summaries
+from pinn_odelora.runs.history import History
 from pinn_odelora.system import Solution, System, draw_points
-from pinn_odelora.training import build, cache, conclude, measure, run, step
-from pinn_odelora.training.budget import Budget, Progress
-from pinn_odelora.training.compare import compare, summaries
-from pinn_odelora.training.history import History
-from pinn_odelora.training.module import Yardstick
-from pinn_odelora.training.pretrain import Pretraining
 from problems.heat import Heat
 
 ROOT = Path(__file__).parent.parent

@@ -13,14 +13,14 @@ from pinn_odelora.integrators import ROS2, Chebyshev, LinearlyImplicit, RungeKut
 from pinn_odelora.integrators.tableau import EULER, HEUN
 from pinn_odelora.lowrank.layer import LowRankLinear, adapters
 from pinn_odelora.lowrank.targets import thaw
+from pinn_odelora.manifolds.variables import FactorPair, Flat, LowRankPair, Positive, variable
 from pinn_odelora.nets import MLP
+from pinn_odelora.objective import Evaluator
 from pinn_odelora.optim import ImplicitODELoRA
 from pinn_odelora.optim.implicit import Chart
 from pinn_odelora.optim.methods import full_implicit, lora_gd, odelora
-from pinn_odelora.optim.variables import FactorPair, Flat, LowRankPair, Positive, variable
+from pinn_odelora.sampling.sampler import PointStream
 from pinn_odelora.system import Solution, System
-from pinn_odelora.training.data import PointStream
-from pinn_odelora.training.evaluation import Evaluator
 from problems.burgers import Burgers
 
 ALSO = ["biases", "last"]
@@ -349,7 +349,7 @@ SMALL = ("net.width=8", "lora.rank=2", "budget.steps=3", "log.every=1")
     ],
 )
 def test_words_that_do_not_go_together_are_refused_before_training(words, sentence, compose):
-    from pinn_odelora.training import build
+    from pinn_odelora.config import build
 
     with pytest.raises(InputError) as refused:
         build.experiment(compose(*words))
@@ -361,7 +361,7 @@ def test_words_that_do_not_go_together_are_refused_before_training(words, senten
     [("lora.also=[biases,last]",), ("lora.also=[last]", "lora.targets=*", "lora.rank=1"), ("method=full_implicit",)],
 )
 def test_words_that_do_are_rehearsed(words, compose):
-    from pinn_odelora.training import build
+    from pinn_odelora.config import build
 
     built = build.experiment(compose(*words))
     assert built.method.trains == ("weights" if words == ("method=full_implicit",) else "factors")

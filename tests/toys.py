@@ -14,8 +14,8 @@ from torch import Tensor, linalg
 from pinn_odelora.flows import balanced_flow
 from pinn_odelora.integrators.implicit import Local
 from pinn_odelora.lowrank.layer import Factors
-from pinn_odelora.lowrank.manifold import LowRank, retract
-from pinn_odelora.lowrank.space import Thin, project
+from pinn_odelora.manifolds.fixed_rank import LowRank, retract
+from pinn_odelora.manifolds.projected import Thin, project
 
 
 def normal(*size, generator):

@@ -26,15 +26,16 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from torch.optim import Optimizer
 
-from pinn_odelora import commandline
+from pinn_odelora import config as commandline
+from pinn_odelora import loop as step
+from pinn_odelora.config import build, run
 from pinn_odelora.errors import InputError
-from pinn_odelora.training import build, run, step
-from pinn_odelora.training.data import PointStream
-from pinn_odelora.training.evaluation import Standing
-from pinn_odelora.training.growth import Growth
-from pinn_odelora.training.incumbent import Incumbent
-from pinn_odelora.training.module import Adaptation
-from pinn_odelora.training.pretrain import pretrained
+from pinn_odelora.lightning.module import Adaptation
+from pinn_odelora.objective import Standing
+from pinn_odelora.pretraining.pretrain import pretrained
+from pinn_odelora.sampling.batch_size import Growth
+from pinn_odelora.sampling.sampler import PointStream
+from pinn_odelora.selection.best_iterate import Incumbent
 from racing.cases import Case
 from racing.contenders import CONFIGS, Contender
 

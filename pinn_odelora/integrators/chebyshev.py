@@ -28,8 +28,8 @@ from typing import Any, Literal, NamedTuple
 from pinn_odelora.errors import InputError
 from pinn_odelora.integrators.control import check_positive, error_norm, first_step, next_step
 from pinn_odelora.integrators.explicit import Step, Velocity, loss_of
-from pinn_odelora.integrators.space import FLAT, Slope, Space, State
 from pinn_odelora.integrators.stability import kept_eigenvalue, norm
+from pinn_odelora.manifolds.space import FLAT, Slope, Space, State
 
 DAMPING = {1: 0.05, 2: 2 / 13}
 """The usual ε of the two orders: the second-order polynomial stays near ⅔ without, so it is damped more."""

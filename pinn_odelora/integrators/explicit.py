@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from pinn_odelora.integrators.control import check_positive, error_norm, first_step, next_step
-from pinn_odelora.integrators.space import FLAT, Slope, Space, State, Sum
 from pinn_odelora.integrators.stability import kept_eigenvalue
 from pinn_odelora.integrators.tableau import Tableau
+from pinn_odelora.manifolds.space import FLAT, Slope, Space, State, Sum
 
 Velocity = Callable[[State], Slope]
 

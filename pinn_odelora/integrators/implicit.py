@@ -41,8 +41,8 @@ from torch import Tensor
 
 from pinn_odelora.errors import InputError
 from pinn_odelora.integrators.control import check_positive, check_precision
-from pinn_odelora.integrators.damped import Operator, Solver, Way
-from pinn_odelora.integrators.solvers import solver_for
+from pinn_odelora.linalg.damped import Operator, Solver, Way
+from pinn_odelora.linalg.solvers import solver_for
 
 TRIALS = 30
 ACCEPTED = 1e-4

@@ -26,9 +26,9 @@ from torch import Tensor, linalg
 
 from pinn_odelora.errors import InputError
 from pinn_odelora.integrators.control import check_positive, check_precision, next_step
-from pinn_odelora.integrators.damped import Solver
 from pinn_odelora.integrators.implicit import Local, Residual, Taken, half_square
-from pinn_odelora.integrators.solvers import solver_for
+from pinn_odelora.linalg.damped import Solver
+from pinn_odelora.linalg.solvers import solver_for
 
 TRIALS = 40
 

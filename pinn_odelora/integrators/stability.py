@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pinn_odelora.integrators.space import FLAT, Slope, Space, State
+from pinn_odelora.manifolds.space import FLAT, Slope, Space, State
 
 GROWTH = 1.1
 """Growth of velocity or loss after which the largest eigenvalue is estimated anew."""

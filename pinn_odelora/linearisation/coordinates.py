@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pinn_odelora.linearisation.blocks import Block
 from pinn_odelora.linearisation.linearisation import Linearisation, parts_of
-from pinn_odelora.lowrank.tangent import FactorFrame, Frame
+from pinn_odelora.manifolds.tangent import FactorFrame, Frame
 
 
 class Stretch(NamedTuple):

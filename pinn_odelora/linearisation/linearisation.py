@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from pinn_odelora.errors import InputError, unknown
+from pinn_odelora.linalg.gram import gram
 from pinn_odelora.linearisation.blocks import Block
-from pinn_odelora.linearisation.gram import gram
 from pinn_odelora.linearisation.sweep import BATCH, Group, Sweep
-from pinn_odelora.lowrank.tangent import FactorFrame, Frame
+from pinn_odelora.manifolds.tangent import FactorFrame, Frame
 from pinn_odelora.points import Points
 
 Direction = dict[str, Tensor]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor, linalg
 
 from pinn_odelora.lowrank.layer import Factors
-from pinn_odelora.lowrank.manifold import low_rank
+from pinn_odelora.manifolds.fixed_rank import low_rank
 
 
 def balance_defect(y: Factors) -> Tensor:

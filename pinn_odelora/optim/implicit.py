@@ -23,11 +23,11 @@ from torch.optim import Optimizer
 from pinn_odelora.errors import unknown
 from pinn_odelora.integrators import ROS2, LinearlyImplicit
 from pinn_odelora.integrators.implicit import Local
-from pinn_odelora.integrators.plan import Plan, Shape, plan
+from pinn_odelora.linalg.plan import Plan, Shape, plan
 from pinn_odelora.linearisation import Coordinates, Linearisation
+from pinn_odelora.manifolds.variables import variable
 from pinn_odelora.optim.groups import at_rank, forget, unchanged_on_failure
-from pinn_odelora.optim.surroundings import Surroundings
-from pinn_odelora.optim.variables import variable
+from pinn_odelora.optim.objective import Surroundings
 
 log = logging.getLogger(__name__)
 METRICS = ("weights", "factors")

@@ -16,11 +16,11 @@ from torch.optim import Optimizer
 
 from pinn_odelora.integrators import Chebyshev, RungeKutta
 from pinn_odelora.integrators.explicit import Descent
-from pinn_odelora.lowrank.manifold import LowRank
-from pinn_odelora.lowrank.space import Element, FixedRank, Point, project
+from pinn_odelora.manifolds.fixed_rank import LowRank
+from pinn_odelora.manifolds.projected import Element, FixedRank, Point, project
+from pinn_odelora.manifolds.variables import variable
 from pinn_odelora.optim.groups import forget_but, unchanged_on_failure
-from pinn_odelora.optim.surroundings import Surroundings
-from pinn_odelora.optim.variables import variable
+from pinn_odelora.optim.objective import Surroundings
 
 
 class ProjectedODELoRA(Optimizer):

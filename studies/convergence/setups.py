@@ -22,9 +22,9 @@ from pinn_odelora.lowrank.start import pissa
 from pinn_odelora.lowrank.targets import adapt
 from pinn_odelora.matrix_problem import MatrixProblem
 from pinn_odelora.nets import MatrixFunctional
+from pinn_odelora.objective import Draw, Evaluator
 from pinn_odelora.optim.methods import Method, lora_gd, odelora, scaled_gd
 from pinn_odelora.system import Solution, System, draw_points
-from pinn_odelora.training.evaluation import Draw, Evaluator
 from problems.matrix_regression import MatrixRegression
 from problems.matrix_sensing import MatrixSensing
 

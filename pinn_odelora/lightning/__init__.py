@@ -1,0 +1,1 @@
+"""The loop as a LightningModule, its callbacks, and tracking by Weights & Biases."""

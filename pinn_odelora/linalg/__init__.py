@@ -1,0 +1,1 @@
+"""Damped least squares: Gram matrices, factorisations, conjugate gradients, and the plan that chooses."""

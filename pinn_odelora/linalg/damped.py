@@ -1,0 +1,189 @@
+"""The damped least-squares solution  S(w) = (JᵀJ + μ)⁻¹ Jᵀ w  for one J (R, P), several μ and several w.
+
+Ways to the same vector, by what they cost and how far they can be trusted:
+
+* ``normal``: Cholesky factor of JᵀJ + μ, P × P;
+* ``kernel``: S(w) = Jᵀ (J Jᵀ + μ)⁻¹ w, Cholesky factor of an R × R matrix, for fewer rows than columns;
+* ``qr``: QR factor of the stacked matrix [J; √μ I], about four times dearer; for fewer rows than columns with Jᵀ = U T,
+  U having orthonormal columns, U times the solution for Tᵀ, which is R × R;
+* ``eigen``: the kernel form by the eigenvalues of J Jᵀ, where J itself is never formed;
+* ``cg``: conjugate gradients, see ``iterative``, where nothing of that size is.
+
+The product with Jᵀ squares the condition number: rounding puts an error of about ε λ_max on the small eigenvalues, ε
+that of the dtype, λ_max ≤ tr JᵀJ the largest. Where μ is not above that error in float64 the first two have lost the
+directions that μ is there to damp, or cannot be factored at all, and ``qr`` or ``eigen`` is used instead. Where μ is
+far above it even in float32, product and factor are formed in float32, in half the time, and every solution is refined:
+corrected by the factor's answer to its own residual, which is formed in float64, until that is 1e-10 of the right-hand
+side. A refinement that does not get there is given up for float64.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, linalg
+
+from pinn_odelora.linalg.gram import gram
+
+TRUSTED = 10.0
+"""How far μ must be above ε tr JᵀJ for a Gram matrix to be factored."""
+SINGLE = 30.0
+"""The same for float32, where each refinement gains as many digits as the margin has."""
+REFINEMENTS = 8
+ENOUGH = 1e-10
+"""The residual, against the right-hand side, at which a refinement ends."""
+
+
+class Operator(Protocol):
+    """J (R, P) where it is not formed: ``J @ z``, ``J.mT @ w``, and what the solvers ask for beside."""
+
+    shape: tuple[int, int]
+
+    def __matmul__(self, z: Tensor) -> Tensor: ...
+
+    @property
+    def mT(self) -> Operator: ...
+
+    def squares(self) -> Tensor:
+        """The diagonal of JᵀJ, (P,)."""
+
+    @property
+    def has_kernel(self) -> bool:
+        """Whether J Jᵀ can be had without J."""
+
+    def kernel(self) -> Tensor:
+        """J Jᵀ, (R, R)."""
+
+
+class Way(NamedTuple):
+    """How a solution was found: its form, and the dtype of the factor."""
+
+    form: str
+    dtype: torch.dtype
+
+    @property
+    def bits(self) -> float:
+        """Of a number of the factor; NaN for conjugate gradients, which have none."""
+        return math.nan if self.form == "cg" else torch.finfo(self.dtype).bits
+
+    @property
+    def fallback(self) -> bool:
+        """Whether μ was too small against rounding for a Cholesky factor."""
+        return self.form in ("qr", "eigen")
+
+
+class Solver(Protocol):
+    """S for one J; ``largest`` is the largest entry of the diagonal of JᵀJ, ``used`` the way of the last solution."""
+
+    largest: float
+
+    @property
+    def used(self) -> Way | None: ...
+
+    def __call__(self, w: Tensor, mu: float) -> Tensor: ...
+
+
+class Damped:
+    """``S = Damped(J); S(w, mu)``. Gram matrices are formed once, a factor is kept for as long as μ stays.
+
+    Args:
+        J: (R, P), float64; or an operator that has a kernel, of which no more than R × R numbers are then formed.
+        single: whether float32 may be used where it is safe.
+    """
+
+    def __init__(self, J: Tensor | Operator, single: bool = True) -> None:
+        self.J = J
+        formed = isinstance(J, Tensor)
+        self.form = "normal" if formed and J.shape[1] <= J.shape[0] else "kernel"
+        self.single = single
+        squares = linalg.vector_norm(J, dim=0).square() if formed else J.squares()
+        self.trace, self.largest = float(squares.sum()), float(squares.max())
+        self._grams: dict[torch.dtype, Tensor] = {} if formed else {torch.float64: J.kernel()}
+        self._kept: tuple[float, Way, tuple[Tensor, ...]] | None = None
+
+    @property
+    def used(self) -> Way | None:
+        """The way of the last solution."""
+        return None if self._kept is None else self._kept[1]
+
+    def __call__(self, w: Tensor, mu: float) -> Tensor:
+        if self._kept is None or self._kept[0] != mu:
+            self._kept = (mu, *self._factored(mu))
+        _, way, factors = self._kept
+        if way.form == "qr":
+            Q, R, *U = factors
+            x = linalg.solve_triangular(R, (Q.mT @ w)[:, None], upper=True)[:, 0]
+            return U[0] @ x if U else x
+        if way.form == "eigen":
+            values, Q = factors
+            return self.J.mT @ (Q @ ((Q.mT @ w) / (values.clamp(min=0) + mu)))
+        if way.dtype == torch.float32:
+            return self._refined(w, mu, *factors)
+        return self._outer(_solve(*factors, self._inner(w)))
+
+    def _factored(self, mu: float) -> tuple[Way, tuple[Tensor, ...]]:
+        ways = [(torch.float32, SINGLE), (torch.float64, TRUSTED)]
+        for dtype, margin in ways if self.single else ways[1:]:
+            if mu > margin * torch.finfo(dtype).eps * self.trace:
+                L, failed = linalg.cholesky_ex(self._gram(mu, dtype))
+                if not bool(failed):
+                    return Way(self.form, dtype), (L,)
+        if not isinstance(self.J, Tensor):
+            return Way("eigen", torch.float64), tuple(linalg.eigh(self._gram(0.0, torch.float64)))
+        if self.form == "normal":
+            return Way("qr", torch.float64), _stacked(self.J, mu)
+        U, T = linalg.qr(self.J.mT)
+        return Way("qr", torch.float64), (*_stacked(T.mT, mu), U)
+
+    def _gram(self, mu: float, dtype: torch.dtype) -> Tensor:
+        """The damped Gram matrix."""
+        if dtype not in self._grams:
+            self._grams[dtype] = self._formed(dtype)
+        M = self._grams[dtype].clone()
+        M.diagonal().add_(mu)
+        return M
+
+    def _formed(self, dtype: torch.dtype) -> Tensor:
+        if not isinstance(self.J, Tensor):
+            return self._grams[torch.float64].to(dtype)
+        J = self.J.to(dtype)
+        return gram(J if self.form == "normal" else J.mT)
+
+    def _inner(self, w: Tensor) -> Tensor:
+        """The right-hand side of the system that is solved."""
+        return self.J.mT @ w if self.form == "normal" else w
+
+    def _outer(self, x: Tensor) -> Tensor:
+        """S(w) from its solution."""
+        return x if self.form == "normal" else self.J.mT @ x
+
+    def _product(self, x: Tensor, mu: float) -> Tensor:
+        """The damped Gram matrix times x, in float64 and without forming it."""
+        J = self.J
+        if not isinstance(J, Tensor):
+            return self._grams[torch.float64] @ x + mu * x
+        return (J.mT @ (J @ x) if self.form == "normal" else J @ (J.mT @ x)) + mu * x
+
+    def _refined(self, w: Tensor, mu: float, L: Tensor) -> Tensor:
+        b = self._inner(w)
+        x, residual = torch.zeros_like(b), b
+        for _ in range(REFINEMENTS):
+            x = x + _solve(L, residual)
+            residual = b - self._product(x, mu)
+            if not float(residual.norm()) > ENOUGH * float(b.norm()):
+                return self._outer(x)
+        self.single, self._kept = False, None
+        return self(w, mu)
+
+
+def _stacked(J: Tensor, mu: float) -> tuple[Tensor, Tensor]:
+    """The QR factors of [J; √μ I], of Q the rows of J."""
+    Q, R = linalg.qr(torch.cat([J, math.sqrt(mu) * torch.eye(J.shape[1], dtype=J.dtype, device=J.device)]))
+    return Q[: len(J)], R
+
+
+def _solve(L: Tensor, b: Tensor) -> Tensor:
+    """(L Lᵀ)⁻¹ b in the dtype of b."""
+    return torch.cholesky_solve(b.to(L.dtype)[:, None], L)[:, 0].to(b.dtype)

@@ -1,0 +1,1 @@
+"""Where an integrator moves: spaces, points, tangent vectors and retractions."""

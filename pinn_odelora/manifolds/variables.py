@@ -1,0 +1,156 @@
+"""What an implicit scheme moves, one kind of variable a class: its points, its coordinates, and how it moves in them.
+
+``LowRankPair``  a product s·B A on the manifold of rank r, in tangent coordinates: ODELoRA.
+``FactorPair``   the factors themselves, a flat space: plain LoRA.
+``Flat``         any tensor with the Euclidean metric: biases, whole weights.
+``Positive``     a number x above a bound a, by θ = log(x - a): dx = (x - a) dθ, x⁺ = a + (x - a) exp(dθ). A coefficient
+                 that must stay positive does, and its speed is relative. The space around is that of θ, which is flat.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from pinn_odelora.linearisation import Stretch
+from pinn_odelora.lowrank.layer import Factors
+from pinn_odelora.manifolds.fixed_rank import LowRank, low_rank, retract
+from pinn_odelora.manifolds.tangent import FactorFrame, Frame
+
+
+class Moved(NamedTuple):
+    """Where a variable got to, and the norm of what its retraction left out."""
+
+    point: Any
+    discarded: Tensor | None = None
+
+
+class Variable(Protocol):
+    """One variable; ``frame`` is None where the coordinates are the numbers themselves."""
+
+    def start(self) -> Any:
+        """The point where the parameters are, float64."""
+
+    def values(self, y: Any) -> list[Tensor]:
+        """The parameters at y."""
+
+    def frame(self, y: Any) -> Frame | FactorFrame | Stretch | None:
+        """Coordinates of the tangent space at y."""
+
+    @property
+    def dimension(self) -> int:
+        """How many there are."""
+
+    def move(self, y: Any, frame: Any, z: Tensor) -> Moved:
+        """The point at coordinates z."""
+
+    def vector(self, frame: Any, z: Tensor) -> Tensor:
+        """The tangent vector of coordinates z, as an element of the space around."""
+
+    def coordinates(self, frame: Any, D: Tensor) -> Tensor:
+        """Coordinates of the projection of such an element."""
+
+
+@dataclass(frozen=True)
+class LowRankPair:
+    params: list[Tensor]
+    scale: float
+
+    def start(self) -> LowRank:
+        return low_rank(Factors(*self.params), self.scale)
+
+    def values(self, y: LowRank) -> list[Tensor]:
+        return [*y.factors(self.scale)]
+
+    def frame(self, y: LowRank) -> Frame:
+        return y.frame
+
+    @property
+    def dimension(self) -> int:
+        (r, n), m = self.params[0].shape, self.params[1].shape[0]
+        return r * (m + n - r)
+
+    def move(self, y: LowRank, frame: Frame, z: Tensor) -> Moved:
+        return Moved(*retract(y, frame, z))
+
+    def vector(self, frame: Frame, z: Tensor) -> Tensor:
+        return frame.vector(z)
+
+    def coordinates(self, frame: Frame, D: Tensor) -> Tensor:
+        return frame.coordinates(D)
+
+
+class _SelfTangent:
+    """A space whose tangent vectors are coordinates already."""
+
+    def vector(self, frame: Any, z: Tensor) -> Tensor:
+        return z
+
+    def coordinates(self, frame: Any, D: Tensor) -> Tensor:
+        return D
+
+
+@dataclass(frozen=True)
+class FactorPair(_SelfTangent):
+    params: list[Tensor]
+    scale: float
+
+    def start(self) -> Factors:
+        return Factors(*(p.detach().double().clone() for p in self.params))
+
+    def values(self, y: Factors) -> list[Tensor]:
+        return [*y]
+
+    def frame(self, y: Factors) -> FactorFrame:
+        return FactorFrame(y, self.scale)
+
+    @property
+    def dimension(self) -> int:
+        return sum(p.numel() for p in self.params)
+
+    def move(self, y: Factors, frame: FactorFrame, z: Tensor) -> Moved:
+        return Moved(frame.moved(z))
+
+
+@dataclass(frozen=True)
+class Flat(_SelfTangent):
+    params: list[Tensor]
+
+    def start(self) -> Tensor:
+        return self.params[0].detach().double().clone()
+
+    def values(self, y: Tensor) -> list[Tensor]:
+        return [y]
+
+    def frame(self, y: Tensor) -> None:
+        return None
+
+    @property
+    def dimension(self) -> int:
+        return self.params[0].numel()
+
+    def move(self, y: Tensor, frame: None, z: Tensor) -> Moved:
+        return Moved(y + z.view_as(y))
+
+
+@dataclass(frozen=True)
+class Positive(Flat):
+    above: float
+
+    def frame(self, y: Tensor) -> Stretch:
+        return Stretch(y - self.above)
+
+    def move(self, y: Tensor, frame: Stretch, z: Tensor) -> Moved:
+        return Moved(self.above + frame.size * torch.exp(z.view_as(y)))
+
+
+def variable(group: dict[str, Any], metric: str) -> Variable:
+    """The variable of a parameter group: of a pair, of a number above a bound, or of any one tensor."""
+    if len(group["params"]) == 2:
+        return (LowRankPair if metric == "weights" else FactorPair)(group["params"], group["scale"])
+    if group["above"] is not None:
+        return Positive(group["params"], group["above"])
+    return Flat(group["params"])

@@ -1,0 +1,1 @@
+"""What a run leaves: folder, history, summary, comparison, figures, and loading it again."""

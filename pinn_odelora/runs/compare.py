@@ -1,0 +1,136 @@
+"""Finished runs side by side: the geometric mean over seeds and its spread, for runs that differ in nothing else."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from pinn_odelora.checkpoints import write_atomically
+from pinn_odelora.errors import InputError
+from pinn_odelora.runs.folder import CONFIG, SUMMARY
+
+COLUMNS = (
+    "problem",
+    "method",
+    "integrator",
+    "settings",
+    "runs",
+    "diverged",
+    "rel_l2_before",
+    "rel_l2",
+    "spread",
+    "loss_rises",
+    "largest_rise",
+    "gradient_evals",
+    "seconds",
+)
+
+COMPUTED = ("settings", "runs", "spread")
+
+ASIDE = (
+    "seed",
+    "pretrain.seed",
+    "pretrain.cache",
+    "output_dir",
+    "resume",
+    "choices",
+    "threads",
+    "logger",
+    "checkpoint",
+)
+"""What runs may differ in and still be averaged: seeds, places and names."""
+
+
+def summaries(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
+    """The summaries of all finished runs in or below the folders, each with its ``settings`` in full.
+
+    Raises:
+        InputError: for a folder without a finished run, or a file that is not that of a run.
+    """
+    found = []
+    for folder in map(Path, folders):
+        files = sorted(folder.rglob(SUMMARY))
+        if not files:
+            raise InputError(f"{folder} holds no finished run: there is no {SUMMARY} in it or below it.")
+        found += [_summary(file) for file in files]
+    return found
+
+
+def _summary(file: Path) -> dict[str, Any]:
+    try:
+        result = json.loads(file.read_text())
+        return {name: result[name] for name in COLUMNS if name not in COMPUTED} | {
+            "settings": _settings(file.with_name(CONFIG))
+        }
+    except (OSError, ValueError, KeyError, TypeError, YAMLError, OmegaConfBaseException) as error:
+        raise InputError(f"{file} and {CONFIG} beside it are not those of a run ({type(error).__name__}).") from error
+
+
+def _settings(file: Path) -> dict[str, str]:
+    """The configuration by full keys, without what is ``ASIDE``."""
+    config = OmegaConf.to_container(OmegaConf.load(file))
+    return {key: value for key, value in _leaves(config) if not any(f"{key}.".startswith(f"{k}.") for k in ASIDE)}
+
+
+def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    if not isinstance(node, dict):
+        yield prefix, str(node)
+        return
+    for name, inner in node.items():
+        yield from _leaves(inner, f"{prefix}.{name}" if prefix else str(name))
+
+
+def compare(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row for runs that differ in their seeds only, in the order of ``COLUMNS``; ``settings`` are those that
+    tell a row from the others of its problem, method and integrator.
+
+    ``rel_l2`` is the geometric mean over the runs that have one, ``spread`` the factor exp(standard deviation of its
+    logarithm): an error is rel_l2 ×/÷ spread. A diverged run is counted and its error kept.
+    """
+    families: dict[tuple, list[dict[str, Any]]] = {}
+    for result in results:
+        families.setdefault((result["problem"], result["method"], result["integrator"] or "-"), []).append(result)
+    return [_row((*key, told), runs) for key, family in sorted(families.items()) for told, runs in _alike(family)]
+
+
+def _alike(family: Sequence[dict[str, Any]]) -> Iterable[tuple[str, list[dict[str, Any]]]]:
+    """Runs of equal settings, and what tells them from the rest of the family."""
+    settings = [run.get("settings", {}) for run in family]
+    keys = dict.fromkeys(key for chosen in settings for key in chosen)
+    telling = [key for key in keys if len({chosen.get(key) for chosen in settings}) > 1]
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for run, chosen in zip(family, settings, strict=True):
+        groups.setdefault(", ".join(f"{key}={chosen.get(key)}" for key in telling) or "-", []).append(run)
+    return groups.items()
+
+
+def _row(key: tuple[str, ...], runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    logs = [math.log(r["rel_l2"]) for r in runs if r["rel_l2"]]
+    average = lambda name: mean(values) if (values := [r[name] for r in runs if r[name] is not None]) else math.nan
+    return {
+        **dict(zip(COLUMNS[:4], key, strict=True)),
+        "runs": len(runs),
+        "diverged": sum(r["diverged"] for r in runs),
+        "rel_l2_before": average("rel_l2_before"),
+        "rel_l2": math.exp(mean(logs)) if logs else math.nan,
+        "spread": math.exp(stdev(logs)) if len(logs) > 1 else 1.0,
+        **{name: average(name) for name in COLUMNS[9:]},
+    }
+
+
+def write_csv(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, COLUMNS)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue().encode())

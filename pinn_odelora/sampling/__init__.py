@@ -1,0 +1,1 @@
+"""Which points a step has, and how many."""

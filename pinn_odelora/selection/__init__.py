@@ -1,0 +1,1 @@
+"""Which iterate a run returns, and which rank its factors have."""

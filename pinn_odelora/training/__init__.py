@@ -1,1 +1,0 @@
-"""Training: Lightning modules, points, measurements and files of a run."""
