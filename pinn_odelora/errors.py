@@ -1,13 +1,37 @@
-"""The two ways a run may refuse: bad input before it starts, and numbers that stopped being finite."""
+"""The two ways a run may refuse: bad input before it starts, and numbers that stopped being finite.
+
+A value that breaks a rule is refused where the object is made that holds it, in the caller's terms: ``h is -1, but it
+must be a finite number above 0.`` in Python. Whoever built the object from names of their own, as the command line
+does, says so by ``within``: ``integrator.h is -1, but ...``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
+from typing import Any
 
 
 class InputError(ValueError):
     """Bad input, said in one sentence: what was wrong, and what is allowed."""
+
+
+class RefusedValueError(InputError):
+    """A named value that breaks its rule.
+
+    Attributes:
+        name: of the argument, as the caller knows it.
+        value: what was given.
+        allowed: what it must be, in words.
+    """
+
+    def __init__(self, name: str, value: Any, allowed: str) -> None:
+        self.name, self.value, self.allowed = name, value, allowed
+        super().__init__(name, value, allowed)
+
+    def __str__(self) -> str:
+        return f"{self.name} is {self.value!r}, but it must be {self.allowed}."
 
 
 class NonFiniteError(FloatingPointError):
@@ -20,3 +44,13 @@ def unknown(what: str, name: object, allowed: Iterable[object], advice: str = ""
     guess = get_close_matches(str(name), names, n=1)
     meant = f" (did you mean {guess[0]!r}?)" if guess else ""
     return InputError(f"Unknown {what} {str(name)!r}{meant}; allowed: {', '.join(names) or 'none'}{advice}.")
+
+
+@contextmanager
+def within(prefix: str) -> Iterator[None]:
+    """Name refused values by the keys of whoever builds the object: ``h`` becomes ``<prefix>.h``."""
+    try:
+        yield
+    except RefusedValueError as refused:
+        name = f"{prefix}.{refused.name}" if prefix else refused.name
+        raise RefusedValueError(name, refused.value, refused.allowed) from None

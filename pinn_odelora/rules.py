@@ -1,4 +1,11 @@
-"""What a value on the command line may be: in words for the refusal, and as a function that reads it."""
+"""What a value may be: in words for a refusal, and as a function that reads it.
+
+A class states the rules of its settings once, in ``__post_init__``:
+
+    check(self, h=number(above=0) | null, stages=whole(1, 1000))
+
+and Python and the command line refuse the same values, each by the name it has there (``errors.within``).
+"""
 
 from __future__ import annotations
 
@@ -8,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pinn_odelora.errors import InputError
+from pinn_odelora.errors import RefusedValueError
 
 
 class Rule(NamedTuple):
@@ -26,13 +33,27 @@ class Rule(NamedTuple):
 
         return Rule(f"{self.allowed} or {other.allowed}", read)
 
-    def check(self, key: str, value: Any) -> Any:
-        """The value as read; ``InputError`` if it is not allowed."""
+    def check(self, name: str, value: Any) -> Any:
+        """The value as read.
+
+        Raises:
+            RefusedValueError: if it is not allowed.
+        """
         try:
             return self.read(value)
         except ValueError:
-            shown = "null" if value is None else repr(value)
-            raise InputError(f"{key} is {shown}, but it must be {self.allowed}.") from None
+            raise RefusedValueError(name, value, self.allowed) from None
+
+
+def check(owner: Any, **rules: Rule) -> None:
+    """Read the named settings of an object by their rules; what a rule reads (1e4 as 10000) takes the value's place.
+
+    Raises:
+        RefusedValueError: for the first that is not allowed.
+    """
+    for name, rule in rules.items():
+        # A frozen dataclass is set up here, in its ``__post_init__``.
+        object.__setattr__(owner, name, rule.check(name, getattr(owner, name)))
 
 
 def _rule(allowed: str, holds: Callable[[Any], bool], read: Callable[[Any], Any] = lambda value: value) -> Rule:

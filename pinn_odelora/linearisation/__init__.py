@@ -1,6 +1,5 @@
 """The residual system around the present weights: rows, Jacobian, products, columns, Gram matrix, kernel."""
 
-from pinn_odelora.linalg.gram import gram
 from pinn_odelora.linearisation.coordinates import Coordinates, Stretch
 from pinn_odelora.linearisation.linearisation import Direction, Linearisation
 from pinn_odelora.linearisation.sweep import Sweep
