@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from pinn_odelora.derivatives import SAMPLE, Engine, lifted, rehearse
 from pinn_odelora.derivatives.jets import LastingJets
+from pinn_odelora.formulation import Problem, Term
 from pinn_odelora.geometry import sobol, stream
 from pinn_odelora.points import Points
-from pinn_odelora.problem import Problem, Term
 
 
 class Solution(nn.Module):
