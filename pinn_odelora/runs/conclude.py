@@ -21,7 +21,7 @@ from pinn_odelora.confidence import Interval
 from pinn_odelora.errors import NonFiniteError
 from pinn_odelora.lightning import tracking
 from pinn_odelora.lightning.module import Adaptation
-from pinn_odelora.lowrank.files import save_adapter
+from pinn_odelora.lowrank.adapter_files import save_adapter
 from pinn_odelora.lowrank.layer import LowRankLinear
 from pinn_odelora.matrices import UnitMatrices
 from pinn_odelora.runs import figures as report
