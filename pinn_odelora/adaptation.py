@@ -195,7 +195,8 @@ class Adaptation:
         return self._training
 
     def _start(self) -> Training:
-        self._error_before = self._error()
+        _ = self.error_before  # of the network before it is changed
+        self.before = {name: x.detach().cpu().clone() for name, x in self.net.state_dict().items()}
         layers = self._layers()
         self.net.to(DTYPES[self.precision])
         like = next(self.net.parameters())
@@ -280,7 +281,13 @@ class Adaptation:
     @property
     def error_before(self) -> float:
         """Relative L2 error of the pretrained network on this problem; NaN without a reference."""
-        return self._error() if self._error_before is None else self._error_before
+        if self._error_before is None:
+            self._error_before = self._error()
+        return self._error_before
+
+    @error_before.setter
+    def error_before(self, error: float) -> None:
+        self._error_before = error
 
     def _error(self) -> float:
         return errors(self.problem, self.solution, FINER * self.log.test)["error/rel_l2"]

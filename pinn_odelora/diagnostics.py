@@ -208,7 +208,7 @@ class Diagnostics:
             "update/norm": norm_of([after[name] - before[name] for name in before]),
             "flow/alignment": alignment(before, after, first.weights),
             "integrator/h": report.h,
-            "integrator/rejected": float(report.rejected),
+            "integrator/rejected": math.nan if training.method.integrator is None else float(report.rejected),
             "integrator/bits": math.nan if solver is None else float(solver.bits),
             "integrator/fallback": math.nan if solver is None else float(solver.fallback),
             "lora/discarded": math.nan if report.discarded is None else report.discarded,
