@@ -45,7 +45,7 @@ def list_(_: argparse.Namespace) -> None:
 def problem_classes() -> dict[str, type]:
     """The problem class of every module in ``problems``."""
     import problems
-    from pinn_odelora.problem import Problem
+    from pinn_odelora.formulation import Problem
 
     found = {}
     for module in pkgutil.iter_modules(problems.__path__):

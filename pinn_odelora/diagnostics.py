@@ -15,11 +15,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, linalg, nn
 
+from pinn_odelora.formulation import Problem
 from pinn_odelora.geometry import sobol
 from pinn_odelora.lowrank.layer import LowRankLinear
 from pinn_odelora.metrics import max_error, relative_l2
 from pinn_odelora.points import Points
-from pinn_odelora.problem import Problem
 
 Layers = Mapping[str, nn.Linear | LowRankLinear]
 

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from pinn_odelora.derivatives.field import Field
 from pinn_odelora.errors import InputError, unknown
+from pinn_odelora.formulation import Term
 from pinn_odelora.geometry import Cloud
 from pinn_odelora.points import Points
-from pinn_odelora.problem import Term
 
 Column = NDArray[np.float64]
 

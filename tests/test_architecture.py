@@ -17,7 +17,9 @@ LAYERS = (
     ("pinn_odelora/geometry", 1),
     ("pinn_odelora/derivatives", 1),
     ("pinn_odelora/reference", 1),
-    ("pinn_odelora/problem", 1),
+    ("pinn_odelora/formulation", 1),
+    ("pinn_odelora/equation", 1),
+    ("pinn_odelora/registry", 1),
     ("pinn_odelora/matri", 1),
     ("pinn_odelora/nets", 1),
     ("pinn_odelora/lowrank", 1),
@@ -96,7 +98,7 @@ def test_integrators_and_flows_know_neither_nets_nor_problems():
     for path in FILES:
         if path.startswith(("pinn_odelora/flows", "pinn_odelora/integrators")):
             for module, _ in imports(path):
-                assert not module.startswith(("problems", "pinn_odelora.problem", "pinn_odelora.nets")), path
+                assert not module.startswith(("problems", "pinn_odelora.formulation", "pinn_odelora.nets")), path
 
 
 def test_the_library_sets_no_global_state():

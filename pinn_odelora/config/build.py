@@ -18,6 +18,7 @@ from torch import nn
 from pinn_odelora.checkpoints import load_network
 from pinn_odelora.config import ADAPTIVE, AUTO, UNKNOWN, has_pretrained
 from pinn_odelora.errors import InputError, NonFiniteError
+from pinn_odelora.formulation import Problem, Term
 from pinn_odelora.geometry import sobol
 from pinn_odelora.lowrank.layer import LowRankLinear
 from pinn_odelora.lowrank.start import named
@@ -28,7 +29,6 @@ from pinn_odelora.optim.implicit import ImplicitODELoRA
 from pinn_odelora.optim.methods import Method
 from pinn_odelora.pretraining import cache
 from pinn_odelora.pretraining.pretrain import Pretraining
-from pinn_odelora.problem import Problem, Term
 from pinn_odelora.selection import initial_rank as rows
 from pinn_odelora.selection.rank import Adaptive
 from pinn_odelora.system import Solution, System, draw_points

@@ -9,17 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-
-class Factors(NamedTuple):
-    """A point of the factor space, or a gradient or velocity there: A (…, r, n) and B (…, m, r)."""
-
-    A: Tensor
-    B: Tensor
+from pinn_odelora.manifolds.factors import Factors
 
 
 class LowRankLinear(nn.Module):

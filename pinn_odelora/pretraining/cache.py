@@ -20,11 +20,11 @@ from torch import nn
 
 import pinn_odelora
 from pinn_odelora.errors import InputError
-from pinn_odelora.problem import Problem
+from pinn_odelora.formulation import Problem
 
 PARTS = (
     *("derivatives", "geometry", "matrices.py", "matrix_problem.py", "metrics.py", "nets", "optim/lbfgs.py"),
-    *("points.py", "problem.py", "reference.py", "system.py", "training/phases.py"),
+    *("points.py", "formulation.py", "reference.py", "system.py", "training/phases.py"),
 )
 IMPLICIT = (
     *("gradient.py", "linearisation", "optim/groups.py", "optim/implicit.py", "optim/variables.py"),

@@ -18,11 +18,11 @@ from torch import nn
 
 from pinn_odelora.checkpoints import load_network, save_network
 from pinn_odelora.errors import InputError, NonFiniteError, unknown
+from pinn_odelora.formulation import Problem
 from pinn_odelora.geometry import sobol
 from pinn_odelora.metrics import relative_l2
 from pinn_odelora.pretraining import cache
 from pinn_odelora.pretraining import stages as phases
-from pinn_odelora.problem import Problem
 from pinn_odelora.system import Solution, System, draw_points
 
 FINISHES = ("auto", "implicit", "lbfgs")

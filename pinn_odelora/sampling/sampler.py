@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from pinn_odelora.errors import InputError
+from pinn_odelora.formulation import Term
 from pinn_odelora.geometry import Cloud
 from pinn_odelora.objective import Draw
 from pinn_odelora.points import Points
-from pinn_odelora.problem import Term
 from pinn_odelora.sampling.residual_sampling import AT_ONCE, candidates, followed
 from pinn_odelora.selection import initial_rank as rows_of
 from pinn_odelora.system import draw_points

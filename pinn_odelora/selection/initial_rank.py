@@ -18,8 +18,8 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from pinn_odelora.formulation import Term
 from pinn_odelora.geometry import Cloud
-from pinn_odelora.problem import Term
 from pinn_odelora.sampling.batch_size import below_the_peak
 from pinn_odelora.system import System, draw_points
 
