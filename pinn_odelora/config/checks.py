@@ -54,15 +54,14 @@ def check(cfg: DictConfig, request: Request) -> None:
         mapping(key, OmegaConf.select(cfg, key, default={}), ["<name>"])
     parts = dict.fromkeys([*(k.rpartition(".")[0] for k in RULES if not k.startswith("pretrain.")), *CLASSES])
     for part in parts:
-        held = section(config, part)
-        values = {name: value for name, value in held.items() if f"{part}.{name}".strip(".") in RULES}
-        for name, value in values.items():
-            key = f"{part}.{name}".strip(".")
-            if key != "pretrain.checkpoint" or not has_pretrained(cfg):
-                OmegaConf.update(cfg, key, RULES[key].check(key, value))
-        for name, value in vars(settings(config, part)).items() if part in CLASSES else ():
-            if f"{part}.{name}" not in CLASSES:
-                OmegaConf.update(cfg, f"{part}.{name}", value)
+        keys = {f"{part}.{name}".strip("."): value for name, value in section(config, part).items()}
+        if has_pretrained(cfg):
+            keys.pop("pretrain.checkpoint", None)
+        read = {key: RULES[key].check(key, value) for key, value in keys.items() if key in RULES}
+        if part in CLASSES:
+            read |= {f"{part}.{name}": value for name, value in vars(settings(config, part)).items()}
+        for key in read.keys() - CLASSES.keys():
+            OmegaConf.update(cfg, key, [*read[key]] if isinstance(read[key], tuple) else read[key])
     trainer(config["trainer"])
     objects(config, request)
     if cfg.resume is None:

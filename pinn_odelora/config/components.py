@@ -24,7 +24,7 @@ from pinn_odelora.rules import Rule, boolean, null, number, one_of, text, whole
 UNKNOWN = "unknown"
 """The value of a coefficient of the equation that is to be found from measurements."""
 KINDS = {
-    "problem": "pinn_odelora.problem.Problem",
+    "problem": "pinn_odelora.formulation.Problem",
     "net": "torch.nn.Module",
     "method": "pinn_odelora.optim.methods.Method",
     "integrator": "integrator",

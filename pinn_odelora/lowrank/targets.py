@@ -12,8 +12,10 @@ from torch import nn
 
 from pinn_odelora.errors import InputError, unknown
 from pinn_odelora.lowrank.layer import LowRankLinear, adapters
-from pinn_odelora.lowrank.settings import THAWED
 from pinn_odelora.lowrank.start import Start
+
+THAWED = ("biases", "last")
+"""What can be trained beside the factors."""
 
 
 def linear_layers(net: nn.Module) -> dict[str, nn.Linear]:
