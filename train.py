@@ -19,6 +19,7 @@ def train(cfg: DictConfig) -> None:
     built = build.experiment(cfg)  # problem, network, method, and one rehearsed step
 
     from pinn_odelora.config import run
+    from pinn_odelora.files import write_json
     from pinn_odelora.runs import conclude
     from pinn_odelora.runs import folder as files
 
@@ -34,7 +35,7 @@ def train(cfg: DictConfig) -> None:
     conclude.save_weights(module, folder)
     conclude.save_coefficients(module, folder)
     result = conclude.summary(cfg, module, facts)
-    files.write_json(folder / files.SUMMARY, result)
+    write_json(folder / files.SUMMARY, result)
     conclude.publish(loggers, module, result, conclude.pictures(module, folder))
     conclude.last_words(module, result, folder)
 

@@ -21,9 +21,8 @@ from torch import Tensor, nn
 from pinn_odelora.errors import NonFiniteError
 from pinn_odelora.gradient import Gradient, in_pieces, residual_vector_of
 from pinn_odelora.linearisation import Linearisation, Sweep
-from pinn_odelora.lowrank.layer import LowRankLinear
+from pinn_odelora.lowrank.layer import LowRankLinear, plain_name
 from pinn_odelora.manifolds.factors import Factors
-from pinn_odelora.optim.groups import plain_name
 from pinn_odelora.points import Points
 from pinn_odelora.system import System
 

@@ -24,6 +24,7 @@ from pinn_odelora.budget import Budget
 from pinn_odelora.checkpoints import load_network, save_network
 from pinn_odelora.config import build
 from pinn_odelora.errors import InputError
+from pinn_odelora.files import write_json
 from pinn_odelora.lightning import tracking
 from pinn_odelora.lightning.callbacks import ProgressLine, Saver, StopOnSignal
 from pinn_odelora.lightning.module import Adaptation, Row, Yardstick
@@ -32,7 +33,7 @@ from pinn_odelora.optim import ImplicitODELoRA
 from pinn_odelora.pretraining import pretrain
 from pinn_odelora.runs import conclude
 from pinn_odelora.runs.allocator import keep_freed_memory
-from pinn_odelora.runs.folder import BASE, HISTORY, START, STATE, write_json
+from pinn_odelora.runs.folder import BASE, HISTORY, START, STATE
 from pinn_odelora.runs.history import History
 from pinn_odelora.sampling.sampler import PointStream
 from pinn_odelora.selection.initial_rank import components

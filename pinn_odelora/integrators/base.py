@@ -93,6 +93,7 @@ class Report:
         discarded: Frobenius norm of what the retraction to rank r left out; None for a step that needed none.
         solver: how the linear systems were solved; None for an explicit scheme.
         dimension: P, coordinates that an implicit step solved for; 0 for an explicit scheme.
+        form: of its linear algebra as planned, see ``linalg.plan``; None for an explicit scheme.
     """
 
     h: float = math.nan
@@ -103,6 +104,7 @@ class Report:
     discarded: float | None = None
     solver: SolverUsed | None = None
     dimension: int = 0
+    form: str | None = None
 
 
 class Step(NamedTuple):

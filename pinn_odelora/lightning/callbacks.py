@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import time
@@ -11,6 +10,7 @@ from types import FrameType
 
 import lightning as L
 
+from pinn_odelora.files import replacing
 from pinn_odelora.lightning.module import Adaptation, Row
 
 
@@ -35,9 +35,8 @@ class Saver(L.Callback):
         self.save(trainer, module)
 
     def save(self, trainer: L.Trainer, module: Adaptation) -> None:
-        partial = self.path.with_suffix(".partial")
-        trainer.save_checkpoint(partial)
-        os.replace(partial, self.path)
+        with replacing(self.path) as temporary:
+            trainer.save_checkpoint(temporary)
         self.saved = module.progress.step
 
 

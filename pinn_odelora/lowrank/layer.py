@@ -100,6 +100,11 @@ def _factor(weight: Tensor) -> nn.Linear:
     return linear
 
 
+def plain_name(name: str) -> str:
+    """The name of a parameter or layer of a ``Solution`` as the user's own network has it."""
+    return name.removeprefix("net.").replace("base_layer.", "")
+
+
 def adapters(module: nn.Module) -> dict[str, LowRankLinear]:
     """The adapted layers of a module by name."""
     return {name: layer for name, layer in module.named_modules() if isinstance(layer, LowRankLinear)}

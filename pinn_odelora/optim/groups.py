@@ -10,16 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from pinn_odelora.errors import InputError
-from pinn_odelora.lowrank.layer import LowRankLinear
+from pinn_odelora.lowrank.layer import LowRankLinear, adapters, plain_name
 
 Group = dict[str, Any]
 REFUSED = ("weight_decay", "momentum", "betas", "nesterov", "maximize", "amsgrad")
 """Options of other optimisers that would silently do nothing."""
 
 
-def plain_name(name: str) -> str:
-    """The name of a parameter or layer of a ``Solution`` as the user's own network has it."""
-    return name.removeprefix("net.").replace("base_layer.", "")
+def pairs_of(net: nn.Module) -> list[Group]:
+    """A group ``{"params": [A, B], "scale": s, "name": …}`` for every adapted layer of a network of ours."""
+    return [
+        {"params": [x.A, x.B], "scale": x.scale, "name": name, "layer": (x, "default")}
+        for name, x in adapters(net).items()
+    ]
 
 
 def single_tensors(solution: nn.Module) -> list[Group]:

@@ -89,8 +89,6 @@ class ODELoRA(Optimizer):
             self.chart = "factors"
         _check_flow(flow, self.chart, self.integrator)
         self.report = Report()
-        self.form: str | None = None
-        """Of the linear algebra of the last step, see ``linalg.plan``; None for an explicit scheme."""
         self._layers: list[tuple[nn.Module, str] | None] = []
         lr = self.integrator.h if lr is None else lr
         super().__init__(params, {"lr": lr, "scale": 1.0, "name": "", "above": None})
@@ -204,8 +202,7 @@ class ODELoRA(Optimizer):
         discarded = getattr(taken.y, "discarded", None)
         if discarded is None and chart.discarded and not self.integrator.linearises:
             discarded = float(chart.discarded[-1])
-        self.report = replace(taken.report, discarded=discarded)
-        self.form = chart.form
+        self.report = replace(taken.report, discarded=discarded, form=chart.form)
         if self.flow is balanced_flow:
             self._place(self._aligned(self._numbers(), former))
         self._keep(taken.state)
@@ -347,7 +344,7 @@ class ODELoRA(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         # torch keeps defaults, state and groups alone; a copy knows no layers, so its scales stay as they are.
-        own = ("integrator", "flow", "retract", "chart", "report", "form")
+        own = ("integrator", "flow", "retract", "chart", "report")
         kept = {name: getattr(self, name) for name in own} | {"_layers": [None] * len(self.param_groups)}
         return {**super().__getstate__(), **kept}
 

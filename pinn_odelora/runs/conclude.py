@@ -19,13 +19,14 @@ from pinn_odelora import diagnostics as measure
 from pinn_odelora.checkpoints import save_network
 from pinn_odelora.confidence import Interval
 from pinn_odelora.errors import NonFiniteError
+from pinn_odelora.files import write_json
 from pinn_odelora.lightning import tracking
 from pinn_odelora.lightning.module import Adaptation
-from pinn_odelora.lowrank.files import save_adapter
+from pinn_odelora.lowrank.adapter_files import save_adapter
 from pinn_odelora.lowrank.layer import LowRankLinear
 from pinn_odelora.matrices import UnitMatrices
 from pinn_odelora.runs import figures as report
-from pinn_odelora.runs.folder import ADAPTER, BASE, COEFFICIENTS, HISTORY, WEIGHTS, write_json
+from pinn_odelora.runs.folder import ADAPTER, BASE, COEFFICIENTS, HISTORY, WEIGHTS
 from pinn_odelora.runs.history import History
 
 
