@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
+from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,7 +68,7 @@ def _rule(allowed: str, holds: Callable[[Any], bool], read: Callable[[Any], Any]
 
 def _is_number(value: Any) -> bool:
     # Compared, not converted: a whole number may be too large for a float.
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    return isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def number(above: float = -math.inf, least: float = -math.inf) -> Rule:
