@@ -58,7 +58,8 @@ def readme(results: Results, judged: list[Verdict]) -> list[str]:
         "Evaluations count everything: gradients, line searches, linearisations, trial points, the choice of points, "
         "validation losses. Errors and held-out losses are those of the iterate that a run would have returned "
         "at that time: the best on a validation set for implicit schemes, the last one for others. "
-        "The rise is the largest relative increase of the held-out loss of that iterate between two checks, ten steps apart, after the first "
+        "The rise is the largest relative increase of the held-out loss of that iterate between two checks, ten steps "
+        "apart, after the first "
         f"{SETTLED} steps; a run has diverged when its numbers failed or its held-out loss ended above the first.",
         "",
         "Adam and SOAP have the best learning rate of a sweep on seed "
