@@ -128,8 +128,8 @@ class Adaptation:
     def _check_method(self) -> None:
         if self.lora.rank == ADAPTIVE and self.method.trains == "factors" and self.method.integrator is None:
             raise InputError(
-                f"rank is {ADAPTIVE}, but {self.method.name} keeps a memory for every entry of the factors, which a new "
-                "rank would make meaningless: choose odelora or lora_gd, or a number."
+                f"rank is {ADAPTIVE}, but {self.method.name} keeps a memory for every entry of the factors, which a "
+                "new rank would make meaningless: choose odelora or lora_gd, or a number."
             )
         if self.unknown and not self.method.linearises:
             raise InputError(
@@ -139,8 +139,8 @@ class Adaptation:
         h = None if self.method.integrator is None else self.method.integrator.h
         if self.lora.start == "zero" and self.method.full_rank and h is None and self.method.trains == "factors":
             raise InputError(
-                "start is zero, where the flow is singular and no step size can be found: give h, or start from factors "
-                "of full rank, orthonormal or pissa."
+                "start is zero, where the flow is singular and no step size can be found: give h, or start from "
+                "factors of full rank, orthonormal or pissa."
             )
 
     def _targets(self) -> dict[str, nn.Linear]:
@@ -205,14 +205,13 @@ class Adaptation:
         self.groups = groups
         self.diagnostics = Diagnostics(Reference(self.system, self.log), layers, self.log.every)
         self.diagnostics.to(like.device, like.dtype)
-        training = Training(
+        return Training(
             objective,
             self.method,
             self.method.optimizer(groups),
             Sampler(self.system.terms, self.points, self.components, self.seed, DTYPES[self.precision]),
             None if self.adaptive is None else RankAdaptation(self.adaptive, layers),
         )
-        return training
 
     def _layers(self) -> dict[str, nn.Linear | LowRankLinear]:
         """The adapted layers, with factors put beside them when the method trains factors."""

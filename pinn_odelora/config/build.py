@@ -26,7 +26,8 @@ KEYS = {
 
 
 class Experiment(NamedTuple):
-    """What a run is about, before anything is trained; ``adaptation`` has the network, ``source`` what it has solved."""
+    """What a run is about, before anything is trained; ``adaptation`` has the network, ``source`` what it has
+    solved."""
 
     source: Problem
     net: nn.Module

@@ -10,8 +10,8 @@ from types import FrameType
 
 import lightning as L
 
-from pinn_odelora.files import replacing
 from pinn_odelora.adaptation import Adaptation
+from pinn_odelora.files import replacing
 from pinn_odelora.lightning.module import ODELoRAModule
 from pinn_odelora.loop import Row
 

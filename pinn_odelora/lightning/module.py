@@ -4,8 +4,8 @@
     Trainer(max_epochs=-1, logger=CSVLogger("logs")).fit(module)
     result = module.adaptation.result()
 
-The module asks the one loop for the next record, and brings its own points. Lightning's batch is a block of several steps,
-so that its own cost vanishes beside theirs; the step axis is that of the records.
+The module asks the one loop for the next record, and brings its own points. Lightning's batch is a block of several
+steps, so that its own cost vanishes beside theirs; the step axis is that of the records.
 """
 
 from __future__ import annotations

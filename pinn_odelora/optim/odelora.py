@@ -9,7 +9,8 @@ their Jacobian, which an objective has (``pinn_odelora.Objective``).
 What moves is the pair itself or its product (``optim.charts``):
 
 * ``chart="factors"``: A and B, with a velocity field on factors; after each step they are balanced again;
-* ``chart="manifold"``: the product on the manifold of rank-r matrices, in its own metric, where no Gram matrix of factors
+* ``chart="manifold"``: the product on the manifold of rank-r matrices, in its own metric, where no Gram matrix of
+  factors
   is inverted; the factors are a balanced pair of it.
 
 Of the balanced pairs of a product the one nearest to the former factors is taken (``manifolds.factors``).
@@ -147,8 +148,8 @@ class ODELoRA(Optimizer):
             self._keep(replace(state, last=None) if hasattr(state, "last") else state)
 
     def plan(self, residuals: int, rank: int | None = None) -> Plan | None:
-        """The linear algebra that steps with so many residuals will use, with pairs of that rank if it is given; None for
-        a scheme that does not linearise.
+        """The linear algebra that steps with so many residuals will use, with pairs of that rank if it is given; None
+        for a scheme that does not linearise.
         """
         if not self.integrator.linearises:
             return None
@@ -179,8 +180,8 @@ class ODELoRA(Optimizer):
         """Euler's step from a point where a factor is zero, whatever the scheme."""
         if h is None:
             raise InputError(
-                "a LoRA pair starts at B = 0, where no step size can be found: give lr for the first step, or start from "
-                "factors of full rank, as init_lora_weights='pissa' does."
+                "a LoRA pair starts at B = 0, where no step size can be found: give lr for the first step, or start "
+                "from factors of full rank, as init_lora_weights='pissa' does."
             )
         here = chart.velocity(y)
         self.report = Report(h, here.loss)
@@ -189,8 +190,8 @@ class ODELoRA(Optimizer):
     def _on_manifold(self, closure: Callable[[], Tensor]) -> Tensor:
         if self.integrator.linearises and not isinstance(closure, LeastSquares):
             raise InputError(
-                f"{type(self.integrator).__name__} asks for the residuals and their Jacobian, which a torch closure does "
-                "not have: pass a pinn_odelora.Objective to step, or choose an explicit integrator such as RungeKutta."
+                f"{type(self.integrator).__name__} asks for the residuals and their Jacobian, which a torch closure "
+                "does not have: pass a pinn_odelora.Objective to step, or choose an explicit integrator, as RungeKutta."
             )
         if not isinstance(closure, LeastSquares) and self._starts_at_zero():
             return self._in_factors(closure)
@@ -229,7 +230,9 @@ class ODELoRA(Optimizer):
         rates = [group["lr"] for group in self.param_groups]
         if any(rate is None for rate in rates):
             if any(rate is not None for rate in rates):
-                raise InputError("some parameter groups have a step size lr and others None, but it is one for all or none.")
+                raise InputError(
+                    "some parameter groups have a step size lr and others None, but it is one for all or none."
+                )
             return None, [1.0] * len(rates)
         rates = [float(rate) for rate in rates]
         h = max(rates)
@@ -330,7 +333,9 @@ class ODELoRA(Optimizer):
         names = [group.get("name", "") for group in self.param_groups]
         found = [group.get("name", "") for group in saved]
         if names != found or [len(g["params"]) for g in saved] != [len(g["params"]) for g in self.param_groups]:
-            raise InputError(f"the state is that of the groups {', '.join(found)}, but the optimiser has {', '.join(names)}.")
+            raise InputError(
+                f"the state is that of the groups {', '.join(found)}, but the optimiser has {', '.join(names)}."
+            )
         scales = [group["scale"] for group in self.param_groups]
         super().load_state_dict(state_dict)
         # torch casts what it loads to the dtype of the parameters, which would round masters and steps.
@@ -358,15 +363,15 @@ def _check_flow(flow: FactorFlow, chart: str, integrator: Integrator) -> None:
     name = getattr(flow, "__name__", repr(flow))
     if integrator.linearises and flow not in (balanced_flow, gradient_flow):
         raise InputError(
-            f"{type(integrator).__name__} follows the gradient flow of a sum of squares, balanced_flow or gradient_flow, "
-            f"but not {name}: choose an explicit integrator."
+            f"{type(integrator).__name__} follows the gradient flow of a sum of squares, balanced_flow or "
+            f"gradient_flow, but not {name}: choose an explicit integrator."
         )
     if integrator.linearises and chart == "factors":
         raise InputError(f"chart is factors, but {type(integrator).__name__} works on the manifold: leave chart out.")
     if chart == "manifold" and not integrator.linearises and flow is not balanced_flow:
         raise InputError(
-            f"chart is manifold, but {name} is a field on the factors and not on their product: choose balanced_flow, or "
-            "chart='factors'."
+            f"chart is manifold, but {name} is a field on the factors and not on their product: choose balanced_flow, "
+            "or chart='factors'."
         )
 
 

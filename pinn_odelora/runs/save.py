@@ -115,8 +115,8 @@ def _version(name: str) -> str | None:
 def configuration(adaptation: Adaptation, folder: Path) -> dict[str, Any]:
     """The settings of a run as the command line's configuration, which repeats it.
 
-    A network or problem whose class cannot be built from plain values has a ``_target_`` all the same; ``load`` then asks
-    for the object.
+    A network or problem whose class cannot be built from plain values has a ``_target_`` all the same; ``load`` then
+    asks for the object.
     """
     run = adaptation
     lora = _plain(run.lora) | {"adaptive": _plain(run.adaptive or _adaptive_defaults())}
@@ -126,7 +126,9 @@ def configuration(adaptation: Adaptation, folder: Path) -> dict[str, Any]:
         "problem": described(run.problem) | unknown,
         "net": described(run.net),
         "method": {"_target_": f"pinn_odelora.optim.methods.{run.method.name}", **run.method.settings},
-        "integrator": described(integrator) if integrator else {"_target_": "pinn_odelora.integrators.LinearlyImplicit"},
+        "integrator": described(integrator)
+        if integrator
+        else {"_target_": "pinn_odelora.integrators.LinearlyImplicit"},
         "points": _plain(run.points),
         "lora": lora,
         "budget": _plain(run.budget),
@@ -202,9 +204,10 @@ def _data(data: Any, folder: Path) -> str | None:
     if data is None or isinstance(data, str | Path):
         return None if data is None else str(Path(data).absolute())
     if isinstance(data, Term):
-        raise InputError("the measurements were given as a term, which no file can hold; give a file or columns by name.")
+        raise InputError(
+            "the measurements were given as a term, which no file can hold; give a file or columns by name."
+        )
     archive = io.BytesIO()
     np.savez(archive, **{name: np.asarray(values) for name, values in data.items()})
     write_bytes(folder / DATA, archive.getvalue())
     return str((folder / DATA).absolute())
-

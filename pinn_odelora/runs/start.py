@@ -1,4 +1,5 @@
-"""The start of a run: the pretrained network, kept in the run's folder with the facts that are known before adaptation."""
+"""The start of a run: the pretrained network, kept in the run's folder with the facts that are known before
+adaptation."""
 
 from __future__ import annotations
 
@@ -23,7 +24,12 @@ from pinn_odelora.system import Solution, System
 
 
 def check_start(
-    folder: Path, source: Problem, adaptation: Adaptation, settings: Pretraining, checkpoint: str | None, kept: Path | None
+    folder: Path,
+    source: Problem,
+    adaptation: Adaptation,
+    settings: Pretraining,
+    checkpoint: str | None,
+    kept: Path | None,
 ) -> None:
     """Refuse, before anything is trained or written, what would end a run after pretraining.
 
