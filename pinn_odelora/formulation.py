@@ -120,6 +120,8 @@ class Problem(ABC):
     """Relative accuracy of the reference solution."""
     regular: ClassVar[Region | None] = None
     """Where the reference is smooth enough to be put into the equation, if not everywhere."""
+    has_source: ClassVar[bool] = True
+    """Whether source file and values determine the problem, so that a pretrained network is kept for later runs."""
 
     conditions: str = ""
     weights: Mapping[str, float] = dataclasses.field(default_factory=dict)

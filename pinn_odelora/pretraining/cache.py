@@ -41,12 +41,14 @@ def folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pinn_odelora"
 
 
-def check_writable(chosen: Path | None, key: str) -> None:
+def check_writable(chosen: Path | None, key: str | None) -> None:
     """Refuse, before a network is trained, a folder in which it could not be kept; one that holds it may be read-only.
 
     Raises:
         InputError: if the folder, by default the user's, cannot be made or written to.
     """
+    if key is None:
+        return
     kept = chosen or folder()
     if kept.is_dir() and any(kept.glob(f"*-{key}.safetensors")):
         return
@@ -59,24 +61,33 @@ def check_writable(chosen: Path | None, key: str) -> None:
         raise InputError(f"Pretrained networks cannot be kept in {kept} ({reason}); set pretrain.cache to a folder.")
 
 
-def key(problem: Problem, net: nn.Module, settings: Any) -> str:
-    """The digest of all that determines a pretrained network, 16 hexadecimal digits."""
+def key(problem: Problem, net: nn.Module, settings: Any) -> str | None:
+    """The digest of all that determines a pretrained network, 16 hexadecimal digits.
+
+    None where problem or network are defined in no file, as in a notebook: two of them could not be told apart.
+    """
+    sources = {name: _source(type(part)) for name, part in (("problem", problem), ("net", net), ("by", settings))}
+    if None in sources.values() or not problem.has_source:
+        return None
     weights = hashlib.sha256()
     for name, tensor in net.state_dict().items():
         weights.update(name.encode() + tensor.detach().cpu().double().numpy().tobytes())
     identity = {
-        "problem": [type(problem).__qualname__, dataclasses.asdict(problem), _source(type(problem))],
-        "net": [repr(net), weights.hexdigest(), _source(type(net))],
-        "pretraining": [dataclasses.asdict(settings), _source(type(settings))],
+        "problem": [type(problem).__qualname__, dataclasses.asdict(problem), sources["problem"]],
+        "net": [repr(net), weights.hexdigest(), sources["net"]],
+        "pretraining": [dataclasses.asdict(settings), sources["by"]],
         "torch": torch.__version__,
         "code": _code(PARTS if settings.finish == "lbfgs" else (*PARTS, *IMPLICIT)),
     }
     return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def _source(cls: type) -> str:
-    path = inspect.getsourcefile(cls)
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""
+def _source(cls: type) -> str | None:
+    try:
+        path = inspect.getsourcefile(cls)
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else None
+    except (OSError, TypeError):  # what Python raises for a class that was typed in
+        return None
 
 
 def _code(parts: Iterable[str]) -> str:

@@ -141,21 +141,23 @@ def pretrained(
     if checkpoint is not None:
         load_network(net, checkpoint)
         return _assess(problem, net, settings, float("nan"), "checkpoint", report)
-    name = f"{type(problem).__name__.lower()}-{cache.key(problem, net, settings)}"
-    file = (kept or cache.folder()) / f"{name}.safetensors"
+    key = cache.key(problem, net, settings)
+    file = (kept or cache.folder()) / f"{type(problem).__name__.lower()}-{key}.safetensors"
     facts = file.with_suffix(".json")
-    if file.exists() and facts.exists():
+    if key and file.exists() and facts.exists():
         load_network(net, file)
         return _assess(problem, net, settings, json.loads(facts.read_text())["seconds"], "cache", report)
-    report(f"Pretraining {type(problem).__name__} at the source parameter; the result is kept for the next run.")
+    kept_for = "the result is kept for the next run" if key else "the result is not kept"
+    report(f"Pretraining {type(problem).__name__} at the source parameter; {kept_for}.")
     start = time.perf_counter()
     settings.run(problem, net, report)
     seconds = time.perf_counter() - start
     if not all(bool(torch.isfinite(p).all()) for p in net.parameters()):
         raise InputError("Pretraining ended in NaN or infinite weights; choose a smaller pretrain.adam_lr.")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    facts.write_text(json.dumps({"seconds": seconds}))
-    save_network(net, file, {"problem": repr(problem)})
+    if key:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        facts.write_text(json.dumps({"seconds": seconds}))
+        save_network(net, file, {"problem": repr(problem)})
     return _assess(problem, net, settings, seconds, "trained", report)
 
 
