@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from pinn_odelora.config import sentences
 from pinn_odelora.config.checks import check, takes_integrator
 from pinn_odelora.config.folders import choices, output_folder, resumed
+from pinn_odelora.config.problems import register_problems
 from pinn_odelora.config.request import Request
 from pinn_odelora.config.settings import register
 from pinn_odelora.errors import NonFiniteError
@@ -84,6 +85,7 @@ def _reraising() -> Iterator[bool]:
 def _outcome(main: Callable[[], None]) -> tuple[Exception | None, str | None]:
     """What the program ended with, and the sentence for it if there is one."""
     try:
+        register_problems()
         main()
     except Ended as ended:
         return ended.error, ended.said
