@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import inspect
 import pkgutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import find_spec
@@ -164,12 +164,21 @@ def _definition(target: str) -> Definition:
 def _full_name(name: str, module: Module) -> str:
     """The dotted name of what a module calls ``name``."""
     first, dot, rest = name.partition(".")
-    for node in module.tree.body:
-        for alias in node.names if isinstance(node, ast.Import | ast.ImportFrom) else []:
+    for node in _imports(module.tree.body):
+        for alias in node.names:
             if (alias.asname or alias.name) == first:
                 origin = f"{_origin(node, module)}." if isinstance(node, ast.ImportFrom) else ""
                 return f"{origin}{alias.name}{dot}{rest}"
     return f"{module.name}.{name}"
+
+
+def _imports(body: Iterable[ast.stmt]) -> Iterator[ast.Import | ast.ImportFrom]:
+    """The imports of a module, those for type checkers included: so names are declared that are loaded on first use."""
+    for node in body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield node
+        elif isinstance(node, ast.If) and ast.unparse(node.test).rpartition(".")[2] == "TYPE_CHECKING":
+            yield from _imports(node.body)
 
 
 def _origin(node: ast.ImportFrom, module: Module) -> str:
