@@ -203,6 +203,8 @@ def test_two_equations_of_one_name_never_share_a_pretrained_network():
     """Their functions may differ where their names and values do not."""
     net, settings = MLP(2, 1), Pretraining()
     assert cache.key(burgers(), net, settings) is None
+    typed_in = type("Burgers", (Burgers,), {"__module__": "__main__.cell"})
+    assert cache.key(typed_in(), net, settings) is None
     cache.check_writable(None, None)
 
 
