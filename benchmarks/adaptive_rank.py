@@ -27,9 +27,8 @@ from racing.contenders import Contender
 from racing.plan import Job, finished
 from racing.running import enter, race
 
-from pinn_odelora.checkpoints import write_atomically
+from pinn_odelora.files import write_json, write_text
 from pinn_odelora.runs.allocator import keep_freed_memory
-from pinn_odelora.runs.folder import write_json
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs/results/adaptive_rank.md"
@@ -169,7 +168,7 @@ def main(arguments: list[str] | None = None) -> int:
     made = [finished(args.runs / job.file) if args.report else run(job, args.runs, args.cache) for job in jobs]
     runs = whole([found for found in made if found is not None])
     verdicts = [verdict(runs, case, len(SEEDS)) for case in args.cases]
-    write_atomically(args.results, report(runs, verdicts, args.seconds).encode())
+    write_text(args.results, report(runs, verdicts, args.seconds))
     for found in verdicts:
         print(line(runs, found))
     if any(found.ratio > ALLOWED for found in verdicts):

@@ -37,8 +37,8 @@ from rich.table import Table
 
 from pinn_odelora import config as commandline
 from pinn_odelora.config import build, run
+from pinn_odelora.files import write_json
 from pinn_odelora.geometry import Box
-from pinn_odelora.runs.folder import write_json
 
 ROOT = Path(__file__).parent.parent
 NUMBER, NOISE = 200, 0.02

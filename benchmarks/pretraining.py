@@ -23,9 +23,9 @@ from rich.table import Table
 
 from pinn_odelora import config as commandline
 from pinn_odelora.config import build
+from pinn_odelora.files import write_json
 from pinn_odelora.pretraining.pretrain import Pretraining, unseen_error
 from pinn_odelora.runs.allocator import keep_freed_memory
-from pinn_odelora.runs.folder import write_json
 from pinn_odelora.system import Solution, System
 
 CONFIGS = Path(__file__).parent.parent / "configs"

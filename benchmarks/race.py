@@ -37,8 +37,8 @@ from racing.running import enter, race
 from racing.verdict import best_rival, verdicts
 from rich.console import Console
 
+from pinn_odelora.files import write_json
 from pinn_odelora.runs.allocator import keep_freed_memory
-from pinn_odelora.runs.folder import write_json
 
 ROOT = Path(__file__).parent.parent
 RUNS = "runs.jsonl"

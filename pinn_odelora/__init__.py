@@ -17,12 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pinn_odelora.adaptation import Adaptation as Adaptation
-    from pinn_odelora.adaptation import Log as Log
-    from pinn_odelora.adaptation import LoRA as LoRA
-    from pinn_odelora.adaptation import Result as Result
-    from pinn_odelora.adaptation import Sampling as Sampling
     from pinn_odelora.adaptation import adapt as adapt
-    from pinn_odelora.adaptation import pretrain as pretrain
     from pinn_odelora.adaptation import steps as steps
     from pinn_odelora.budget import Budget as Budget
     from pinn_odelora.equation import problem as problem
@@ -45,11 +40,13 @@ if TYPE_CHECKING:
     from pinn_odelora.integrators import Tableau as Tableau
     from pinn_odelora.lightning.module import ODELoRAModule as ODELoRAModule
     from pinn_odelora.linearisation import Linearisation as Linearisation
+    from pinn_odelora.log import Log as Log
     from pinn_odelora.loop import StepRecord as StepRecord
+    from pinn_odelora.lowrank.pairs import factor_pairs as factor_pairs
+    from pinn_odelora.lowrank.settings import LoRA as LoRA
     from pinn_odelora.nets import MLP as MLP
     from pinn_odelora.objective import Objective as Objective
     from pinn_odelora.optim import ODELoRA as ODELoRA
-    from pinn_odelora.optim import factor_pairs as factor_pairs
     from pinn_odelora.optim.methods import Method as Method
     from pinn_odelora.optim.methods import full_adam as full_adam
     from pinn_odelora.optim.methods import full_implicit as full_implicit
@@ -61,15 +58,18 @@ if TYPE_CHECKING:
     from pinn_odelora.optim.methods import odelora as odelora
     from pinn_odelora.optim.methods import scaled_gd as scaled_gd
     from pinn_odelora.points import Points as Points
-    from pinn_odelora.pretraining import Pretraining as Pretraining
+    from pinn_odelora.pretraining.pretrain import Pretraining as Pretraining
+    from pinn_odelora.pretraining.pretrain import pretrain as pretrain
+    from pinn_odelora.result import Result as Result
     from pinn_odelora.runs.load import load as load
+    from pinn_odelora.sampling.settings import Sampling as Sampling
     from pinn_odelora.selection.rank import AdaptiveRank as AdaptiveRank
     from pinn_odelora.system import Solution as Solution
 
 __version__ = "0.1.0"
 
 PUBLIC = {
-    "adaptation": ("Adaptation", "Log", "LoRA", "Result", "Sampling", "adapt", "pretrain", "steps"),
+    "adaptation": ("Adaptation", "adapt", "steps"),
     "budget": ("Budget",),
     "equation": ("problem",),
     "errors": ("InputError", "NonFiniteError"),
@@ -79,10 +79,13 @@ PUBLIC = {
     "integrators": ("RKC", "ROS2", "LinearlyImplicit", "RungeKutta", "Tableau"),
     "lightning.module": ("ODELoRAModule",),
     "linearisation": ("Linearisation",),
+    "log": ("Log",),
     "loop": ("StepRecord",),
+    "lowrank.pairs": ("factor_pairs",),
+    "lowrank.settings": ("LoRA",),
     "nets": ("MLP",),
     "objective": ("Objective",),
-    "optim": ("ODELoRA", "factor_pairs"),
+    "optim": ("ODELoRA",),
     "optim.methods": (
         "Method",
         "full_adam",
@@ -96,8 +99,10 @@ PUBLIC = {
         "scaled_gd",
     ),
     "points": ("Points",),
-    "pretraining": ("Pretraining",),
+    "pretraining.pretrain": ("Pretraining", "pretrain"),
+    "result": ("Result",),
     "runs.load": ("load",),
+    "sampling.settings": ("Sampling",),
     "selection.rank": ("AdaptiveRank",),
     "system": ("Solution",),
 }

@@ -46,7 +46,7 @@ def predict(args: argparse.Namespace) -> None:
     import numpy as np
 
     import pinn_odelora
-    from pinn_odelora.checkpoints import write_atomically
+    from pinn_odelora.files import write_bytes
 
     u = pinn_odelora.load(args.run)
     coords, fields = u.problem.coords, u.problem.fields
@@ -67,7 +67,7 @@ def predict(args: argparse.Namespace) -> None:
     out = args.output or args.points.with_name(f"{args.points.stem}-predicted.npz")
     archive = io.BytesIO()
     np.savez(archive, **{name: points[name] for name in coords}, **dict(zip(fields, columns, strict=True)))
-    write_atomically(out, archive.getvalue())
+    write_bytes(out, archive.getvalue())
     print(out)
 
 
@@ -93,13 +93,13 @@ def export(args: argparse.Namespace) -> None:
     import torch
 
     import pinn_odelora
-    from pinn_odelora.checkpoints import write_atomically
+    from pinn_odelora.files import write_bytes
     from pinn_odelora.lowrank.files import merged_state_dict
 
     out = args.output or args.run / "network.pt"
     file = io.BytesIO()
     torch.save(merged_state_dict(pinn_odelora.load(args.run).solution.net), file)
-    write_atomically(out, file.getvalue())
+    write_bytes(out, file.getvalue())
     print(out)
 
 

@@ -8,7 +8,6 @@ prefixes the one is taken below which the names are exactly those of the network
 
 from __future__ import annotations
 
-import os
 import pickle
 import pickletools
 import re
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from pinn_odelora.errors import InputError
+from pinn_odelora.files import write_bytes
 
 WRAPPERS = ("state_dict", "model_state_dict")
 """Where Lightning and DeepXDE keep the tensors in their checkpoints."""
@@ -41,7 +41,7 @@ def load_network(net: nn.Module, path: str | Path) -> None:
     expected = _tensors(net.state_dict())
     found = _choose_prefix(read_state_dict(path), expected, path)
     if wrong := _wrong_shapes(found, expected):
-        raise InputError(f"{path} does not fit: {', '.join(wrong)}; set net.width/net.depth to those of the file.")
+        raise InputError(f"{path} does not fit: {', '.join(wrong)}; the network needs the layer sizes of the file.")
     values = {name: found[name].to(like) for name, like in expected.items()}
     for name, value in values.items():
         if not value.isfinite().all():
@@ -66,42 +66,16 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     return tensors
 
 
-def read_metadata(path: str | Path) -> dict[str, str]:
-    """The metadata that ``save_network`` wrote."""
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            return file.metadata() or {}
-    except (OSError, safetensors.SafetensorError) as error:
-        raise _damaged(path, error) from error
-
-
 def save_network(net: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write the ``state_dict`` as safetensors with metadata; the file is replaced as a whole or not at all."""
+    save_tensors(net.state_dict(), path, metadata)
+
+
+def save_tensors(state: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors by name as safetensors with metadata; the file is replaced as a whole or not at all."""
     # Copies, because safetensors refuses tensors that share memory.
-    tensors = {name: value.detach().cpu().clone().contiguous() for name, value in _tensors(net.state_dict()).items()}
-    write_atomically(path, safetensors.torch.save(tensors, dict(metadata or {})))
-
-
-def write_atomically(path: str | Path, content: bytes) -> None:
-    """Write a file beside its place and move it there, so that a reader never sees half of it.
-
-    Raises:
-        InputError: if the folder cannot be made or written to.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise InputError(f"Cannot write {path}: {error.strerror}.") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
+    tensors = {name: value.detach().cpu().clone().contiguous() for name, value in _tensors(state).items()}
+    write_bytes(path, safetensors.torch.save(tensors, dict(metadata or {})))
 
 
 def _tensors(state: Mapping[str, object]) -> dict[str, Tensor]:
@@ -194,8 +168,8 @@ def _misfit(fit: _Fit, found: Iterable[str], path: str | Path) -> InputError:
         return InputError(f"{path} holds low-rank factors, not a whole network; give the file of a merged network.")
     parts = [f"{word} {_some(names)}" for word, names in (("missing", fit.missing), ("surplus", fit.surplus)) if names]
     return InputError(
-        f"The names in {path} are not those of the network: {', '.join(parts)}; set net.depth, or net._target_ to "
-        "the network's own class."
+        f"The names in {path} are not those of the network: {', '.join(parts)}; the network needs "
+        "the depth and the class of the one that was saved."
     )
 
 

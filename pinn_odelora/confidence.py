@@ -23,10 +23,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import torch
+from scipy.special import stdtrit
 from torch import Tensor, linalg
 
 from pinn_odelora.linearisation import Coordinates, Linearisation, Sweep
@@ -104,6 +104,7 @@ def coefficient_intervals(
     found = response(J, r, rows)
     freedom = int((J[rows] != 0).any(dim=1).sum()) - found.used
     s = float(r[rows].norm()) / math.sqrt(freedom) if freedom > 0 else math.nan
+    quantile = student(level, freedom)
     above = {group["name"]: group.get("above") for group in groups}
     column = {name: first for name, first in _first_columns(linearised, J.shape[1]) if name.startswith(COEFFICIENTS)}
     return {
@@ -111,7 +112,7 @@ def coefficient_intervals(
             float(here[name]),
             above[name],
             s * float(found.deviation[i]),
-            student(level, freedom),
+            quantile,
             float(found.step[i]),
         )
         for name, i in column.items()
@@ -137,9 +138,6 @@ def _interval(x: float, above: float | None, deviation: float, quantile: float, 
 
 
 def student(level: float, freedom: float) -> float:
-    """The two-sided quantile of Student's t, by its expansion in 1/freedom (Fisher and Cornish, 1960)."""
-    z = NormalDist().inv_cdf((1 + level) / 2)
-    if not freedom > 0:
-        return math.nan
-    terms = (z, (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384)
-    return sum(term / freedom**k for k, term in enumerate(terms))
+    """The two-sided quantile of Student's t; NaN without a degree of freedom."""
+    # scipy.stats.t.ppf calls the same function, but takes 0.6 s to import.
+    return float(stdtrit(freedom, (1 + level) / 2)) if freedom > 0 else math.nan

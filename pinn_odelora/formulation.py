@@ -11,20 +11,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pinn_odelora.derivatives.field import Field
-from pinn_odelora.errors import InputError, unknown
+from pinn_odelora.errors import unknown
 from pinn_odelora.geometry import Region
 from pinn_odelora.points import Points
+from pinn_odelora.rules import Rule, number, one_of, whole
 
 Residual = Callable[[Field], Tensor | tuple[Tensor, ...]]
 """What must vanish, from the field at N points: a column (N, 1), or one column for each component."""
@@ -67,18 +66,18 @@ class Parameter:
     integer: bool = False
     choices: tuple[str, ...] = ()
 
+    @property
+    def rule(self) -> Rule:
+        """What a value must be."""
+        if self.choices:
+            return one_of(*self.choices)
+        if self.integer:
+            return whole(math.floor(self.above) + 1 if math.isfinite(self.above) else -math.inf)
+        return number(above=self.above)
+
     def check(self, name: str, value: Any) -> None:
         """Raise ``InputError`` unless the value is allowed, or the present one of a value that is trained."""
-        value = value.item() if isinstance(value, Tensor) else value
-        if self.choices:
-            if value not in self.choices:
-                raise unknown(f"value of problem.{name}:", value, self.choices)
-            return
-        real = isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-        if not real or value <= self.above or (self.integer and value != int(value)):
-            kind = "an integer" if self.integer else "a finite number"
-            bound = f" above {self.above:g}" if math.isfinite(self.above) else ""
-            raise InputError(f"problem.{name} is {value!r}, but it must be {kind}{bound}.")
+        self.rule.check(name, value.item() if isinstance(value, Tensor) else value)
 
 
 def parameter(
@@ -155,8 +154,7 @@ class Problem(ABC):
         for name, declared in self.parameters().items():
             declared.check(name, getattr(self, name))
         for name, weight in self.weights.items():
-            if not (isinstance(weight, Real) and 0 < weight < math.inf):
-                raise InputError(f"problem.weights.{name} is {weight!r}, but a loss weight is a positive number.")
+            number(above=0).check(f"weights.{name}", weight)
         for name in self.weights.keys() - self.loss_terms().keys() - {"data"}:
             raise unknown(f"loss term in problem.weights of {type(self).__name__}:", name, self.loss_terms())
 

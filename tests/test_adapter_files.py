@@ -11,7 +11,7 @@ from torch import nn
 from pinn_odelora.checkpoints import load_network
 from pinn_odelora.errors import InputError
 from pinn_odelora.lowrank import Factors, LowRankLinear, adapters
-from pinn_odelora.lowrank.files import load_adapter, merged_state_dict, save_adapter
+from pinn_odelora.lowrank.adapter_files import load_adapter, merged_state_dict, save_adapter
 from pinn_odelora.lowrank.start import orthonormal, pissa, zero
 from pinn_odelora.lowrank.targets import adapt, linear_targets, thaw
 from pinn_odelora.nets import MLP

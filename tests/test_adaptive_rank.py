@@ -19,7 +19,7 @@ from pinn_odelora.config import build, run
 from pinn_odelora.errors import InputError
 from pinn_odelora.integrators import LinearlyImplicit
 from pinn_odelora.lightning.module import Adaptation
-from pinn_odelora.lowrank.balance import balance_defect
+from pinn_odelora.manifolds.factors import balance_defect
 from pinn_odelora.lowrank.layer import Factors, LowRankLinear
 from pinn_odelora.lowrank.start import pissa
 from pinn_odelora.manifolds.fixed_rank import low_rank

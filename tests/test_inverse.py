@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from scipy.integrate import quad
 from torch import linalg
 
 import pinn_odelora
@@ -192,11 +193,23 @@ def test_an_interval_above_a_bound_is_one_of_the_logarithm():
     assert found._replace(ahead=0.09).settled
 
 
-def test_quantiles_of_student():
-    """Tabulated values."""
-    for freedom, quantile in ((10, 2.2281), (30, 2.0423), (200, 1.9719), (1e9, 1.95996)):
-        assert student(0.95, freedom) == pytest.approx(quantile, rel=1e-3)
+@pytest.mark.parametrize("freedom", [0.3, 1.0, 2.0, 7.5, 30.0, 1e9])
+@pytest.mark.parametrize("level", [0.5, 0.95, 0.999])
+def test_a_quantile_of_student_bounds_the_probability_that_it_is_asked_for(freedom, level):
+    """By the integral of the density, ∫ dt/π/(1 + t²) at one degree of freedom for instance."""
+    q = student(level, freedom)
+    log_scale = math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2) - 0.5 * math.log(freedom * math.pi)
+    density = lambda x: math.exp(log_scale - (freedom + 1) / 2 * math.log1p(x**2 / freedom))
+    # x = sinh s, since the tails of few degrees of freedom are long.
+    inside = quad(lambda s: density(math.sinh(s)) * math.cosh(s), -math.asinh(q), math.asinh(q))[0]
+    assert inside == pytest.approx(level, rel=1e-6)
+    if freedom == 1:
+        assert q == pytest.approx(math.tan(level * math.pi / 2))
+
+
+def test_without_a_degree_of_freedom_there_is_no_quantile():
     assert math.isnan(student(0.95, 0.0))
+    assert math.isnan(student(0.95, -1.5))
 
 
 # On a network.

@@ -2,8 +2,6 @@
 
 import itertools
 import math
-import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +9,6 @@ from torch import nn
 
 from pinn_odelora.errors import InputError
 from pinn_odelora.nets import MLP
-from pinn_odelora.pretraining import cache
 from pinn_odelora.pretraining import stages as phases
 from pinn_odelora.pretraining.pretrain import Pretraining, unseen_error
 from pinn_odelora.pretraining.stages import Leg, Phase, follow, natural_gradient, quasi_newton
@@ -250,16 +247,3 @@ def test_points_go_to_the_device_of_the_network(generator, monkeypatch):
     assert given[0]["pde"].x.device.type == "meta"
     draw = PointStream(system.terms, 20, 4, fresh=True).draw(0).to(torch.device("meta"))
     assert draw.points["pde"].x.device.type == "meta"
-
-
-def test_a_key_holds_the_code_that_takes_part(generator):
-    """All modules that the phases import, by name or by folder."""
-    net, _ = small(generator)
-    listed = {*cache.PARTS, *cache.IMPLICIT}
-    assert all((Path(cache.__file__).parents[1] / part).exists() for part in listed)
-    modules = re.findall(r"^from pinn_odelora\.([a-z_.]+) import", Path(phases.__file__).read_text(), flags=re.M)
-    assert len(modules) > 8
-    for path in (module.replace(".", "/") for module in modules):
-        assert {path, f"{path}.py"} & listed or path == "optim", path
-    keys = {cache.key(Burgers(), net, Pretraining(finish=finish)) for finish in ("auto", "implicit", "lbfgs")}
-    assert len(keys) == 3

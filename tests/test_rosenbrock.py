@@ -13,7 +13,7 @@ from pinn_odelora.integrators.implicit import LinearlyImplicit, second_order
 from pinn_odelora.integrators.rosenbrock import ROS2, ros2_stages
 from pinn_odelora.linalg.damped import Damped
 from pinn_odelora.linalg.solvers import solver_for
-from pinn_odelora.lowrank.balance import balance_defect
+from pinn_odelora.manifolds.factors import balance_defect
 from pinn_odelora.lowrank.layer import Factors
 from pinn_odelora.manifolds.fixed_rank import low_rank
 from pinn_odelora.manifolds.projected import FixedRank

@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
-from itertools import count
 from pathlib import Path
 
 import yaml
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from pinn_odelora.config.request import Request
+from pinn_odelora.config.sentences import RENAMED, unknown_key
 from pinn_odelora.errors import InputError
+from pinn_odelora.runs.folder import CONFIG, START, STATE, SUMMARY
+from pinn_odelora.runs.location import new_folder
 
-CONFIG = "config.yaml"
 RUNS = Path("runs")
-START, STATE, SUMMARY = "start.json", "last.ckpt", "summary.json"
+"""Where runs go that have no ``output_dir``."""
 CONTINUABLE = ("budget", "checkpoint", "log.every", "logger")
 """What may change when a run is continued: nothing that takes part in the numbers."""
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"The output folder {folder} cannot be written ({error.strerror}); give another.") from None
 
 
 def chosen_folder(cfg: DictConfig, request: Request) -> Path:
@@ -42,25 +32,13 @@ def chosen_folder(cfg: DictConfig, request: Request) -> Path:
 def output_folder(cfg: DictConfig, request: Request) -> Path:
     """The run's folder: the chosen one, not yet made, or a new one ``runs/<problem>-<method>-<time>``, made here.
 
-    Making it is what keeps runs that start in the same second apart.
-
     Raises:
         InputError: if it cannot be made.
     """
     chosen = chosen_folder(cfg, request)
     if cfg.output_dir is not None:
         return chosen
-    name = f"{cfg.choices.problem}-{cfg.choices.method}-{datetime.now():%Y%m%d-%H%M%S}"
-    with _writing(chosen):
-        chosen.mkdir(parents=True, exist_ok=True)
-        for k in count(1):
-            folder = chosen / (name if k == 1 else f"{name}-{k}")
-            try:
-                folder.mkdir()
-            except FileExistsError:
-                continue
-            return folder
-    raise AssertionError
+    return new_folder(chosen, f"{cfg.choices.problem}-{cfg.choices.method}-{datetime.now():%Y%m%d-%H%M%S}")
 
 
 def save_config(cfg: DictConfig, folder: Path) -> None:
@@ -71,12 +49,30 @@ def save_config(cfg: DictConfig, folder: Path) -> None:
     Raises:
         InputError: if the folder cannot be written.
     """
+    from pinn_odelora.checkpoints import write_atomically
+
     kept = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True) | {"output_dir": None, "resume": None})
-    partial = folder / f"{CONFIG}.partial"
-    with _writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        partial.write_text(OmegaConf.to_yaml(kept), encoding="utf-8")
-        os.replace(partial, folder / CONFIG)
+    write_atomically(folder / CONFIG, OmegaConf.to_yaml(kept).encode())
+
+
+def saved(folder: Path) -> DictConfig:
+    """The configuration of the run in a folder.
+
+    Raises:
+        InputError: if the folder holds no run, or that of an earlier version.
+    """
+    try:
+        kept = OmegaConf.load(folder / CONFIG)
+    except OSError:
+        raise InputError(f"{folder} holds no run: it has no readable {CONFIG}.") from None
+    except (yaml.YAMLError, ValueError):
+        raise InputError(f"{folder} holds no run: its {CONFIG} is damaged.") from None
+    if not OmegaConf.is_dict(kept) or not {"problem", "method", "choices", "output_dir"} <= kept.keys():
+        raise InputError(f"{folder} holds no run: its {CONFIG} is not that of a run.")
+    if old := [key for key in RENAMED if OmegaConf.select(kept, key) is not None]:
+        raise InputError(f"{folder} holds a run of an earlier version, which cannot be read: {unknown_key(old[0], ())}")
+    OmegaConf.set_struct(kept, True)
+    return kept
 
 
 def resumed(cfg: DictConfig, request: Request) -> DictConfig:
@@ -92,7 +88,7 @@ def resumed(cfg: DictConfig, request: Request) -> DictConfig:
             raise InputError(
                 f"{key} cannot change when a run is continued with resume; allowed: {', '.join(CONTINUABLE)}."
             )
-    kept = _kept(folder)
+    kept = saved(folder)
     if (folder / SUMMARY).exists() and not (folder / STATE).exists():
         raise InputError(
             f"resume={folder} is a finished run without {STATE}, the state to continue from; "
@@ -102,19 +98,6 @@ def resumed(cfg: DictConfig, request: Request) -> DictConfig:
         for key in request.gives(*CONTINUABLE):
             OmegaConf.update(kept, key, OmegaConf.select(cfg, key), merge=False)
         kept.resume = kept.output_dir = str(folder)
-    return kept
-
-
-def _kept(folder: Path) -> DictConfig:
-    try:
-        kept = OmegaConf.load(folder / CONFIG)
-    except OSError:
-        raise InputError(f"resume={folder} holds no run: it has no readable {CONFIG}.") from None
-    except (yaml.YAMLError, ValueError):
-        raise InputError(f"resume={folder} holds no run: its {CONFIG} is damaged.") from None
-    if not OmegaConf.is_dict(kept) or not {"problem", "method", "choices", "output_dir"} <= kept.keys():
-        raise InputError(f"resume={folder} holds no run: its {CONFIG} is not that of a run.")
-    OmegaConf.set_struct(kept, True)
     return kept
 
 
@@ -131,12 +114,11 @@ def choices(cfg: DictConfig, request: Request, integrated: bool) -> dict[str, st
     Args:
         integrated: whether the method takes an integrator; the name is None otherwise.
     """
-    saved = cfg.get("choices") or {}
     names = {}
     for group in ("problem", "net", "method", "integrator"):
-        chosen = saved.get(group) or request.choices.get(group)
         by_hand = request.gives(f"{group}._target_", f"{group}.tableau")
-        names[group] = chosen if chosen and not by_hand else _name(cfg[group])
+        chosen = None if by_hand else {**request.choices, **(cfg.get("choices") or {})}.get(group)
+        names[group] = chosen or _name(cfg[group])
     return names if integrated else names | {"integrator": None}
 
 

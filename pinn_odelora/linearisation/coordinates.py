@@ -15,13 +15,7 @@ from torch import Tensor
 
 from pinn_odelora.linearisation.blocks import Block
 from pinn_odelora.linearisation.linearisation import Linearisation, parts_of
-from pinn_odelora.manifolds.tangent import FactorFrame, Frame
-
-
-class Stretch(NamedTuple):
-    """dx = size · dz for a variable that is no layer; ``size`` has the shape of x."""
-
-    size: Tensor
+from pinn_odelora.manifolds.tangent import FactorFrame, Frame, Stretch
 
 
 Frames = Mapping[str, Frame | FactorFrame | Stretch]

@@ -95,7 +95,7 @@ class Linearisation:
         """Points at once: all, unless their graph would pass the budget; coupled rows are never torn apart."""
         if self._sweep.system.terms[name].coupled:
             return p.number
-        if not self._sweep.paired(name, p):
+        if not self._sweep.paired(name):
             return min(self.chunk or BATCH, BATCH)
         # About forty numbers a unit and point are alive in a sweep.
         width = sum(sum(layer.weight.shape) for layer in self.layers.values()) or 1

@@ -1,7 +1,15 @@
 """Pretrained networks kept between runs, each under a key made of everything that determines it.
 
-The key is a digest of the source problem with its source file, the network with its source file, the settings of
-pretraining, the version of torch, and the code of this package that takes part.
+The key is a digest of the source problem, the initial network and the settings of pretraining: their values, exactly,
+and the files that define their classes; of the version of torch; and of every Python file of this package. The last is
+coarse, since an edit of the figures, say, makes all kept networks out of date. But a list of the files that take part
+would have to be kept by hand, and one missing from it would silently give a network that the present code would not
+have made. Coarseness costs those who edit the package seconds of training, and nobody else anything.
+
+A problem or network that cannot be told exactly from another one has no key and is not kept: an equation made of
+functions by ``po.problem``, a class that is defined in no file (in a notebook) or inside a function, values without an
+exact form, such as a lambda, and networks with hooks. What a file of the user's imports from another one, or reads at
+run time, is not seen.
 """
 
 from __future__ import annotations
@@ -11,41 +19,53 @@ import hashlib
 import inspect
 import json
 import os
-from collections.abc import Iterable
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import reduce
 from pathlib import Path
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
+import numpy as np
+import platformdirs
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import pinn_odelora
 from pinn_odelora.errors import InputError
 from pinn_odelora.formulation import Problem
 
-PARTS = (
-    *("derivatives", "geometry", "matrices.py", "matrix_problem.py", "metrics.py", "nets", "optim/lbfgs.py"),
-    *("points.py", "formulation.py", "reference.py", "system.py", "training/phases.py"),
-)
-IMPLICIT = (
-    *("gradient.py", "linearisation", "optim/groups.py", "optim/implicit.py", "optim/variables.py"),
-    *(f"integrators/{name}.py" for name in ("control", "damped", "implicit", "iterative", "plan", "solvers")),
-    *(f"training/{name}.py" for name in ("data", "evaluation", "following", "growth", "rows")),
-)
-"""Further code that natural gradient runs."""
+APART = ("builtins", "abc", "typing", "math", "torch", "numpy", "pinn_odelora")
+"""Packages whose functions and classes their names determine: by the versions and the digest in the key."""
 
 
 def folder() -> Path:
-    """The user's cache folder, or what PINN_ODELORA_CACHE names."""
+    """The user's cache folder, or the one that the environment variable PINN_ODELORA_CACHE names.
+
+    Raises:
+        InputError: if there is neither, since the user has no home.
+    """
     if chosen := os.environ.get("PINN_ODELORA_CACHE"):
         return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pinn_odelora"
+    with suppress(RuntimeError):  # for a user without a home; older versions give "~/.cache"
+        if (found := platformdirs.user_cache_path("pinn_odelora", appauthor=False)).is_absolute():
+            return found
+    raise InputError(
+        "There is no home folder in which pretrained networks can be kept; set the environment variable "
+        "PINN_ODELORA_CACHE to a folder."
+    )
 
 
 def check_writable(chosen: Path | None, key: str | None) -> None:
-    """Refuse, before a network is trained, a folder in which it could not be kept; one that holds it may be read-only.
+    """Check, before a network is trained, that it can be kept; a folder that holds it already may be read-only.
+
+    Args:
+        chosen: the folder, by default the user's.
+        key: of the network; None for one that is not kept.
 
     Raises:
-        InputError: if the folder, by default the user's, cannot be made or written to.
+        InputError: if the folder cannot be made or written to.
     """
     if key is None:
         return
@@ -58,42 +78,114 @@ def check_writable(chosen: Path | None, key: str | None) -> None:
     except OSError as error:
         reason = error.strerror
     if reason:
-        raise InputError(f"Pretrained networks cannot be kept in {kept} ({reason}); set pretrain.cache to a folder.")
+        raise InputError(
+            f"Pretrained networks cannot be kept in {kept} ({reason}); set pretrain.cache or the environment variable "
+            "PINN_ODELORA_CACHE to a folder that can be written."
+        )
 
 
 def key(problem: Problem, net: nn.Module, settings: Any) -> str | None:
     """The digest of all that determines a pretrained network, 16 hexadecimal digits.
 
-    None where problem or network are defined in no file, as in a notebook: two of them could not be told apart.
+    None if problem or network cannot be told exactly from another one; such a network must not be kept.
+
+    Args:
+        problem: at its source parameter.
+        net: before pretraining.
+        settings: the dataclass of pretraining's settings.
     """
-    sources = {name: _source(type(part)) for name, part in (("problem", problem), ("net", net), ("by", settings))}
-    if None in sources.values() or not problem.has_source:
+    if not getattr(problem, "has_source", True):
         return None
-    weights = hashlib.sha256()
-    for name, tensor in net.state_dict().items():
-        weights.update(name.encode() + tensor.detach().cpu().double().numpy().tobytes())
-    identity = {
-        "problem": [type(problem).__qualname__, dataclasses.asdict(problem), sources["problem"]],
-        "net": [repr(net), weights.hexdigest(), sources["net"]],
-        "pretraining": [dataclasses.asdict(settings), sources["by"]],
-        "torch": torch.__version__,
-        "code": _code(PARTS if settings.finish == "lbfgs" else (*PARTS, *IMPLICIT)),
-    }
-    return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def _source(cls: type) -> str | None:
     try:
-        path = inspect.getsourcefile(cls)
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else None
-    except (OSError, TypeError):  # what Python raises for a class that was typed in
+        parts = [_exact(problem), _exact(net), _exact(settings)]
+    except _InexactError:
         return None
+    return _digest(json.dumps([*parts, torch.__version__, np.__version__, _package()]).encode())[:16]
 
 
-def _code(parts: Iterable[str]) -> str:
+class _InexactError(Exception):
+    """A value that has no exact form."""
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _package() -> list[tuple[str, str]]:
+    """The Python files of this package by their names, with their digests."""
     root = Path(pinn_odelora.__file__).parent
-    digest = hashlib.sha256()
-    for part in parts:
-        for file in sorted([root / part] if part.endswith(".py") else (root / part).glob("*.py")):
-            digest.update(file.read_bytes())
-    return digest.hexdigest()
+    return sorted((file.relative_to(root).as_posix(), _digest(file.read_bytes())) for file in root.rglob("*.py"))
+
+
+def _exact(value: Any) -> Any:
+    """A value as lists and strings that differ whenever two values do.
+
+    Raises:
+        _InexactError: if it has no such form.
+    """
+    kind = type(value).__qualname__
+    match value:
+        case None | bool() | int() | float() | complex() | str() | bytes() | np.generic() | torch.dtype():
+            return [kind, repr(value)]
+        case Tensor():
+            return [kind, *_tensor(value)]
+        case np.ndarray() if not value.dtype.hasobject:
+            return [kind, str(value.dtype), value.shape, _digest(np.ascontiguousarray(value).tobytes())]
+        case list() | tuple():
+            return [kind, [_exact(item) for item in value]]
+        case Mapping():
+            return [kind, sorted([json.dumps(_exact(name)), _exact(item)] for name, item in value.items())]
+        case type() | FunctionType() | BuiltinFunctionType():
+            return _named(value)
+        case nn.Module():
+            return [_lineage(value), _module(value)]
+    if dataclasses.is_dataclass(value):
+        return [_lineage(value), [(f.name, _exact(getattr(value, f.name))) for f in dataclasses.fields(value)]]
+    raise _InexactError(value)
+
+
+def _tensor(x: Tensor) -> list[Any]:
+    if x.layout is not torch.strided:
+        raise _InexactError(x)
+    plain = x.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return [str(x.dtype), x.requires_grad, list(x.shape), _digest(plain.numpy().tobytes())]
+
+
+def _module(module: nn.Module) -> list[Any]:
+    """Everything that a module holds; tensors that are one are named by their first place."""
+    places: dict[int, str] = {}
+    found = []
+    for prefix, part in module.named_modules(remove_duplicate=False):
+        own, usual = vars(part), vars(nn.Module())
+        if any(own[name] for name in usual if "hooks" in name):
+            raise _InexactError(part)
+        for name, x in sorted({**own["_parameters"], **own["_buffers"]}.items()):
+            place = places.setdefault(id(x), f"{prefix}.{name}") if x is not None else ""
+            found.append([prefix, name, place, _exact(x)])
+        rest = {name: x for name, x in own.items() if name not in usual} | {"training": part.training}
+        found.append([prefix, places.setdefault(id(part), prefix), _lineage(part), _exact(rest)])
+    return found
+
+
+def _lineage(value: Any) -> list[Any]:
+    """The class of a value with its bases, each with the file that defines it."""
+    return [_named(cls) for cls in type(value).__mro__]
+
+
+def _named(thing: Any) -> list[str]:
+    """A class or function by its name and the file that defines it, if it can be found by that name."""
+    module, name = thing.__module__ or "", thing.__qualname__
+    package = module.partition(".")[0]
+    if isinstance(thing, BuiltinFunctionType):
+        # A method that is bound to a value, such as x.sin, has that value beside its name.
+        if package not in APART or not isinstance(thing.__self__, ModuleType | type | None):
+            raise _InexactError(thing)
+        return [module, name]
+    try:
+        found = reduce(getattr, name.split("."), sys.modules[module])
+        path = None if package in APART else inspect.getsourcefile(thing)
+    except (KeyError, AttributeError, TypeError, OSError):
+        raise _InexactError(thing) from None
+    if found is not thing or (path is None and package not in APART):
+        raise _InexactError(thing)
+    return [module, name, _digest(Path(path).read_bytes()) if path else ""]

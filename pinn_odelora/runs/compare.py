@@ -15,8 +15,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from pinn_odelora.checkpoints import write_atomically
 from pinn_odelora.errors import InputError
+from pinn_odelora.files import write_text
 from pinn_odelora.runs.folder import CONFIG, SUMMARY
 
 COLUMNS = (
@@ -133,4 +133,4 @@ def write_csv(rows: Sequence[dict[str, Any]], path: Path) -> None:
     writer = csv.DictWriter(text, COLUMNS)
     writer.writeheader()
     writer.writerows(rows)
-    write_atomically(path, text.getvalue().encode())
+    write_text(path, text.getvalue())

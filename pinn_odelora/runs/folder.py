@@ -1,12 +1,6 @@
-"""The names of the files in a run folder, and how small ones are written."""
+"""The names of the files in a run folder."""
 
 from __future__ import annotations
-
-import json
-import math
-import os
-from pathlib import Path
-from typing import Any
 
 CONFIG = "config.yaml"
 """Repeats the run by itself."""
@@ -25,11 +19,3 @@ WEIGHTS = "network.safetensors"
 SUMMARY = "summary.json"
 COEFFICIENTS = "coefficients.json"
 """What was found for coefficients of the equation, where some were unknown."""
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write in one move; numbers that JSON cannot hold become null."""
-    partial = path.with_suffix(".partial")
-    plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in content.items()}
-    partial.write_text(json.dumps(plain, indent=2, ensure_ascii=False) + "\n")
-    os.replace(partial, path)

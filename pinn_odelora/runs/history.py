@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from pinn_odelora.errors import InputError
+from pinn_odelora.files import write_text
 
 Row = dict[str, float]
 
@@ -58,9 +59,7 @@ class History:
             self._rewrite()
 
     def _rewrite(self) -> None:
-        new = self.path.with_name(self.path.name + ".new")
-        new.write_text(self._table(), encoding="utf-8", newline="")
-        os.replace(new, self.path)
+        write_text(self.path, self._table())
 
     def _table(self) -> str:
         return _text([self.columns, *map(self._cells, self.rows)]) if self.columns else ""

@@ -23,8 +23,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from pinn_odelora.checkpoints import read_state_dict, write_atomically
+from pinn_odelora.checkpoints import read_state_dict
 from pinn_odelora.errors import InputError
+from pinn_odelora.files import write_bytes, write_json
 from pinn_odelora.lowrank.layer import Factors, LowRankLinear, adapters
 from pinn_odelora.lowrank.targets import linear_layers
 
@@ -97,8 +98,8 @@ def save_adapter(net: nn.Module, folder: str | Path, base: str) -> None:
     targets = _target_modules(net, layers)
     config |= {"target_modules": targets, "base_model_name_or_path": base}
     config |= {"modules_to_save": [*wholes] or None, "bias": "all" if biases else "none"}
-    write_atomically(Path(folder) / WEIGHTS, safetensors.torch.save(tensors, {"format": "pt"}))
-    write_atomically(Path(folder) / CONFIG, json.dumps(config, indent=2).encode())
+    write_bytes(Path(folder) / WEIGHTS, safetensors.torch.save(tensors, {"format": "pt"}))
+    write_json(Path(folder) / CONFIG, config)
 
 
 def _plain(x: Tensor) -> Tensor:

@@ -21,15 +21,18 @@ defect of the trapezoidal rule (Sommeijer, Shampine and Verwer, 1998).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from pinn_odelora.errors import InputError
-from pinn_odelora.integrators.control import check_positive, error_norm, first_step, next_step
-from pinn_odelora.integrators.explicit import Step, Velocity, loss_of
+from pinn_odelora.integrators.base import Flow, Report, Step, Velocity
+from pinn_odelora.integrators.control import TRIALS, controlled, error_norm, first_step
+from pinn_odelora.integrators.runge_kutta import ExplicitState
 from pinn_odelora.integrators.stability import kept_eigenvalue, norm
-from pinn_odelora.manifolds.space import FLAT, Slope, Space, State
+from pinn_odelora.manifolds.space import FLAT, Point, Slope, Space
+from pinn_odelora.rules import check, null, number, one_of, whole
 
 DAMPING = {1: 0.05, 2: 2 / 13}
 """The usual ε of the two orders: the second-order polynomial stays near ⅔ without, so it is damped more."""
@@ -37,12 +40,11 @@ DAMPING = {1: 0.05, 2: 2 / 13}
 MOST = 1000
 """Stages of a step of given size beyond which it is refused."""
 
-TRIALS = 40
 FASTER = 2.0
 """Growth of the velocity within a step that is taken for instability: on a gradient flow it mostly decays."""
 
 
-class Row(NamedTuple):
+class StageCoefficients(NamedTuple):
     """μ_j, ν_j, 1 - μ_j - ν_j, μ̃_j and γ̃_j of one stage."""
 
     mu: float
@@ -56,7 +58,7 @@ class Recurrence(NamedTuple):
     """A scheme of s stages: μ̃_1, the rows for j = 2 … s, and the stability limit β."""
 
     start: float
-    rows: tuple[Row, ...]
+    rows: tuple[StageCoefficients, ...]
     limit: float
 
 
@@ -78,7 +80,7 @@ def rkc1(s: int, damping: float = DAMPING[1]) -> Recurrence:
     w1 = T[s] / D[s]
     b = [1 / x for x in T]
     rows = tuple(
-        Row(2 * w0 * b[j] / b[j - 1], -b[j] / b[j - 2], 0.0, 2 * w1 * b[j] / b[j - 1], 0.0) for j in range(2, s + 1)
+        StageCoefficients(2 * w0 * b[j] / b[j - 1], -b[j] / b[j - 2], 0.0, 2 * w1 * b[j] / b[j - 1], 0.0) for j in range(2, s + 1)
     )
     return Recurrence(w1 / w0, rows, (w0 + 1) / w1)
 
@@ -94,14 +96,16 @@ def rkc2(s: int, damping: float = DAMPING[2]) -> Recurrence:
     rows = []
     for j in range(2, s + 1):
         mu, nu, slope = 2 * w0 * b[j] / b[j - 1], -b[j] / b[j - 2], 2 * w1 * b[j] / b[j - 1]
-        rows.append(Row(mu, nu, 1 - mu - nu, slope, -(1 - b[j - 1] * T[j - 1]) * slope))
+        rows.append(StageCoefficients(mu, nu, 1 - mu - nu, slope, -(1 - b[j - 1] * T[j - 1]) * slope))
     return Recurrence(b[1] * w1, tuple(rows), (w0 + 1) / w1)
 
 
 SCHEMES = {1: rkc1, 2: rkc2}
 
 
-def chebyshev_step(f: Velocity, y: State, h: float, scheme: Recurrence, first: Slope, space: Space = FLAT) -> State:
+def rkc_step(
+    f: Callable[[Point], Slope], y: Point, h: float, scheme: Recurrence, first: Slope, space: Space = FLAT
+) -> Point:
     """One step of fixed size h, with ``first`` = f(y)."""
     before, now = y, space.combine([(1.0, y)], [(h * scheme.start, first)])
     for row in scheme.rows:
@@ -112,7 +116,7 @@ def chebyshev_step(f: Velocity, y: State, h: float, scheme: Recurrence, first: S
 
 
 @dataclass(frozen=True)
-class Chebyshev:
+class RKC:
     """A damped Runge–Kutta–Chebyshev integrator.
 
     Args:
@@ -124,8 +128,7 @@ class Chebyshev:
         damping: ε; absent, that of the literature.
         rtol, atol: tolerances of the error estimate, as in ``RungeKutta``.
         safety: the part of the stability interval that is used; the estimate of λ is one from below.
-        renew: steps after which that estimate is made anew, at the latest.
-        chart: whether an optimiser integrates the factors or their product on its manifold; its own choice if absent.
+        renew: steps after which that estimate is renewed, at the latest.
 
     Raises:
         InputError: for an order other than 1 and 2, fewer stages than the order, or a number that is not positive.
@@ -139,16 +142,14 @@ class Chebyshev:
     atol: float = 1e-5
     safety: float = 0.5
     renew: int = 50
-    chart: Literal["factors", "manifold"] | None = None
+
+    linearises = False
+    stabilised = True
 
     def __post_init__(self) -> None:
-        if self.order not in SCHEMES:
-            raise InputError(f"integrator.order is {self.order!r}, but a Chebyshev scheme has order 1 or 2.")
-        check_positive(self, "h", "damping", "rtol", "atol", "safety", "renew")
-        if self.stages != int(self.stages) or not self.order <= self.stages <= MOST:
-            raise InputError(
-                f"integrator.stages is {self.stages!r}, but it must be a whole number from {self.order} to {MOST}."
-            )
+        positive = number(above=0)
+        check(self, order=one_of(*SCHEMES), h=positive | null, damping=positive | null, rtol=positive, atol=positive)
+        check(self, safety=positive, renew=whole(1), stages=whole(self.order, MOST))
 
     def scheme(self, s: int) -> Recurrence:
         """The scheme of s stages."""
@@ -158,7 +159,7 @@ class Chebyshev:
         """The smallest number of stages with stability limit β ≥ ``reach``.
 
         Raises:
-            InputError: if that is beyond any sense.
+            InputError: if that is above ``MOST``.
         """
         # β < 2 s² for both orders.
         s = max(self.order, math.ceil(min(math.sqrt(reach / 2), MOST)))
@@ -166,62 +167,67 @@ class Chebyshev:
             s += 1
         if s > MOST:
             raise InputError(
-                f"integrator.h times the largest eigenvalue is {reach * self.safety:.3g} here, for which stability "
-                f"asks more than {MOST} stages; it must be smaller."
+                f"h times the largest eigenvalue is {reach * self.safety:.3g} here, for which stability asks more than "
+                f"{MOST} stages; h must be smaller."
             )
         return s
 
-    def step(self, f: Velocity, y: State, h: float | None, memory: dict[str, Any], space: Space = FLAT) -> Step:
-        """One accepted step from y; arguments and errors as for ``RungeKutta.step``."""
-        first = f(y)
-        level = loss_of(f)
-        eigenvalue, kept = kept_eigenvalue(f, y, first, memory, self.renew, space, level)
-        if h is None and self.order == 2:
-            return self._controlled(f, y, first, self.safety / eigenvalue, {**memory, **kept}, space)
-        if h is None:
-            return self._stable(f, y, first, level, {**kept, "eigenvalue": eigenvalue}, space)
-        scheme = self.scheme(self.fewest(h * eigenvalue / self.safety))
-        return Step(chebyshev_step(f, y, h, scheme, first, space), h, kept)
+    def init(self) -> ExplicitState:
+        """The state before the first step."""
+        return ExplicitState()
 
-    def _stable(self, f: Velocity, y: State, first: Slope, level: float, kept: dict[str, Any], space: Space) -> Step:
+    def restored(self, saved: dict[str, Any]) -> ExplicitState:
+        """The state that ``vars(state)`` was."""
+        return ExplicitState.restored(saved)
+
+    def step(self, flow: Flow, y: Point, state: ExplicitState, h: float | None = None) -> Step:
+        """One accepted step from y; see ``integrators.base.Integrator``."""
+        h = self.h if h is None else h
+        first = flow.velocity(y)
+        state = replace(state, estimate=kept_eigenvalue(flow, y, first, state.estimate, self.renew))
+        if h is None:
+            return (self._controlled if self.order == 2 else self._stable)(flow, y, first, state)
+        scheme = self.scheme(self.fewest(h * state.estimate.eigenvalue / self.safety))
+        f = lambda y: flow.velocity(y).slope
+        return Step(rkc_step(f, y, h, scheme, first.slope, flow.space), state, Report(h, first.loss))
+
+    def _stable(self, flow: Flow, y: Point, first: Velocity, state: ExplicitState) -> Step:
         """The h that ``stages`` stages allow; a quarter of it as long as the loss has risen or the velocity doubled.
 
         There the largest eigenvalue has grown on the way: it varies tenfold along a trajectory, and a long step of
-        first order has no error estimate that would see it. The look at the end is the next step's first, and costs
+        first order has no error estimate that would see it. The velocity at the end is the next step's first, and costs
         nothing where the points stay.
         """
-        scheme, eigenvalue = self.scheme(self.stages), kept["eigenvalue"]
-        for _ in range(TRIALS):
+        space, f = flow.space, lambda y: flow.velocity(y).slope
+        scheme, eigenvalue, speed = self.scheme(self.stages), state.estimate.eigenvalue, norm(space.entries(first.slope))
+        for rejected in range(TRIALS):
             h = self.safety * scheme.limit / eigenvalue
             try:
-                new = chebyshev_step(f, y, h, scheme, first, space)
-                speed = norm(space.entries(f(new)))
-                if speed <= FASTER * norm(space.entries(first)) and not loss_of(f) > level:
-                    return Step(new, h, {**kept, "eigenvalue": eigenvalue})
+                new = rkc_step(f, y, h, scheme, first.slope, space)
+                end = flow.velocity(new)
+                if norm(space.entries(end.slope)) <= FASTER * speed and not end.loss > first.loss:
+                    state = replace(state, estimate=state.estimate._replace(eigenvalue=eigenvalue))
+                    return Step(new, state, Report(h, first.loss, rejected=rejected))
             except FloatingPointError:
                 pass
             eigenvalue *= 4
         raise FloatingPointError(f"No step down to h = {h:.1e} keeps loss and velocity from growing.")
 
-    def _controlled(
-        self, f: Velocity, y: State, first: Slope, unit: float, memory: dict[str, Any], space: Space
-    ) -> Step:
-        """Shrink h until the error estimate is within tolerance; ``unit`` is the h for which β = 1 suffices."""
+    def _controlled(self, flow: Flow, y: Point, first: Velocity, state: ExplicitState) -> Step:
+        """Shrink h until the error estimate is within tolerance."""
+        space, f = flow.space, lambda y: flow.velocity(y).slope
         size = space.entries(space.element(y))
-        longest = unit * self.scheme(self.stages).limit
-        h = memory.get("h") or first_step(size, space.entries(first), self.rtol, self.atol)
-        for _ in range(TRIALS):
-            h = min(h, longest)
-            try:
-                new = chebyshev_step(f, y, h, self.scheme(min(self.fewest(h / unit), self.stages)), first, space)
-                reached = space.element(new)
-                terms = [(0.8, space.element(y)), (-0.8, reached), (0.4 * h, first), (0.4 * h, f(new))]
-                defect = space.entries(space.total(terms))
-                error = error_norm(defect, size, space.entries(reached), self.rtol, self.atol)
-            except FloatingPointError:
-                error = math.inf
-            if error <= 1:
-                next_h = next_step(h, error, memory.get("error", 1.0), 1 / 3)
-                return Step(new, h, {**memory, "h": next_h, "error": max(error, 1e-4)})
-            h = min(next_step(h, error, 1.0, 1 / 3), 0.9 * h)
-        raise FloatingPointError(f"No step down to h = {h:.1e} meets the tolerance with finite velocities.")
+        unit = self.safety / state.estimate.eigenvalue  # the h for which β = 1 suffices
+
+        def attempt(h: float) -> tuple[Point, float]:
+            scheme = self.scheme(min(self.fewest(h / unit), self.stages))
+            new = rkc_step(f, y, h, scheme, first.slope, space)
+            reached = space.element(new)
+            terms = [(0.8, space.element(y)), (-0.8, reached), (0.4 * h, first.slope), (0.4 * h, f(new))]
+            defect = space.entries(space.total(terms))
+            return new, error_norm(defect, size, space.entries(reached), self.rtol, self.atol)
+
+        h = state.h or first_step(size, space.entries(first.slope), self.rtol, self.atol)
+        found = controlled(attempt, h, state.error, 1 / 3, longest=unit * self.scheme(self.stages).limit)
+        state = replace(state, h=found.next_h, error=found.error)
+        return Step(found.result, state, Report(found.h, first.loss, rejected=found.rejected))
