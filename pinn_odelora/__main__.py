@@ -94,7 +94,7 @@ def export(args: argparse.Namespace) -> None:
 
     import pinn_odelora
     from pinn_odelora.files import write_bytes
-    from pinn_odelora.lowrank.files import merged_state_dict
+    from pinn_odelora.lowrank.adapter_files import merged_state_dict
 
     out = args.output or args.run / "network.pt"
     file = io.BytesIO()

@@ -226,10 +226,9 @@ class Adaptation:
 
     def to(self, device: str | torch.device) -> Adaptation:
         """Network, points and what is measured on a device; before the first step."""
-        training, device = self.training, torch.device(device)
+        _, device = self.training, torch.device(device)
         self.solution.to(device)
         self.diagnostics.to(device, next(self.net.parameters()).dtype)
-        training.optimizer.load_state_dict(training.optimizer.state_dict())
         return self
 
     def __iter__(self) -> Iterator[StepRecord]:
@@ -238,10 +237,9 @@ class Adaptation:
             if record.measured:
                 self.history.append(record.measured)
             yield record
-        self._conclude()
 
-    def _conclude(self) -> None:
-        """The run is over: the network is the iterate that it returns, and the last row describes it."""
+    def conclude(self) -> None:
+        """End the run: the network is the iterate that it returns, and the last row of the history describes it."""
         if self._concluded:
             return
         training = self.training
@@ -273,7 +271,7 @@ class Adaptation:
 
     def result(self) -> Result:
         """What the run returns; it ends here, wherever it is."""
-        self._conclude()
+        self.conclude()
         self.solution.to("cpu")
         self.diagnostics.to(torch.device("cpu"), DTYPES[self.precision])
         return Result(self, errors(self.problem, self.solution, FINER * self.log.test))

@@ -1,9 +1,7 @@
 """The public names: loaded on first use, documented, and never hidden by a module of the same name."""
 
 import ast
-import dataclasses
 import inspect
-import math
 import pkgutil
 import re
 import subprocess
@@ -12,14 +10,13 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-import torch
 
 import pinn_odelora as po
 
 ROOT = Path(__file__).parents[1]
 
 # Names whose modules do not have them yet; a name that is there now must leave the list.
-MISSING = {"ODELoRAModule"}
+MISSING: set[str] = set()
 # Names whose docstrings do not say yet what they take.
 UNSAID = {"full_adam", "full_lbfgs", "lora_adam", "lora_gd", "lora_muon", "lora_plus"}
 
@@ -124,28 +121,3 @@ def test_an_unknown_name_is_an_attribute_error_with_a_guess():
         _ = po.Boxx
     assert refused.value.name == "Boxx"
     assert "Box" in dir(refused.value.obj)
-
-
-def test_the_lesson_without_a_class_is_that_with_one():
-    """The wave of docs/adding-a-problem.md, once by po.problem and once as the class."""
-    lesson = (ROOT / "docs/adding-a-problem.md").read_text(encoding="utf-8")
-    scripts = re.findall(r"^```python\n(.*?)^```$", lesson, flags=re.MULTILINE | re.DOTALL)
-    code = next(script for script in scripts if "po.problem(" in script)
-    named, written = {}, {"__name__": "wave"}
-    exec(code, named)
-    sys.modules["wave"] = type(sys)("wave")  # where dataclasses look the annotations up
-    try:
-        exec(scripts[0], written)
-    finally:
-        del sys.modules["wave"]
-    wave, classed = named["wave"], written["Wave"](weights={"rest": 10.0}, conditions="soft")
-    for problem in (wave, wave.at_source()):
-        assert problem.conditions == "hard"
-        assert list(problem.loss_terms()) == ["pde"]
-    p = po.Box(x=(0, 1), t=(0, 1)).sample(30, lambda n, d: po.sobol(n, d, seed=1))
-    assert torch.equal(wave.reference(p), classed.reference(p))
-    soft = dataclasses.replace(wave, conditions="soft")
-    assert {name: t.weight for name, t in soft.loss_terms().items()} == {
-        name: t.weight for name, t in classed.loss_terms().items()
-    }
-    assert math.isclose(wave.c, classed.c)

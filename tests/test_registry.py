@@ -12,7 +12,7 @@ from pinn_odelora.errors import InputError
 from problems.burgers import Burgers
 
 ROOT = Path(__file__).parents[1]
-LESSON = (ROOT / "docs/adding-a-problem.md").read_text(encoding="utf-8")
+LESSON = (ROOT / "docs/guide/adding-a-problem.md").read_text(encoding="utf-8")
 WAVE = re.search(r"^`problems/wave.py`:\n\n```python\n(.*?)^```$", LESSON, flags=re.MULTILINE | re.DOTALL)[1]
 TABLE = re.search(r'^\[project.entry-points."pinn_odelora.problems"\]\n(.*?)^```$', LESSON, re.MULTILINE | re.DOTALL)[1]
 OURS = sorted(path.stem for path in (ROOT / "configs/problem").glob("*.yaml"))
@@ -35,7 +35,7 @@ def install(tmp_path, monkeypatch):
         return tmp_path
 
     yield installed
-    for name in [name for name in sys.modules if name.startswith("acme_")]:
+    for name in [name for name in sys.modules if name.startswith(("acme_", "my_package"))]:
         del sys.modules[name]
 
 
@@ -46,9 +46,9 @@ def test_the_problems_of_this_repository():
 
 
 def test_the_lessons_entry_point_brings_its_problem(install):
-    install(TABLE.replace('"', ""))
-    assert registry.targets() == {"wave": "acme_waves.wave.Wave"}
-    assert "acme_waves" not in sys.modules
+    install(TABLE.replace('"', ""), package="my-package")
+    assert registry.targets() == {"wave": "my_package.wave.Wave"}
+    assert "my_package" not in sys.modules
     cls = registry.problem_class("wave")
     assert cls(c=2.0).c == 2.0
     assert registry.problem_classes()["wave"] is cls

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from pinn_odelora.config.request import Request
 from pinn_odelora.config.sentences import RENAMED, unknown_key
 from pinn_odelora.errors import InputError
+from pinn_odelora.files import write_text
 from pinn_odelora.runs.folder import CONFIG, START, STATE, SUMMARY
 from pinn_odelora.runs.location import new_folder
 
@@ -49,10 +50,8 @@ def save_config(cfg: DictConfig, folder: Path) -> None:
     Raises:
         InputError: if the folder cannot be written.
     """
-    from pinn_odelora.checkpoints import write_atomically
-
     kept = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True) | {"output_dir": None, "resume": None})
-    write_atomically(folder / CONFIG, OmegaConf.to_yaml(kept).encode())
+    write_text(folder / CONFIG, OmegaConf.to_yaml(kept))
 
 
 def saved(folder: Path) -> DictConfig:

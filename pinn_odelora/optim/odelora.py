@@ -171,7 +171,7 @@ class ODELoRA(Optimizer):
         if step is None:
             taken = self.integrator.step(chart, y, state, h)
             step, state, self.report = taken.y, taken.state, taken.report
-        self._place(self._balanced(step, y) if self.retract else step)
+        self._place(self._balanced(step, y, self._active()) if self.retract else step)
         self._keep(state)
         return chart.losses[0] if chart.losses else None
 
@@ -204,7 +204,8 @@ class ODELoRA(Optimizer):
             discarded = float(chart.discarded[-1])
         self.report = replace(taken.report, discarded=discarded, form=chart.form)
         if self.flow is balanced_flow:
-            self._place(self._aligned(self._numbers(), former))
+            pairs = None if isinstance(closure, LeastSquares) else self._active()
+            self._place(self._balanced(self._numbers(), former, pairs))
         self._keep(taken.state)
         return chart.losses[0]
 
@@ -282,33 +283,30 @@ class ODELoRA(Optimizer):
             if is_pair(group) and any(p.grad is not None for p in group["params"])
         ]
 
-    def _balanced(self, y: list[Tensor], former: list[Tensor]) -> list[Tensor]:
-        """Pairs balanced, their products as they are; single tensors and pairs without gradients left alone."""
-        return self._changed(y, former, lambda pair, before: rebalance(pair, before))
+    def _balanced(self, y: list[Tensor], former: list[Tensor], pairs: list[int] | None) -> list[Tensor]:
+        """Pairs balanced, their products as they are, in the gauge nearest to the former one; in batches of one shape.
 
-    def _aligned(self, y: list[Tensor], former: list[Tensor]) -> list[Tensor]:
-        """Balanced pairs in the gauge that is nearest to the former one."""
-        return self._changed(y, former, rebalance)
-
-    def _changed(
-        self, y: list[Tensor], former: list[Tensor], change: Callable[[Factors, Factors], Factors]
-    ) -> list[Tensor]:
-        """Active pairs changed, those of one shape in one batch."""
+        Args:
+            y: the parameters.
+            former: the same before the step.
+            pairs: the groups to balance; all pairs if absent.
+        """
         places, at = [], 0
         for group in self.param_groups:
             places.append(at)
             at += len(group["params"])
         batches: dict[Any, list[int]] = {}
-        for i in self._active():
-            A, B = y[places[i]], y[places[i] + 1]
-            batches.setdefault((A.shape, B.shape, A.dtype, A.device), []).append(places[i])
-        changed = list(y)
+        for i in range(len(self.param_groups)) if pairs is None else pairs:
+            if is_pair(self.param_groups[i]):
+                A, B = y[places[i]], y[places[i] + 1]
+                batches.setdefault((A.shape, B.shape, A.dtype, A.device), []).append(places[i])
+        balanced = list(y)
         for members in batches.values():
             of = lambda state, k, members=members: torch.stack([state[i + k] for i in members])
-            found = change(Factors(of(y, 0), of(y, 1)), Factors(of(former, 0), of(former, 1)))
+            found = rebalance(Factors(of(y, 0), of(y, 1)), Factors(of(former, 0), of(former, 1)))
             for j, i in enumerate(members):
-                changed[i], changed[i + 1] = found.A[j], found.B[j]
-        return changed
+                balanced[i], balanced[i + 1] = found.A[j], found.B[j]
+        return balanced
 
     # State: the integrator's, with the first parameter, where torch keeps what is saved.
 
