@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from pinn_odelora.config import sentences
 from pinn_odelora.config.application import register
 from pinn_odelora.config.folders import choices, output_folder, resumed
+from pinn_odelora.config.problems import register_problems
 from pinn_odelora.config.request import Request
 from pinn_odelora.errors import NonFiniteError
 
@@ -79,6 +80,7 @@ def run(main: Task, configs: str | Path = "configs") -> int:
         sys.path.append(os.getcwd())
     program = hydra.main(version_base="1.3", config_path=str(folder), config_name="train")(_carrying(main))
     try:
+        register_problems()
         with env_override({FULL_ERROR: "1"}):  # Hydra raises what it would print itself
             program()
         return 0
