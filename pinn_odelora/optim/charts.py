@@ -154,9 +154,10 @@ class Chart:
         if loss is None:
             return math.nan
         self.loss = loss if self.loss is None else self.loss
-        if not math.isfinite(float(loss)):
-            raise FloatingPointError(f"The loss is {float(loss)}.")
-        return float(loss)
+        number = float(loss.detach() if isinstance(loss, Tensor) else loss)
+        if not math.isfinite(number):
+            raise FloatingPointError(f"The loss is {number}.")
+        return number
 
     def gradients(self) -> list[Tensor]:
         """Those of all parameters, zero where there are none."""

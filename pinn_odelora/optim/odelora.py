@@ -61,7 +61,7 @@ from pinn_odelora.optim.groups import (
 
 GROUPS = "build them by pinn_odelora.factor_pairs(model), or the optimiser by ODELoRA.from_model(model)"
 HALF = (torch.float16, torch.bfloat16)
-STATE, MASTER = "integrator", "master"
+STATE, MASTER, SHAPE = "integrator", "master", "shape"
 
 
 class ODELoRA(Optimizer):
@@ -234,9 +234,10 @@ class ODELoRA(Optimizer):
         reached = chart.numbers(y)
         for i in moving:
             after[chart.places[i]] = reached[chart.places[i]]
+        if self.retract if isinstance(chart, FactorChart) else self.flow is balanced_flow:
+            after = balanced(self.param_groups, after, chart.before, moving)
         check_finite(after, chart.names, "step")
-        balances = self.retract if isinstance(chart, FactorChart) else self.flow is balanced_flow
-        return balanced(self.param_groups, after, chart.before, moving) if balances else after
+        return after
 
     def _stay(self, closure: Callable[[], Tensor] | None, before: list[Tensor]) -> Tensor | None:
         """A step of h = 0, as a schedule may ask for: the loss, and nothing moves."""
@@ -297,7 +298,7 @@ class ODELoRA(Optimizer):
         return [self._master(p).clone() if p.dtype in HALF else p.detach().clone() for p in self._parameters()]
 
     def _master(self, p: Tensor) -> Tensor:
-        master = self.state[p].get(MASTER)
+        master = self.state.get(p, {}).get(MASTER)
         # Somebody else may have written to the parameter.
         if master is None or master.shape != p.shape or not torch.equal(master.to(p.dtype), p.detach()):
             return p.detach().float()
@@ -326,7 +327,8 @@ class ODELoRA(Optimizer):
         return zero
 
     def _precision(self, p: Tensor) -> float:
-        return torch.finfo(torch.float32 if MASTER in self.state[p] else p.dtype).eps
+        """Of a start: at most that of float32, whose numbers a model of float64 may have started from."""
+        return torch.finfo(p.dtype if p.dtype in HALF and MASTER not in self.state.get(p, {}) else torch.float32).eps
 
     # State: the integrator's, with the first parameter, where torch keeps what is saved.
 
@@ -334,7 +336,7 @@ class ODELoRA(Optimizer):
         return self.param_groups[0]["params"][0]
 
     def _state(self) -> Any:
-        saved = self.state[self._first()].get(STATE)
+        saved = self.state.get(self._first(), {}).get(STATE)
         return self.integrator.init() if saved is None else self.integrator.restored(saved)
 
     def _keep(self, state: Any) -> None:
@@ -342,10 +344,11 @@ class ODELoRA(Optimizer):
         self.state[self._first()][STATE] = plain
 
     def state_dict(self) -> dict[str, Any]:
-        """The integrator's state, masters, and groups with their shapes."""
+        """The integrator's state, the masters, and the shape of every parameter."""
         saved = super().state_dict()
-        for group, own in zip(saved["param_groups"], self.param_groups, strict=True):
-            group["shapes"] = _shapes(own)
+        state = saved["state"]
+        for key, p in zip(parameters(saved["param_groups"]), self._parameters(), strict=True):
+            state[key] = {**state.get(key, {}), SHAPE: [*p.shape]}
         return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -355,32 +358,30 @@ class ODELoRA(Optimizer):
             InputError: if the state is that of other groups, of other ranks, of groups in another order, or of another
                 integrator.
         """
-        self._check_saved(state_dict)
+        state, keys = state_dict["state"], parameters(state_dict["param_groups"])
+        self._check_saved(state_dict["param_groups"], [state.get(key, {}) for key in keys])
         own = [{key: group[key] for key in ("scale", "above")} for group in self.param_groups]
         super().load_state_dict(state_dict)
         for group, settings in zip(self.param_groups, own, strict=True):
-            group.pop("shapes", None)
             group.update(settings)
         # torch casts what it loads to the dtype of the parameters, which would round masters and steps.
-        for key, p in zip(parameters(state_dict["param_groups"]), self._parameters(), strict=True):
-            if key in state_dict["state"]:
-                self.state[p] = _moved(state_dict["state"][key], p.device)
+        self.state.clear()
+        for key, p in zip(keys, self._parameters(), strict=True):
+            if kept := {name: x for name, x in state.get(key, {}).items() if name != SHAPE}:
+                self.state[p] = _moved(kept, p.device)
 
-    def _check_saved(self, state_dict: dict[str, Any]) -> None:
-        saved = state_dict["param_groups"]
-        names, found = ([str(group.get("name")) for group in groups] for groups in (self.param_groups, saved))
-        if names != found:
+    def _check_saved(self, groups: list[Group], state: list[dict[str, Any]]) -> None:
+        names, found = ([str(group.get("name")) for group in each] for each in (self.param_groups, groups))
+        if names != found or len(state) != len(self._parameters()):
             raise InputError(
                 f"the state is that of the groups {', '.join(found)}, but the optimiser has {', '.join(names)}."
             )
-        for group, own in zip(saved, self.param_groups, strict=True):
-            if group.get("shapes", _shapes(own)) != _shapes(own):
-                raise InputError(
-                    f"the state of {own['name']} is that of shapes {group['shapes']}, but the optimiser has "
-                    f"{_shapes(own)}."
-                )
-        integrator = state_dict["state"].get(parameters(saved)[0], {}).get(STATE, vars(self.integrator.init()))
-        if integrator.keys() != vars(self.integrator.init()).keys():
+        shapes = [[*p.shape] for p in self._parameters()]
+        saved = [[*kept.get(SHAPE, shape)] for kept, shape in zip(state, shapes, strict=True)]
+        if saved != shapes:
+            raise InputError(f"the state is that of parameters of shapes {saved}, but the optimiser has {shapes}.")
+        integrator = vars(self.integrator.init()).keys()
+        if {*state[0].get(STATE, integrator)} != {*integrator}:
             raise InputError(f"the state is that of another integrator than {type(self.integrator).__name__}.")
 
     def __getstate__(self) -> dict[str, Any]:
@@ -418,10 +419,6 @@ def _check_flow(flow: FactorFlow, chart: str, integrator: Integrator) -> None:
             f"chart is manifold, but {name} is a field on the factors and not on their product: choose balanced_flow, "
             "or chart='factors'."
         )
-
-
-def _shapes(group: Group) -> list[list[int]]:
-    return [[*p.shape] for p in group["params"]]
 
 
 def _check_step_size(lr: float | None) -> None:
