@@ -687,9 +687,8 @@ def test_messages_speak_of_no_command_line():
         with pytest.raises(InputError) as error:
             ODELoRA(params, **settings)
         said.append(str(error.value))
-    assert not [
-        text for text in said if any(key in text for key in ("lora.", "method=", "integrator=", "=pissa,", "chart=f"))
-    ]
+    command_line = r"(?<!pinn_ode)(?<!odelora)\b(lora|method|integrator)\.\w|\w=(pissa|factors)|_implicit"
+    assert not [text for text in said if re.search(command_line, text)]
 
 
 # --- the scale is the layer's ---------------------------------------------------------------------------------------
@@ -959,7 +958,7 @@ def test_sixteen_bits_do_not_drift_where_nothing_moves(dtype, settings):
     """By a gradient of zero, so that every step is taken, and retracted."""
     at = Regression(dtype)
     optimizer, before = ODELoRA(factor_pairs(at.net), lr=0.1, **made(settings)), at.products()
-    steps = 1000 if settings["scheme"] == "euler" else 20
+    steps = 1000 if settings["scheme"] == "euler" and dtype == torch.bfloat16 else 20
 
     def closure():
         for pair in at.pairs:
@@ -1026,7 +1025,7 @@ def test_autocast_in_sixteen_bits_trains_float32_factors():
             loss = at.loss()
         loss.float().backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     assert losses[-1] < losses[0]
 
 

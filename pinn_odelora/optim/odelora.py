@@ -10,9 +10,10 @@ What moves is the pair itself or its product (``optim.charts``):
 
 * ``chart="factors"``: A and B, with a velocity field on factors; after each step they are balanced again;
 * ``chart="manifold"``: the product on the manifold of rank-r matrices, in its own metric, where no Gram matrix of
-  factors
-  is inverted; the factors are a balanced pair of it.
+  factors is inverted; the factors are a balanced pair of it.
 
+A step is: a chart of the parameters (``optim.charts``), one step of an integrator there (``integrators``), which asks
+the chart for velocities (``flows``, or projections of ``manifolds``) or a linearisation, and the parameters at its end.
 Of the balanced pairs of a product the one nearest to the former factors is taken (``manifolds.factors``).
 """
 
@@ -72,7 +73,9 @@ class ODELoRA(Optimizer):
     A pair that starts at B = 0, as PEFT's do, takes one Euler step in the row space of A first (``flows.start``). After
     a step, ``report`` has its telemetry.
 
-    Factors of 16 bits are kept as float32 masters; a pair without gradients is left as it is.
+    A step of h = 0 evaluates the loss and moves nothing, and a group without gradients or with lr = 0 keeps its bits.
+    Factors of 16 bits have float32 masters in ``state``. The scale of a pair is read from its layer at each step, where
+    its group names one, as those of ``factor_pairs`` do; a copy or a pickle of the optimiser keeps the last one.
 
     Args:
         params: parameter groups of one pair (A, B) each, as ``factor_pairs`` gives, or of one tensor, which follows its
@@ -87,8 +90,8 @@ class ODELoRA(Optimizer):
     Raises:
         InputError: for a group that is neither a pair nor one tensor, a step size that is not finite or is negative, a
             flow that the chart or scheme cannot integrate, or, from ``step``, a point where the flow is singular.
-        FloatingPointError: from ``step``, when loss or gradient are not finite at the current point; the parameters are
-            then those of before the step.
+        FloatingPointError: from ``step``, when loss or gradient are not finite at the current point, or no step size or
+            the given one leads to finite numbers. Whatever ``step`` raises, parameters and state are those of before.
     """
 
     def __init__(
@@ -234,7 +237,8 @@ class ODELoRA(Optimizer):
         reached = chart.numbers(y)
         for i in moving:
             after[chart.places[i]] = reached[chart.places[i]]
-        if self.retract if isinstance(chart, FactorChart) else self.flow is balanced_flow:
+        balances = self.retract if isinstance(chart, FactorChart) else self.flow is balanced_flow
+        if balances:
             after = balanced(self.param_groups, after, chart.before, moving)
         check_finite(after, chart.names, "step")
         return after
