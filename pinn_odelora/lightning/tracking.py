@@ -45,7 +45,7 @@ START, FINISH = 10.0, 60.0
 class RunLogger(WandbLogger):
     """Lightning's logger for a run that exists already, on our own step axis instead of ``trainer/global_step``.
 
-    When W&B fails in the middle of a run, it is told no more, and the run goes on.
+    When W&B fails in the middle of a run, nothing more is sent to it, and the run goes on.
     """
 
     lost = False
@@ -61,7 +61,7 @@ class RunLogger(WandbLogger):
 
 @contextmanager
 def _spared(what: str) -> Iterator[None]:
-    """Say in one line what W&B raises, and go on: everything is in the files of the run anyway."""
+    """Report in one line what W&B raises, and go on: everything is in the files of the run anyway."""
     try:
         yield
     except Exception as error:
