@@ -271,6 +271,17 @@ def typed_in():
     return made()
 
 
+class Shadowed(Line):
+    pass
+
+
+First = Shadowed
+
+
+class Shadowed(Line):
+    """Another class of the same name: that of the first one is no longer in the file's namespace."""
+
+
 def local(slope):
     class Local(Line):
         def terms(self):
@@ -294,6 +305,7 @@ def parametrised():
     [
         {"problem": FromFunctions()},
         {"problem": local(3.0)},
+        {"problem": First()},
         {"problem": Line(table=lambda x: x)},
         {"problem": Line(table=torch.ones(2).sin)},
         {"problem": Line(table=object())},
@@ -367,3 +379,7 @@ def test_a_user_without_a_home_is_told_what_to_set(monkeypatch):
     with pytest.raises(InputError, match=r"^There is no home folder .* set the environment variable PINN"):
         cache.check_writable(None, key())
     cache.check_writable(None, None)
+    # Versions of platformdirs differ in what they do then.
+    monkeypatch.setattr(cache.platformdirs, "user_cache_path", lambda *_, **__: Path("~/.cache/pinn_odelora"))
+    with pytest.raises(InputError, match="no home folder"):
+        cache.folder()
