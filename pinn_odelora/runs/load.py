@@ -1,67 +1,45 @@
-"""A finished run as a function: u = load(run); u(x, t)."""
+"""A finished run as a function:  u = load(run);  u(x, t)."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
-import numpy as np
-import torch
-from hydra.errors import InstantiationException
-from numpy.typing import ArrayLike
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from torch import Tensor, nn
-from yaml import YAMLError
+from torch import nn
 
+from pinn_odelora.adapted_solution import AdaptedSolution
 from pinn_odelora.checkpoints import load_network
-from pinn_odelora.config.build import network, posed
 from pinn_odelora.errors import InputError
 from pinn_odelora.formulation import Problem
 from pinn_odelora.lowrank.adapter_files import load_adapter
-from pinn_odelora.points import Points
 from pinn_odelora.runs.folder import ADAPTER, BASE, COEFFICIENTS, CONFIG, WEIGHTS
-from pinn_odelora.system import Solution
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+T = TypeVar("T")
 
 
-class AdaptedSolution:
-    """The solution of a run as a function of its coordinates, in the order of ``problem.coords``.
+def load(run: str | Path, net: nn.Module | None = None, problem: Problem | None = None) -> AdaptedSolution:
+    """The adapted solution of a run folder, on the CPU in double precision.
 
-    Tensors give a tensor, through which gradients flow; numbers and arrays give an array. Coordinates are broadcast
-    against each other; the result has their common shape, with a last axis of fields when there are several.
-    """
-
-    def __init__(self, problem: Problem, net: nn.Module) -> None:
-        self.problem = problem
-        self.solution = Solution(problem, net)
-
-    def __call__(self, *coordinates: ArrayLike | Tensor) -> np.ndarray | Tensor:
-        if len(coordinates) != len(self.problem.coords):
-            raise InputError(
-                f"the solution is a function of {', '.join(self.problem.coords)}, but {len(coordinates)} were given."
-            )
-        tensors = any(isinstance(c, Tensor) for c in coordinates)
-        weight = next(self.solution.parameters())
-        as_tensor = lambda c: c if isinstance(c, Tensor) else torch.as_tensor(c, dtype=weight.dtype)
-        columns = torch.broadcast_tensors(*map(as_tensor, coordinates))
-        points = Points(
-            {name: c.reshape(-1, 1).to(weight) for name, c in zip(self.problem.coords, columns, strict=True)}
-        )
-        values = self.solution(points)
-        shape = columns[0].shape if len(self.problem.fields) == 1 else (*columns[0].shape, len(self.problem.fields))
-        values = values.reshape(shape)
-        return values if tensors else values.detach().numpy()
-
-
-def load(run: str | Path) -> AdaptedSolution:
-    """The adapted solution of a run folder, on the CPU.
+    Args:
+        run: the folder.
+        net: a network of the structure that was adapted, where ``config.yaml`` in the folder cannot build it, as for
+            one made in Python. Its weights do not matter; it is copied, not changed.
+        problem: the problem, where ``config.yaml`` cannot build it. Coefficients that the run has found take the place
+            of its values.
 
     Raises:
-        InputError: if the folder holds no run, or the run is not finished.
+        InputError: if the folder holds no run, the run is not finished, network or problem must be given, or the
+            network is not of the structure that was adapted.
     """
     folder = Path(run)
-    problem, net = base(folder)
+    problem, net = base(folder, net, problem)
     if (folder / ADAPTER).exists():
         load_adapter(net, folder / ADAPTER)
     elif (folder / WEIGHTS).exists():
@@ -71,29 +49,61 @@ def load(run: str | Path) -> AdaptedSolution:
     return AdaptedSolution(problem, net)
 
 
-def base(folder: Path) -> tuple[Problem, nn.Module]:
-    """The problem of a run and the user's network as it was before adaptation."""
-    if not (folder / CONFIG).is_file():
+def base(folder: Path, net: nn.Module | None = None, problem: Problem | None = None) -> tuple[Problem, nn.Module]:
+    """The problem of a run and the user's network as it was before adaptation; for the arguments see ``load``."""
+    if not any((folder / name).is_file() for name in (CONFIG, BASE)):
         raise InputError(f"{folder} holds no run: there is no {CONFIG} in it.")
-    try:
-        cfg = OmegaConf.load(folder / CONFIG)
-        problem = with_coefficients(posed(cfg)[0], folder)
-        net = network(cfg, problem)
-    except (YAMLError, OmegaConfBaseException) as error:
-        raise InputError(f"{folder / CONFIG} is damaged or not that of a run ({type(error).__name__}).") from error
-    except (ImportError, InstantiationException) as error:
-        said = str(error.__cause__ or error).partition("\n")[0].rstrip(".:")
-        raise InputError(f"{folder / CONFIG} names a problem or network that cannot be built here: {said}.") from error
+    problem = with_coefficients(problem or _described(folder, "problem", _posed), folder)
+    net = copy.deepcopy(net) if net is not None else _described(folder, "net", lambda cfg: _network(cfg, problem))
+    net = net.cpu().double()
     load_network(net, folder / BASE)
     return problem, net
 
 
 def with_coefficients(problem: Problem, folder: Path) -> Problem:
-    """The problem with what the run found for its unknown coefficients."""
+    """The problem with the values that the run found for its unknown coefficients."""
     file = folder / COEFFICIENTS
     if not file.exists():
         return problem
     try:
-        return dataclasses.replace(problem, **json.loads(file.read_text()))
+        return dataclasses.replace(problem, **json.loads(file.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
-        raise InputError(f"{file} is damaged ({error}).") from None
+        raise InputError(f"{file} is damaged, or belongs to another problem ({error}).") from None
+
+
+def _described(folder: Path, part: str, build: Callable[[DictConfig], T]) -> T:
+    """What ``config.yaml`` describes under the key ``part``."""
+    from hydra.errors import InstantiationException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    file = folder / CONFIG
+    try:
+        cfg = OmegaConf.load(file)
+        if OmegaConf.select(cfg, f"{part}._target_") is None:
+            raise ImportError("it was made in Python")
+        return build(cfg)
+    except OSError as error:
+        reason = f"{file} cannot be read ({error.strerror})"
+    except (YAMLError, OmegaConfBaseException) as error:
+        reason = f"{file} is damaged or not that of a run ({type(error).__name__})"
+    except (ImportError, InstantiationException) as error:
+        said = str(error.__cause__ or error).partition("\n")[0].rstrip(".:")
+        reason = f"{file} cannot build the {'network' if part == 'net' else part} here ({said})"
+    raise InputError(f"{reason}; give it: load(run, {part}=...).")
+
+
+# What reads the configuration is imported when it is needed: a caller who gives network and problem needs no Hydra.
+
+
+def _posed(cfg: DictConfig) -> Problem:
+    from pinn_odelora.config.build import posed
+
+    return posed(cfg)[0]
+
+
+def _network(cfg: DictConfig, problem: Problem) -> nn.Module:
+    from pinn_odelora.config.build import network, posed
+
+    return network(cfg, problem, posed(cfg)[1])
