@@ -8,7 +8,6 @@ them.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from textwrap import indent
 
@@ -32,14 +31,13 @@ def register(configs: Path | None = None) -> None:
         defaults=[*kept, {"output": None}, {"job_logging": "stdout"}, {"env": "open"}, "_self_"],
         output_subdir=None,
         run=RunDir("."),
-        sweep=SweepDir(f"${{beside_runs:${{output_dir}},{RUNS}/.sweeps/${{now:%Y%m%d-%H%M%S}}}}", "."),
+        sweep=SweepDir(f"${{place:${{output_dir}},{RUNS}/.sweeps/${{now:%Y%m%d-%H%M%S}}}}", "."),
         help=HelpConf(template=explained(configs) if configs else ""),
         callbacks={"checks": {"_target_": "pinn_odelora.config.program.SweepCheck"}},
     )
-    beside = lambda output_dir, otherwise: otherwise if output_dir is None else os.path.expanduser(output_dir)
-    OmegaConf.register_new_resolver("beside_runs", beside, replace=True)
-    first = lambda rank, start: start if rank == "adaptive" else rank
-    OmegaConf.register_new_resolver("first_rank", first, replace=True)
+    resolver = OmegaConf.register_new_resolver
+    resolver("place", lambda path, runs: runs if path is None else str(Path(path).expanduser()), replace=True)
+    resolver("first_rank", lambda rank, start: start if rank == "adaptive" else rank, replace=True)
     store = ConfigStore.instance()
     store.store(group="hydra", name="config", node=settings, provider="pinn_odelora")
     store.store(group="hydra/env", name="open", node=_open_parts(), package="_global_", provider="pinn_odelora")
