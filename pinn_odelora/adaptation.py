@@ -128,8 +128,8 @@ class Adaptation:
     def _check_method(self) -> None:
         if self.lora.rank == ADAPTIVE and self.method.trains == "factors" and self.method.integrator is None:
             raise InputError(
-                f"rank is {ADAPTIVE}, but {self.method.name} keeps a memory for every entry of the factors, which a new "
-                "rank would make meaningless: choose odelora or lora_gd, or a number."
+                f"rank is {ADAPTIVE}, but {self.method.name} keeps a memory for every entry of the factors, which a "
+                "new rank would make meaningless: choose odelora or lora_gd, or a number."
             )
         if self.unknown and not self.method.linearises:
             raise InputError(
@@ -139,8 +139,8 @@ class Adaptation:
         h = None if self.method.integrator is None else self.method.integrator.h
         if self.lora.start == "zero" and self.method.full_rank and h is None and self.method.trains == "factors":
             raise InputError(
-                "start is zero, where the flow is singular and no step size can be found: give h, or start from factors "
-                "of full rank, orthonormal or pissa."
+                "start is zero, where the flow is singular and no step size can be found: give h, or start from "
+                "factors of full rank, orthonormal or pissa."
             )
 
     def _targets(self) -> dict[str, nn.Linear]:
@@ -195,7 +195,8 @@ class Adaptation:
         return self._training
 
     def _start(self) -> Training:
-        self._error_before = self._error()
+        _ = self.error_before  # of the network before it is changed
+        self.before = {name: x.detach().cpu().clone() for name, x in self.net.state_dict().items()}
         layers = self._layers()
         self.net.to(DTYPES[self.precision])
         like = next(self.net.parameters())
@@ -204,14 +205,13 @@ class Adaptation:
         self.groups = groups
         self.diagnostics = Diagnostics(Reference(self.system, self.log), layers, self.log.every)
         self.diagnostics.to(like.device, like.dtype)
-        training = Training(
+        return Training(
             objective,
             self.method,
             self.method.optimizer(groups),
             Sampler(self.system.terms, self.points, self.components, self.seed, DTYPES[self.precision]),
             None if self.adaptive is None else RankAdaptation(self.adaptive, layers),
         )
-        return training
 
     def _layers(self) -> dict[str, nn.Linear | LowRankLinear]:
         """The adapted layers, with factors put beside them when the method trains factors."""
@@ -225,10 +225,9 @@ class Adaptation:
 
     def to(self, device: str | torch.device) -> Adaptation:
         """Network, points and what is measured on a device; before the first step."""
-        training, device = self.training, torch.device(device)
+        _, device = self.training, torch.device(device)
         self.solution.to(device)
         self.diagnostics.to(device, next(self.net.parameters()).dtype)
-        training.optimizer.load_state_dict(training.optimizer.state_dict())
         return self
 
     def __iter__(self) -> Iterator[StepRecord]:
@@ -237,10 +236,9 @@ class Adaptation:
             if record.measured:
                 self.history.append(record.measured)
             yield record
-        self._conclude()
 
-    def _conclude(self) -> None:
-        """The run is over: the network is the iterate that it returns, and the last row describes it."""
+    def conclude(self) -> None:
+        """End the run: the network is the iterate that it returns, and the last row of the history describes it."""
         if self._concluded:
             return
         training = self.training
@@ -272,7 +270,7 @@ class Adaptation:
 
     def result(self) -> Result:
         """What the run returns; it ends here, wherever it is."""
-        self._conclude()
+        self.conclude()
         self.solution.to("cpu")
         self.diagnostics.to(torch.device("cpu"), DTYPES[self.precision])
         return Result(self, errors(self.problem, self.solution, FINER * self.log.test))
@@ -280,7 +278,13 @@ class Adaptation:
     @property
     def error_before(self) -> float:
         """Relative L2 error of the pretrained network on this problem; NaN without a reference."""
-        return self._error() if self._error_before is None else self._error_before
+        if self._error_before is None:
+            self._error_before = self._error()
+        return self._error_before
+
+    @error_before.setter
+    def error_before(self, error: float) -> None:
+        self._error_before = error
 
     def _error(self) -> float:
         return errors(self.problem, self.solution, FINER * self.log.test)["error/rel_l2"]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, linalg, nn
 
 from pinn_odelora.formulation import Problem
-from pinn_odelora.geometry import sobol
+from pinn_odelora.geometry import sobol, stream
 from pinn_odelora.log import Log
 from pinn_odelora.loop import Row, StepRecord, Training
 from pinn_odelora.lowrank.layer import LowRankLinear
@@ -42,7 +42,7 @@ def errors(problem: Problem, solution: nn.Module, n: int) -> dict[str, float]:
 
 def test_points(problem: Problem, n: int) -> Points:
     """The same n points of the region for every run, float64."""
-    return problem.region.sample(n, lambda n, d: sobol(n, d, seed=999))
+    return problem.region.sample(n, lambda n, d: sobol(n, d, seed=stream("test")))
 
 
 def weights(layers: Layers) -> dict[str, Tensor]:
@@ -139,7 +139,7 @@ class Reference:
         self.system = system
         self.test = test_points(system.problem, log.test)
         unseen = {name: term.unseen for name, term in system.terms.items()}
-        self.heldout = draw_points(unseen, log.heldout, max(log.heldout // 5, 1), seed=998)
+        self.heldout = draw_points(unseen, log.heldout, max(log.heldout // 5, 1), seed=0, purpose="held-out")
         self.values = system.problem.known_reference(self.test)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
@@ -208,7 +208,7 @@ class Diagnostics:
             "update/norm": norm_of([after[name] - before[name] for name in before]),
             "flow/alignment": alignment(before, after, first.weights),
             "integrator/h": report.h,
-            "integrator/rejected": float(report.rejected),
+            "integrator/rejected": math.nan if training.method.integrator is None else float(report.rejected),
             "integrator/bits": math.nan if solver is None else float(solver.bits),
             "integrator/fallback": math.nan if solver is None else float(solver.fallback),
             "lora/discarded": math.nan if report.discarded is None else report.discarded,

@@ -32,8 +32,12 @@ Residual = Callable[[Field], Tensor | tuple[Tensor, ...]]
 class Term(NamedTuple):
     """One named term of the loss: where it holds, what must vanish there, and its weight w_k.
 
-    Row i of the residual reads point i; ``coupled`` declares that it may read others too, as a mean does.
-    ``heldout`` is where the loss is measured on what training has not seen, if ``where`` is the same at every draw.
+    Args:
+        where: the region in which its points are drawn.
+        residual: r_k, from the field at N points to a column (N, 1), or to a tuple of columns for a system.
+        weight: w_k, positive.
+        coupled: row i of the residual reads point i; declares that it may read others too, as a mean does.
+        heldout: where the held-out loss is measured, if ``where`` has the same points at every draw.
     """
 
     where: Region
@@ -119,6 +123,8 @@ class Problem(ABC):
     """Relative accuracy of the reference solution."""
     regular: ClassVar[Region | None] = None
     """Where the reference is smooth enough to be put into the equation, if not everywhere."""
+    has_source: ClassVar[bool] = True
+    """Whether source file and values determine the problem, so that a pretrained network is kept for later runs."""
 
     conditions: str = ""
     weights: Mapping[str, float] = dataclasses.field(default_factory=dict)

@@ -4,8 +4,8 @@
     conclude(training)
 
 One iteration chooses the points of the step, takes it, adapts ranks and batch size, and considers the new iterate for
-the best one. Everything that this changes is in a ``Training``, which can be saved and continued at any record. The loop
-knows neither Lightning nor files; whoever wants to log, save, draw or stop does so between two records.
+the best one. Everything that this changes is in a ``Training``, which can be saved and continued at any record. The
+loop knows neither Lightning nor files; whoever wants to log, save, draw or stop does so between two records.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class Training:
         return self.best.snapshot or self.objective.snapshot()
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers and tensors, from which the run continues with the same bits; the network's own are not in it."""
+        """Plain numbers and tensors, from which the run continues with the same bits; not those of the network."""
         last = self.objective.last
         return {
             "progress": self.progress.as_dict(),

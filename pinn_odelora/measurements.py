@@ -121,9 +121,9 @@ def _read_csv(path: Path) -> dict[str, NDArray]:
     for name, count in Counter(names).items():
         if count > 1:
             raise InputError(f"Column {name!r} of {path} occurs {count} times.")
-    for number, row in enumerate(rows, start=1):
+    for i, row in enumerate(rows, start=1):
         if len(row) != len(names):
-            raise InputError(f"Row {number} of {path} has {len(row)} values, but the header has {len(names)} columns.")
+            raise InputError(f"Row {i} of {path} has {len(row)} values, but the header has {len(names)} columns.")
     return {name: np.array([row[i] for row in rows], dtype=str) for i, name in enumerate(names)}
 
 

@@ -67,8 +67,8 @@ class Loss(NamedTuple):
 class System:
     """The residual system of a problem under a solution.
 
-    How the derivatives of a term are found is decided once, by a dry run at a few points of the system's own: it depends
-    on neither the points of a step nor whether weights require gradients at that moment.
+    How the derivatives of a term are found is decided once, by a dry run at a few points of the system's own: it
+    depends on neither the points of a step nor whether weights require gradients at that moment.
 
     Args:
         problem: equation, conditions and weights.
@@ -162,13 +162,17 @@ def _tracked(solution: Callable[[Points], Tensor]) -> Iterator[None]:
             p.requires_grad_(required)
 
 
-def draw_points(terms: Mapping[str, Term], interior: int, boundary: int, seed: int, draw: int = 0) -> dict[str, Points]:
+def draw_points(
+    terms: Mapping[str, Term], interior: int, boundary: int, seed: int, draw: int = 0, purpose: str = "training"
+) -> dict[str, Points]:
     """Points for every term, float64: ``interior`` for terms of full dimension, ``boundary`` for the others.
 
-    Each term has its own Sobol sequence; the same (seed, draw) gives the same points.
+    Each term has its own Sobol sequence, and so has each purpose: points for one are never those for another, whatever
+    the seeds. The same (seed, draw, purpose) gives the same points.
     """
     samples = {}
     for k, (name, term) in enumerate(terms.items()):
         n = interior if term.where.interior else boundary
-        samples[name] = term.where.sample(n, lambda n, d, k=k: sobol(n, d, seed=1000 * seed + k, draw=draw))
+        own = stream(purpose, seed, k)
+        samples[name] = term.where.sample(n, lambda n, d, own=own: sobol(n, d, seed=own, draw=draw))
     return samples

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pinn_odelora.problem import Problem, Term, parameter
 from torch import nn
 
 import pinn_odelora
@@ -21,7 +22,6 @@ from pinn_odelora.geometry import Box
 from pinn_odelora.nets import MLP
 from pinn_odelora.pretraining import cache
 from pinn_odelora.pretraining.pretrain import Pretraining, pretrained
-from pinn_odelora.problem import Problem, Term, parameter
 from problems.burgers import Burgers
 from problems.poisson import Poisson
 

@@ -631,7 +631,7 @@ def test_with_further_variables_a_sweep_stays_eager(generator):
 
 
 def test_the_example_of_the_document_finds_the_spectrum_of_the_kernel():
-    text = (Path(__file__).parents[1] / "docs" / "linearisation.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[1] / "docs/reference/linearisation.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
     assert len(code.splitlines()) <= 18
     found = {}

@@ -223,6 +223,8 @@ def test_a_model_without_a_trained_pair():
     model = adapted()
     with model.disable_adapter(), pytest.raises(InputError, match=r"All LoRA pairs .* frozen or of inactive"):
         factor_pairs(model)
+    with model.disable_adapter(), pytest.raises(InputError, match="frozen or of inactive"):
+        factor_pairs(model.requires_grad_(True))
     with pytest.raises(InputError, match="frozen or of inactive"):
         trainable_groups(model.requires_grad_(False))
 

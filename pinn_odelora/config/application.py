@@ -18,13 +18,17 @@ from omegaconf import DictConfig, OmegaConf
 
 from pinn_odelora.config.folders import RUNS
 from pinn_odelora.config.settings import OPEN
+from pinn_odelora.registry import targets
 
 
 def register(configs: Path | None = None) -> None:
-    """Store the program's settings of Hydra, in the place of Hydra's defaults.
+    """Store the program's settings of Hydra, in the place of Hydra's defaults, and problems of installed packages.
 
     Args:
         configs: the folder of the configuration, for ``--help``.
+
+    Raises:
+        InputError: if a problem of an installed package has a name that is taken, or names no class.
     """
     kept = [d for d in HydraConf().defaults if not d.keys() & {"output", "job_logging", "env"}]
     settings = HydraConf(
@@ -40,6 +44,8 @@ def register(configs: Path | None = None) -> None:
     resolver("first_rank", lambda rank, start: start if rank == "adaptive" else rank, replace=True)
     store = ConfigStore.instance()
     store.store(group="hydra", name="config", node=settings, provider="pinn_odelora")
+    for name, target in targets().items():
+        store.store(group="problem", name=name, node={"_target_": target}, provider="pinn_odelora")
     store.store(group="hydra/env", name="open", node=_open_parts(), package="_global_", provider="pinn_odelora")
 
 

@@ -12,6 +12,7 @@ from pkgutil import resolve_name
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from pinn_odelora.config import components
 from pinn_odelora.config.components import signature
@@ -33,7 +34,7 @@ def check(cfg: DictConfig, request: Request) -> dict[str, str | None]:
     Raises:
         InputError: one sentence on the first thing that is wrong.
     """
-    config = OmegaConf.to_container(cfg, resolve=True)
+    config = resolved(cfg)
     for key in (*OPEN, "problem.weights"):
         mapping(key, OmegaConf.select(cfg, key, default={}), ["<name>"])
     for part in PARTS:
@@ -49,10 +50,18 @@ def check(cfg: DictConfig, request: Request) -> dict[str, str | None]:
             OmegaConf.update(cfg, key, value, force_add=True)
     with within("trainer"):
         check_trainer(config["trainer"])
-    names = objects(OmegaConf.to_container(cfg, resolve=True), request)
+    names = objects(resolved(cfg), request)
     if cfg.resume is None:
         check_free(chosen_folder(cfg, request))
     return names
+
+
+def resolved(cfg: DictConfig) -> dict[str, Any]:
+    """Plain dictionaries with every ``${…}`` replaced."""
+    try:
+        return OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        raise InputError(f"{error.full_key} cannot be resolved: {str(error).splitlines()[0]}.") from None
 
 
 def settings(config: Mapping[str, Any], key: str) -> Any:

@@ -71,12 +71,12 @@ def run(main: Task, configs: str | Path = "configs") -> int:
     """
     main = inspect.unwrap(main)
     folder = Path(inspect.getfile(main)).absolute().parent / configs
-    register(folder)
     if os.getcwd() not in sys.path:
         # A user's own network or problem lies where they work, not beside this program.
         sys.path.append(os.getcwd())
     program = hydra.main(version_base="1.3", config_path=str(folder), config_name="train")(_carrying(main))
     try:
+        register(folder)
         with env_override({FULL_ERROR: "1"}):  # Hydra raises what it would print itself
             program()
         return 0

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 from hydra.errors import MissingConfigException, OverrideParseException
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
 from pinn_odelora.errors import InputError, NonFiniteError, RefusedValueError, unknown
 from pinn_odelora.runs.configuration import RENAMED, renamed
@@ -20,8 +20,6 @@ def of_run(error: BaseException) -> str | None:
         value = yaml.safe_dump(error.value, default_flow_style=True, width=10**6).removesuffix("...\n").strip()
         allowed = re.sub(r"\b(None|True|False)\b", lambda word: word[0].lower().replace("none", "null"), error.allowed)
         return _line(f"{error.name} is {value}, but it must be {allowed}.")
-    if isinstance(error, OmegaConfBaseException):
-        return f"{error.full_key} cannot be resolved: {first_line(str(error))}."
     return _line(str(error)) if isinstance(error, InputError | NonFiniteError) else None
 
 

@@ -5,8 +5,8 @@ but g_A = s BᵀG vanishes too. With the pseudo-inverse in place of the inverse 
 
     dA/dt = 0 ,    dB/dt = -s⁻² g_B S_A⁻¹ ,    so that    s d(BA)/dt = -G P_A :
 
-the part of full fine-tuning's gradient flow that keeps to the row space of A. One Euler step along it leads to a pair of
-full rank, which a retraction balances. A = 0 is the same with both exchanged.
+the part of full fine-tuning's gradient flow that keeps to the row space of A. One Euler step along it leads to a pair
+of full rank, which a retraction balances. A = 0 is the same with both exchanged.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ An integrator moves a point y along a flow dy/dt = f(y):
     y, state, report = scheme.step(flow, y, state, h)
 
 It holds no state of its own. What a step hands to the next one is a ``State``, a dataclass of numbers and tensors that
-can be saved as it is; what it tells the outside is a ``Report``. A flow offers its velocity, and where the loss is a sum
-of squares also the residuals and their linearisation; an explicit scheme asks for the velocity alone.
+can be saved as it is; what it tells the outside is a ``Report``. A flow offers its velocity, and where the loss is a
+sum of squares also the residuals and their linearisation; an explicit scheme asks for the velocity alone.
 """
 
 from __future__ import annotations

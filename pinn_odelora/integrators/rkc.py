@@ -80,7 +80,8 @@ def rkc1(s: int, damping: float = DAMPING[1]) -> Recurrence:
     w1 = T[s] / D[s]
     b = [1 / x for x in T]
     rows = tuple(
-        StageCoefficients(2 * w0 * b[j] / b[j - 1], -b[j] / b[j - 2], 0.0, 2 * w1 * b[j] / b[j - 1], 0.0) for j in range(2, s + 1)
+        StageCoefficients(2 * w0 * b[j] / b[j - 1], -b[j] / b[j - 2], 0.0, 2 * w1 * b[j] / b[j - 1], 0.0)
+        for j in range(2, s + 1)
     )
     return Recurrence(w1 / w0, rows, (w0 + 1) / w1)
 
@@ -199,7 +200,11 @@ class RKC:
         nothing where the points stay.
         """
         space, f = flow.space, lambda y: flow.velocity(y).slope
-        scheme, eigenvalue, speed = self.scheme(self.stages), state.estimate.eigenvalue, norm(space.entries(first.slope))
+        scheme, eigenvalue, speed = (
+            self.scheme(self.stages),
+            state.estimate.eigenvalue,
+            norm(space.entries(first.slope)),
+        )
         for rejected in range(TRIALS):
             h = self.safety * scheme.limit / eigenvalue
             try:

@@ -124,9 +124,7 @@ class ROS2:
 
         found = controlled(attempt, state.h or 1 / solver.largest, state.error, 1 / 2)
         new, loss = found.result
-        report = Report(
-            found.h, before, loss, found.rejected, solver=solver.used, dimension=local.J.shape[1]
-        )
+        report = Report(found.h, before, loss, found.rejected, solver=solver.used, dimension=local.J.shape[1])
         return Step(new, Ros2State(found.next_h, found.error), report)
 
     def _error(self, local: Local, e: Tensor) -> float:

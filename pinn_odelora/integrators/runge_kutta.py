@@ -132,5 +132,3 @@ class RungeKutta:
         found = controlled(attempt, h, state.error, 1 / (1 + self.tableau.embedded_order))
         state = replace(state, h=found.next_h, error=found.error)
         return Step(found.result, state, Report(found.h, first.loss, rejected=found.rejected))
-
-

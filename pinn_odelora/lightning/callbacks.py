@@ -10,8 +10,10 @@ from types import FrameType
 
 import lightning as L
 
+from pinn_odelora.adaptation import Adaptation
 from pinn_odelora.files import replacing
-from pinn_odelora.lightning.module import Adaptation, Row
+from pinn_odelora.lightning.module import ODELoRAModule
+from pinn_odelora.loop import Row
 
 
 class Saver(L.Callback):
@@ -27,29 +29,29 @@ class Saver(L.Callback):
         self.every = every
         self.saved = -1
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: Adaptation, *_: object) -> None:
-        if module.progress.step // self.every > self.saved // self.every:
+    def on_train_batch_end(self, trainer: L.Trainer, module: ODELoRAModule, *_: object) -> None:
+        if module.adaptation.training.progress.step // self.every > self.saved // self.every:
             self.save(trainer, module)
 
-    def on_train_end(self, trainer: L.Trainer, module: Adaptation) -> None:
+    def on_train_end(self, trainer: L.Trainer, module: ODELoRAModule) -> None:
         self.save(trainer, module)
 
-    def save(self, trainer: L.Trainer, module: Adaptation) -> None:
+    def save(self, trainer: L.Trainer, module: ODELoRAModule) -> None:
         with replacing(self.path) as temporary:
             trainer.save_checkpoint(temporary)
-        self.saved = module.progress.step
+        self.saved = module.adaptation.training.progress.step
 
 
 class ProgressLine:
     """One line that says where a run stands: rewritten in place on a terminal, now and then in a log.
 
     Args:
-        module: gives the budget.
+        adaptation: gives the budget.
         interval: seconds between two lines when the output is not a terminal.
     """
 
-    def __init__(self, module: Adaptation, interval: float = 5.0) -> None:
-        self.module = module
+    def __init__(self, adaptation: Adaptation, interval: float = 5.0) -> None:
+        self.adaptation = adaptation
         self.interval = interval
         self.terminal = sys.stderr.isatty()
         self.last = -float("inf")
@@ -65,7 +67,7 @@ class ProgressLine:
 
     def line(self, row: Row) -> str:
         seconds, evals = row["cost/seconds"], row["cost/gradient_evals"]
-        used = self.module.budget.used(self.module.progress)
+        used = self.adaptation.budget.used(self.adaptation.training.progress)
         left = f"{seconds * max(1 / used - 1, 0):.0f} s left" if used > 0 and seconds > 0 else "…"
         speed = f"{evals / seconds:.0f} evals/s" if seconds > 0 else "…"
         loss = f"loss {row['loss']:.3e}" if "loss" in row else "…"
@@ -86,7 +88,7 @@ class StopOnSignal(L.Callback):
     SIGTERM looks like a finished one.
     """
 
-    def on_train_start(self, trainer: L.Trainer, module: Adaptation) -> None:
+    def on_train_start(self, trainer: L.Trainer, module: ODELoRAModule) -> None:
         def stop(number: int, _: FrameType | None) -> None:
             if module.interrupted and number == signal.SIGINT:
                 raise KeyboardInterrupt
@@ -94,6 +96,6 @@ class StopOnSignal(L.Callback):
 
         self.before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def on_train_end(self, trainer: L.Trainer, module: Adaptation) -> None:
+    def on_train_end(self, trainer: L.Trainer, module: ODELoRAModule) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)

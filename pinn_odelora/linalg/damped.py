@@ -4,7 +4,8 @@ Solver variants, by cost and numerical stability:
 
 * ``normal``: Cholesky factor of JᵀJ + μ, P × P;
 * ``kernel``: S(w) = Jᵀ (J Jᵀ + μ)⁻¹ w, Cholesky factor of an R × R matrix, for fewer rows than columns;
-* ``qr``: QR factor of the stacked matrix [J; √μ I], about four times as expensive; for fewer rows than columns with Jᵀ = U T,
+* ``qr``: QR factor of the stacked matrix [J; √μ I], about four times as expensive; for fewer rows than columns with Jᵀ
+  = U T,
   U having orthonormal columns, U times the solution for Tᵀ, which is R × R;
 * ``eigen``: the kernel form by the eigenvalues of J Jᵀ, where J itself is never formed;
 * ``cg``: conjugate gradients, see ``conjugate_gradients``, where nothing of that size is.
@@ -75,7 +76,8 @@ class SolverUsed(NamedTuple):
 
 
 class Solver(Protocol):
-    """S for one J; ``largest`` is the largest entry of the diagonal of JᵀJ, ``used`` how the last solution was found."""
+    """S for one J; ``largest`` is the largest entry of the diagonal of JᵀJ, ``used`` how the last solution was
+    found."""
 
     largest: float
 

@@ -17,7 +17,6 @@ from pinn_odelora.linearisation.blocks import Block
 from pinn_odelora.linearisation.linearisation import Linearisation, parts_of
 from pinn_odelora.manifolds.tangent import FactorFrame, Frame, Stretch
 
-
 Frames = Mapping[str, Frame | FactorFrame | Stretch]
 
 

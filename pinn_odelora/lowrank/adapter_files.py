@@ -1,18 +1,24 @@
 """A finished adapter as a file, in the format of PEFT, for the network that the user had before.
 
 The layer subtracts the start's product, W = W0 + s (B A - B₀A₀), so that the trained pair alone says nothing about W0.
-What is saved is therefore the exact difference
+What is saved is the difference W - W0 as one balanced pair: with thin factorisations [B, -B₀] = Q R and [A; A₀]ᵀ = P S,
 
-    W - W0 = s (B A - B₀A₀) = s [B, -B₀] [A; A₀],
+    B A - B₀A₀ = [B, -B₀] [A; A₀] = Q (R Sᵀ) Pᵀ = (Q U) Σ (V Pᵀ),    B' = Q U √Σ,    A' = √Σ V Pᵀ,
 
-a pair of rank at most r + r₀, r₀ that of the start with all that joined it on the way, or r when B₀A₀ = 0. Biases and
-whole layers that were trained beside the factors are saved as they are, under the names that PEFT gives them.
+by the singular value decomposition of the small core R Sᵀ in float64. The blocks themselves would be a pair of the same
+product, too, but one whose terms cancel: rounded to bfloat16 it is wrong by ten times as much, and linearly dependent
+columns make it a singular start for whoever trains it further. Singular values at rounding level are left out, so that
+the rank is that of the difference, at most r + r₀ and often less. Where the difference is zero, A' = A and B' = 0 with
+the layer's rank: the start that PEFT gives a new adapter, from which it can be trained.
+
+Biases and whole layers that were trained beside the factors are saved as they are, by the names that PEFT gives them.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -21,7 +27,7 @@ from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor, linalg, nn
 
 from pinn_odelora.checkpoints import read_state_dict
 from pinn_odelora.errors import InputError
@@ -30,6 +36,8 @@ from pinn_odelora.lowrank.layer import Factors, LowRankLinear, adapters
 from pinn_odelora.lowrank.targets import linear_layers
 
 WEIGHTS = "adapter_model.safetensors"
+PICKLED = "adapter_model.bin"
+"""Where older versions of PEFT keep the tensors, and newer ones on demand."""
 CONFIG = "adapter_config.json"
 
 _OTHER = re.compile(r"base_model\.model\.(.+?)(?:\.base_layer)?\.(weight|bias)")
@@ -40,18 +48,46 @@ _FACTOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 _PLAIN: Mapping[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "bias": ("none", "all", "lora_only"),
-    "use_dora": (False, None),
-    "use_rslora": (False, None),
-    "init_lora_weights": (True, False, None, "gaussian", "orthogonal"),
+    "use_rslora": (False, True, None),
+    "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva", "mica"),
 }
-"""Settings with which a PEFT adapter means W0 + (alpha/r)·B A, for the W0 of the file it is put on."""
+"""Settings with which a PEFT adapter means W0 + s·B A, for the W0 of the file it is put on.
+
+The other starts of PEFT (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) change W0 itself, which the file doesn't say.
+"""
+
+_ELSEWHERE = {
+    *("task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"),
+    *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "lora_dropout", "fan_in_fan_out"),
+    *("eva_config", "corda_config", "loftq_config", "lora_ga_config", "qalora_group_size", "megatron_core"),
+}
+"""Settings that say how an adapter was made, or what names, shapes and the scale say again.
+
+Any other one must be off: it may change what the factors mean, as ``alora_invocation_tokens`` does.
+"""
 
 
+@torch.no_grad()
 def difference(layer: LowRankLinear) -> Factors:
-    """Factors A (R, n) and B (m, R) with s·B A = W - W0, R = r + r₀, or r when the start's product is zero."""
-    if not (layer.start_A.any() and layer.start_B.any()):
-        return layer.factors
-    return Factors(torch.cat([layer.A, layer.start_A]), torch.cat([layer.B, -layer.start_B], dim=1))
+    """Balanced factors A (R, n) and B (m, R) with s·B A = W - W0; the layer's A, and B = 0, where that is zero.
+
+    Raises:
+        InputError: if the factors are not finite.
+    """
+    A, B, A0, B0 = (x.detach().cpu().double() for x in (*layer.factors, *layer.start))
+    if not all(x.isfinite().all() for x in (A, B, A0, B0)):
+        raise InputError("The factors of an adapted layer hold NaN or infinite values, which cannot be saved.")
+    Q, R = linalg.qr(torch.cat([B, -B0], dim=1))
+    P, S = linalg.qr(torch.cat([A, A0]).mT)
+    U, sigma, V = linalg.svd(R @ S.mT, full_matrices=False)
+    rounding = R.shape[1] * torch.finfo(sigma.dtype).eps * (B.norm() * A.norm() + B0.norm() * A0.norm())
+    rank = int((sigma > rounding).sum())
+    if not rank:
+        # With both at zero no gradient would ever move them.
+        return Factors(layer.A, torch.zeros_like(layer.B)) if A.any() else layer.factors
+    root = sigma[:rank].sqrt()
+    return Factors((root[:, None] * V[:rank] @ P.mT).to(layer.A), (Q @ U[:, :rank] * root).to(layer.B))
 
 
 def merged_state_dict(net: nn.Module) -> dict[str, Tensor]:
@@ -73,13 +109,16 @@ def merged_state_dict(net: nn.Module) -> dict[str, Tensor]:
 def save_adapter(net: nn.Module, folder: str | Path, base: str) -> None:
     """Write W - W0 of every adapted layer as ``adapter_model.safetensors`` and ``adapter_config.json``.
 
+    The pairs are balanced and exact to rounding; ranks differ between layers as their differences do. A layer that has
+    not changed is saved at its own rank with B = 0.
+
     Args:
         net: an adapted network.
         folder: made if it does not exist; each file is replaced as a whole.
         base: name or path of the user's network, for the record.
 
     Raises:
-        InputError: if ``net`` has no adapted layer, or the folder cannot be written.
+        InputError: if ``net`` has no adapted layer, a factor is not finite, or the folder cannot be written.
     """
     layers = adapters(net)
     if not layers:
@@ -173,6 +212,9 @@ class _Adapter(NamedTuple):
 def load_adapter(net: nn.Module, folder: str | Path) -> dict[str, LowRankLinear]:
     """Put a saved adapter, ours or a plain LoRA adapter of PEFT, on the network that it was saved for.
 
+    Plain are adapters that mean W0 + s·B A for the network's own weights W0, whatever they started from and whether s
+    is alpha / r or alpha / √r; dropout is not kept up.
+
     The adapted layers start from the loaded factors with nothing subtracted; everything else is frozen.
 
     Raises:
@@ -180,12 +222,13 @@ def load_adapter(net: nn.Module, folder: str | Path) -> dict[str, LowRankLinear]
             then unchanged.
     """
     linears = linear_layers(net)
-    saved, others = _read(Path(folder))
+    path = _weights_file(Path(folder))
+    saved, others = _read(Path(folder) / CONFIG, path)
     for name, adapter in saved.items():
-        _check_layer(name, adapter.pair, linears, Path(folder) / WEIGHTS)
+        _check_layer(name, adapter.pair, linears, path)
     places = {f"{name}.{key}": x for name, layer in linears.items() for key, x in layer.named_parameters()}
     for name, value in others.items():
-        _check_other(name, value, places, Path(folder) / WEIGHTS)
+        _check_other(name, value, places, path)
     net.requires_grad_(False)
     with torch.no_grad():
         for name, value in others.items():
@@ -213,14 +256,20 @@ def _with_factors(base: nn.Linear, pair: Factors, scale: float) -> LowRankLinear
     return layer
 
 
-def _read(folder: Path) -> tuple[dict[str, _Adapter], dict[str, Tensor]]:
+def _weights_file(folder: Path) -> Path:
+    """The file that PEFT would read."""
+    pickled = os.path.isfile(folder / PICKLED) and not os.path.isfile(folder / WEIGHTS)
+    return folder / (PICKLED if pickled else WEIGHTS)
+
+
+def _read(settings: Path, weights: Path) -> tuple[dict[str, _Adapter], dict[str, Tensor]]:
     """The pairs by layer, and other tensors by name."""
-    config = _read_config(folder / CONFIG)
-    pairs, others = _read_tensors(folder / WEIGHTS)
+    config = _read_config(settings)
+    pairs, others = _read_tensors(weights)
     try:
         return {name: _Adapter(pair, _scale(config, name, len(pair.A))) for name, pair in pairs.items()}, others
     except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError, re.error) as error:
-        raise InputError(f"{folder / CONFIG} does not give the scale of each layer by r and lora_alpha.") from error
+        raise InputError(f"{settings} does not give the scale of each layer by r and lora_alpha.") from error
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -232,10 +281,23 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is not JSON, so it is no adapter's settings.") from error
     if not isinstance(config, dict) or "peft_type" not in config:
         raise InputError(f"{path} has no peft_type, so it is no adapter's settings.")
-    for key, allowed in _PLAIN.items():
-        if config.get(key, allowed[0]) not in allowed:
-            raise InputError(f"{path} sets {key} to {config[key]!r}, but only {allowed[0]!r} can be read here.")
+    for key, value in config.items():
+        _check_setting(path, key, value)
     return config
+
+
+def _check_setting(path: Path, key: str, value: Any) -> None:
+    off = value is None or value is False or value in ([], {})
+    if key in _ELSEWHERE or (value in _PLAIN[key] if key in _PLAIN else off):
+        return
+    if key == "init_lora_weights":
+        raise InputError(
+            f"{path} sets init_lora_weights to {value!r}, which may have changed the base weights; allowed: an adapter "
+            "of the unchanged ones, as save_pretrained writes it with path_initial_model_for_weight_conversion."
+        )
+    if key in _PLAIN:
+        raise InputError(f"{path} sets {key} to {value!r}, but only {_PLAIN[key][0]!r} can be read here.")
+    raise InputError(f"{path} sets {key} to {value!r}, but only plain LoRA can be read here, where it is off.")
 
 
 def _read_tensors(path: Path) -> tuple[dict[str, Factors], dict[str, Tensor]]:
@@ -259,14 +321,17 @@ def _read_tensors(path: Path) -> tuple[dict[str, Factors], dict[str, Tensor]]:
 
 
 def _scale(config: Mapping[str, Any], name: str, rank: int) -> float:
-    """alpha / r, each from the first pattern that matches the layer's name or the common value."""
+    """alpha / r, or alpha / √r with ``use_rslora`` (Kalajdzievski, 2023, arXiv 2312.03732).
+
+    Both are from the first pattern that matches the layer's name, or the common value.
+    """
     r, alpha = (
         next((v for key, v in (config.get(kind) or {}).items() if re.match(rf"(.*\.)?({key})$", name)), config[common])
         for kind, common in (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha"))
     )
     if r != rank or not math.isfinite(alpha):
         raise ValueError(f"layer {name} has rank {rank}, not {r}, or an infinite scale")
-    return float(alpha) / r
+    return float(alpha) / (math.sqrt(r) if config.get("use_rslora") else r)
 
 
 def _check_layer(name: str, pair: Factors, linears: Mapping[str, nn.Linear], path: Path) -> None:

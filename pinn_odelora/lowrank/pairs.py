@@ -136,8 +136,6 @@ def _objection(pair: _Pair) -> str | None:
         return "has singular values between the factors (AdaLoRA)"
     if variant := getattr(layer, "lora_variant", {}).get(adapter):
         return f"is of a variant of LoRA ({type(variant).__name__})"
-    if getattr(layer, "use_dora", {}).get(adapter):
-        return "is of a variant of LoRA (DoRA)"
     if not (A.requires_grad and B.requires_grad):
         return f"has one trained factor alone ({'A' if A.requires_grad else 'B'})"
     if not all(isinstance(x, nn.Parameter) and x.ndim == 2 for x in (A, B)) or A.shape[0] != B.shape[1]:

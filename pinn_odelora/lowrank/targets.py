@@ -44,7 +44,9 @@ def linear_targets(net: nn.Module, patterns: Sequence[str] | str | None = None) 
         if not any(fnmatchcase(name, pattern) for name in linears):
             raise unknown("layer pattern in targets:", pattern, linears)
     if not patterns:
-        raise InputError(f"targets is empty; allowed: patterns matching {', '.join(linears)}, or None for all hidden layers.")
+        raise InputError(
+            f"targets is empty; allowed: patterns matching {', '.join(linears)}, or None for all hidden layers."
+        )
     return {name: layer for name, layer in linears.items() if any(fnmatchcase(name, p) for p in patterns)}
 
 

@@ -29,7 +29,7 @@ def check_network(net: nn.Module, problem: Problem) -> nn.Module:
         raise InputError(f"the network cannot be called with inputs of shape {tuple(x.shape)}: {error}.") from None
     if shape != (3, len(problem.fields)):
         raise InputError(
-            f"the network maps inputs (3, {problem.inputs}) to {shape}, but the problem needs (3, {len(problem.fields)}): "
+            f"the network maps inputs (3, {problem.inputs}) to {shape}, but it must give (3, {len(problem.fields)}), "
             f"one column for each of {', '.join(problem.fields)}."
         )
     return net

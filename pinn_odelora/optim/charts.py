@@ -1,10 +1,10 @@
 """The variables of an optimiser as a point of a space, and the flow there: what an integrator is given.
 
-``FactorChart``     the factors A and B and all other tensors as a point of a flat space, with a velocity field on factors
-                    (``flows``). It asks for gradients by the factors alone, so any torch closure serves.
-``ManifoldChart``   the product of every pair as a point of the manifold of rank-r matrices, other tensors beside it, with
-                    the gradient flow of ½‖r‖²: explicit schemes get projected velocities, schemes that linearise get the
-                    residuals and their Jacobian in coordinates of the tangent space.
+``FactorChart``     the factors A and B and all other tensors as a point of a flat space, with a velocity field on
+                    factors (``flows``). It asks for gradients by the factors alone, so any torch closure serves.
+``ManifoldChart``   the product of every pair as a point of the manifold of rank-r matrices, other tensors beside it,
+                    with the gradient flow of ½‖r‖²: explicit schemes get projected velocities, schemes that linearise
+                    get the residuals and their Jacobian in coordinates of the tangent space.
 """
 
 from __future__ import annotations
@@ -155,7 +155,8 @@ class FactorChart:
 
 
 class Reached(list[Any]):
-    """A point, one entry for each group, and the norm of what retractions left out on the way; None where none could."""
+    """A point, one entry for each group, and the norm of what retractions left out on the way; None where none
+    could."""
 
     discarded: float | None = None
 

@@ -67,14 +67,19 @@ def check_group(group: Group, advice: str) -> None:
     params, name = group["params"], group.get("name") or "a parameter group"
     if len(params) > 2:
         raise InputError(
-            f"{name} has {len(params)} tensors, but a group is one LoRA pair A (r, n), B (m, r), or one tensor: {advice}."
+            f"{name} has {len(params)} tensors, but a group is one LoRA pair A (r, n), B (m, r), or one tensor: "
+            f"{advice}."
         )
     shapes = [tuple(p.shape) for p in params]
     if len(params) == 2 and ([len(shape) for shape in shapes] != [2, 2] or shapes[0][0] != shapes[1][1]):
-        raise InputError(f"{name} has shapes {shapes}, but a group of two tensors is one pair A (r, n), B (m, r): {advice}.")
+        raise InputError(
+            f"{name} has shapes {shapes}, but a group of two tensors is one pair A (r, n), B (m, r): {advice}."
+        )
     for option in REFUSED:
         if group.get(option):
-            raise InputError(f"{name} sets {option}, which ODELoRA does not have: its only setting is the step size lr.")
+            raise InputError(
+                f"{name} sets {option}, which ODELoRA does not have: its only setting is the step size lr."
+            )
 
 
 def at_rank(group: Group, rank: int) -> Group:

@@ -64,7 +64,7 @@ class Method:
 
     @property
     def judges_own_points(self) -> bool:
-        """Whether the size of a step is chosen by the loss on the step's own points; a fixed h is for the path itself."""
+        """Whether the size of a step is chosen by the loss on its own points; a fixed h is for the path itself."""
         return self.linearises and self.integrator.h is None
 
 

@@ -9,7 +9,8 @@ their Jacobian, which an objective has (``pinn_odelora.Objective``).
 What moves is the pair itself or its product (``optim.charts``):
 
 * ``chart="factors"``: A and B, with a velocity field on factors; after each step they are balanced again;
-* ``chart="manifold"``: the product on the manifold of rank-r matrices, in its own metric, where no Gram matrix of factors
+* ``chart="manifold"``: the product on the manifold of rank-r matrices, in its own metric, where no Gram matrix of
+  factors
   is inverted; the factors are a balanced pair of it.
 
 Of the balanced pairs of a product the one nearest to the former factors is taken (``manifolds.factors``).
@@ -147,8 +148,8 @@ class ODELoRA(Optimizer):
             self._keep(replace(state, last=None) if hasattr(state, "last") else state)
 
     def plan(self, residuals: int, rank: int | None = None) -> Plan | None:
-        """The linear algebra that steps with so many residuals will use, with pairs of that rank if it is given; None for
-        a scheme that does not linearise.
+        """The linear algebra that steps with so many residuals will use, with pairs of that rank if it is given; None
+        for a scheme that does not linearise.
         """
         if not self.integrator.linearises:
             return None
@@ -171,7 +172,7 @@ class ODELoRA(Optimizer):
         if step is None:
             taken = self.integrator.step(chart, y, state, h)
             step, state, self.report = taken.y, taken.state, taken.report
-        self._place(self._balanced(step, y) if self.retract else step)
+        self._place(self._balanced(step, y, self._active()) if self.retract else step)
         self._keep(state)
         return chart.losses[0] if chart.losses else None
 
@@ -179,8 +180,8 @@ class ODELoRA(Optimizer):
         """Euler's step from a point where a factor is zero, whatever the scheme."""
         if h is None:
             raise InputError(
-                "a LoRA pair starts at B = 0, where no step size can be found: give lr for the first step, or start from "
-                "factors of full rank, as init_lora_weights='pissa' does."
+                "a LoRA pair starts at B = 0, where no step size can be found: give lr for the first step, or start "
+                "from factors of full rank, as init_lora_weights='pissa' does."
             )
         here = chart.velocity(y)
         self.report = Report(h, here.loss)
@@ -189,8 +190,8 @@ class ODELoRA(Optimizer):
     def _on_manifold(self, closure: Callable[[], Tensor]) -> Tensor:
         if self.integrator.linearises and not isinstance(closure, LeastSquares):
             raise InputError(
-                f"{type(self.integrator).__name__} asks for the residuals and their Jacobian, which a torch closure does "
-                "not have: pass a pinn_odelora.Objective to step, or choose an explicit integrator such as RungeKutta."
+                f"{type(self.integrator).__name__} asks for the residuals and their Jacobian, which a torch closure "
+                "does not have: pass a pinn_odelora.Objective to step, or choose an explicit integrator, as RungeKutta."
             )
         if not isinstance(closure, LeastSquares) and self._starts_at_zero():
             return self._in_factors(closure)
@@ -204,7 +205,8 @@ class ODELoRA(Optimizer):
             discarded = float(chart.discarded[-1])
         self.report = replace(taken.report, discarded=discarded, form=chart.form)
         if self.flow is balanced_flow:
-            self._place(self._aligned(self._numbers(), former))
+            pairs = None if isinstance(closure, LeastSquares) else self._active()
+            self._place(self._balanced(self._numbers(), former, pairs))
         self._keep(taken.state)
         return chart.losses[0]
 
@@ -228,7 +230,9 @@ class ODELoRA(Optimizer):
         rates = [group["lr"] for group in self.param_groups]
         if any(rate is None for rate in rates):
             if any(rate is not None for rate in rates):
-                raise InputError("some parameter groups have a step size lr and others None, but it is one for all or none.")
+                raise InputError(
+                    "some parameter groups have a step size lr and others None, but it is one for all or none."
+                )
             return None, [1.0] * len(rates)
         rates = [float(rate) for rate in rates]
         h = max(rates)
@@ -282,33 +286,30 @@ class ODELoRA(Optimizer):
             if is_pair(group) and any(p.grad is not None for p in group["params"])
         ]
 
-    def _balanced(self, y: list[Tensor], former: list[Tensor]) -> list[Tensor]:
-        """Pairs balanced, their products as they are; single tensors and pairs without gradients left alone."""
-        return self._changed(y, former, lambda pair, before: rebalance(pair, before))
+    def _balanced(self, y: list[Tensor], former: list[Tensor], pairs: list[int] | None) -> list[Tensor]:
+        """Pairs balanced, their products as they are, in the gauge nearest to the former one; in batches of one shape.
 
-    def _aligned(self, y: list[Tensor], former: list[Tensor]) -> list[Tensor]:
-        """Balanced pairs in the gauge that is nearest to the former one."""
-        return self._changed(y, former, rebalance)
-
-    def _changed(
-        self, y: list[Tensor], former: list[Tensor], change: Callable[[Factors, Factors], Factors]
-    ) -> list[Tensor]:
-        """Active pairs changed, those of one shape in one batch."""
+        Args:
+            y: the parameters.
+            former: the same before the step.
+            pairs: the groups to balance; all pairs if absent.
+        """
         places, at = [], 0
         for group in self.param_groups:
             places.append(at)
             at += len(group["params"])
         batches: dict[Any, list[int]] = {}
-        for i in self._active():
-            A, B = y[places[i]], y[places[i] + 1]
-            batches.setdefault((A.shape, B.shape, A.dtype, A.device), []).append(places[i])
-        changed = list(y)
+        for i in range(len(self.param_groups)) if pairs is None else pairs:
+            if is_pair(self.param_groups[i]):
+                A, B = y[places[i]], y[places[i] + 1]
+                batches.setdefault((A.shape, B.shape, A.dtype, A.device), []).append(places[i])
+        balanced = list(y)
         for members in batches.values():
             of = lambda state, k, members=members: torch.stack([state[i + k] for i in members])
-            found = change(Factors(of(y, 0), of(y, 1)), Factors(of(former, 0), of(former, 1)))
+            found = rebalance(Factors(of(y, 0), of(y, 1)), Factors(of(former, 0), of(former, 1)))
             for j, i in enumerate(members):
-                changed[i], changed[i + 1] = found.A[j], found.B[j]
-        return changed
+                balanced[i], balanced[i + 1] = found.A[j], found.B[j]
+        return balanced
 
     # State: the integrator's, with the first parameter, where torch keeps what is saved.
 
@@ -332,7 +333,9 @@ class ODELoRA(Optimizer):
         names = [group.get("name", "") for group in self.param_groups]
         found = [group.get("name", "") for group in saved]
         if names != found or [len(g["params"]) for g in saved] != [len(g["params"]) for g in self.param_groups]:
-            raise InputError(f"the state is that of the groups {', '.join(found)}, but the optimiser has {', '.join(names)}.")
+            raise InputError(
+                f"the state is that of the groups {', '.join(found)}, but the optimiser has {', '.join(names)}."
+            )
         scales = [group["scale"] for group in self.param_groups]
         super().load_state_dict(state_dict)
         # torch casts what it loads to the dtype of the parameters, which would round masters and steps.
@@ -360,15 +363,15 @@ def _check_flow(flow: FactorFlow, chart: str, integrator: Integrator) -> None:
     name = getattr(flow, "__name__", repr(flow))
     if integrator.linearises and flow not in (balanced_flow, gradient_flow):
         raise InputError(
-            f"{type(integrator).__name__} follows the gradient flow of a sum of squares, balanced_flow or gradient_flow, "
-            f"but not {name}: choose an explicit integrator."
+            f"{type(integrator).__name__} follows the gradient flow of a sum of squares, balanced_flow or "
+            f"gradient_flow, but not {name}: choose an explicit integrator."
         )
     if integrator.linearises and chart == "factors":
         raise InputError(f"chart is factors, but {type(integrator).__name__} works on the manifold: leave chart out.")
     if chart == "manifold" and not integrator.linearises and flow is not balanced_flow:
         raise InputError(
-            f"chart is manifold, but {name} is a field on the factors and not on their product: choose balanced_flow, or "
-            "chart='factors'."
+            f"chart is manifold, but {name} is a field on the factors and not on their product: choose balanced_flow, "
+            "or chart='factors'."
         )
 
 

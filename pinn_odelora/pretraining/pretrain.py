@@ -22,7 +22,7 @@ from pinn_odelora.budget import Budget
 from pinn_odelora.checkpoints import load_network, save_network
 from pinn_odelora.errors import InputError
 from pinn_odelora.formulation import Problem
-from pinn_odelora.geometry import sobol
+from pinn_odelora.geometry import sobol, stream
 from pinn_odelora.metrics import relative_l2
 from pinn_odelora.nets import MLP, check_network
 from pinn_odelora.pretraining import cache, stages
@@ -159,7 +159,7 @@ def unseen_error(system: System, seed: int) -> Callable[[], float]:
     """Relative L2 error at points that nothing is trained on, as a function of the network as it is; NaN without a
     reference.
     """
-    p = system.problem.region.sample(2048, lambda n, d: sobol(n, d, seed=seed + 1))
+    p = system.problem.region.sample(2048, lambda n, d: sobol(n, d, seed=stream("pretraining error", seed)))
     p = p.to(next(system.solution.parameters()))
     reference = system.problem.reference(p)
 
@@ -218,7 +218,7 @@ def _assess(
 ) -> Pretrained:
     """Error and loss at the source parameter: shapes alone do not show a wrong activation or a wrong problem."""
     error = unseen_error(system, settings.seed)()
-    points = draw_points(system.terms, 1000, 200, settings.seed + 1)
+    points = draw_points(system.terms, 1000, 200, settings.seed, purpose="pretraining loss")
     points = {name: p.to(next(system.solution.parameters())) for name, p in points.items()}
     with torch.no_grad():
         loss = float(system.loss(points).total)

@@ -6,7 +6,8 @@ down a narrow valley:
 * natural gradient: linearly implicit steps of the gradient flow of all weights with the second-order correction, on
   fresh points whose number adapts (``sampling.batch_size``). Few, expensive steps, tens to a hundred; their linear
   algebra is that of the residuals, so that the width hardly matters;
-* L-BFGS on fixed points, one gradient an evaluation, thousands of them: for networks whose Jacobian does not follow from
+* L-BFGS on fixed points, one gradient an evaluation, thousands of them: for networks whose Jacobian does not follow
+  from
   one reverse sweep, or does not fit the memory.
 
 Each is a run of the one loop (``loop``). The second stage ends at the target, at its budget, where it cannot go on, or
@@ -61,7 +62,9 @@ class Stage:
     cost: Callable[[Training], int]
 
 
-def training_of(system: System, make: Callable[[list[Group]], torch.optim.Optimizer], points: Sampling, seed: int) -> Training:
+def training_of(
+    system: System, make: Callable[[list[Group]], torch.optim.Optimizer], points: Sampling, seed: int
+) -> Training:
     """All weights of a system's network by an optimiser."""
     method = Method("pretraining", "weights", make)
     return _training(system, method, points, seed)

@@ -18,9 +18,9 @@ from yaml import YAMLError
 from pinn_odelora.checkpoints import load_network
 from pinn_odelora.config.build import network, posed
 from pinn_odelora.errors import InputError
+from pinn_odelora.formulation import Problem
 from pinn_odelora.lowrank.adapter_files import load_adapter
 from pinn_odelora.points import Points
-from pinn_odelora.formulation import Problem
 from pinn_odelora.runs.folder import ADAPTER, BASE, COEFFICIENTS, CONFIG, WEIGHTS
 from pinn_odelora.system import Solution
 

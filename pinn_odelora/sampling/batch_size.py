@@ -1,7 +1,7 @@
 """Adaptive batch size: double the residuals when the generalisation gap exceeds the progress left.
 
-A step on few residuals is cheap, and far from the solution as good a direction as any. Near it the step reduces the loss
-on its own points and leaves it on all others. The next step's points show which it was, at no cost, since its
+A step on few residuals is cheap, and far from the solution as good a direction as any. Near it the step reduces the
+loss on its own points and leaves it on all others. The next step's points show which it was, at no cost, since its
 linearisation begins with their loss. With L_k the loss on the points of step k,
 
     g = log L_{k+1}(y_{k+1}) / L_k(y_{k+1}) ,        the generalisation gap of step k,
@@ -15,16 +15,16 @@ otherwise. It pays where (f + g/2)/c > f:
     R doubles where  g > 2 (c - 1) f  and  g > log 1.5 ,
 
 up to the largest batch R_max, and g starts again from 0. Below log 1.5, which is R = 5 P, there is little to close. The
-first gap after a doubling is still that of the smaller batch: where it is above 2 log 1.5, R doubles twice. Where points
-follow the residual, L is larger on the next points for that reason too, by up to log 1.1 to log 1.5 for three tenths of
-them.
+first gap after a doubling is still that of the smaller batch: where it is above 2 log 1.5, R doubles twice. Where
+points follow the residual, L is larger on the next points for that reason too, by up to log 1.1 to log 1.5 for three
+tenths of them.
 
 Between P/2 and 2 P residuals a step interpolates its points nearly, whatever they are, and is at its worst on all
-others: the peak of double descent (Belkin, Hsu, Ma and Mandal, 2019, arXiv 1812.11118). Below it every step interpolates
-its points, and what it knew of those before is in its momentum: the price of a step, R² P, decides then, not its gap. So
-the batch stays at the smallest sufficient size, that of 800 interior points, where this is at most P/2: smaller batches
-see too little of an equation, and with larger ones errors at equal seconds were larger. The number 800 was chosen on the
-problems of the race (docs/results/defaults.md).
+others: the peak of double descent (Belkin, Hsu, Ma and Mandal, 2019, arXiv 1812.11118). Below it every step
+    interpolates its points, and what it knew of those before is in its momentum: the price of a step, R² P, decides
+    then, not its gap. So the batch stays at the smallest sufficient size, that of 800 interior points, where this is at
+    most P/2: smaller batches see too little of an equation, and with larger ones errors at equal seconds were larger.
+    The number 800 was chosen on the problems of the race (docs/results/defaults.md).
 
 Sample sizes chosen by a test on the sample itself are known from stochastic optimisation (Byrd, Chin, Nocedal and Wu,
 2012, Math. Program. 134); this test is our own, since it needs a step that is judged on its own points.

@@ -1,15 +1,15 @@
 """Residual-based adaptive sampling (RAD): a step draws some of its points by the size of the residual.
 
-Of n points a fraction is drawn without replacement from the candidates with probability ∝ |r| / mean|r| + c, |r| the size
-of the residual at the present network; the others are the first of the candidates that are left, which are even (Wu,
-Zhu, Tan, Kartha and Lu, 2023, arXiv 2207.10289, there with c = 1). How many points the loss rests on is told by the
-effective sample size of its summands (Kish, 1965),
+Of n points a fraction is drawn without replacement from the candidates with probability ∝ |r| / mean|r| + c, |r| the
+size of the residual at the present network; the others are the first of the candidates that are left, which are even
+(Wu, Zhu, Tan, Kartha and Lu, 2023, arXiv 2207.10289, there with c = 1). How many points the loss rests on is told by
+the effective sample size of its summands (Kish, 1965),
 
     N = (Σ r²)² / Σ r⁴ .
 
-Among 2n candidates this is hundreds where the solution is smooth. In a shock that holds a few points of a thousand it is
-a handful, and a step that has seen it by chance only loses it at the next one. So where the effective sample size of the
-first 2n candidates is below 16, the residual is evaluated at all others as well.
+Among 2n candidates this is hundreds where the solution is smooth. In a shock that holds a few points of a thousand it
+is a handful, and a step that has seen it by chance only loses it at the next one. So where the effective sample size of
+the first 2n candidates is below 16, the residual is evaluated at all others as well.
 """
 
 from __future__ import annotations

@@ -22,8 +22,6 @@ from pinn_odelora.sampling.settings import Sampling
 from pinn_odelora.system import draw_points
 
 CPU = torch.device("cpu")
-VALIDATION = -1
-"""The number of the draw that belongs to no step."""
 
 
 class Sampler:
@@ -85,7 +83,7 @@ class Sampler:
     def validation(self, size: int, device: torch.device = CPU) -> dict[str, Points]:
         """Points of so many residuals, always the same; drawn ones are in no batch, measured ones in all."""
         if (size, device) not in self._validation:
-            drawn = self._points(*self._numbers(size), VALIDATION)
+            drawn = self._points(*self._numbers(size), 0, "validation")
             self._validation[size, device] = {name: p.to(device) for name, p in drawn.items()}
         return self._validation[size, device]
 
@@ -101,8 +99,8 @@ class Sampler:
         interior, boundary = (max(1, round(n * size / max(self.total, 1))) for n in points)
         return interior, boundary
 
-    def _points(self, interior: int, boundary: int, number: int) -> dict[str, Points]:
-        drawn = draw_points(self.terms, interior, boundary, seed=self.seed, draw=number)
+    def _points(self, interior: int, boundary: int, number: int, purpose: str = "training") -> dict[str, Points]:
+        drawn = draw_points(self.terms, interior, boundary, self.seed, number, purpose)
         return {name: p.to(self.dtype) for name, p in drawn.items()}
 
     def chosen(self, batch: Batch, residuals: Callable[[Mapping[str, Points]], Mapping[str, Tensor]]) -> Batch:

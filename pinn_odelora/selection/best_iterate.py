@@ -1,8 +1,8 @@
 """The best iterate of a run, found on a validation set: what the run returns.
 
 A scheme that chooses the size of a step by the loss on the step's own points goes as far as these allow. On all others
-the loss of its iterates y_n scatters about a level that falls. So the best one is kept, found in rounds of five steps on
-validation points that no step ever has (measured points, which every step has, are among them). Within a round the
+the loss of its iterates y_n scatters about a level that falls. So the best one is kept, found in rounds of five steps
+on validation points that no step ever has (measured points, which every step has, are among them). Within a round the
 iterates are compared on a tenth of the validation set V, and the best of them, the candidate y*, is compared with the
 best so far, x, on all of V:
 
@@ -12,9 +12,9 @@ N is the effective sample size of L_V(y*) (Kish, 1965; ``sampling.residual_sampl
 standard error of that loss: a smaller difference may be chance, and on other points is as often a rise. Per step this
 costs a fifth of an evaluation on V and one on a tenth of it. With N < 100 the standard error itself is hardly known,
 since the largest summands may not be among the points, and the lowest of many such losses is a lucky one. Then the
-losses are taken on as many times more points, V the first of them, as bring N to 100: twice as many, or four times where
-that is not enough; there y* must be lower by five standard errors. The steps go on from y_n: restarting from x slows
-convergence more than it reduces variance.
+losses are taken on as many times more points, V the first of them, as bring N to 100: twice as many, or four times
+where that is not enough; there y* must be lower by five standard errors. The steps go on from y_n: restarting from x
+slows convergence more than it reduces variance.
 """
 
 from __future__ import annotations

@@ -191,8 +191,8 @@ class RankAdaptation:
         """
         changed = self.settle()
         parts = {name: outside(self._point(name), G[name]) for name in self.layers}
-        for name, part in parts.items():
-            self.watches[name].saw(share(part, G[name]))
+        for name, normal in parts.items():
+            self.watches[name].saw(share(normal, G[name]))
         for name, rank in self._wanted(serves).items():
             new = self._directions(name, parts[name], rank - self.layers[name].rank)
             if new.sigma.numel():
