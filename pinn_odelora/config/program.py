@@ -21,7 +21,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from pinn_odelora.config import sentences
-from pinn_odelora.config.application import register
+from pinn_odelora.config.application import explained, register
 from pinn_odelora.config.checks import check
 from pinn_odelora.config.folders import chosen_folder, resumed
 from pinn_odelora.config.request import Request
@@ -76,7 +76,10 @@ def run(main: Task, configs: str | Path = "configs") -> int:
         sys.path.append(os.getcwd())
     program = hydra.main(version_base="1.3", config_path=str(folder), config_name="train")(_carrying(main))
     try:
-        register(folder)
+        if {"--help", "-h"} & {*sys.argv[1:]}:
+            print(explained(folder))
+            return 0
+        register()
         with env_override({FULL_ERROR: "1"}):  # Hydra raises what it would print itself
             program()
         return 0
