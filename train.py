@@ -4,41 +4,28 @@ from __future__ import annotations
 
 import sys
 
-import hydra
 from omegaconf import DictConfig
 
-from pinn_odelora import config as commandline
+from pinn_odelora import config
 
 
-@hydra.main(version_base="1.3", config_path="configs", config_name="train")
 def train(cfg: DictConfig) -> None:
-    cfg, folder = commandline.begin(cfg)  # all that can be refused without torch is refused here
+    cfg, folder = config.begin(cfg)  # the whole configuration is checked
 
-    from pinn_odelora.config import build
+    from pinn_odelora.config.build import experiment
+    from pinn_odelora.config.run import Run
 
-    built = build.experiment(cfg)  # problem, network, method, and one rehearsed step
+    run = Run(cfg, folder, experiment(cfg))  # problem, network, method: all that can be refused
+    config.save_config(cfg, folder)
 
-    from pinn_odelora.config import run
-    from pinn_odelora.files import write_json
-    from pinn_odelora.runs import conclude
-    from pinn_odelora.runs import folder as files
-
-    run.check(cfg, folder)
-    commandline.save_config(cfg, folder)
-    run.set_up_process(cfg)
-    facts = run.pretrained_network(cfg, built, folder)
-    loggers = run.loggers(cfg, folder, facts)
-    module = run.fit(cfg, built, loggers, folder)
+    facts = run.pretrain()
+    module = run.fit(facts)
     if module.interrupted:
-        conclude.interrupted(module, loggers, folder)
+        run.leave(module)
 
-    conclude.save_weights(module, folder)
-    conclude.save_coefficients(module, folder)
-    result = conclude.summary(cfg, module, facts)
-    write_json(folder / files.SUMMARY, result)
-    conclude.publish(loggers, module, result, conclude.pictures(module, folder))
-    conclude.last_words(module, result, folder)
+    result = module.adaptation.result()
+    run.conclude(result, facts)
 
 
 if __name__ == "__main__":
-    sys.exit(commandline.run(train))
+    sys.exit(config.run(train))

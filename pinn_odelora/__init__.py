@@ -1,20 +1,123 @@
 """Adapt a pretrained physics-informed network by training low-rank factors along an ODE.
 
-``load(run)`` gives the adapted solution of a finished run; ``pinn_odelora.optim`` has the optimiser alone.
+    import pinn_odelora as po
+    from problems.burgers import Burgers
+
+    net = po.pretrain(Burgers(nu=0.05))
+    result = po.adapt(net, Burgers(nu=0.02), rank=8, budget=po.Budget(seconds=10))
+
+A name is imported when it is first used: torch takes seconds, and ``python train.py --help`` must not wait for it.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pinn_odelora.adaptation import Adaptation as Adaptation
+    from pinn_odelora.adaptation import adapt as adapt
+    from pinn_odelora.adaptation import steps as steps
+    from pinn_odelora.budget import Budget as Budget
+    from pinn_odelora.config.load import load as load
+    from pinn_odelora.equation import problem as problem
+    from pinn_odelora.errors import InputError as InputError
+    from pinn_odelora.errors import NonFiniteError as NonFiniteError
+    from pinn_odelora.flows import balanced_flow as balanced_flow
+    from pinn_odelora.flows import gradient_flow as gradient_flow
+    from pinn_odelora.flows import scaled_flow as scaled_flow
+    from pinn_odelora.formulation import Problem as Problem
+    from pinn_odelora.formulation import Term as Term
+    from pinn_odelora.formulation import parameter as parameter
+    from pinn_odelora.geometry import Box as Box
+    from pinn_odelora.geometry import Cloud as Cloud
+    from pinn_odelora.geometry import Union as Union
+    from pinn_odelora.geometry import sobol as sobol
+    from pinn_odelora.integrators import RKC as RKC
+    from pinn_odelora.integrators import ROS2 as ROS2
+    from pinn_odelora.integrators import LinearlyImplicit as LinearlyImplicit
+    from pinn_odelora.integrators import RungeKutta as RungeKutta
+    from pinn_odelora.integrators import Tableau as Tableau
+    from pinn_odelora.lightning.module import ODELoRAModule as ODELoRAModule
+    from pinn_odelora.linearisation import Linearisation as Linearisation
+    from pinn_odelora.log import Log as Log
+    from pinn_odelora.loop import StepRecord as StepRecord
+    from pinn_odelora.lowrank.pairs import factor_pairs as factor_pairs
+    from pinn_odelora.lowrank.settings import LoRA as LoRA
+    from pinn_odelora.nets import MLP as MLP
+    from pinn_odelora.objective import Objective as Objective
+    from pinn_odelora.optim import ODELoRA as ODELoRA
+    from pinn_odelora.optim.methods import Method as Method
+    from pinn_odelora.optim.methods import full_adam as full_adam
+    from pinn_odelora.optim.methods import full_implicit as full_implicit
+    from pinn_odelora.optim.methods import full_lbfgs as full_lbfgs
+    from pinn_odelora.optim.methods import lora_adam as lora_adam
+    from pinn_odelora.optim.methods import lora_gd as lora_gd
+    from pinn_odelora.optim.methods import lora_muon as lora_muon
+    from pinn_odelora.optim.methods import lora_plus as lora_plus
+    from pinn_odelora.optim.methods import odelora as odelora
+    from pinn_odelora.optim.methods import scaled_gd as scaled_gd
+    from pinn_odelora.points import Points as Points
+    from pinn_odelora.pretraining.pretrain import Pretraining as Pretraining
+    from pinn_odelora.pretraining.pretrain import pretrain as pretrain
+    from pinn_odelora.result import Result as Result
+    from pinn_odelora.sampling.settings import Sampling as Sampling
+    from pinn_odelora.selection.rank import AdaptiveRank as AdaptiveRank
+    from pinn_odelora.system import Solution as Solution
 
 __version__ = "0.1.0"
-__all__ = ["load"]
+
+PUBLIC = {
+    "adaptation": ("Adaptation", "adapt", "steps"),
+    "budget": ("Budget",),
+    "equation": ("problem",),
+    "errors": ("InputError", "NonFiniteError"),
+    "flows": ("balanced_flow", "gradient_flow", "scaled_flow"),
+    "formulation": ("Problem", "Term", "parameter"),
+    "geometry": ("Box", "Cloud", "Union", "sobol"),
+    "integrators": ("RKC", "ROS2", "LinearlyImplicit", "RungeKutta", "Tableau"),
+    "lightning.module": ("ODELoRAModule",),
+    "linearisation": ("Linearisation",),
+    "log": ("Log",),
+    "loop": ("StepRecord",),
+    "lowrank.pairs": ("factor_pairs",),
+    "lowrank.settings": ("LoRA",),
+    "nets": ("MLP",),
+    "objective": ("Objective",),
+    "optim": ("ODELoRA",),
+    "optim.methods": (
+        "Method",
+        "full_adam",
+        "full_implicit",
+        "full_lbfgs",
+        "lora_adam",
+        "lora_gd",
+        "lora_muon",
+        "lora_plus",
+        "odelora",
+        "scaled_gd",
+    ),
+    "points": ("Points",),
+    "pretraining.pretrain": ("Pretraining", "pretrain"),
+    "result": ("Result",),
+    "config.load": ("load",),
+    "sampling.settings": ("Sampling",),
+    "selection.rank": ("AdaptiveRank",),
+    "system": ("Solution",),
+}
+"""The public names by the module that has them. None may be that of a module here: importing it would hide the name."""
+_HOMES = {name: module for module, names in PUBLIC.items() for name in names}
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
-    # torch and lightning take seconds to import; `python train.py --help` must not wait for them.
-    if name == "load":
-        from pinn_odelora.runs.load import load
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name, obj=sys.modules[__name__])
+    found = getattr(import_module(f"pinn_odelora.{_HOMES[name]}"), name)
+    globals()[name] = found
+    return found
 
-        return load
-    raise AttributeError(f"module 'pinn_odelora' has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import inspect
 import io
-import pkgutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from pinn_odelora.errors import InputError
+from pinn_odelora.registry import problem_classes
 
 
 def list_(_: argparse.Namespace) -> None:
@@ -40,19 +39,6 @@ def list_(_: argparse.Namespace) -> None:
     console = Console(width=max(Console().width, 120))
     console.print(problems)
     console.print(table)
-
-
-def problem_classes() -> dict[str, type]:
-    """The problem class of every module in ``problems``."""
-    import problems
-    from pinn_odelora.problem import Problem
-
-    found = {}
-    for module in pkgutil.iter_modules(problems.__path__):
-        for cls in vars(importlib.import_module(f"problems.{module.name}")).values():
-            if inspect.isclass(cls) and issubclass(cls, Problem) and cls.__module__ == f"problems.{module.name}":
-                found[module.name] = cls
-    return found
 
 
 def predict(args: argparse.Namespace) -> None:
@@ -108,7 +94,7 @@ def export(args: argparse.Namespace) -> None:
 
     import pinn_odelora
     from pinn_odelora.files import write_bytes
-    from pinn_odelora.lowrank.files import merged_state_dict
+    from pinn_odelora.lowrank.adapter_files import merged_state_dict
 
     out = args.output or args.run / "network.pt"
     file = io.BytesIO()

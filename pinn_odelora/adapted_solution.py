@@ -8,8 +8,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from pinn_odelora.errors import InputError
+from pinn_odelora.formulation import Problem
 from pinn_odelora.points import Points
-from pinn_odelora.problem import Problem
 from pinn_odelora.system import Solution
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 
-from pinn_odelora.errors import InputError
+from pinn_odelora.errors import RefusedValueError
+from pinn_odelora.rules import check, null, number, whole
 
 
 @dataclass
@@ -32,23 +33,26 @@ class Progress:
 
 @dataclass(frozen=True)
 class Budget:
-    """The limits of a run, whichever is reached first; None is no limit.
+    """The limits of a run; it ends at the first that is reached.
+
+    Args:
+        gradient_evals: evaluations of loss and gradient, those of stages, rejected steps and line searches included;
+            None is no limit.
+        seconds: time spent in steps, in seconds, measurements excluded; None is no limit.
+        steps: steps; None is no limit.
 
     Raises:
-        InputError: if a limit is not positive, or there is none.
+        InputError: if a limit is not positive, or none is given.
     """
 
-    gradient_evals: float | None = None
+    gradient_evals: int | None = None
     seconds: float | None = None
-    steps: float | None = None
+    steps: int | None = None
 
     def __post_init__(self) -> None:
-        limits = {name: value for name, value in asdict(self).items() if value is not None}
-        for name, value in limits.items():
-            if not value > 0:
-                raise InputError(f"budget.{name} is {value!r}, but a budget is a positive number.")
-        if not limits:
-            raise InputError("No budget is set; give budget.gradient_evals, budget.seconds or budget.steps.")
+        check(self, gradient_evals=whole(1) | null, seconds=number(above=0) | null, steps=whole(1) | null)
+        if all(limit is None for limit in asdict(self).values()):
+            raise RefusedValueError("steps", None, "a whole number where neither gradient_evals nor seconds is given")
 
     def used(self, progress: Progress) -> float:
         """The part of the budget that is spent, 1 or more when it is over."""

@@ -68,8 +68,13 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
 def save_network(net: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write the ``state_dict`` as safetensors with metadata; the file is replaced as a whole or not at all."""
+    save_tensors(net.state_dict(), path, metadata)
+
+
+def save_tensors(state: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors by name as safetensors with metadata; the file is replaced as a whole or not at all."""
     # Copies, because safetensors refuses tensors that share memory.
-    tensors = {name: value.detach().cpu().clone().contiguous() for name, value in _tensors(net.state_dict()).items()}
+    tensors = {name: value.detach().cpu().clone().contiguous() for name, value in _tensors(state).items()}
     write_bytes(path, safetensors.torch.save(tensors, dict(metadata or {})))
 
 

@@ -15,11 +15,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, linalg, nn
 
-from pinn_odelora.geometry import sobol
+from pinn_odelora.formulation import Problem
+from pinn_odelora.geometry import sobol, stream
+from pinn_odelora.log import Log
+from pinn_odelora.loop import Row, StepRecord, Training
 from pinn_odelora.lowrank.layer import LowRankLinear
 from pinn_odelora.metrics import max_error, relative_l2
 from pinn_odelora.points import Points
-from pinn_odelora.problem import Problem
+from pinn_odelora.system import System, draw_points
 
 Layers = Mapping[str, nn.Linear | LowRankLinear]
 
@@ -39,7 +42,7 @@ def errors(problem: Problem, solution: nn.Module, n: int) -> dict[str, float]:
 
 def test_points(problem: Problem, n: int) -> Points:
     """The same n points of the region for every run, float64."""
-    return problem.region.sample(n, lambda n, d: sobol(n, d, seed=999))
+    return problem.region.sample(n, lambda n, d: sobol(n, d, seed=stream("test")))
 
 
 def weights(layers: Layers) -> dict[str, Tensor]:
@@ -122,3 +125,128 @@ def alignment(before: Mapping[str, Tensor], after: Mapping[str, Tensor], gradien
 def norm_of(tensors: list[Tensor]) -> float:
     """The Euclidean norm of several tensors together."""
     return math.sqrt(sum(float(x.double().square().sum()) for x in tensors))
+
+
+class Reference:
+    """What a solution is compared with: reference values at test points, and a held-out set of points for the loss.
+
+    Args:
+        system: the residual system; its solution is measured.
+        log: how many points.
+    """
+
+    def __init__(self, system: System, log: Log) -> None:
+        self.system = system
+        self.test = test_points(system.problem, log.test)
+        unseen = {name: term.unseen for name, term in system.terms.items()}
+        self.heldout = draw_points(unseen, log.heldout, max(log.heldout // 5, 1), seed=0, purpose="held-out")
+        self.values = system.problem.known_reference(self.test)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> None:
+        self.test = self.test.to(device, dtype)
+        self.values = None if self.values is None else self.values.to(device, dtype)
+        self.heldout = {name: p.to(device, dtype) for name, p in self.heldout.items()}
+
+    @torch.no_grad()
+    def errors(self) -> Row:
+        """Relative L2 and largest error of the solution at the test points; NaN without a reference."""
+        prediction = self.system.solution(self.test)
+        return {
+            "error/rel_l2": relative_l2(prediction, self.values),
+            "error/max": max_error(prediction, self.values),
+        }
+
+    def loss(self) -> float:
+        """The loss on the held-out points, without the graph that derivatives by reverse mode need of the weights."""
+        trained = [p for p in self.system.solution.parameters() if p.requires_grad]
+        for p in trained:
+            p.requires_grad_(False)
+        try:
+            with torch.no_grad():
+                return float(self.system.loss(self.heldout).total)
+        finally:
+            for p in trained:
+                p.requires_grad_(True)
+
+
+class Diagnostics:
+    """Measures a run at every ``every``-th step; an ``Observer`` of the loop.
+
+    Args:
+        reference: what the solution is compared with.
+        layers: the layers that are adapted, by name.
+        every: steps between two rows.
+    """
+
+    def __init__(self, reference: Reference, layers: Layers, every: int) -> None:
+        self.reference = reference
+        self.layers = dict(layers)
+        self.every = every
+        self.pretrained = weights(self.layers)
+        self._weights: dict[str, Tensor] = {}
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> None:
+        self.reference.to(device, dtype)
+        self.pretrained = {name: W.to(device) for name, W in self.pretrained.items()}
+
+    def before(self, training: Training) -> Row | None:
+        if training.progress.step % self.every:
+            return None
+        row = self.state(training)
+        self._weights = weights(self.layers)
+        return row
+
+    def after(self, training: Training, record: StepRecord, row: Row) -> Row:
+        before, after, first = self._weights, weights(self.layers), training.objective.first
+        report = record.report
+        solver = report.solver
+        return row | {
+            "cost/batch_size": record.batch_size,
+            "loss": record.loss,
+            **{f"loss/{name}": value for name, value in record.terms.items()},
+            "gradient/norm": norm_of(first.gradients),
+            "update/norm": norm_of([after[name] - before[name] for name in before]),
+            "flow/alignment": alignment(before, after, first.weights),
+            "integrator/h": report.h,
+            "integrator/rejected": math.nan if training.method.integrator is None else float(report.rejected),
+            "integrator/bits": math.nan if solver is None else float(solver.bits),
+            "integrator/fallback": math.nan if solver is None else float(solver.fallback),
+            "lora/discarded": math.nan if report.discarded is None else report.discarded,
+        }
+
+    def state(self, training: Training) -> Row:
+        """What can be measured of the iterate that the run would return."""
+        iterate = self.reference.loss()
+        with training.objective.restored(training.returned()):
+            return self._returned(training) | {"stability/iterate_loss": iterate}
+
+    def last(self, training: Training) -> Row:
+        """The last row: the iterate that the run returns, its loss on a batch of the largest size."""
+        objective, sampler = training.objective, training.sampler
+        here = sampler.draw(training.progress.step, sampler.largest).to(objective.parameters[0].device)
+        loss = objective.system.loss_of(objective.uncounted(sampler.chosen(here, objective.uncounted).points))
+        terms = {f"loss/{name}": float(x) for name, x in loss.terms.items()}
+        return self.state(training) | {"cost/batch_size": sampler.largest, "loss": float(loss.total)} | terms
+
+    def _returned(self, training: Training) -> Row:
+        heldout = self.reference.loss()
+        p = training.progress
+        rise = heldout / p.heldout_loss - 1 if p.heldout_loss > 0 else 0.0
+        p.largest_rise = max(p.largest_rise, rise)
+        p.heldout_loss = heldout
+        if math.isnan(p.first_heldout_loss):
+            p.first_heldout_loss = heldout
+        coefficients = self.reference.system.solution.coefficients
+        return {
+            "step": p.step,
+            "cost/gradient_evals": p.gradient_evals,
+            "cost/seconds": p.seconds,
+            "cost/batch_size": training.batch_size.size,
+            "stability/heldout_loss": heldout,
+            "stability/rose": float(rise > 0),
+            "stability/largest_rise": p.largest_rise,
+            **self.reference.errors(),
+            **low_rank(self.layers, self.pretrained),
+            **({} if training.ranks is None else training.ranks.row()),
+            **{f"coefficient/{name}": x.item() for name, x in coefficients.items()},
+        }

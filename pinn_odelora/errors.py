@@ -1,8 +1,8 @@
 """The two ways a run may refuse: bad input before it starts, and numbers that stopped being finite.
 
 A value that breaks a rule is refused where the object is made that holds it, in the caller's terms: ``h is -1, but it
-must be a finite number above 0.`` in Python. Whoever built the object from names of their own, as the command line
-does, says so by ``within``: ``integrator.h is -1, but ...``.
+must be a finite number above 0 or None.`` in Python. Whoever built the object from names of their own, as the command
+line does, says so by ``within``: ``integrator.h is -1, but ...``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 
 class InputError(ValueError):
-    """Bad input, said in one sentence: what was wrong, and what is allowed."""
+    """Invalid input, in one sentence: what is wrong, and what is allowed."""
 
 
 class RefusedValueError(InputError):
@@ -23,7 +23,7 @@ class RefusedValueError(InputError):
     Attributes:
         name: of the argument, as the caller knows it.
         value: what was given.
-        allowed: what it must be, in words.
+        allowed: what it must be, in words, those of Python (None, True) among them.
     """
 
     def __init__(self, name: str, value: Any, allowed: str) -> None:

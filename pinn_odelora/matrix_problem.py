@@ -27,10 +27,10 @@ import torch
 from torch import Tensor
 
 from pinn_odelora.errors import InputError
+from pinn_odelora.formulation import Problem, parameter
 from pinn_odelora.geometry import Region
 from pinn_odelora.matrices import ENTRIES, UnitMatrices, entry_names, low_rank_matrix, spectrum
 from pinn_odelora.points import Points
-from pinn_odelora.problem import Problem, parameter
 
 
 def check_whole(name: str, value: Any, least: int) -> None:

@@ -13,16 +13,39 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from pinn_odelora.derivatives.field import Field
 from pinn_odelora.errors import InputError, unknown
+from pinn_odelora.formulation import Problem, Term
 from pinn_odelora.geometry import Cloud
 from pinn_odelora.points import Points
-from pinn_odelora.problem import Term
+from pinn_odelora.rules import number
 
 Column = NDArray[np.float64]
+
+
+def measured_term(data: str | Path | Mapping[str, ArrayLike] | Term, problem: Problem, weight: float = 1.0) -> Term:
+    """The data term of a problem.
+
+    Args:
+        data: a file, see ``read_measurements``; columns by name, each (N,); or a term.
+        problem: has the names of coordinates and fields.
+        weight: w of the term.
+
+    Raises:
+        InputError: as ``read_measurements``, and if the weight is not positive.
+    """
+    weight = number(above=0).check("data_weight", weight)
+    if isinstance(data, Term):
+        return data._replace(weight=float(weight))
+    if isinstance(data, Mapping):
+        columns = {str(name): np.asarray(values) for name, values in data.items()}
+        term = _term("data", columns, problem.coords, problem.fields, "weight")
+    else:
+        term = read_measurements(data, problem.coords, problem.fields)
+    return term._replace(weight=float(weight))
 
 
 def read_measurements(
@@ -42,7 +65,12 @@ def read_measurements(
         InputError: if the file cannot be read; a column is missing, unknown, of another length or not finite; there
             is no row; or weights are negative or all zero.
     """
-    arrays = _read(Path(path))
+    return _term(path, _read(Path(path)), coords, fields, weight_column)
+
+
+def _term(
+    path: str | Path, arrays: Mapping[str, NDArray], coords: Sequence[str], fields: Sequence[str], weight_column: str
+) -> Term:
     _check_names(path, arrays, coords, fields, weight_column)
     columns = {name: _column(path, name, array) for name, array in arrays.items()}
     _check_rows(path, columns)
@@ -93,9 +121,9 @@ def _read_csv(path: Path) -> dict[str, NDArray]:
     for name, count in Counter(names).items():
         if count > 1:
             raise InputError(f"Column {name!r} of {path} occurs {count} times.")
-    for number, row in enumerate(rows, start=1):
+    for i, row in enumerate(rows, start=1):
         if len(row) != len(names):
-            raise InputError(f"Row {number} of {path} has {len(row)} values, but the header has {len(names)} columns.")
+            raise InputError(f"Row {i} of {path} has {len(row)} values, but the header has {len(names)} columns.")
     return {name: np.array([row[i] for row in rows], dtype=str) for i, name in enumerate(names)}
 
 

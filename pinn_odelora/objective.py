@@ -1,9 +1,11 @@
-"""Evaluate loss and gradient for an optimiser: counted, checked to be finite, and not done twice in a row at one point.
+"""A loss as an optimiser asks for it: counted, checked to be finite, and not evaluated twice in a row at one point.
 
-An optimiser asks through a closure: for loss and gradient by calling it, as torch's optimisers do, and an implicit
-scheme also for rows and their linearisation. Every evaluation counts one, whoever asks for it. A second question for
-loss and gradient at the same parameters and the same points is answered from memory: it is how an embedded pair whose
-last stage is its next first stage, or a line search that ends where it last looked, pay once.
+    L = ½‖r‖² ,    g = ∂L/∂y ,    G = ∂L/∂W ,    J = ∂r/∂z
+
+An optimiser asks for loss and gradient by calling the objective, as torch's optimisers call a closure; a scheme that
+linearises also asks for residuals and their linearisation. Every evaluation counts one, whoever asks for it. A second
+request for loss and gradient at the same parameters and points is answered from memory: so an embedded pair whose last
+stage is its next first stage, or a line search that ends where it last evaluated, pays once.
 """
 
 from __future__ import annotations
@@ -17,15 +19,15 @@ import torch
 from torch import Tensor, nn
 
 from pinn_odelora.errors import NonFiniteError
-from pinn_odelora.gradient import Gradient, in_pieces, rows_of
+from pinn_odelora.gradient import Gradient, in_pieces, residual_vector_of
 from pinn_odelora.linearisation import Linearisation, Sweep
-from pinn_odelora.lowrank.layer import Factors, LowRankLinear
-from pinn_odelora.optim.groups import plain_name
+from pinn_odelora.lowrank.layer import LowRankLinear, plain_name
+from pinn_odelora.manifolds.factors import Factors
 from pinn_odelora.points import Points
 from pinn_odelora.system import System
 
 
-class Draw(NamedTuple):
+class Batch(NamedTuple):
     """Points for every term, and the number of the draw: equal numbers mean equal points, if of as many candidates.
 
     ``kept``: how many interior points a step keeps of these candidates; None where they are no candidates.
@@ -35,14 +37,14 @@ class Draw(NamedTuple):
     points: dict[str, Points]
     kept: int | None = None
 
-    def to(self, device: torch.device) -> Draw:
+    def to(self, device: torch.device) -> Batch:
         return self._replace(points={name: p.to(device) for name, p in self.points.items()})
 
 
 class Evaluation(NamedTuple):
     """Loss, terms and gradients at one point, all detached; ``weights`` holds G = ∂L/∂W of every adapted layer."""
 
-    draw: int
+    batch: int
     parameters: list[Tensor]
     total: Tensor
     terms: dict[str, Tensor]
@@ -50,8 +52,8 @@ class Evaluation(NamedTuple):
     weights: dict[str, Tensor]
 
 
-class Standing(NamedTuple):
-    """Where a network stands: all that is trained, and what adapted layers subtract, since their ranks may change."""
+class Snapshot(NamedTuple):
+    """All that is trained, and what adapted layers subtract, since their ranks may change; copies."""
 
     parameters: list[Tensor]
     starts: list[Factors]
@@ -85,45 +87,49 @@ def variables_of(
     return Trained(layers, others)
 
 
-class Evaluator:
-    """The closure of a run.
+class Objective:
+    """The loss of a residual system at the points of a batch; a closure for optimisers, and more (``LeastSquares``).
 
     Args:
         system: the residual system.
         parameters: what is trained.
         layers: the adapted layers by name, whose weight gradients are wanted.
-        compile: whether loss and gradient are compiled.
+
+    Attributes:
+        count: evaluations so far, of loss and gradient, residuals or a linearisation.
+        first: the evaluation where the step at hand started; None before it.
     """
 
     def __init__(
-        self,
-        system: System,
-        parameters: Sequence[nn.Parameter],
-        layers: dict[str, nn.Linear | LowRankLinear],
-        compile: bool = False,
+        self, system: System, parameters: Sequence[nn.Parameter], layers: Mapping[str, nn.Linear | LowRankLinear]
     ) -> None:
         self.system = system
         self.parameters = list(parameters)
-        self.layers = layers
+        self.layers = dict(layers)
         adapted = {name: layer for name, layer in layers.items() if isinstance(layer, LowRankLinear)}
-        self.gradient = Gradient(system, self.parameters, adapted, compile)
+        self.gradient = Gradient(system, self.parameters, adapted)
         self.variables = variables_of(system.solution, self.parameters, layers)
-        self.sweep = Sweep(system, *self.variables, compile=compile)
-        self._rows = rows_of(system, compile)
-        self.look = in_pieces(system)
-        """Residuals for a measurement: not counted."""
+        self.sweep = Sweep(system, *self.variables)
+        self._residual_vector = residual_vector_of(system)
+        self.uncounted = in_pieces(system)
+        """Residuals of each term for a measurement, (N_k, components): not counted."""
         self.count = 0
         self.last: Evaluation | None = None
         self.good: Evaluation | None = None
         self.first: Evaluation | None = None
+        self._starts: list[Factors] = []
 
-    def begin(self, draw: Draw) -> None:
-        """A step starts: its first evaluation is where the network stands."""
-        self.draw = draw
+    def begin(self, batch: Batch) -> None:
+        """A step starts with these points: its first evaluation is where the network is now."""
+        self.batch = batch
         self.first = None
 
     def __call__(self) -> Tensor:
-        """Loss at the parameters as they are now; their ``.grad`` is set to tensors that nobody may write to."""
+        """Loss at the parameters as they are now; their ``.grad`` is set to tensors that nobody may write to.
+
+        Raises:
+            NonFiniteError: if loss or gradient are not finite; the message names the term and the layer.
+        """
         if not self._known():
             self.last = self._evaluate()
             self.count += 1
@@ -134,8 +140,8 @@ class Evaluator:
         return self.last.total
 
     def linearise(self, memory: float = 2.0**30) -> Linearisation:
-        """The rows and their Jacobian at the parameters as they are now, in ``memory`` bytes."""
-        around = Linearisation(self.sweep, self.draw.points, memory=memory)
+        """r and its Jacobian at the parameters as they are now, in ``memory`` bytes."""
+        around = Linearisation(self.sweep, self.batch.points, memory=memory)
         evaluation = self._described(around)
         self.count += 1
         if self.first is None:
@@ -156,15 +162,15 @@ class Evaluator:
         alone = {name: by_tensor[id(x)] for name, x in (whole | others).items() if id(x) in by_tensor}
         return loss, {**self.last.weights, **alone}
 
-    def rows(self) -> Tensor:
-        """The rows alone, at a trial point: whether they are finite is for the caller to see."""
+    def residuals(self) -> Tensor:
+        """r alone, (R,), at a trial point: whether it is finite is for the caller to see."""
         self.count += 1
-        return self._rows(self.draw.points)
+        return self._residual_vector(self.batch.points)
 
-    def residuals(self, points: Mapping[str, Points]) -> dict[str, Tensor]:
-        """The residuals at other points than the step's own, counted as an evaluation."""
+    def residuals_at(self, points: Mapping[str, Points]) -> dict[str, Tensor]:
+        """The residuals of each term, (N_k, components), at other points than the batch's, counted as an evaluation."""
         self.count += 1
-        return self.look(points)
+        return self.uncounted(points)
 
     def _described(self, around: Linearisation) -> Evaluation:
         """Loss and gradients that a linearisation holds."""
@@ -174,7 +180,7 @@ class Evaluator:
         self._check(around.loss, terms, gradients)
         parameters = [p.detach().clone() for p in self.parameters]
         weights = {name: G[name] for name in self.layers}
-        return Evaluation(self.draw.number, parameters, around.loss, terms, gradients, weights)
+        return Evaluation(self.batch.number, parameters, around.loss, terms, gradients, weights)
 
     def _pulled_back(self, G: Mapping[str, Tensor]) -> list[Tensor]:
         """The gradients by the factors from those by effective weights: g_A = s BᵀG, g_B = s GAᵀ."""
@@ -189,20 +195,20 @@ class Evaluator:
         found |= {id(x): G[name] for name, x in others.items()}
         return [found[id(p)] for p in self.parameters]
 
-    def restore(self) -> None:
+    def restore_last_good(self) -> None:
         """Put the network back to the last point that a step started from with finite loss and gradient."""
         if self.good is not None:
-            self.stand(Standing(self.good.parameters, self._starts))
+            self.restore(Snapshot(self.good.parameters, self._starts))
 
-    def standing(self) -> Standing:
-        """Where the network stands; copies."""
-        return Standing([p.detach().clone() for p in self.parameters], self._subtracted())
+    def snapshot(self) -> Snapshot:
+        """The network as it is."""
+        return Snapshot([p.detach().clone() for p in self.parameters], self._subtracted())
 
     @torch.no_grad()
-    def stand(self, there: Standing) -> None:
+    def restore(self, snapshot: Snapshot) -> None:
         """Put the network there, whatever its ranks are."""
-        values = {id(p): x for p, x in zip(self.parameters, there.parameters, strict=True)}
-        for layer, start in zip(self._adapted(), there.starts, strict=True):
+        values = {id(p): x for p, x in zip(self.parameters, snapshot.parameters, strict=True)}
+        for layer, start in zip(self._adapted(), snapshot.starts, strict=True):
             A, B = values[id(layer.A)], values[id(layer.B)]
             if (layer.A.shape, layer.start_A.shape) != (A.shape, start.A.shape):
                 layer.reshape(Factors(A.clone(), B.clone()), start)
@@ -210,14 +216,14 @@ class Evaluator:
             p.copy_(values[id(p)])
 
     @contextmanager
-    def standing_at(self, there: Standing) -> Iterator[None]:
+    def restored(self, snapshot: Snapshot) -> Iterator[None]:
         """The network there for a while."""
-        here = self.standing()
-        self.stand(there)
+        here = self.snapshot()
+        self.restore(snapshot)
         try:
             yield
         finally:
-            self.stand(here)
+            self.restore(here)
 
     def _subtracted(self) -> list[Factors]:
         """The starts of the adapted layers: they are replaced, never written to, so that there is nothing to copy."""
@@ -227,19 +233,19 @@ class Evaluator:
         return [layer for layer in self.layers.values() if isinstance(layer, LowRankLinear)]
 
     def _known(self) -> bool:
-        if self.last is None or self.last.draw != self.draw.number:
+        if self.last is None or self.last.batch != self.batch.number:
             return False
         return all(torch.equal(p, x) for p, x in zip(self.parameters, self.last.parameters, strict=True))
 
     def _evaluate(self) -> Evaluation:
-        loss, found = self.gradient(self.draw.points)
+        loss, found = self.gradient(self.batch.points)
         gradients = found[: len(self.parameters)]
         self._check(loss.total, loss.terms, gradients)
         G = dict(zip(self.gradient.adapted, found[len(self.parameters) :], strict=True))
         trained = {id(p): g for p, g in zip(self.parameters, gradients, strict=True)}
         weights = {name: G[name] if name in G else trained[id(x.weight)] for name, x in self.layers.items()}
         parameters = [p.detach().clone() for p in self.parameters]
-        return Evaluation(self.draw.number, parameters, loss.total, loss.terms, gradients, weights)
+        return Evaluation(self.batch.number, parameters, loss.total, loss.terms, gradients, weights)
 
     def _check(self, total: Tensor, terms: dict[str, Tensor], gradients: Sequence[Tensor]) -> None:
         # One number that is finite only if all are: one host read instead of one for each tensor.
@@ -256,7 +262,7 @@ class Evaluator:
 
     @torch.enable_grad()
     def _term_of_bad_gradient(self) -> str:
-        for name, x in self.system.loss(self.draw.points).terms.items():
+        for name, x in self.system.loss(self.batch.points).terms.items():
             gradients = torch.autograd.grad(x, self.parameters, retain_graph=True, allow_unused=True)
             if not all(g is None or bool(torch.isfinite(g).all()) for g in gradients):
                 return name
@@ -276,7 +282,7 @@ class Evaluator:
             if isinstance(layer, nn.Linear | LowRankLinear)
         ]
         with torch.no_grad():
-            for p in self.draw.points.values():
+            for p in self.batch.points.values():
                 self.system.solution(p)
         for hook in hooks:
             hook.remove()

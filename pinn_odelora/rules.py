@@ -4,16 +4,19 @@ A class states the rules of its settings once, in ``__post_init__``:
 
     check(self, h=number(above=0) | null, stages=whole(1, 1000))
 
-and Python and the command line refuse the same values, each by the name it has there (``errors.within``).
+so that Python and the command line refuse the same values, each by the name it has there (``errors.within``).
 """
 
 from __future__ import annotations
 
 import math
-import sys
+import types
 from collections.abc import Callable
+from functools import reduce
+from numbers import Real
+from operator import or_
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from pinn_odelora.errors import RefusedValueError
 
@@ -66,14 +69,17 @@ def _rule(allowed: str, holds: Callable[[Any], bool], read: Callable[[Any], Any]
 
 
 def _is_number(value: Any) -> bool:
-    # Compared, not converted: a whole number may be too large for a float.
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    """Whether it is a finite number that a float can hold."""
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return False
 
 
-def number(above: float = -math.inf) -> Rule:
-    """A finite number, with an exclusive lower bound."""
-    bound = f" above {above:g}" if math.isfinite(above) else ""
-    return _rule(f"a finite number{bound}", lambda value: _is_number(value) and value > above)
+def number(above: float = -math.inf, least: float = -math.inf) -> Rule:
+    """A finite number, with an exclusive or an inclusive lower bound."""
+    bound = f" above {above:g}" if math.isfinite(above) else f" of at least {least:g}" if math.isfinite(least) else ""
+    return _rule(f"a finite number{bound}", lambda value: _is_number(value) and value > above and value >= least)
 
 
 def whole(least: float = -math.inf, most: int = 2**63 - 1) -> Rule:
@@ -91,28 +97,34 @@ def one_of(*choices: Any) -> Rule:
     return _rule(listed, lambda value: any(value == c and type(value) is type(c) for c in choices))
 
 
-def fractions(n: int) -> Rule:
-    """A list of so many numbers in [0, 1)."""
+def list_of(rule: Rule, plural: str, length: int | None = None) -> Rule:
+    """A list or tuple, each entry by the same rule; it is read as a tuple.
+
+    Args:
+        rule: of an entry.
+        plural: what the entries are, in words.
+        length: how many there must be, if that is fixed.
+    """
 
     def holds(value: Any) -> bool:
-        return isinstance(value, list) and len(value) == n and all(_is_number(x) and 0 <= x < 1 for x in value)
+        return isinstance(value, list | tuple) and length in (None, len(value))
 
-    return _rule(f"a list of {n} numbers, each at least 0 and below 1", holds)
-
-
-def list_of(rule: Rule, plural: str) -> Rule:
-    """A list, each entry by the same rule."""
-    return _rule(f"a list of {plural}", lambda value: isinstance(value, list), lambda value: [*map(rule.read, value)])
+    return _rule(f"a list of {plural}", holds, lambda value: tuple(map(rule.read, value)))
 
 
-def _absolute(path: str) -> str:
+def fractions(n: int) -> Rule:
+    """A list of so many numbers in [0, 1)."""
+    return list_of(below_one, f"{n} numbers, each at least 0 and below 1", n)
+
+
+def _absolute(path: str | Path) -> str:
     try:
         return str(Path(path).expanduser().absolute())
     except RuntimeError as error:  # a home folder of nobody
         raise ValueError(str(error)) from None
 
 
-def _is_file(path: str) -> bool:
+def _is_file(path: str | Path) -> bool:
     try:
         return Path(_absolute(path)).is_file()
     except OSError:  # a name that is too long, a folder that cannot be looked into
@@ -120,13 +132,22 @@ def _is_file(path: str) -> bool:
 
 
 part = _rule("a number from 0 to 1", lambda value: _is_number(value) and 0 <= value <= 1)
-boolean = _rule("true or false", lambda value: isinstance(value, bool))
-null = _rule("null", lambda value: value is None)
+below_one = _rule("a number of at least 0 and below 1", lambda value: _is_number(value) and 0 <= value < 1)
+boolean = _rule("True or False", lambda value: isinstance(value, bool))
+null = _rule("None", lambda value: value is None)
+seed = whole(0, 2**32 - 1)
 # A name like 007 arrives as a number.
 text = _rule("text", lambda value: isinstance(value, str) or _is_number(value), str)
-path = _rule("a path", lambda value: isinstance(value, str) and value != "", _absolute)
-file = _rule(
-    "the path of an existing file",
-    lambda value: isinstance(value, str) and _is_file(value),
-    _absolute,
-)
+path = _rule("a path", lambda value: isinstance(value, str | Path) and value != "", _absolute)
+file = _rule("the path of an existing file", lambda value: isinstance(value, str | Path) and _is_file(value), _absolute)
+PLAIN = {int: whole(), float: number(), bool: boolean, str: text, types.NoneType: null}
+
+
+def annotated(annotation: Any) -> Rule | None:
+    """What an annotation of a parameter tells of its value; None if it tells nothing."""
+    if get_origin(annotation) is Literal:
+        return one_of(*get_args(annotation))
+    if get_origin(annotation) in (Union, types.UnionType):
+        rules = [*map(annotated, get_args(annotation))]
+        return None if None in rules else reduce(or_, rules)
+    return PLAIN.get(annotation) if isinstance(annotation, type) else None

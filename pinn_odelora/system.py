@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from pinn_odelora.derivatives import Engine, lifted, rehearse
+from pinn_odelora.derivatives import SAMPLE, Engine, lifted, rehearse
 from pinn_odelora.derivatives.jets import LastingJets
-from pinn_odelora.geometry import sobol
+from pinn_odelora.formulation import Problem, Term
+from pinn_odelora.geometry import sobol, stream
 from pinn_odelora.points import Points
-from pinn_odelora.problem import Problem, Term
 
 
 class Solution(nn.Module):
@@ -66,6 +67,9 @@ class Loss(NamedTuple):
 class System:
     """The residual system of a problem under a solution.
 
+    How the derivatives of a term are found is decided once, by a dry run at a few points of the system's own: it
+    depends on neither the points of a step nor whether weights require gradients at that moment.
+
     Args:
         problem: equation, conditions and weights.
         solution: the map Points -> (N, fields) whose residuals are asked for.
@@ -86,28 +90,47 @@ class System:
         self.terms = {**problem.loss_terms(), **self.extra}
         self.derivatives = derivatives
         self._engines: dict[str, Engine] = {}
+        self._components: dict[str, int] = {}
 
-    def engine(self, name: str, p: Points) -> Engine:
-        """How the derivatives of term ``name`` are found, chosen by a dry run at the first points it is asked at."""
+    def engine(self, name: str) -> Engine:
+        """How the derivatives of term ``name`` are found.
+
+        Raises:
+            InputError: if the engine that was asked for cannot, or a row of the residual reads other points undeclared.
+        """
         if name not in self._engines:
             term = self.terms[name]
-            self._engines[name] = rehearse(
-                name,
-                term.rows,
-                self.solution,
-                p,
-                self.problem.fields,
-                self.problem.coords,
-                engine=self.derivatives,
-                coupled=term.coupled,
-            )
+            with _tracked(self.solution):
+                self._engines[name] = rehearse(
+                    name,
+                    term.rows,
+                    self.solution,
+                    self.sample(name),
+                    self.problem.fields,
+                    self.problem.coords,
+                    engine=self.derivatives,
+                    coupled=term.coupled,
+                )
         return self._engines[name]
+
+    def sample(self, name: str) -> Points:
+        """A few points of a term, always the same, where and as the solution is evaluated."""
+        drawn = self.terms[name].where.sample(SAMPLE, lambda n, d: sobol(n, d, seed=stream("rehearsal")))
+        few = Points({key: x[:SAMPLE] for key, x in drawn.items()})
+        like = next(self.solution.parameters(), None) if isinstance(self.solution, nn.Module) else None
+        return few if like is None else few.to(like)
+
+    def components(self, name: str) -> int:
+        """How many residuals term ``name`` has at a point."""
+        if name not in self._components:
+            self._components[name] = self.engine(name).residual(self.sample(name)).shape[1]
+        return self._components[name]
 
     def residuals(self, points: Mapping[str, Points]) -> dict[str, Tensor]:
         """r_k at the points of every term k that is given, (N_k, components), unweighted."""
-        return {name: self.engine(name, points[name]).residual(points[name]) for name in self.terms if name in points}
+        return {name: self.engine(name).residual(points[name]) for name in self.terms if name in points}
 
-    def rows(self, points: Mapping[str, Points]) -> Tensor:
+    def residual_vector(self, points: Mapping[str, Points]) -> Tensor:
         """r with L = ½‖r‖², (R,): √(2 w_k / N_k) · r_k(x_i), term by term and component by component."""
         return torch.cat([self.weighted(name, r).mT.flatten() for name, r in self.residuals(points).items()])
 
@@ -125,13 +148,31 @@ class System:
         return Loss(sum(terms.values()), terms)
 
 
-def draw_points(terms: Mapping[str, Term], interior: int, boundary: int, seed: int, draw: int = 0) -> dict[str, Points]:
+@contextmanager
+def _tracked(solution: Callable[[Points], Tensor]) -> Iterator[None]:
+    """All parameters with gradients: a function with a backward pass of its own shows only by them."""
+    parameters = [*solution.parameters()] if isinstance(solution, nn.Module) else []
+    before = [p.requires_grad for p in parameters]
+    for p in parameters:
+        p.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for p, required in zip(parameters, before, strict=True):
+            p.requires_grad_(required)
+
+
+def draw_points(
+    terms: Mapping[str, Term], interior: int, boundary: int, seed: int, draw: int = 0, purpose: str = "training"
+) -> dict[str, Points]:
     """Points for every term, float64: ``interior`` for terms of full dimension, ``boundary`` for the others.
 
-    Each term has its own Sobol sequence; the same (seed, draw) gives the same points.
+    Each term has its own Sobol sequence, and so has each purpose: points for one are never those for another, whatever
+    the seeds. The same (seed, draw, purpose) gives the same points.
     """
     samples = {}
     for k, (name, term) in enumerate(terms.items()):
         n = interior if term.where.interior else boundary
-        samples[name] = term.where.sample(n, lambda n, d, k=k: sobol(n, d, seed=1000 * seed + k, draw=draw))
+        own = stream(purpose, seed, k)
+        samples[name] = term.where.sample(n, lambda n, d, own=own: sobol(n, d, seed=own, draw=draw))
     return samples

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from pinn_odelora.derivatives import Field
+from pinn_odelora.formulation import Problem, Term, parameter
 from pinn_odelora.geometry import Box
 from pinn_odelora.points import Points
-from pinn_odelora.problem import Problem, Term, parameter
 from pinn_odelora.reference import PeriodicSolution, etdrk4
 
 

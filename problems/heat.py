@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pinn_odelora.formulation import Problem, Term, parameter
 from pinn_odelora.geometry import Box
 from pinn_odelora.points import Points
-from pinn_odelora.problem import Problem, Term, parameter
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import torch
 
+from pinn_odelora.formulation import Term
 from pinn_odelora.geometry import Cloud
 from pinn_odelora.matrices import GaussianMatrices, matrix_points
 from pinn_odelora.matrix_problem import MatrixProblem, check_number, check_whole
 from pinn_odelora.points import Points
-from pinn_odelora.problem import Term
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pinn_odelora.formulation import Problem, Term, parameter
 from pinn_odelora.geometry import Box, Region
 from pinn_odelora.geometry.deepxde import Shape, shapes
 from pinn_odelora.points import Points
-from pinn_odelora.problem import Problem, Term, parameter
 
 SQUARE = Box(x=(0, 1), y=(0, 1))
 

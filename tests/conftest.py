@@ -1,6 +1,7 @@
 """Tests run on one thread: two are many times slower for networks of this size."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ def compose(tmp_path, monkeypatch):
     """Compose a configuration as the command line does, for a run that is short, on the CPU, and makes no W&B files."""
     from hydra import compose, initialize_config_dir
 
-    from pinn_odelora import config as commandline
+    from pinn_odelora import config
 
     monkeypatch.setenv("PINN_ODELORA_CACHE", str(tmp_path / "cache"))
     short = [
@@ -33,36 +34,48 @@ def compose(tmp_path, monkeypatch):
         "points.interior=40",
         "points.boundary=12",
         "pretrain.adam_steps=3",
-        "pretrain.implicit_steps=0",
+        "pretrain.natural_gradient_steps=0",
         "log.test=64",
         "log.heldout=32",
         "log.every=5",
     ]
 
     def composed(*overrides):
-        commandline.register()
+        config.register(CONFIGS)
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             folder = overrides and next((o for o in overrides if o.startswith("output_dir=")), None)
             where = [] if folder else [f"output_dir={tmp_path / 'run'}"]
             # The network of a matrix has the size of the matrix.
             width = [] if any(o.startswith("problem=matrix_") for o in overrides) else ["net.width=12"]
-            cfg, _ = commandline.begin(compose("train", [*short, *width, *where, *overrides]))
+            cfg, _ = config.begin(compose("train", [*short, *width, *where, *overrides]))
         return cfg
 
     return composed
 
 
 @pytest.fixture
-def adapt():
-    """Build, pretrain and fit as train.py does, without pictures."""
-    from pinn_odelora import config as commandline
-    from pinn_odelora.config import build, run
+def run():
+    """Build, pretrain and fit as train.py does: ``run(cfg).training``, ``.result``, ``.adaptation``, ``.facts``."""
+    from pinn_odelora import config
+    from pinn_odelora.config.build import experiment
+    from pinn_odelora.config.run import Run
 
-    def adapted(cfg):
+    def done(cfg):
         folder = Path(cfg.output_dir)
-        built = build.experiment(cfg)
-        commandline.save_config(cfg, folder)
-        facts = run.pretrained_network(cfg, built, folder)
-        return run.fit(cfg, built, [], folder), facts
+        made = Run(cfg, folder, experiment(cfg))
+        config.save_config(cfg, folder)
+        facts = made.pretrain()
+        module = made.fit(facts)
+        adaptation = module.adaptation
+        return SimpleNamespace(
+            run=made,
+            facts=facts,
+            module=module,
+            adaptation=adaptation,
+            training=adaptation.training,
+            progress=adaptation.training.progress,
+            layers=adaptation.training.objective.layers,
+            result=None if module.interrupted else adaptation.result(),
+        )
 
-    return adapted
+    return done

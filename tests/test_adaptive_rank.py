@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pinn_odelora.optim.implicit import ImplicitODELoRA
 from safetensors.torch import load_file
 from torch import linalg, nn
 from toys import normal
@@ -19,11 +20,10 @@ from pinn_odelora.config import build, run
 from pinn_odelora.errors import InputError
 from pinn_odelora.integrators import LinearlyImplicit
 from pinn_odelora.lightning.module import Adaptation
-from pinn_odelora.lowrank.balance import balance_defect
 from pinn_odelora.lowrank.layer import Factors, LowRankLinear
 from pinn_odelora.lowrank.start import pissa
+from pinn_odelora.manifolds.factors import balance_defect
 from pinn_odelora.manifolds.fixed_rank import low_rank
-from pinn_odelora.optim.implicit import ImplicitODELoRA
 from pinn_odelora.runs import conclude
 from pinn_odelora.runs.history import History
 from pinn_odelora.selection.best_iterate import Incumbent

@@ -1,17 +1,24 @@
-"""The documents are true: the lesson's problems are run as they stand there, and what is logged is what is defined."""
+"""The documents are true: their Python runs as it stands there; keys, columns and the API page are the code's."""
 
-import importlib
+import importlib.util
+import inspect
+import math
 import re
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from hydra.errors import InstantiationException
+from hydra.utils import get_object, instantiate
 from test_problems import Quantities, generic_points
 
+import pinn_odelora
 import problems
 from pinn_odelora import __main__ as program
 from pinn_odelora.derivatives import AutogradField
+from pinn_odelora.errors import InputError
 from pinn_odelora.geometry import sobol
 from pinn_odelora.integrators import RungeKutta
 from pinn_odelora.integrators.tableau import BOGACKI_SHAMPINE
@@ -24,8 +31,10 @@ from pinn_odelora.points import Points
 from pinn_odelora.system import Solution, System, draw_points
 
 DOCS = Path(__file__).parents[1] / "docs"
-LESSON = (DOCS / "adding-a-problem.md").read_text(encoding="utf-8")
-NOTATION = (DOCS / "notation.md").read_text(encoding="utf-8")
+LESSON = (DOCS / "guide/adding-a-problem.md").read_text(encoding="utf-8")
+COLUMNS = (DOCS / "reference/columns.md").read_text(encoding="utf-8")
+KEYS = (DOCS / "reference/keys.md").read_text(encoding="utf-8")
+CONFIGS = DOCS.parent / "configs"
 FILES = dict(re.findall(r"^`(\S+)`:\n\n```\w+\n(.*?)^```$", LESSON, flags=re.MULTILINE | re.DOTALL))
 NAMES = sorted(Path(file).stem for file in FILES if file.startswith("problems/"))
 
@@ -109,33 +118,89 @@ def test_the_problem_trains(name, generator):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_its_line_of_yaml_is_all_that_the_command_line_needs(name, lesson, compose):
-    from pinn_odelora.config import build
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(lesson)
-        arguments = [f"problem={name}", f"hydra.searchpath=[file://{lesson / 'configs'}]"]
-        built = build.experiment(compose(*arguments, "problem.c=2", "pretrain.source.c=1.2"))
-    assert (built.problem.c, built.source.c) == (2, 1.2)
-    assert type(built.problem).__module__ == f"problems.{name}"
-
-
-def test_its_command_lines_are_those_of_the_command_line(lesson, compose):
-    for line in re.findall(r"^python train.py (.*)$", LESSON, flags=re.MULTILINE):
-        compose(*line.split(), f"hydra.searchpath=[file://{lesson / 'configs'}]")
+def test_its_line_of_yaml_is_all_that_the_command_line_needs(name, lesson, compose, monkeypatch):
+    monkeypatch.chdir(lesson)
+    search = f"hydra.searchpath=[file://{lesson / 'configs'}]"
+    cfg = compose(f"problem={name}", search, "problem.c=2", "pretrain.source.c=1.2")
+    problem = instantiate(cfg.problem)
+    assert type(problem).__module__ == f"problems.{name}"
+    assert (problem.c, problem.n, cfg.pretrain.source.c) == (2, 1, 1.2)
+    for wrong in ("problem.c=-1", "problem.c=fast", "problem.d=2", "problem.conditions=weak", "pretrain.source.d=1"):
+        key, _, value = wrong.rpartition(".")[2].partition("=")
+        with pytest.raises((InputError, InstantiationException), match=rf"{key}.*{value}|'{key}'"):
+            instantiate(compose(f"problem={name}", search, wrong).problem)
 
 
-# What is measured.
+LINES = re.findall(r"^python train.py (.*)$", LESSON, flags=re.MULTILINE)
 
 
-def names(heading):
-    """The names in the first column of the table that follows a line of the notation."""
-    rows = NOTATION.split(heading)[1].lstrip().split("\n\n")[0]
+@pytest.mark.parametrize("line", LINES)
+def test_its_command_lines_set_what_they_say(line, lesson, compose):
+    words = line.split()
+    cfg = compose(*words, f"hydra.searchpath=[file://{lesson / 'configs'}]")
+    problem = instantiate(cfg.problem)
+    assert words[0] == f"problem={type(problem).__name__.lower()}"
+    for word in words[1:]:
+        key, value = word.removeprefix("problem.").split("=")
+        kind, _, term = key.partition(".")
+        if term:
+            assert problem.loss_terms()[term].weight == float(value)
+        else:
+            assert str(getattr(problem, kind)) == str(type(getattr(problem, kind))(value))
+
+
+def test_the_command_lines_of_the_lesson_reach_parameters_conditions_and_weights():
+    assert {word.split("=")[0] for line in LINES for word in line.split()} == {
+        "problem",
+        "problem.c",
+        "problem.conditions",
+        "problem.weights.ic",
+    }
+
+
+# Python in the guide.
+
+
+@pytest.mark.parametrize("page", ["getting-started", "your-own-model", "inverse-problems"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+def test_the_python_of_the_guide_runs(page, tmp_path, monkeypatch):
+    """All blocks of a page in one namespace, with short budgets."""
+    if page == "your-own-model":
+        pytest.importorskip("peft")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PINN_ODELORA_CACHE", str(tmp_path / "cache"))
+    rows = [f"{x},{t},{-math.sin(math.pi * x) * math.exp(-t)}" for x in (-0.5, 0.1, 0.6) for t in (0.1, 0.5, 0.9)]
+    (tmp_path / "measured.csv").write_text("\n".join(["x,t,u", *rows]))
+    text = (DOCS / "guide" / f"{page}.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    found: dict = {}
+    for block in blocks:
+        exec(re.sub(r"Budget\([^)]*\)", "Budget(steps=2)", block), found)
+    assert len(blocks) >= 1
+    result = found["result"]
+    assert result.steps == 2
+    assert not result.failure
+    if page == "getting-started":
+        assert found["slope"].shape == found["x"].shape == (201,)
+        assert found["record"].step in (1, 2)
+        assert math.isfinite(result.rel_l2)  # of po.problem, with its reference
+    if page == "your-own-model":
+        assert float(found["loss"]) < 0.9 * float((found["targets"]).square().mean())
+    if page == "inverse-problems":
+        assert found["result"].coefficients.keys() == {"nu"}
+
+
+# What is logged, and what can be set.
+
+
+def first_column(text, heading):
+    """The names in the first column of the first table after a line."""
+    rows = text.split(f"{heading}\n")[1].lstrip().split("|\n\n")[0]
     first = (line.split("|")[1] for line in rows.splitlines() if line.startswith("|"))
     return {name for cell in first for name in re.findall(r"`([^`]+)`", cell)}
 
 
-def test_notation_defines_what_a_run_logs_and_sums_up(compose, adapt):
+def test_the_columns_are_those_that_a_run_logs_and_sums_up(compose, adapt):
     from pinn_odelora.runs import conclude
     from pinn_odelora.runs.history import History
 
@@ -145,5 +210,112 @@ def test_notation_defines_what_a_run_logs_and_sums_up(compose, adapt):
         re.sub(r"^loss/.*", "loss/<term>", re.sub(r"_\d+$", "_<i>", re.sub(r"/linears\.\d/", "/<layer>/", column)))
         for column in History(Path(cfg.output_dir) / "history.csv").columns
     }
-    assert names("both are fixed and not used in training.") == logged
-    assert names("`summary.json` has, at the end of a run:") == conclude.summary(cfg, module, facts).keys()
+    assert first_column(COLUMNS, "## Columns of `history.csv`") == logged
+    assert first_column(COLUMNS, "## Names in `summary.json`") == conclude.summary(cfg, module, facts).keys()
+
+
+def key_rows():
+    """Key -> the other cells of its row, over all tables of the page; a row of several keys counts for each."""
+    found = {}
+    for line in KEYS.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split(" | ")]
+        for key in re.findall(r"`([\w.]+)`", cells[0]) if line.startswith("| `") else []:
+            found[key] = [cell.strip("| ") for cell in cells[1:]]
+    return found
+
+
+def leaves(node, prefix=""):
+    """Key -> value of a configuration, without what Hydra adds."""
+    for name, value in node.items():
+        if name in ("defaults", "source", "trainer") or name.startswith("_"):
+            continue
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def read(file):
+    return yaml.safe_load((CONFIGS / f"{file}.yaml").read_text(encoding="utf-8"))
+
+
+def test_the_keys_and_their_defaults_are_those_of_the_configuration():
+    rows = key_rows()
+    plain = dict(leaves(read("train") | {"logger": read("logger/wandb"), "derivatives": read("derivatives/auto")}))
+    for key, value in plain.items():
+        assert key in rows, key
+        assert yaml.safe_load(rows[key][-1]) == value, key
+    members = [dict(leaves(read(f"points/{name}"), "points.")) for name in ("residual", "fresh", "fixed")]
+    for key in members[0]:
+        assert [yaml.safe_load(cell) for cell in rows[key][-3:]] == [member[key] for member in members], key
+    of_components = {key for key in rows if key.startswith(("method.", "integrator.", "problem.", "net."))}
+    groups = {path.name for path in CONFIGS.iterdir() if path.is_dir()}
+    assert rows.keys() - of_components - groups == plain.keys() | members[0].keys()
+
+
+@pytest.mark.parametrize(("group", "made_of"), [("method", ("integrator",)), ("integrator", ("tableau", "order"))])
+def test_the_keys_of_methods_and_integrators_are_their_parameters(group, made_of):
+    """What a member is made of, its scheme or tableau, is chosen by its name."""
+    targets = {read(f"{group}/{path.stem}")["_target_"] for path in (CONFIGS / group).glob("*.yaml")}
+    parameters = {name for target in targets for name in inspect.signature(get_object(target)).parameters}
+    documented = {key.removeprefix(f"{group}.") for key in key_rows() if key.startswith(f"{group}.")}
+    assert documented == parameters - {*made_of}
+
+
+def test_the_groups_are_those_of_the_folder():
+    rows = key_rows()
+    for folder in (path for path in CONFIGS.iterdir() if path.is_dir()):
+        members = {path.stem for path in folder.glob("*.yaml")}
+        assert members <= set(re.findall(r"`(\w+)`", rows[folder.name][0])), folder.name
+
+
+# The page of the API, and its words.
+
+
+def load_api():
+    spec = importlib.util.spec_from_file_location("docs_api", DOCS / "api.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_api_page_is_that_of_the_code():
+    api = load_api()
+    assert api.PAGE.read_text(encoding="utf-8") == api.page(), "write it by: python docs/api.py"
+
+
+def test_a_stale_api_page_is_noticed(tmp_path, monkeypatch, capsys):
+    api = load_api()
+    monkeypatch.setattr(sys, "argv", ["api.py", "--check"])
+    assert api.main() == 0
+    monkeypatch.setattr(api, "PAGE", tmp_path / "api.md")
+    assert api.main() == 1
+    api.PAGE.write_text(api.page() + "one line more\n", encoding="utf-8")
+    assert api.main() == 1
+    assert "stale" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["api.py"])
+    assert api.main() == 0
+    assert api.PAGE.read_text(encoding="utf-8") == api.page()
+
+
+def test_every_public_name_is_documented():
+    api = load_api()
+    for name in pinn_odelora.__all__:
+        assert len(api.documentation(getattr(pinn_odelora, name)).split()) >= 5, name
+
+
+AVOIDED = (
+    *("incumbent", "challenger", "carriers", "surroundings", "nearer", "farther", "dear", "dearer", "anew", "legs"),
+    *("be had", "is refused", "rows rest", "looks at", "points that follow", "the way there"),
+)
+"""Words that the vocabulary of the project replaces."""
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for p in (*DOCS.parent.glob("*.md"), *DOCS.rglob("*.md")) if p.name != "CHANGELOG.md"],
+    ids=lambda path: str(path.relative_to(DOCS.parent)),
+)
+def test_documents_keep_to_the_vocabulary(path):
+    text = " ".join(path.read_text(encoding="utf-8").lower().split())
+    assert [word for word in AVOIDED if re.search(rf"\b{word}\b", text)] == []

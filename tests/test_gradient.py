@@ -12,12 +12,12 @@ import torch
 from torch import nn
 from torch.autograd import grad
 
+from pinn_odelora.formulation import Term
 from pinn_odelora.gradient import Gradient
 from pinn_odelora.lowrank.layer import adapters
 from pinn_odelora.lowrank.start import orthonormal
 from pinn_odelora.lowrank.targets import adapt, linear_targets
 from pinn_odelora.nets import MLP
-from pinn_odelora.problem import Term
 from pinn_odelora.system import Solution, System, draw_points
 from problems.burgers import Burgers
 from problems.kovasznay import Kovasznay

@@ -15,9 +15,9 @@ from pinn_odelora.integrators import ROS2, LinearlyImplicit, RungeKutta, implici
 from pinn_odelora.integrators.tableau import EULER
 from pinn_odelora.linalg import damped
 from pinn_odelora.linalg.damped import Damped
-from pinn_odelora.lowrank.balance import balance_defect
 from pinn_odelora.lowrank.layer import adapters
 from pinn_odelora.lowrank.start import zero
+from pinn_odelora.manifolds.factors import balance_defect
 from pinn_odelora.manifolds.variables import LowRankPair
 from pinn_odelora.objective import Evaluator
 from pinn_odelora.optim import ImplicitODELoRA, factor_pairs

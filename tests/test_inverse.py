@@ -16,6 +16,7 @@ from pinn_odelora import __main__ as program
 from pinn_odelora.confidence import _interval, coefficient_intervals, response, student
 from pinn_odelora.config import build, run
 from pinn_odelora.errors import InputError
+from pinn_odelora.formulation import Problem, Term, parameter
 from pinn_odelora.geometry import Box, Cloud
 from pinn_odelora.integrators import LinearlyImplicit
 from pinn_odelora.linearisation import Linearisation, Sweep
@@ -27,7 +28,6 @@ from pinn_odelora.nets import MLP
 from pinn_odelora.objective import Draw, Evaluator
 from pinn_odelora.optim.methods import full_implicit, odelora
 from pinn_odelora.points import Points
-from pinn_odelora.problem import Problem, Term, parameter
 from pinn_odelora.runs import conclude
 from pinn_odelora.runs.history import History
 from pinn_odelora.sampling.batch_size import Growth

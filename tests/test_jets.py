@@ -21,13 +21,13 @@ from pinn_odelora.derivatives import RULES, AutogradField, by_autograd, pointwis
 from pinn_odelora.derivatives.jet import Channels, Jet, NoJetRule
 from pinn_odelora.derivatives.jets import lifted, seeded
 from pinn_odelora.derivatives.multiindex import closed, partitions, parts, splits, word
+from pinn_odelora.formulation import Problem, Term, parameter
 from pinn_odelora.geometry import Box
 from pinn_odelora.lowrank.layer import adapters
 from pinn_odelora.lowrank.start import orthonormal
 from pinn_odelora.lowrank.targets import adapt, linear_targets
 from pinn_odelora.nets.mlp import ACTIVATIONS, MLP
 from pinn_odelora.points import Points
-from pinn_odelora.problem import Problem, Term, parameter
 from pinn_odelora.system import Solution, System, draw_points
 from problems.burgers import Burgers
 from problems.convection import Convection

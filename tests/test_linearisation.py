@@ -20,6 +20,7 @@ from torch import nn
 from torch.func import functional_call, grad, jacrev, vmap
 
 from pinn_odelora.errors import InputError
+from pinn_odelora.formulation import Term
 from pinn_odelora.geometry import Box
 from pinn_odelora.linalg import gram
 from pinn_odelora.linearisation import Linearisation, Sweep
@@ -30,7 +31,6 @@ from pinn_odelora.manifolds.fixed_rank import frame
 from pinn_odelora.matrix_problem import MatrixProblem
 from pinn_odelora.measurements import Cloud
 from pinn_odelora.points import Points
-from pinn_odelora.problem import Term
 from pinn_odelora.system import Solution, System, draw_points
 from problems.burgers import Burgers
 from problems.heat import Heat
@@ -631,7 +631,7 @@ def test_with_further_variables_a_sweep_stays_eager(generator):
 
 
 def test_the_example_of_the_document_finds_the_spectrum_of_the_kernel():
-    text = (Path(__file__).parents[1] / "docs" / "linearisation.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[1] / "docs/reference/linearisation.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
     assert len(code.splitlines()) <= 18
     found = {}

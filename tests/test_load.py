@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from pinn_odelora.lowrank.files import save_adapter
 
 from pinn_odelora.adapted_solution import AdaptedSolution
 from pinn_odelora.checkpoints import save_network
 from pinn_odelora.config.build import network, posed
+from pinn_odelora.config.load import load
 from pinn_odelora.errors import InputError
-from pinn_odelora.lowrank.files import save_adapter
 from pinn_odelora.lowrank.start import pissa
 from pinn_odelora.lowrank.targets import adapt, linear_targets
 from pinn_odelora.nets import MLP
 from pinn_odelora.points import Points
-from pinn_odelora.runs.load import load
 from problems.burgers import Burgers
 from problems.kovasznay import Kovasznay
 
@@ -176,7 +176,7 @@ def test_with_network_and_problem_neither_hydra_nor_lightning_is_imported(folder
     code = (
         "import sys\n"
         "from pinn_odelora.nets import MLP\n"
-        "from pinn_odelora.runs.load import load\n"
+        "from pinn_odelora.config.load import load\n"
         "from problems.burgers import Burgers\n"
         "load(sys.argv[1], MLP(2, 1, width=12), Burgers(nu=0.03))(0.1, 0.2)\n"
         "assert not {'hydra', 'omegaconf', 'lightning', 'wandb'} & set(sys.modules)\n"

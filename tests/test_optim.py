@@ -5,15 +5,15 @@ import math
 
 import pytest
 import torch
+from pinn_odelora.integrators.chebyshev import Chebyshev, chebyshev_step
 from torch import nn
 
 from pinn_odelora.errors import InputError
 from pinn_odelora.flows import gradient_flow
 from pinn_odelora.integrators import ROS2, LinearlyImplicit, RungeKutta, Tableau, rk_step, tableau
-from pinn_odelora.integrators.chebyshev import Chebyshev, chebyshev_step
-from pinn_odelora.lowrank.balance import balance_defect
 from pinn_odelora.lowrank.layer import Factors, LowRankLinear, adapters, formed_weights
 from pinn_odelora.lowrank.start import orthonormal, pissa, zero
+from pinn_odelora.manifolds.factors import balance_defect
 from pinn_odelora.manifolds.fixed_rank import low_rank
 from pinn_odelora.manifolds.projected import FixedRank, project
 from pinn_odelora.nets import MLP

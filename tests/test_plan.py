@@ -12,10 +12,10 @@ from torch.autograd import grad
 from pinn_odelora.derivatives import AutogradField, Engine, rehearse
 from pinn_odelora.derivatives.plan import Recorder, plan
 from pinn_odelora.errors import InputError
+from pinn_odelora.formulation import Problem, Term, parameter
 from pinn_odelora.geometry import Box
 from pinn_odelora.nets import MLP
 from pinn_odelora.points import Points
-from pinn_odelora.problem import Problem, Term, parameter
 from pinn_odelora.system import Solution, System
 
 N = 20

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from pinn_odelora.errors import InputError
+from pinn_odelora.formulation import Term
 from pinn_odelora.geometry import Cloud
 from pinn_odelora.nets import MLP
 from pinn_odelora.objective import Evaluator
 from pinn_odelora.points import Points
-from pinn_odelora.problem import Term
 from pinn_odelora.runs.history import History
 from pinn_odelora.sampling.batch_size import Ended, Growth, ended, serve
 from pinn_odelora.sampling.residual_sampling import candidates, effective_number, followed

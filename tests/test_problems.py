@@ -19,13 +19,13 @@ from scipy.integrate import solve_ivp
 import problems
 from pinn_odelora.derivatives import AutogradField, Field
 from pinn_odelora.errors import InputError
+from pinn_odelora.formulation import Problem
 from pinn_odelora.geometry import Box, sobol
 from pinn_odelora.matrices import UnitMatrices
 from pinn_odelora.matrix_problem import MatrixProblem
 from pinn_odelora.metrics import relative_l2
 from pinn_odelora.nets import MLP
 from pinn_odelora.points import Points
-from pinn_odelora.problem import Problem
 from pinn_odelora.reference import PeriodicSolution, etdrk4
 from pinn_odelora.system import Solution, draw_points
 from problems import allen_cahn

@@ -1,4 +1,4 @@
-"""The README is true: its commands are accepted, its Python runs, its tables and file names are those of the code."""
+"""README and guide are true: commands are accepted, Python runs, tables and file names are those of the code."""
 
 import logging
 import os
@@ -11,23 +11,23 @@ from pathlib import Path
 import hydra
 import numpy as np
 import pytest
+import safetensors.torch
 import yaml
 from hydra.utils import instantiate
 
 import pinn_odelora
 from pinn_odelora import __main__ as program
 from pinn_odelora import config as commandline
-from pinn_odelora.integrators import ROS2, Chebyshev, LinearlyImplicit, RungeKutta, tableau
-from pinn_odelora.nets import MLP
+from pinn_odelora.integrators import RKC, ROS2, LinearlyImplicit, RungeKutta, tableau
 from pinn_odelora.optim.methods import Method
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("docs/*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("docs/**/*.md"))]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 FIRST = "pip install -c constraints.txt -e . && python train.py problem=burgers"
 SECOND = "pip install -c constraints.txt -e '.[test]' && pytest"
 
-every_document = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+every_document = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 
 
 def fenced(text, language):
@@ -35,9 +35,9 @@ def fenced(text, language):
     return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
 
 
-def table(heading):
+def table(heading, text=README):
     """The rows of the table in a section, as dictionaries from its header; names lose links and backquotes."""
-    section = re.split(r"^## ", README, flags=re.MULTILINE)
+    section = re.split(r"^#+ ", text, flags=re.MULTILINE)
     lines = next(s for s in section if s.startswith(f"{heading}\n")).splitlines()
     header, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|"))
     return [dict(zip(header, row, strict=True)) for row in rows]
@@ -101,10 +101,15 @@ def commands(text):
                     yield words
 
 
-def test_every_command_line_is_accepted(workplace, monkeypatch, capsys):
-    """In the order of the README and in one folder, so that a run that is continued was begun before."""
+GUIDE = "docs/guide/"
+COMMANDS = ["README.md", GUIDE + "command-line.md", GUIDE + "inverse-problems.md", GUIDE + "matrix-problems.md"]
+
+
+@pytest.mark.parametrize("path", COMMANDS)
+def test_every_command_line_is_accepted(path, workplace, monkeypatch, capsys):
+    """In the order of the page and in one folder, so that a run that is continued was begun before."""
     seen = set()
-    for words in commands(README):
+    for words in commands((ROOT / path).read_text(encoding="utf-8")):
         match words:
             case ["python", "train.py", *arguments]:
                 code = begin(monkeypatch, [os.path.expandvars(a) for a in arguments])
@@ -114,14 +119,20 @@ def test_every_command_line_is_accepted(workplace, monkeypatch, capsys):
                 seen.add(arguments[0])
             case _:
                 assert " ".join(words).replace(".[test]", "'.[test]'") in f"{FIRST} {SECOND}"
-    assert seen == {"list", "predict", "compare", "export"}
-    assert (workplace / "runs" / "sweep" / "5" / "config.yaml").exists()
+    if path in COMMANDS[:2]:
+        assert seen == {"list", "predict", "compare", "export"}
+        assert (workplace / "runs" / "sweep" / "5" / "config.yaml").exists()
+
+
+SENTENCES = ["choosing-a-method", "command-line", "inverse-problems", "your-own-model"]
 
 
 @pytest.mark.usefixtures("workplace")
-@pytest.mark.parametrize("path", ["README.md", "docs/choosing-a-method.md"])
+@pytest.mark.parametrize(
+    "path", ["README.md", "docs/reference/integrators.md", *(f"{GUIDE}{name}.md" for name in SENTENCES)]
+)
 def test_every_setting_in_a_sentence_is_accepted(path, monkeypatch, capsys):
-    settings = set(re.findall(r"`([a-z_.]+=[^`]+)`", (ROOT / path).read_text(encoding="utf-8")))
+    settings = set(re.findall(r"`([a-z_.]+=[^`()]+)`", (ROOT / path).read_text(encoding="utf-8")))
     assert settings
     for setting in settings:
         assert begin(monkeypatch, setting.split()) == 0, (setting, capsys.readouterr().err)
@@ -132,29 +143,49 @@ def test_an_argument_that_does_not_exist_is_not_accepted(monkeypatch):
     assert begin(monkeypatch, ["problem=burgers", "lora.rang=4"]) != 0
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::DeprecationWarning:lightning")
-def test_the_python_examples_run(tmp_path, monkeypatch, compose, adapt):
-    """In a folder with a short run of the network that they expect."""
-    from pinn_odelora.runs import conclude
+def test_the_python_section_adapts_and_saves(tmp_path, monkeypatch, capsys):
+    """With a budget of evaluations instead of seconds; errors are computed again, from the reference itself."""
+    import torch
 
-    module, _ = adapt(compose(f"output_dir={tmp_path / 'my_run'}", "net.width=40", "budget.steps=2"))
-    conclude.save_weights(module, tmp_path / "my_run")
+    from pinn_odelora.points import Points
+    from problems.burgers import Burgers
+
     monkeypatch.chdir(tmp_path)
-    training, using = fenced(README, "python")
-    _, body = re.split(r"\n\n(?=problem)", training)
-    assert len(body.splitlines()) == 12
+    monkeypatch.setenv("PINN_ODELORA_CACHE", str(tmp_path / "cache"))
+    adapting, looping = fenced(README, "python")
+    found = {}
+    exec(adapting.replace("seconds=10", "gradient_evals=200"), found)
+    result, u, burgers = found["result"], found["u"], Burgers(nu=0.02)
 
-    variables = {}
-    exec(training, variables)
-    net = MLP(inputs=2, outputs=1)
-    variables["load_network"](net, "my_run/pretrained.safetensors")
-    system = variables["System"](variables["problem"], variables["Solution"](variables["problem"], net))
-    assert variables["loss"].item() < 0.999 * system.loss(variables["points"]).total.item()
+    box = torch.rand(2000, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    x, t = 2 * box[:, :1] - 1, box[:, 1:]
+    reference = burgers.reference(Points({"x": x, "t": t}))
+    error = float((u(x, t).reshape_as(reference) - reference).norm() / reference.norm())
+    assert error < 2e-3 < 1e-1 < result.summary["rel_l2_before"]
+    assert 0.5 * result.rel_l2 < error < 2 * result.rel_l2
+    assert 200 <= result.gradient_evals < 220
+    assert not result.diverged
+    assert f"{result.rel_l2}" in capsys.readouterr().out
+    assert np.abs(u(np.array([-1.0, 1.0]), 0.7)).max() < 1e-12  # the boundary condition is hard
+    assert isinstance(found["values"], np.ndarray | float)
 
-    exec(using, variables)
-    assert variables["values"].shape == (201,)
-    assert np.isfinite(variables["values"]).all()
-    assert abs(variables["values"][0]) < 1e-12  # u(-1, t) = 0 is hard
+    before = safetensors.torch.load_file("my_run/pretrained.safetensors")
+    assert all(torch.equal(x, before[name]) for name, x in found["net"].state_dict().items())  # net is not changed
+    points = np.linspace(-1, 1, 21)
+    assert np.array_equal(pinn_odelora.load("my_run")(points, 0.5), u(points, 0.5))
+    expected = {bare(row["file"]).rstrip("/") for row in table("What a run leaves")}
+    here = {file.name for file in Path("my_run").iterdir()}
+    assert here >= {"summary.json", "history.csv", "config.yaml", "adapter", "pretrained.safetensors"}
+    assert here <= expected
+    assert {file.name for file in Path("adapter").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+
+    exec(looping.replace("steps=50", "steps=8"), found)
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [int(step) for step, *_ in printed] == [*range(len(printed))] or [int(step) for step, *_ in printed] == [
+        *range(1, len(printed) + 1)
+    ]
+    assert len(printed) == 8
+    assert float(printed[-1][1]) < 0.1 * float(printed[0][1])
 
 
 # Tables.
@@ -209,7 +240,7 @@ def test_integrators():
         settings = yaml.safe_load((ROOT / f"configs/integrator/{name}.yaml").read_text())
         made = instantiate({key: value for key, value in settings.items() if key != "defaults"})
         if scheme is None:
-            orders = {LinearlyImplicit: 1, ROS2: 2, Chebyshev: getattr(made, "order", None)}
+            orders = {LinearlyImplicit: 1, ROS2: 2, RKC: getattr(made, "order", None)}
             assert int(row["order"]) == orders[type(made)]
             continue
         assert made.tableau is scheme
@@ -222,8 +253,9 @@ def test_files_of_a_run():
     from pinn_odelora.runs import folder as files
 
     names = {value for name, value in vars(files).items() if name.isupper()}
-    listed = {bare(row["file"]).rstrip("/") for row in table("What a run leaves")}
-    assert listed == names | {"solution.png", "history.png", "wandb"}
+    reference = (ROOT / "docs/reference/run-folder.md").read_text(encoding="utf-8")
+    for rows in (table("What a run leaves"), table("Files of a run", reference)):
+        assert {bare(row["file"]).rstrip("/") for row in rows} == names | {"solution.png", "history.png", "wandb"}
 
 
 # Files, links, and what is said twice.

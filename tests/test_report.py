@@ -8,9 +8,9 @@ import pytest
 import torch
 from matplotlib.image import imread
 
+from pinn_odelora.formulation import Problem, Term
 from pinn_odelora.geometry import Box
 from pinn_odelora.geometry.deepxde import Shape, shapes
-from pinn_odelora.problem import Problem, Term
 from pinn_odelora.runs.figures import history_figure, solution_figure
 from problems.burgers import Burgers
 from problems.kovasznay import Kovasznay

@@ -4,17 +4,17 @@ import math
 
 import pytest
 import torch
+from pinn_odelora.integrators.implicit import LinearlyImplicit, second_order
+from pinn_odelora.integrators.rosenbrock import ROS2, ros2_stages
 from torch import linalg
 from toys import Linear, Sensing, followed, normal, point
 
 from pinn_odelora.errors import InputError
 from pinn_odelora.integrators import rk_step, tableau
-from pinn_odelora.integrators.implicit import LinearlyImplicit, second_order
-from pinn_odelora.integrators.rosenbrock import ROS2, ros2_stages
 from pinn_odelora.linalg.damped import Damped
 from pinn_odelora.linalg.solvers import solver_for
-from pinn_odelora.lowrank.balance import balance_defect
 from pinn_odelora.lowrank.layer import Factors
+from pinn_odelora.manifolds.factors import balance_defect
 from pinn_odelora.manifolds.fixed_rank import low_rank
 from pinn_odelora.manifolds.projected import FixedRank
 

@@ -4,14 +4,14 @@ import math
 
 import pytest
 import torch
+from pinn_odelora.integrators.chebyshev import Chebyshev, chebyshev_step
 from torch import linalg
 from toys import Layers, Rotating, Sensing, ambient, followed, normal, point
 
 from pinn_odelora.integrators import RungeKutta, Tableau, rk_step, tableau
-from pinn_odelora.integrators.chebyshev import Chebyshev, chebyshev_step
 from pinn_odelora.integrators.stability import largest_eigenvalue
-from pinn_odelora.lowrank.balance import balance_defect
 from pinn_odelora.lowrank.layer import Factors
+from pinn_odelora.manifolds.factors import balance_defect
 from pinn_odelora.manifolds.fixed_rank import low_rank, retract
 from pinn_odelora.manifolds.projected import FixedRank, Thin, project, truncate
 from pinn_odelora.manifolds.space import FLAT

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from pinn_odelora.derivatives import AutogradField
+from pinn_odelora.formulation import Problem, Term
 from pinn_odelora.geometry import Box, sobol
 from pinn_odelora.nets import MLP
 from pinn_odelora.points import Points
-from pinn_odelora.problem import Problem, Term
 from pinn_odelora.system import Solution
 
 

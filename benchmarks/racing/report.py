@@ -56,9 +56,10 @@ def readme(results: Results, judged: list[Verdict]) -> list[str]:
         "seconds of that thread, spent on steps and not on measuring. Errors are relative L2 at "
         f"{TEST_POINTS} points, the median over seeds with the smallest and the largest; held-out losses have as many. "
         "Evaluations count everything: gradients, line searches, linearisations, trial points, the choice of points, "
-        "looks at validation points. Errors and held-out losses are those of the point that a run would have ended "
-        "with then: the best iterate by validation points for implicit schemes, the last one for others. "
-        "The rise is the largest relative one of its held-out loss between two looks, ten steps apart, after the first "
+        "validation losses. Errors and held-out losses are those of the iterate that a run would have returned "
+        "at that time: the best on a validation set for implicit schemes, the last one for others. "
+        "The rise is the largest relative increase of the held-out loss of that iterate between two checks, ten steps "
+        "apart, after the first "
         f"{SETTLED} steps; a run has diverged when its numbers failed or its held-out loss ended above the first.",
         "",
         "Adam and SOAP have the best learning rate of a sweep on seed "
@@ -110,7 +111,7 @@ def discretisations(results: Results) -> list[str]:
         "",
         "The flow that the default follows by linearly implicit steps with a correction and momentum, by other "
         "schemes, each with the step size that it finds itself: explicit ones, held at the limit of the stiffest "
-        "modes, on 1,000 even points a step, the others on rows that grow as those of the default.",
+        "modes, on 1,000 even points a step, the others with the adaptive batch size of the default.",
         "",
         f"| case | scheme | {' | '.join(f'{t} s' for t in SHOWN)} | evaluations | largest rise | diverged |",
         "|---" * (len(SHOWN) + 5) + "|",

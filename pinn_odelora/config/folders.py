@@ -1,34 +1,20 @@
-"""Where a run leaves its files, and the configuration that is kept there to repeat or continue it."""
+"""Which folder a run has, and the configuration of one that is continued."""
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import datetime
-from itertools import count
 from pathlib import Path
 
-import yaml
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from pinn_odelora.config.request import Request
 from pinn_odelora.errors import InputError
+from pinn_odelora.runs.configuration import saved_config
+from pinn_odelora.runs.folder import CONFIG, START, STATE, SUMMARY
 
-CONFIG = "config.yaml"
 RUNS = Path("runs")
-START, STATE, SUMMARY = "start.json", "last.ckpt", "summary.json"
+"""Where runs go that have no ``output_dir``."""
 CONTINUABLE = ("budget", "checkpoint", "log.every", "logger")
 """What may change when a run is continued: nothing that takes part in the numbers."""
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"The output folder {folder} cannot be written ({error.strerror}); give another.") from None
 
 
 def chosen_folder(cfg: DictConfig, request: Request) -> Path:
@@ -39,46 +25,6 @@ def chosen_folder(cfg: DictConfig, request: Request) -> Path:
     return folder if request.job is None or cfg.resume is not None else folder / str(request.job)
 
 
-def output_folder(cfg: DictConfig, request: Request) -> Path:
-    """The run's folder: the chosen one, not yet made, or a new one ``runs/<problem>-<method>-<time>``, made here.
-
-    Making it is what keeps runs that start in the same second apart.
-
-    Raises:
-        InputError: if it cannot be made.
-    """
-    chosen = chosen_folder(cfg, request)
-    if cfg.output_dir is not None:
-        return chosen
-    name = f"{cfg.choices.problem}-{cfg.choices.method}-{datetime.now():%Y%m%d-%H%M%S}"
-    with _writing(chosen):
-        chosen.mkdir(parents=True, exist_ok=True)
-        for k in count(1):
-            folder = chosen / (name if k == 1 else f"{name}-{k}")
-            try:
-                folder.mkdir()
-            except FileExistsError:
-                continue
-            return folder
-    raise AssertionError
-
-
-def save_config(cfg: DictConfig, folder: Path) -> None:
-    """Write ``config.yaml``, which repeats the run by itself, into a folder of its own, in one move:
-
-        python train.py --config-path <absolute folder> --config-name config output_dir=<new folder>
-
-    Raises:
-        InputError: if the folder cannot be written.
-    """
-    kept = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True) | {"output_dir": None, "resume": None})
-    partial = folder / f"{CONFIG}.partial"
-    with _writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        partial.write_text(OmegaConf.to_yaml(kept), encoding="utf-8")
-        os.replace(partial, folder / CONFIG)
-
-
 def resumed(cfg: DictConfig, request: Request) -> DictConfig:
     """The configuration kept in the folder ``resume``, with what was given of ``CONTINUABLE`` put into it.
 
@@ -87,12 +33,9 @@ def resumed(cfg: DictConfig, request: Request) -> DictConfig:
     """
     folder = Path(cfg.resume).expanduser().absolute()
     allowed = request.gives("resume", *CONTINUABLE)
-    for key in request.given:
-        if key not in allowed:
-            raise InputError(
-                f"{key} cannot change when a run is continued with resume; allowed: {', '.join(CONTINUABLE)}."
-            )
-    kept = _kept(folder)
+    if other := [key for key in request.given if key not in allowed]:
+        raise InputError(f"{other[0]} cannot change when a run is resumed; allowed: {', '.join(CONTINUABLE)}.")
+    kept = saved_config(folder)
     if (folder / SUMMARY).exists() and not (folder / STATE).exists():
         raise InputError(
             f"resume={folder} is a finished run without {STATE}, the state to continue from; "
@@ -105,43 +48,6 @@ def resumed(cfg: DictConfig, request: Request) -> DictConfig:
     return kept
 
 
-def _kept(folder: Path) -> DictConfig:
-    try:
-        kept = OmegaConf.load(folder / CONFIG)
-    except OSError:
-        raise InputError(f"resume={folder} holds no run: it has no readable {CONFIG}.") from None
-    except (yaml.YAMLError, ValueError):
-        raise InputError(f"resume={folder} holds no run: its {CONFIG} is damaged.") from None
-    if not OmegaConf.is_dict(kept) or not {"problem", "method", "choices", "output_dir"} <= kept.keys():
-        raise InputError(f"resume={folder} holds no run: its {CONFIG} is not that of a run.")
-    OmegaConf.set_struct(kept, True)
-    return kept
-
-
 def has_pretrained(cfg: DictConfig) -> bool:
     """Whether a run is continued whose folder has its pretrained network: neither checkpoint nor cache is needed."""
     return cfg.resume is not None and (Path(cfg.resume) / START).is_file()
-
-
-def choices(cfg: DictConfig, request: Request, integrated: bool) -> dict[str, str | None]:
-    """The names of problem, network, method and integrator, for summaries and for the folder.
-
-    A name is that of the chosen YAML file, or made from the ``_target_`` where that was given by hand.
-
-    Args:
-        integrated: whether the method takes an integrator; the name is None otherwise.
-    """
-    saved = cfg.get("choices") or {}
-    names = {}
-    for group in ("problem", "net", "method", "integrator"):
-        chosen = saved.get(group) or request.choices.get(group)
-        by_hand = request.gives(f"{group}._target_", f"{group}.tableau")
-        names[group] = chosen if chosen and not by_hand else _name(cfg[group])
-    return names if integrated else names | {"integrator": None}
-
-
-def _name(component: DictConfig) -> str:
-    """A scheme's name in lower case, or that of the class or function: AllenCahn is allen_cahn."""
-    target = OmegaConf.select(component, "tableau.path") or component["_target_"]
-    name = target.rpartition(".")[2]
-    return name.lower() if name.isupper() else re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()

@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime
+from functools import wraps
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.core.utils import env_override
 from hydra.experimental.callback import Callback
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from pinn_odelora.config import sentences
-from pinn_odelora.config.checks import check, takes_integrator
-from pinn_odelora.config.folders import choices, output_folder, resumed
+from pinn_odelora.config.application import explained, register
+from pinn_odelora.config.checks import check
+from pinn_odelora.config.folders import chosen_folder, resumed
 from pinn_odelora.config.request import Request
-from pinn_odelora.config.settings import register
 from pinn_odelora.errors import NonFiniteError
+from pinn_odelora.runs.location import new_folder
 
 REFUSED, DIVERGED = 2, 3
 FULL_ERROR = "HYDRA_FULL_ERROR"
+Task = Callable[[DictConfig], None]
 
 
 def begin(cfg: DictConfig) -> tuple[DictConfig, Path]:
@@ -34,118 +39,105 @@ def begin(cfg: DictConfig) -> tuple[DictConfig, Path]:
     ``choices`` in it names problem, net, method and integrator, the latter None for a method without.
 
     Raises:
-        InputError: for whatever can be refused without building anything.
+        InputError: for whatever can be refused before anything is trained.
     """
     request = Request.current()
-    if cfg.resume is not None:
-        cfg = resumed(cfg, request)
-    check(cfg, request)
+    cfg, names = checked(cfg, request)
     with open_dict(cfg):
-        cfg.choices = choices(cfg, request, takes_integrator(cfg.method._target_))
-        folder = output_folder(cfg, request)
+        cfg.choices = names
+        folder = chosen_folder(cfg, request)
+        if cfg.output_dir is None:
+            folder = new_folder(folder, f"{names['problem']}-{names['method']}-{datetime.now():%Y%m%d-%H%M%S}")
         cfg.output_dir = str(folder)
     return cfg, folder
 
 
-def run(main: Callable[[], None]) -> int:
-    """Call a ``hydra.main`` function as the whole program, and return the exit code.
+def checked(cfg: DictConfig, request: Request) -> tuple[DictConfig, dict[str, str | None]]:
+    """The configuration, or that of the run to continue, all of it checked, and the names of its objects."""
+    if cfg.resume is not None:
+        cfg = resumed(cfg, request)
+    return cfg, check(cfg, request)
 
-    A refused request and numbers that stopped being finite are one sentence on stderr, code 2 and 3; with
+
+def run(main: Task, configs: str | Path = "configs") -> int:
+    """Run a function of the configuration as the whole program, and return the exit code.
+
+    Invalid input and numbers that stopped being finite are one sentence on stderr, code 2 and 3; with
     ``HYDRA_FULL_ERROR=1`` in the environment they keep their traceback, as every other error does.
+
+    Args:
+        main: the function; if it is decorated with ``hydra.main``, that is replaced.
+        configs: the folder with ``train.yaml`` and its groups, beside the file of ``main`` unless it is absolute.
     """
-    register()
+    main = inspect.unwrap(main)
+    folder = Path(inspect.getfile(main)).absolute().parent / configs
     if os.getcwd() not in sys.path:
         # A user's own network or problem lies where they work, not beside this program.
         sys.path.append(os.getcwd())
-    with _reraising() as full:
-        error, said = _outcome(main)
-    if error is None:
+    program = hydra.main(version_base="1.3", config_path=str(folder), config_name="train")(_carrying(main))
+    try:
+        if {"--help", "-h"} & {*sys.argv[1:]}:
+            print(explained(folder))
+            return 0
+        register()
+        with env_override({FULL_ERROR: "1"}):  # Hydra raises what it would print itself
+            program()
         return 0
-    if said is None or full:
+    except Ended as ended:
+        error, said = ended.error, ended.said
+    except Exception as raised:  # Outside of a run there is only Hydra, reading what was typed.
+        error = raised
+        said = sentences.of_run(raised) or sentences.of_composition(raised)
+    if said is None or os.environ.get(FULL_ERROR) == "1":
         raise error
     print(said, file=sys.stderr)
     return DIVERGED if isinstance(error, NonFiniteError) else REFUSED
-
-
-@contextmanager
-def _reraising() -> Iterator[bool]:
-    """Have Hydra raise what it would print itself; yields whether the user asked for tracebacks."""
-    asked = os.environ.get(FULL_ERROR)
-    os.environ[FULL_ERROR] = "1"
-    try:
-        yield asked == "1"
-    finally:
-        if asked is None:
-            del os.environ[FULL_ERROR]
-        else:
-            os.environ[FULL_ERROR] = asked
-
-
-def _outcome(main: Callable[[], None]) -> tuple[Exception | None, str | None]:
-    """What the program ended with, and the sentence for it if there is one."""
-    try:
-        main()
-    except Ended as ended:
-        return ended.error, ended.said
-    except NonFiniteError as error:
-        return error, sentences.of_run(error)
-    except Exception as error:
-        # Outside of a run there is only Hydra, reading what was typed.
-        return error, sentences.of_composition(error)
-    return None, None
 
 
 class Ended(BaseException):
     """Carries an error out of Hydra, which would announce it in its own words; no ``Exception``, as those it keeps."""
 
     def __init__(self, error: Exception, said: str | None) -> None:
-        super().__init__()
-        self.error = error
-        self.said = said
+        super().__init__(error, said)
+        self.error, self.said = error, said
 
 
-class Ending(Callback):
-    """Ends the program when a run fails, and a sweep before it starts when one of its runs would be refused."""
+def _carrying(main: Task) -> Task:
+    """The task with its errors carried out of Hydra, but for a job of a sweep that diverged: the others are run."""
+
+    @wraps(main)
+    def task(cfg: DictConfig) -> None:
+        new = cfg.output_dir is None
+        try:
+            main(cfg)
+        except Exception as error:
+            if new and cfg.output_dir is not None:
+                with suppress(OSError):
+                    Path(cfg.output_dir).rmdir()  # a new folder in which nothing was written
+            if isinstance(error, NonFiniteError) and Request.current().job is not None:
+                raise
+            raise Ended(error, sentences.of_run(error)) from error
+
+    return task
+
+
+class SweepCheck(Callback):
+    """Checks every run of a sweep before the first starts, where Hydra's own sweeper knows them from the start."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        try:
-            jobs = [*_sweep(config)]
-        except Exception as error:
-            raise Ended(error, sentences.of_composition(error)) from None
-        try:
-            for number, job in enumerate(jobs):
-                check(*_split(job, number))
-        except Exception as error:
-            raise Ended(error, sentences.of_run(error)) from None
-
-    def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
-        if job_return.status != JobStatus.FAILED:
+        if not config.hydra.sweeper._target_.endswith(".BasicSweeper"):
             return
-        error = job_return._return_value
-        if config.output_dir is None and job_return.cfg.output_dir is not None:
-            with suppress(OSError):
-                Path(job_return.cfg.output_dir).rmdir()  # a new folder in which nothing was written
-        if config.hydra.mode == RunMode.MULTIRUN and isinstance(error, NonFiniteError):
-            return  # the rest of a sweep goes on; Hydra raises this at its end
-        raise Ended(error, sentences.of_run(error))
-
-
-def _sweep(config: DictConfig) -> Iterator[DictConfig]:
-    """The configurations of a sweep's runs, where the sweeper knows them from the start."""
-    if config.hydra.sweeper._target_.rpartition(".")[2] != BasicSweeper.__name__:
-        return
-    loader = GlobalHydra.instance().config_loader()
-    typed = OverridesParser.create(loader).parse_overrides(
-        OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
-    )
-    jobs: Sequence[Sequence[str]] = BasicSweeper.split_arguments(typed, None)[0]
-    for job in jobs:
-        yield loader.load_sweep_config(config, list(job))
-
-
-def _split(job: DictConfig, number: int) -> tuple[DictConfig, Request]:
-    with open_dict(job):
-        job.hydra.job.num = number
-        hydra = job.pop("hydra")
-    request = Request.of(hydra)
-    return (job if job.resume is None else resumed(job, request)), request
+        overrides = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
+        say = sentences.of_composition
+        try:
+            typed = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(overrides)
+            values = lambda o: (f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator())
+            lines = product(*(values(o) if o.is_sweep_override() else [o.input_line] for o in typed))
+            jobs = [hydra.compose(config.hydra.job.config_name, [*line], return_hydra_config=True) for line in lines]
+            say = sentences.of_run
+            for number, job in enumerate(jobs):
+                with open_dict(job):
+                    own = job.pop("hydra")
+                checked(job, Request.of(own, number))
+        except Exception as error:
+            raise Ended(error, say(error)) from None

@@ -81,7 +81,7 @@ def rehearse(
 
     Args:
         name: of the residual, for messages.
-        engine: ``autograd``, ``jets``, or ``auto``: jets where they can and are not dearer.
+        engine: ``autograd``, ``jets``, or ``auto``: jets where they can and cost no more.
         coupled: whether a row may read other points than its own.
 
     Raises:

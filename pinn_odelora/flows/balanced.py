@@ -18,7 +18,7 @@ of it is the direction of LoRA-Pro with SGD (Wang et al., 2025, arXiv 2407.18242
 from __future__ import annotations
 
 from pinn_odelora.flows.gram import gram_spectrum
-from pinn_odelora.lowrank.layer import Factors
+from pinn_odelora.manifolds.factors import Factors
 
 
 def balanced_flow(y: Factors, g: Factors, scale: float) -> Factors:

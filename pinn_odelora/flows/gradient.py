@@ -5,7 +5,7 @@ It keeps BᵀB - AAᵀ, but its product follows -s²(BBᵀG + GAᵀA), not a pro
 
 from __future__ import annotations
 
-from pinn_odelora.lowrank.layer import Factors
+from pinn_odelora.manifolds.factors import Factors
 
 
 def gradient_flow(y: Factors, g: Factors, scale: float) -> Factors:

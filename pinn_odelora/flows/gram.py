@@ -16,15 +16,19 @@ def gram_spectrum(factor: Tensor, name: str) -> tuple[Tensor, Tensor]:
 
     Args:
         factor: F (…, r, n), which is A or Bᵀ.
-        name: of the factor, for the refusal.
+        name: of the factor, for the message.
 
     Raises:
         InputError: where the factor has lost rank, in particular at the zero adapter B = 0.
+        FloatingPointError: where it is not finite, or too large for its Gram matrix.
     """
-    values, vectors = linalg.eigh(factor @ factor.mT)
-    if bool((values[..., 0] <= SINGULAR * values[..., -1]).any()) or not bool(torch.isfinite(values).all()):
+    gram = factor @ factor.mT
+    if not bool(torch.isfinite(gram).all()):
+        raise FloatingPointError(f"the factor {name} is NaN or infinite, or its Gram matrix overflows")
+    values, vectors = linalg.eigh(gram)
+    if bool((values[..., 0] <= SINGULAR * values[..., -1]).any()):
         raise InputError(
-            f"the flow is singular here, because the factor {name} has lost rank (it has at a start with B = 0); "
-            "start from lora.start=orthonormal or lora.start=pissa, or choose a smaller lora.rank"
+            f"the flow is singular here, because the factor {name} has lost rank; start from factors of full rank "
+            "(orthonormal or pissa), or choose a smaller rank"
         )
     return values, vectors

@@ -14,7 +14,7 @@ the product alone, not on how it is split into factors; s⁻² makes it independ
 from __future__ import annotations
 
 from pinn_odelora.flows.gram import gram_spectrum
-from pinn_odelora.lowrank.layer import Factors
+from pinn_odelora.manifolds.factors import Factors
 
 
 def scaled_flow(y: Factors, g: Factors, scale: float) -> Factors:

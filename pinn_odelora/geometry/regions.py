@@ -31,7 +31,11 @@ class Region(Protocol):
 
 @dataclass(frozen=True, init=False)
 class Box:
-    """A product of intervals, ``Box(x=(-1, 1), t=(0, 1))``; an interval of length zero fixes that coordinate."""
+    """A product of intervals, ``Box(x=(-1, 1), t=(0, 1))``; an interval of length zero fixes that coordinate.
+
+    Args:
+        bounds: lower and upper end of each coordinate, by name; points have one column (n, 1) for each.
+    """
 
     bounds: Mapping[str, tuple[float, float]]
 
@@ -64,7 +68,11 @@ class Box:
 
 
 class Union:
-    """Several boxes of one lower dimension, each with an equal share of the points (at least one)."""
+    """Several boxes of one lower dimension, each with an equal share of the points (at least one).
+
+    Args:
+        parts: regions with the same coordinates; points have one column (n, 1) for each coordinate.
+    """
 
     interior = False
 
@@ -79,7 +87,12 @@ class Union:
 
 @dataclass(frozen=True)
 class Cloud:
-    """Given points, all of them at every draw: measurements with their extra columns."""
+    """Given points, all of them at every draw: measurements with their extra columns.
+
+    Args:
+        points: columns (N, 1), the coordinates and any others that a residual reads.
+        interior: whether they fill the domain, and so count as points inside it.
+    """
 
     points: Points
     interior: bool = False

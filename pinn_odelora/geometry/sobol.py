@@ -7,6 +7,7 @@ from draw to draw, a run that is resumed at step k sees exactly the points it wo
 
 from __future__ import annotations
 
+import hashlib
 from functools import lru_cache
 
 import torch
@@ -15,6 +16,17 @@ from torch.quasirandom import SobolEngine
 
 # Seeds are mixed by an odd multiplier so that (seed, draw) and (seed + 1, draw - 1) do not meet.
 _MIX = 0x9E3779B97F4A7C15
+
+
+def stream(name: str, *numbers: int) -> int:
+    """The seed of a named stream of points: streams of other names or numbers share no scrambling.
+
+    Args:
+        name: what the points are for, as ``training`` or ``held-out``.
+        numbers: the seed of the run, the number of a term, whatever tells streams of one name apart.
+    """
+    text = "/".join([name, *map(str, numbers)])
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest())
 
 
 @lru_cache(maxsize=64)

@@ -1,9 +1,25 @@
 """Time discretisations of a flow."""
 
-from pinn_odelora.integrators.chebyshev import Chebyshev
-from pinn_odelora.integrators.explicit import RungeKutta, rk_step
-from pinn_odelora.integrators.implicit import LinearlyImplicit
-from pinn_odelora.integrators.rosenbrock import ROS2
+from pinn_odelora.integrators.base import Field, Flow, Integrator, Local, Report, ResidualFlow, Step, Velocity
+from pinn_odelora.integrators.linearly_implicit import LinearlyImplicit
+from pinn_odelora.integrators.rkc import RKC
+from pinn_odelora.integrators.ros2 import ROS2
+from pinn_odelora.integrators.runge_kutta import RungeKutta, rk_step
 from pinn_odelora.integrators.tableau import Tableau
 
-__all__ = ["ROS2", "Chebyshev", "LinearlyImplicit", "RungeKutta", "Tableau", "rk_step"]
+__all__ = [
+    "RKC",
+    "ROS2",
+    "Field",
+    "Flow",
+    "Integrator",
+    "LinearlyImplicit",
+    "Local",
+    "Report",
+    "ResidualFlow",
+    "RungeKutta",
+    "Step",
+    "Tableau",
+    "Velocity",
+    "rk_step",
+]

@@ -9,66 +9,66 @@ f(y) would hold no stiff component any more once the stiff modes have decayed, w
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pinn_odelora.manifolds.space import FLAT, Slope, Space, State
+from pinn_odelora.manifolds.space import Point
 
-GROWTH = 1.1
-"""Growth of velocity or loss after which the largest eigenvalue is estimated anew."""
+if TYPE_CHECKING:
+    from pinn_odelora.integrators.base import Flow, Velocity
+
+INCREASE = 1.1
+"""Increase of velocity or loss after which the largest eigenvalue is estimated again."""
 
 
 class Estimate(NamedTuple):
-    """λ, and the memory from which the next step can tell whether it still holds; plain numbers only."""
+    """λ, and what tells whether it still holds; plain numbers only.
+
+    Attributes:
+        eigenvalue: |λ|_max, in units of 1/time.
+        age: steps since it was estimated.
+        speed: the smallest norm of the velocity since then.
+        loss: at the last step, NaN where it is not known.
+    """
 
     eigenvalue: float
-    memory: dict[str, Any]
+    age: int
+    speed: float
+    loss: float
 
 
-def kept_eigenvalue(
-    f: Callable[[State], Slope],
-    y: State,
-    velocity: Slope,
-    memory: dict[str, Any],
-    renew: int,
-    space: Space = FLAT,
-    loss: float = math.nan,
-) -> Estimate:
-    """The estimate of earlier steps, made anew when it is old, or the velocity or the loss has grown.
+def kept_eigenvalue(flow: Flow, y: Point, here: Velocity, last: Estimate | None, renew: int) -> Estimate:
+    """The last estimate, renewed when it is old, or the velocity or the loss has grown.
 
     On a gradient flow a growing velocity is the first sign of a mode that the step amplifies, and a growing loss the
     last one; where points change it may also be the points.
 
     Args:
-        memory: what the last step left; without an estimate one is made.
-        renew: steps after which it is old.
-        loss: at y, NaN where it is not known.
+        here: the velocity and loss at y.
+        last: of the step before; None where there is none.
+        renew: steps after which an estimate is old.
     """
-    age, speed = memory.get("age", renew), norm(space.entries(velocity))
-    least = min(speed, memory.get("speed", speed))
-    eigenvalue = memory.get("eigenvalue")
-    grown = speed > GROWTH * least or loss > GROWTH * memory.get("loss", math.inf)
-    if eigenvalue is None or age >= renew or grown:
-        eigenvalue, age, least = largest_eigenvalue(f, y, velocity, space=space), 0, speed
-    return Estimate(eigenvalue, {"eigenvalue": eigenvalue, "age": age + 1, "speed": least, "loss": loss})
+    speed = norm(flow.space.entries(here.slope))
+    if last is None:
+        return Estimate(largest_eigenvalue(flow, y, here), 1, speed, here.loss)
+    least = min(speed, last.speed)
+    if last.age >= renew or speed > INCREASE * least or here.loss > INCREASE * last.loss:
+        return Estimate(largest_eigenvalue(flow, y, here), 1, speed, here.loss)
+    return Estimate(last.eigenvalue, last.age + 1, least, here.loss)
 
 
-def largest_eigenvalue(
-    f: Callable[[State], Slope], y: State, velocity: Slope, iterations: int = 8, space: Space = FLAT
-) -> float:
+def largest_eigenvalue(flow: Flow, y: Point, here: Velocity, iterations: int = 8) -> float:
     """|λ|_max of ∂f/∂y at y, estimated from below, in units of 1/time.
 
     Args:
-        f: the velocity field.
+        flow: the velocity field; on a manifold the derivative is that of the tangent velocity along the manifold.
         y: where.
-        velocity: f(y), already known.
+        here: the velocity at y, already known.
         iterations: evaluations to spend.
-        space: where y lives; on a manifold the derivative is that of the tangent velocity along the manifold.
     """
+    space = flow.space
     size = space.entries(space.element(y))
     eps = torch.finfo(size[0].dtype).eps ** 0.5 * max(norm(size), 1.0)
     direction = space.random(y, torch.Generator().manual_seed(0))
@@ -77,8 +77,8 @@ def largest_eigenvalue(
         length = norm(space.entries(direction))
         if length == 0:
             break
-        shifted = f(space.combine([(1.0, y)], [(eps / length, direction)]))
-        direction = space.quotient(y, velocity, shifted, eps)
+        shifted = flow.velocity(space.combine([(1.0, y)], [(eps / length, direction)])).slope
+        direction = space.quotient(y, here.slope, shifted, eps)
         estimate = max(estimate, norm(space.entries(direction)))
     return max(estimate, 1e-12)
 

@@ -14,8 +14,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 
+from pinn_odelora.adaptation import Adaptation
 from pinn_odelora.files import replacing
-from pinn_odelora.lightning.module import Adaptation, Row
+from pinn_odelora.lightning.module import ODELoRAModule
+from pinn_odelora.loop import Row
 
 
 class Saver(L.Callback):
@@ -31,17 +33,17 @@ class Saver(L.Callback):
         self.every = every
         self.saved = -1
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: Adaptation, *_: object) -> None:
-        if module.progress.step // self.every > self.saved // self.every:
+    def on_train_batch_end(self, trainer: L.Trainer, module: ODELoRAModule, *_: object) -> None:
+        if module.adaptation.training.progress.step // self.every > self.saved // self.every:
             self.save(trainer, module)
 
-    def on_train_end(self, trainer: L.Trainer, module: Adaptation) -> None:
+    def on_train_end(self, trainer: L.Trainer, module: ODELoRAModule) -> None:
         self.save(trainer, module)
 
-    def save(self, trainer: L.Trainer, module: Adaptation) -> None:
+    def save(self, trainer: L.Trainer, module: ODELoRAModule) -> None:
         with replacing(self.path) as temporary:
             trainer.save_checkpoint(temporary)
-        self.saved = module.progress.step
+        self.saved = module.adaptation.training.progress.step
 
 
 class ProgressLine:
@@ -49,13 +51,13 @@ class ProgressLine:
     written again from time to time in a log.
 
     Args:
-        module: has the budget and what is used of it.
+        adaptation: has the budget and what is used of it.
         interval: seconds between two lines when the output is not a terminal.
         console: where it is shown, standard error by default.
     """
 
-    def __init__(self, module: Adaptation, interval: float = 5.0, console: Console | None = None) -> None:
-        self.module = module
+    def __init__(self, adaptation: Adaptation, interval: float = 5.0, console: Console | None = None) -> None:
+        self.adaptation = adaptation
         self.console = console or Console(stderr=True, highlight=False)
         self.interval = 0.2 if self.console.is_interactive else interval
         self.last = -math.inf
@@ -72,13 +74,13 @@ class ProgressLine:
             self.console.print(self.line(row), soft_wrap=True, markup=False)
             return
         self._show()
-        used = min(self.module.budget.used(self.module.progress), 1.0)
+        used = min(self.adaptation.budget.used(self.adaptation.training.progress), 1.0)
         self.bar.update(self.task, description=escape(self.line(row)), completed=used, refresh=True)
 
     def line(self, row: Row) -> str:
         """Step, loss, error or estimates, speed, and how long the budget will last."""
         seconds, evals = row["cost/seconds"], row["cost/gradient_evals"]
-        used = self.module.budget.used(self.module.progress)
+        used = self.adaptation.budget.used(self.adaptation.training.progress)
         left = f"{seconds * max(1 / used - 1, 0):.0f} s left" if used > 0 and seconds > 0 else "…"
         speed = f"{evals / seconds:.0f} evals/s" if seconds > 0 else "…"
         loss = f"loss {row['loss']:.3e}" if "loss" in row else "…"
@@ -106,7 +108,7 @@ class StopOnSignal(L.Callback):
     on SIGTERM cannot be told from a finished one.
     """
 
-    def on_train_start(self, trainer: L.Trainer, module: Adaptation) -> None:
+    def on_train_start(self, trainer: L.Trainer, module: ODELoRAModule) -> None:
         def stop(number: int, _: FrameType | None) -> None:
             if module.interrupted and number == signal.SIGINT:
                 raise KeyboardInterrupt
@@ -114,6 +116,6 @@ class StopOnSignal(L.Callback):
 
         self.before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def on_train_end(self, trainer: L.Trainer, module: Adaptation) -> None:
+    def on_train_end(self, trainer: L.Trainer, module: ODELoRAModule) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)

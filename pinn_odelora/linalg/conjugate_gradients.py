@@ -24,14 +24,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, linalg
 
-from pinn_odelora.linalg.damped import Operator, Way
+from pinn_odelora.linalg.damped import Operator, SolverUsed
 
 FIRST = 64
 """Columns of the first sketch."""
 BELOW = 0.3
 """The sketch is large enough where λ_l is below this part of μ."""
 SEED = 0
-"""Every sketch is drawn anew from the same numbers, so that a step is a function of where it starts."""
+"""Every sketch is drawn from the same numbers, so that a step is a function of where it starts."""
 
 
 class Nystrom:
@@ -99,7 +99,7 @@ class ConjugateGradients:
         largest: columns of the sketch at most; 0 for no preconditioner.
     """
 
-    used = Way("cg", torch.float64)
+    used = SolverUsed("cg", torch.float64)
 
     def __init__(self, J: Operator, tolerance: float = 1e-3, iterations: int = 200, largest: int = 256) -> None:
         self.J = J

@@ -1,13 +1,14 @@
 """The damped least-squares solution  S(w) = (JᵀJ + μ)⁻¹ Jᵀ w  for one J (R, P), several μ and several w.
 
-Ways to the same vector, by what they cost and how far they can be trusted:
+Solver variants, by cost and numerical stability:
 
 * ``normal``: Cholesky factor of JᵀJ + μ, P × P;
 * ``kernel``: S(w) = Jᵀ (J Jᵀ + μ)⁻¹ w, Cholesky factor of an R × R matrix, for fewer rows than columns;
-* ``qr``: QR factor of the stacked matrix [J; √μ I], about four times dearer; for fewer rows than columns with Jᵀ = U T,
+* ``qr``: QR factor of the stacked matrix [J; √μ I], about four times as expensive; for fewer rows than columns with Jᵀ
+  = U T,
   U having orthonormal columns, U times the solution for Tᵀ, which is R × R;
 * ``eigen``: the kernel form by the eigenvalues of J Jᵀ, where J itself is never formed;
-* ``cg``: conjugate gradients, see ``iterative``, where nothing of that size is.
+* ``cg``: conjugate gradients, see ``conjugate_gradients``, where nothing of that size is.
 
 The product with Jᵀ squares the condition number: rounding puts an error of about ε λ_max on the small eigenvalues, ε
 that of the dtype, λ_max ≤ tr JᵀJ the largest. Where μ is not above that error in float64 the first two have lost the
@@ -51,13 +52,13 @@ class Operator(Protocol):
 
     @property
     def has_kernel(self) -> bool:
-        """Whether J Jᵀ can be had without J."""
+        """Whether J Jᵀ is available without J."""
 
     def kernel(self) -> Tensor:
         """J Jᵀ, (R, R)."""
 
 
-class Way(NamedTuple):
+class SolverUsed(NamedTuple):
     """How a solution was found: its form, and the dtype of the factor."""
 
     form: str
@@ -75,12 +76,13 @@ class Way(NamedTuple):
 
 
 class Solver(Protocol):
-    """S for one J; ``largest`` is the largest entry of the diagonal of JᵀJ, ``used`` the way of the last solution."""
+    """S for one J; ``largest`` is the largest entry of the diagonal of JᵀJ, ``used`` how the last solution was
+    found."""
 
     largest: float
 
     @property
-    def used(self) -> Way | None: ...
+    def used(self) -> SolverUsed | None: ...
 
     def __call__(self, w: Tensor, mu: float) -> Tensor: ...
 
@@ -101,41 +103,41 @@ class Damped:
         squares = linalg.vector_norm(J, dim=0).square() if formed else J.squares()
         self.trace, self.largest = float(squares.sum()), float(squares.max())
         self._grams: dict[torch.dtype, Tensor] = {} if formed else {torch.float64: J.kernel()}
-        self._kept: tuple[float, Way, tuple[Tensor, ...]] | None = None
+        self._kept: tuple[float, SolverUsed, tuple[Tensor, ...]] | None = None
 
     @property
-    def used(self) -> Way | None:
-        """The way of the last solution."""
+    def used(self) -> SolverUsed | None:
+        """How the last solution was found."""
         return None if self._kept is None else self._kept[1]
 
     def __call__(self, w: Tensor, mu: float) -> Tensor:
         if self._kept is None or self._kept[0] != mu:
             self._kept = (mu, *self._factored(mu))
-        _, way, factors = self._kept
-        if way.form == "qr":
+        _, solver, factors = self._kept
+        if solver.form == "qr":
             Q, R, *U = factors
             x = linalg.solve_triangular(R, (Q.mT @ w)[:, None], upper=True)[:, 0]
             return U[0] @ x if U else x
-        if way.form == "eigen":
+        if solver.form == "eigen":
             values, Q = factors
             return self.J.mT @ (Q @ ((Q.mT @ w) / (values.clamp(min=0) + mu)))
-        if way.dtype == torch.float32:
+        if solver.dtype == torch.float32:
             return self._refined(w, mu, *factors)
         return self._outer(_solve(*factors, self._inner(w)))
 
-    def _factored(self, mu: float) -> tuple[Way, tuple[Tensor, ...]]:
-        ways = [(torch.float32, SINGLE), (torch.float64, TRUSTED)]
-        for dtype, margin in ways if self.single else ways[1:]:
+    def _factored(self, mu: float) -> tuple[SolverUsed, tuple[Tensor, ...]]:
+        precisions = [(torch.float32, SINGLE), (torch.float64, TRUSTED)]
+        for dtype, margin in precisions if self.single else precisions[1:]:
             if mu > margin * torch.finfo(dtype).eps * self.trace:
                 L, failed = linalg.cholesky_ex(self._gram(mu, dtype))
                 if not bool(failed):
-                    return Way(self.form, dtype), (L,)
+                    return SolverUsed(self.form, dtype), (L,)
         if not isinstance(self.J, Tensor):
-            return Way("eigen", torch.float64), tuple(linalg.eigh(self._gram(0.0, torch.float64)))
+            return SolverUsed("eigen", torch.float64), tuple(linalg.eigh(self._gram(0.0, torch.float64)))
         if self.form == "normal":
-            return Way("qr", torch.float64), _stacked(self.J, mu)
+            return SolverUsed("qr", torch.float64), _stacked(self.J, mu)
         U, T = linalg.qr(self.J.mT)
-        return Way("qr", torch.float64), (*_stacked(T.mT, mu), U)
+        return SolverUsed("qr", torch.float64), (*_stacked(T.mT, mu), U)
 
     def _gram(self, mu: float, dtype: torch.dtype) -> Tensor:
         """The damped Gram matrix."""

@@ -5,9 +5,10 @@ For R rows and P columns, in multiplications and numbers kept at once:
     normal    R P² / 2 + P³ / 6     R P + 2 P²            J and its Gram matrix
     kernel    R² P / 2 + R³ / 6     R P + 2 R²            J and J Jᵀ
     pairs     C² R² S  + R³ / 6     C R S + 2 R²          J Jᵀ from C pairs of each layer, S = Σ (m + n); whole weights
-    cg        2 · 128 R P           C R S + 3 · 256 P     products only, the first those of a sketch; see ``iterative``
+    cg        2 · 128 R P           C R S + 3 · 256 P     products only, the first those of a sketch; see
+    ``conjugate_gradients``
 
-The cheapest that fits the memory is taken; conjugate gradients fit always, since what does not is found anew for every
+The cheapest that fits the memory is taken; conjugate gradients fit always, since what does not is recomputed for every
 product, and are left for where nothing else does.
 """
 

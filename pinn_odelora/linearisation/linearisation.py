@@ -31,7 +31,7 @@ class Linearisation:
     Args:
         sweep: the system and its variables.
         points: points for every term.
-        memory: bytes that pairs may take. Beyond it they are found anew in every operation, chunk by chunk; the
+        memory: bytes that pairs may take. Beyond it they are recomputed in every operation, chunk by chunk; the
             weights must then stay as they are while this object is used.
         chunk: points swept at once; None chooses by ``memory``.
 
@@ -95,7 +95,7 @@ class Linearisation:
         """Points at once: all, unless their graph would pass the budget; coupled rows are never torn apart."""
         if self._sweep.system.terms[name].coupled:
             return p.number
-        if not self._sweep.paired(name, p):
+        if not self._sweep.paired(name):
             return min(self.chunk or BATCH, BATCH)
         # About forty numbers a unit and point are alive in a sweep.
         width = sum(sum(layer.weight.shape) for layer in self.layers.values()) or 1

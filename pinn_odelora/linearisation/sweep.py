@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,14 +23,11 @@ from torch import Tensor, nn
 from pinn_odelora.derivatives.jet import Passage
 from pinn_odelora.errors import InputError
 from pinn_odelora.linearisation.blocks import Block, Formed, Group, Outer, Pair
-from pinn_odelora.linearisation.compiled import Swept, compiled
 from pinn_odelora.lowrank.layer import LowRankLinear
 from pinn_odelora.points import Points
 from pinn_odelora.system import System
 
 Linear = nn.Linear | LowRankLinear
-SAMPLE = 6
-"""How many points the comparison takes."""
 BATCH = 32
 """Rows that are differentiated by themselves at once."""
 
@@ -87,7 +84,6 @@ class Sweep:
         system: whose rows.
         layers: linear layers whose effective weights are variables, by name.
         others: further variables: biases, coefficients of the equation.
-        compile: trace and compile sweeps by pairs, see ``compiled``; where there are no others.
 
     Raises:
         InputError: if one of the others is not a leaf of the graph, a weight is computed by a parametrization, or a
@@ -99,12 +95,9 @@ class Sweep:
         system: System,
         layers: Mapping[str, Linear],
         others: Mapping[str, Tensor] | None = None,
-        compile: bool = False,
     ) -> None:
         self.system = system
         self.variables = Variables(dict(layers), dict(others or {}))
-        self.compile = compile and not self.variables.others
-        self._compiled: dict[Any, Swept] = {}
         self._paired: dict[str, bool] = {}
 
     def __call__(self, name: str, p: Points, number: int, first: int, start: int) -> list[Group]:
@@ -113,25 +106,18 @@ class Sweep:
         Args:
             first: the row of the system where the term begins.
         """
-        if not (self.compile and self.paired(name, p)):
-            return self._groups(name, p, number, first, start, self.paired(name, p))
-        shapes = tuple((column, x.shape, x.dtype, x.device) for column, x in p.items())
-        if (name, number, shapes) not in self._compiled:
-            sweep = lambda p: self._groups(name, p, number, 0, 0, True)
-            self._compiled[name, number, shapes] = compiled(sweep, self.system.solution, p)
-        groups = self._compiled[name, number, shapes](p)
-        return [replace(g, rows=slice(g.rows.start + first + start, g.rows.stop + first + start)) for g in groups]
+        return self._groups(name, p, number, first, start, self.paired(name))
 
-    def paired(self, name: str, p: Points) -> bool:
-        """Whether the rows of term ``name`` have pairs, found out at the first points it is asked at."""
+    def paired(self, name: str) -> bool:
+        """Whether the rows of term ``name`` have pairs, found out at a few points."""
         if name not in self._paired:
-            self._paired[name] = self._has_pairs(name, p)
+            self._paired[name] = self._has_pairs(name)
         return self._paired[name]
 
     def _groups(self, name: str, p: Points, number: int, first: int, start: int, paired: bool) -> list[Group]:
         with self.variables.alive() as W:
             tape: list[Passage] = []
-            residual = self.system.engine(name, p).residual(p, tape if paired else None)
+            residual = self.system.engine(name).residual(p, tape if paired else None)
             r = self.system.weighted(name, residual, number)
             biases = {id(x) for x in self.variables.others.values()}
             passages = [(_name_of(x.weight, W), x) for x in tape]
@@ -170,11 +156,11 @@ class Sweep:
         blocks: dict[str, Block] = {name: Formed(x) for name, x in zip(W, J, strict=False)}
         return blocks, {name: x.reshape(len(r), -1) for name, x in zip(self.variables.others, J[len(W) :], strict=True)}
 
-    def _has_pairs(self, name: str, p: Points) -> bool:
+    def _has_pairs(self, name: str) -> bool:
         """Whether the pairs give the Jacobian, at a few points."""
-        if self.system.terms[name].coupled or self.system.engine(name, p).plan is None:
+        if self.system.terms[name].coupled or self.system.engine(name).plan is None:
             return False
-        few = Points({key: x[:SAMPLE] for key, x in p.items()})
+        few = self.system.sample(name)
         try:
             paired = self._groups(name, few, few.number, 0, 0, True)
             return all(map(_agree, paired, self._groups(name, few, few.number, 0, 0, False)))

@@ -9,17 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-
-class Factors(NamedTuple):
-    """A point of the factor space, or a gradient or velocity there: A (…, r, n) and B (…, m, r)."""
-
-    A: Tensor
-    B: Tensor
+from pinn_odelora.manifolds.factors import Factors
 
 
 class LowRankLinear(nn.Module):
@@ -103,6 +98,11 @@ def _factor(weight: Tensor) -> nn.Linear:
         linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
     linear.weight = nn.Parameter(weight.detach().clone())
     return linear
+
+
+def plain_name(name: str) -> str:
+    """The name of a parameter or layer of a ``Solution`` as the user's own network has it."""
+    return name.removeprefix("net.").replace("base_layer.", "")
 
 
 def adapters(module: nn.Module) -> dict[str, LowRankLinear]:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from numbers import Integral, Real
 
 import torch
 from torch import nn
 
-from pinn_odelora.errors import InputError, unknown
+from pinn_odelora.errors import InputError, RefusedValueError, unknown
 from pinn_odelora.lowrank.layer import LowRankLinear, adapters
+from pinn_odelora.lowrank.settings import THAWED
 from pinn_odelora.lowrank.start import Start
-
-THAWED = ("biases", "last")
-"""What can be trained beside the factors."""
+from pinn_odelora.rules import number, whole
 
 
 def linear_layers(net: nn.Module) -> dict[str, nn.Linear]:
@@ -45,9 +42,11 @@ def linear_targets(net: nn.Module, patterns: Sequence[str] | str | None = None) 
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in linears):
-            raise unknown("layer pattern in lora.targets:", pattern, linears)
+            raise unknown("layer pattern in targets:", pattern, linears)
     if not patterns:
-        raise InputError(f"lora.targets is empty; allowed: patterns matching {', '.join(linears)}, or null.")
+        raise InputError(
+            f"targets is empty; allowed: patterns matching {', '.join(linears)}, or None for all hidden layers."
+        )
     return {name: layer for name, layer in linears.items() if any(fnmatchcase(name, p) for p in patterns)}
 
 
@@ -55,19 +54,18 @@ def _hidden(linears: Mapping[str, nn.Linear]) -> dict[str, nn.Linear]:
     if len(linears) < 3:
         raise InputError(
             f"The network has no hidden linear layer between a first and a last one (it has "
-            f"{', '.join(linears) or 'none'}); set lora.targets to the layers to adapt, or net.depth to 2 or more."
+            f"{', '.join(linears) or 'none'}); set targets to the layers to adapt, or take a deeper network."
         )
     return dict([*linears.items()][1:-1])
 
 
-def adapt(
+def put_factors(
     net: nn.Module,
     targets: Mapping[str, nn.Linear],
     rank: int,
     scale: float,
     start: Start,
     generator: torch.Generator,
-    named: str = "lora.rank",
 ) -> dict[str, LowRankLinear]:
     """Replace the targets in ``net`` by adapted layers and freeze everything else; the function of ``net`` stays.
 
@@ -77,14 +75,12 @@ def adapt(
         scale: s > 0.
         start: where the factors start, see ``lowrank.start``.
         generator: source of the random starts, on the CPU.
-        named: the setting that the rank comes from, for a refusal.
 
     Raises:
         InputError: if rank or scale is not allowed, or a target's weight is shared or computed; ``net`` is unchanged.
     """
-    _check_rank(rank, targets, named)
-    if not isinstance(scale, Real) or isinstance(scale, bool) or not 0 < scale < math.inf:
-        raise InputError(f"lora.scale is {scale!r}, but it must be a positive finite number.")
+    check_rank(rank, targets)
+    number(above=0).check("scale", scale)
     for name, layer in targets.items():
         _check_weight(net, name, layer)
     net.requires_grad_(False)
@@ -109,12 +105,12 @@ def thaw(net: nn.Module, also: Sequence[str]) -> None:
     linears = [x for x in linears if id(x) not in inner]
     for word in also:
         if word not in THAWED:
-            raise unknown("word in lora.also:", word, THAWED)
+            raise unknown("word in also:", word, THAWED)
         if word == "last" and isinstance(linears[-1], LowRankLinear):
             continue
         found = [*linears[-1].parameters()] if word == "last" else [b for b in map(_bias, linears) if b is not None]
         if not found:
-            raise InputError("lora.also names biases, but the linear layers of the network have none.")
+            raise InputError("also names biases, but the linear layers of the network have none.")
         for p in found:
             p.requires_grad_(True)
 
@@ -123,14 +119,18 @@ def _bias(layer: nn.Linear | LowRankLinear) -> nn.Parameter | None:
     return layer.base_layer.bias if isinstance(layer, LowRankLinear) else layer.bias
 
 
-def _check_rank(rank: int, targets: Mapping[str, nn.Linear], named: str) -> None:
-    if not isinstance(rank, Integral) or isinstance(rank, bool) or rank < 1:
-        raise InputError(f"{named} is {rank!r}, but it must be a whole number of at least 1.")
-    for name, layer in targets.items():
-        largest = min(layer.weight.shape)
+def check_rank(rank: int, targets: Mapping[str, nn.Linear], name: str = "rank") -> None:
+    """Refuse a rank that is no whole number, or above min(m, n) of a target.
+
+    Raises:
+        InputError: one sentence; ``name`` is what the caller calls the rank.
+    """
+    whole(1).check(name, rank)
+    for layer, linear in targets.items():
+        largest = min(linear.weight.shape)
         if rank > largest:
-            shape = tuple(layer.weight.shape)
-            raise InputError(f"{named} is {rank}, but layer {name} of shape {shape} allows at most {largest}.")
+            shape = tuple(linear.weight.shape)
+            raise RefusedValueError(name, rank, f"at most {largest} for layer {layer} of shape {shape}")
 
 
 def _check_weight(net: nn.Module, name: str, layer: nn.Linear) -> None:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, linalg
 
-from pinn_odelora.lowrank.layer import Factors
+from pinn_odelora.manifolds.factors import Factors, aligned
 from pinn_odelora.manifolds.tangent import Frame, complement
 
 
@@ -105,6 +105,19 @@ def retract(y: LowRank, frame: Frame, z: Tensor) -> Retracted:
     X, K = frame.split(z)
     moved = Thin(torch.cat([y.U, frame.complement @ K], dim=1), torch.cat([y.sigma[:, None] * y.V + X, y.V]))
     return truncate(moved, len(y.sigma))
+
+
+def rebalance(y: Factors, former: Factors | None = None) -> Factors:
+    """The balanced pair with the same product; A (…, r, n), B (…, m, r), computed in float64.
+
+    Args:
+        y: a pair, or a batch of pairs of one shape.
+        former: where given, the pair nearest to it is taken, see ``manifolds.factors``.
+    """
+    balanced = low_rank(y, 1.0).factors(1.0)
+    if former is not None:
+        balanced = aligned(balanced, former)
+    return Factors(*(x.to(y.A) for x in balanced))
 
 
 def frame(y: Factors) -> Frame:

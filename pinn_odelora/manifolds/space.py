@@ -1,9 +1,9 @@
-"""The space that an explicit scheme moves in.
+"""The space that an explicit scheme moves in: what it needs of points, slopes and sums of both.
 
 An explicit stage is a sum of points and slopes with numbers in front,  Σ_j c_j y_j + h Σ_j w_j k_j. In a flat space
 that is a point. On a manifold it is an element of the space around, each slope k_j being tangent at its own stage's
 point, and has to be brought back: a Runge–Kutta scheme becomes a projected one without a line of its own changed.
-``FLAT`` is the space of lists of tensors; ``lowrank.space`` has that of fixed-rank matrices.
+``FLAT`` is the space of lists of tensors; ``manifolds.projected`` has that of fixed-rank matrices.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-State = list[Any]
+Point = list[Any]
 """A point: one entry for each thing that moves."""
 
 Slope = list[Any]
@@ -27,22 +27,22 @@ Sum = Sequence[tuple[float, list[Any]]]
 class Space(Protocol):
     """What explicit schemes, their error control and their estimate of the largest eigenvalue ask of a space."""
 
-    def combine(self, points: Sum, slopes: Sum) -> State:
+    def combine(self, points: Sum, slopes: Sum) -> Point:
         """The point  Σ c y + Σ c k; ``points`` is not empty, and its numbers sum to one."""
 
     def total(self, slopes: Sum) -> Slope:
         """Σ c k as an element of the space around; ``slopes`` is not empty."""
 
-    def element(self, y: State) -> Slope:
+    def element(self, y: Point) -> Slope:
         """A point as an element of the space around."""
 
     def entries(self, k: Slope) -> list[Tensor]:
         """Numbers that a tolerance is held against, with the Euclidean norm of k."""
 
-    def quotient(self, y: State, a: Slope, b: Slope, eps: float) -> Slope:
+    def quotient(self, y: Point, a: Slope, b: Slope, eps: float) -> Slope:
         """(b - a)/eps as a tangent vector at y."""
 
-    def random(self, y: State, generator: torch.Generator) -> Slope:
+    def random(self, y: Point, generator: torch.Generator) -> Slope:
         """A tangent vector at y, the same in all directions."""
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, linalg
 
-from pinn_odelora.lowrank.layer import Factors
+from pinn_odelora.manifolds.factors import Factors
 
 
 class Restriction(NamedTuple):
@@ -87,6 +87,12 @@ class FactorFrame(NamedTuple):
         """The factors y + z."""
         dA, dB = z.split([self.y.A.numel(), self.y.B.numel()])
         return Factors(self.y.A + dA.view_as(self.y.A), self.y.B + dB.view_as(self.y.B))
+
+
+class Stretch(NamedTuple):
+    """dx = size · dz for a variable that is no layer; ``size`` has the shape of x."""
+
+    size: Tensor
 
 
 def complement(U: Tensor) -> Tensor:

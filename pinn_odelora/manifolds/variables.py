@@ -15,10 +15,9 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from pinn_odelora.linearisation import Stretch
-from pinn_odelora.lowrank.layer import Factors
+from pinn_odelora.manifolds.factors import Factors
 from pinn_odelora.manifolds.fixed_rank import LowRank, low_rank, retract
-from pinn_odelora.manifolds.tangent import FactorFrame, Frame
+from pinn_odelora.manifolds.tangent import FactorFrame, Frame, Stretch
 
 
 class Moved(NamedTuple):
@@ -148,9 +147,14 @@ class Positive(Flat):
 
 
 def variable(group: dict[str, Any], metric: str) -> Variable:
-    """The variable of a parameter group: of a pair, of a number above a bound, or of any one tensor."""
+    """The variable of a parameter group: of a pair, of a number above a bound, or of any one tensor.
+
+    Args:
+        group: ``params``, ``scale`` and ``above``, the bound of a coefficient.
+        metric: of pairs, that of their ``product`` or that of the ``factors``.
+    """
     if len(group["params"]) == 2:
-        return (LowRankPair if metric == "weights" else FactorPair)(group["params"], group["scale"])
+        return (LowRankPair if metric == "product" else FactorPair)(group["params"], group["scale"])
     if group["above"] is not None:
         return Positive(group["params"], group["above"])
     return Flat(group["params"])

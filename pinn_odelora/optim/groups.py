@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pinn_odelora.lowrank.layer import LowRankLinear
+from pinn_odelora.errors import InputError
+from pinn_odelora.lowrank.layer import LowRankLinear, adapters, plain_name
 
 Group = dict[str, Any]
+REFUSED = ("weight_decay", "momentum", "betas", "nesterov", "maximize", "amsgrad")
+"""Options of other optimisers that would silently do nothing."""
 
 
-def plain_name(name: str) -> str:
-    """The name of a parameter or layer of a ``Solution`` as the user's own network has it."""
-    return name.removeprefix("net.").replace("base_layer.", "")
+def pairs_of(net: nn.Module) -> list[Group]:
+    """A group ``{"params": [A, B], "scale": s, "name": …}`` for every adapted layer of a network of ours."""
+    return [
+        {"params": [x.A, x.B], "scale": x.scale, "name": name, "layer": (x, "default")}
+        for name, x in adapters(net).items()
+    ]
 
 
 def single_tensors(solution: nn.Module) -> list[Group]:
@@ -38,7 +44,7 @@ def single_tensors(solution: nn.Module) -> list[Group]:
     ]
 
 
-def parameters(groups: list[Group]) -> list[Tensor]:
+def parameters(groups: Sequence[Group]) -> list[Tensor]:
     """The tensors of all groups in order."""
     return [p for group in groups for p in group["params"]]
 
@@ -46,6 +52,34 @@ def parameters(groups: list[Group]) -> list[Tensor]:
 def is_pair(group: Group) -> bool:
     """Whether a group is a LoRA pair rather than a single tensor."""
     return len(group["params"]) == 2
+
+
+def check_group(group: Group, advice: str) -> None:
+    """Refuse a group that is neither a LoRA pair nor a single tensor.
+
+    Args:
+        group: with ``params``.
+        advice: how groups are made, for the message.
+
+    Raises:
+        InputError: one sentence.
+    """
+    params, name = group["params"], group.get("name") or "a parameter group"
+    if len(params) > 2:
+        raise InputError(
+            f"{name} has {len(params)} tensors, but a group is one LoRA pair A (r, n), B (m, r), or one tensor: "
+            f"{advice}."
+        )
+    shapes = [tuple(p.shape) for p in params]
+    if len(params) == 2 and ([len(shape) for shape in shapes] != [2, 2] or shapes[0][0] != shapes[1][1]):
+        raise InputError(
+            f"{name} has shapes {shapes}, but a group of two tensors is one pair A (r, n), B (m, r): {advice}."
+        )
+    for option in REFUSED:
+        if group.get(option):
+            raise InputError(
+                f"{name} sets {option}, which ODELoRA does not have: its only setting is the step size lr."
+            )
 
 
 def at_rank(group: Group, rank: int) -> Group:
@@ -57,20 +91,8 @@ def at_rank(group: Group, rank: int) -> Group:
     return group | {"params": [torch.empty(r, n, device="meta"), torch.empty(m, r, device="meta")]}
 
 
-def forget(groups: list[Group], *names: str) -> None:
-    """Drop what is named of what the optimiser remembers of its last step."""
-    for group in groups:
-        group["memory"] = {k: x for k, x in group["memory"].items() if k not in names}
-
-
-def forget_but(groups: list[Group], *names: str) -> None:
-    """Drop all that the optimiser remembers of its last step but what is named."""
-    for group in groups:
-        group["memory"] = {k: x for k, x in group["memory"].items() if k in names}
-
-
 @contextmanager
-def unchanged_on_failure(groups: list[Group]) -> Iterator[None]:
+def unchanged_on_failure(groups: Sequence[Group]) -> Iterator[None]:
     """Put the parameters back to what they were if what runs inside does not end well."""
     before = [p.detach().clone() for p in parameters(groups)]
     try:

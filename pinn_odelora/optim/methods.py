@@ -6,109 +6,123 @@ A method that takes an ``integrator`` is a time discretisation of a flow; the ot
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from pinn_odelora.errors import InputError
 from pinn_odelora.flows import gradient_flow, scaled_flow
-from pinn_odelora.integrators import ROS2, Chebyshev, LinearlyImplicit, RungeKutta
-from pinn_odelora.optim.flow import ODELoRA, factor_pairs
-from pinn_odelora.optim.groups import single_tensors
-from pinn_odelora.optim.implicit import ImplicitODELoRA
+from pinn_odelora.integrators import Integrator
+from pinn_odelora.optim.groups import Group, pairs_of, parameters, single_tensors
 from pinn_odelora.optim.lbfgs import LBFGS
 from pinn_odelora.optim.muon import FactorMuon
-from pinn_odelora.optim.projected import ProjectedODELoRA
+from pinn_odelora.optim.odelora import ODELoRA
+from pinn_odelora.rules import below_one, boolean, fractions, null, number, one_of, whole
 from pinn_odelora.system import Solution
 
-Integrator = RungeKutta | Chebyshev | LinearlyImplicit | ROS2
+POSITIVE = number(above=0)
 
 
-class Method(NamedTuple):
+@dataclass(frozen=True)
+class Method:
     """What is trained and how.
 
-    ``trains``: the low-rank ``factors``, or all ``weights`` of the network.
-    ``optimizer``: from parameter groups (pairs for factors) to the optimiser; it is stepped with a closure.
+    Attributes:
+        name: of the function that made it.
+        trains: the low-rank ``factors``, or all ``weights`` of the network.
+        optimizer: from parameter groups (pairs for factors) to the optimiser; it is stepped with a closure.
+        integrator: the time discretisation; None for a rival.
+        full_rank: whether it needs factors of full rank to start from, unless a step size is given.
+        settings: what the function was called with.
     """
 
+    name: str
     trains: Literal["factors", "weights"]
-    optimizer: Callable[[Sequence[dict[str, Any]]], Optimizer]
+    optimizer: Callable[[Sequence[Group]], Optimizer]
+    integrator: Integrator | None = None
+    full_rank: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
-    def groups(self, solution: Solution) -> list[dict[str, Any]]:
+    def groups(self, solution: Solution) -> list[Group]:
         """The parameter groups: the LoRA pairs of the network, or all its weights, which are thawed; then every other
         tensor that is trained, a group each.
         """
         if self.trains == "factors":
-            return [*factor_pairs(solution.net), *single_tensors(solution)]
+            return [*pairs_of(solution.net), *single_tensors(solution)]
         for p in solution.net.parameters():
             p.requires_grad_(True)
         return single_tensors(solution)
 
+    @property
+    def linearises(self) -> bool:
+        """Whether steps solve for many coordinates at once."""
+        return self.integrator is not None and self.integrator.linearises
 
-def odelora(integrator: Integrator, retract: bool = True) -> Method:
-    """Full fine-tuning's gradient flow projected on balanced rank-r factors (Gao and Tan, 2026, arXiv 2602.07479)."""
-    implicit = isinstance(integrator, LinearlyImplicit | ROS2)
-    if implicit and integrator.metric == "factors":
+    @property
+    def judges_own_points(self) -> bool:
+        """Whether the size of a step is chosen by the loss on its own points; a fixed h is for the path itself."""
+        return self.linearises and self.integrator.h is None
+
+
+def odelora(
+    integrator: Integrator, retract: bool = True, chart: Literal["factors", "manifold"] | None = None
+) -> Method:
+    """Full fine-tuning's gradient flow projected on balanced rank-r factors (Gao and Tan, 2026, arXiv 2602.07479).
+
+    Args:
+        integrator: the time discretisation.
+        retract: in the factors, balance them after each step.
+        chart: integrate the factors or their product; absent, the factors by Runge–Kutta schemes, else the product.
+
+    Raises:
+        InputError: if the integrator works on the manifold, where factors are always balanced, and retract is false, or
+            linearises and chart is factors.
+    """
+    retract = boolean.check("retract", retract)
+    chart = (one_of("factors", "manifold") | null).check("chart", chart)
+    make = lambda groups: ODELoRA(groups, integrator=integrator, chart=chart, retract=retract)
+    resolved = _probe(make).chart
+    if not retract and resolved == "manifold":
         raise InputError(
-            "integrator.metric is factors, which is the flow of plain LoRA: choose method=lora_gd, or weights."
+            "retract is false, but this integrator works on the manifold, where factors are always balanced; allowed "
+            "with an explicit one and chart=factors."
         )
-    if not implicit and _chart(integrator) == "factors":
-        return Method("factors", lambda pairs: ODELoRA(pairs, integrator=integrator, retract=retract))
-    if not retract:
-        raise InputError(
-            "method.retract is false, but this integrator works on the manifold, where factors are always balanced; "
-            "allowed with an explicit one and integrator.chart=factors."
-        )
-    if implicit:
-        return Method("factors", lambda pairs: ImplicitODELoRA(pairs, integrator, "weights"))
-    return Method("factors", lambda pairs: ProjectedODELoRA(pairs, integrator))
-
-
-def _chart(integrator: RungeKutta | Chebyshev) -> str:
-    return integrator.chart or ("manifold" if isinstance(integrator, Chebyshev) else "factors")
+    settings = {"retract": retract, "chart": chart}
+    return Method("odelora", "factors", make, integrator, resolved == "factors", settings)
 
 
 def lora_gd(integrator: Integrator) -> Method:
     """The flow of plain LoRA; gradient descent on the factors by Euler's scheme (Hu et al., 2022, arXiv 2106.09685)."""
-    if isinstance(integrator, LinearlyImplicit | ROS2):
-        if integrator.metric == "weights":
-            raise InputError(
-                "integrator.metric is weights, but the flow of plain LoRA has the metric of the factors: choose "
-                "method=odelora for it, or factors."
-            )
-        return Method("factors", lambda pairs: ImplicitODELoRA(pairs, integrator, "factors"))
-    if integrator.chart == "manifold":
-        raise InputError(
-            "integrator.chart is manifold, but the flow of plain LoRA depends on the factors and not on their product "
-            "alone: choose method=odelora for it, or factors."
-        )
-    return Method("factors", lambda pairs: ODELoRA(pairs, integrator=integrator, flow=gradient_flow, retract=False))
+    return Method(
+        "lora_gd",
+        "factors",
+        lambda groups: ODELoRA(groups, integrator=integrator, flow=gradient_flow, retract=False),
+        integrator,
+    )
 
 
 def scaled_gd(integrator: Integrator) -> Method:
     """Gradients of the factors divided by each other's Gram matrix (Tong, Ma and Chi, 2021, arXiv 2005.08898).
 
     With Euler's scheme it is ScaledGD; for LoRA see Zhang and Pilanci (2024, arXiv 2402.02347).
+
+    Raises:
+        InputError: for a scheme that linearises: this flow has no implicit form here.
     """
-    if isinstance(integrator, LinearlyImplicit | ROS2):
-        raise InputError(
-            "method.scaled_gd is a flow without an implicit scheme: choose an explicit one, such as integrator=euler, "
-            "or method=odelora."
-        )
-    if integrator.chart == "manifold":
-        raise InputError(
-            "integrator.chart is manifold, but scaled gradient descent moves the factors: choose method=odelora for "
-            "it, or factors."
-        )
-    return Method("factors", lambda pairs: ODELoRA(pairs, integrator=integrator, flow=scaled_flow, retract=False))
+    make = lambda groups: ODELoRA(groups, integrator=integrator, flow=scaled_flow, retract=False)
+    _probe(make)
+    return Method("scaled_gd", "factors", make, integrator, full_rank=True)
 
 
 def lora_adam(lr: float = 3e-3, betas: Sequence[float] = (0.9, 0.999)) -> Method:
     """Adam on the factors (Kingma and Ba, 2015, arXiv 1412.6980; Hu et al., 2022, arXiv 2106.09685)."""
-    return Method("factors", lambda groups: torch.optim.Adam(_parameters(groups), lr=lr, betas=tuple(betas)))
+    lr, betas = _adam_settings(lr, betas)
+    make = lambda groups: torch.optim.Adam(parameters(groups), lr=lr, betas=betas)
+    return Method("lora_adam", "factors", make, settings={"lr": lr, "betas": [*betas]})
 
 
 def lora_plus(lr: float = 1e-3, ratio: float = 16.0, betas: Sequence[float] = (0.9, 0.999)) -> Method:
@@ -117,47 +131,61 @@ def lora_plus(lr: float = 1e-3, ratio: float = 16.0, betas: Sequence[float] = (0
     ``lr`` is that of A, ``ratio`` · ``lr`` that of B. Of what else is trained weights have ``lr`` and biases that of B,
     as in the authors' code and in PEFT.
     """
+    lr, betas = _adam_settings(lr, betas)
+    ratio = POSITIVE.check("ratio", ratio)
 
-    def optimizer(groups: Sequence[dict[str, Any]]) -> Optimizer:
-        slow, fast = [], []
+    def optimizer(groups: Sequence[Group]) -> Optimizer:
+        slow: list[Tensor] = []
+        fast: list[Tensor] = []
         for group in groups:
             A, *B = group["params"]
             (slow if A.ndim == 2 else fast).append(A)
             fast += B
-        return torch.optim.Adam([{"params": slow}, {"params": fast, "lr": ratio * lr}], lr=lr, betas=tuple(betas))
+        return torch.optim.Adam([{"params": slow}, {"params": fast, "lr": ratio * lr}], lr=lr, betas=betas)
 
-    return Method("factors", optimizer)
+    return Method("lora_plus", "factors", optimizer, settings={"lr": lr, "ratio": ratio, "betas": [*betas]})
 
 
 def lora_muon(lr: float = 1e-2, momentum: float = 0.95) -> Method:
     """Muon on each factor by itself, Adam on what is no factor (Jordan et al., 2024)."""
-    if not 0 <= momentum < 1:
-        raise InputError(f"method.momentum is {momentum:g}, but it must be at least 0 and below 1.")
-    return Method("factors", lambda groups: FactorMuon(groups, lr, momentum))
+    lr, momentum = POSITIVE.check("lr", lr), below_one.check("momentum", momentum)
+    make = lambda groups: FactorMuon(groups, lr, momentum)
+    return Method("lora_muon", "factors", make, settings={"lr": lr, "momentum": momentum})
 
 
 def full_implicit(integrator: Integrator) -> Method:
     """Natural gradient descent on all weights: the gradient flow itself, without a manifold, by an implicit scheme.
 
     With the second-order correction it is a Levenberg–Marquardt method with geodesic acceleration (Transtrum and
-    Sethna, 2012, arXiv 1201.5885); for physics-informed networks see Müller and Zeinhofer (2023, arXiv 2302.13163).
+    Sethna, 2012, arXiv 1201.5885); for physics-informed networks see Müller and Zeinhofer (2023, arXiv 2302.13163) and,
+    in kernel form with geodesic acceleration, Jnini and Vella (2025, arXiv 2505.21404).
+
+    Raises:
+        InputError: for a scheme that does not linearise.
     """
-    if not isinstance(integrator, LinearlyImplicit | ROS2):
-        raise InputError(
-            "method.full_implicit needs an implicit scheme: choose integrator=linearly_implicit or integrator=ros2."
-        )
-    return Method("weights", lambda groups: ImplicitODELoRA(groups, integrator, "weights"))
+    if not integrator.linearises:
+        raise InputError("full_implicit needs an implicit scheme: choose linearly_implicit or ros2 for integrator.")
+    return Method("full_implicit", "weights", lambda groups: ODELoRA(groups, integrator=integrator), integrator)
 
 
 def full_adam(lr: float = 1e-3, betas: Sequence[float] = (0.9, 0.999)) -> Method:
     """Adam on all weights (Kingma and Ba, 2015, arXiv 1412.6980)."""
-    return Method("weights", lambda groups: torch.optim.Adam(_parameters(groups), lr=lr, betas=tuple(betas)))
+    lr, betas = _adam_settings(lr, betas)
+    make = lambda groups: torch.optim.Adam(parameters(groups), lr=lr, betas=betas)
+    return Method("full_adam", "weights", make, settings={"lr": lr, "betas": [*betas]})
 
 
 def full_lbfgs(history: int = 100) -> Method:
     """L-BFGS on all weights with a strong Wolfe line search (Liu and Nocedal, 1989), one iteration a step."""
-    return Method("weights", lambda groups: LBFGS(_parameters(groups), history))
+    history = whole(1).check("history", history)
+    make = lambda groups: LBFGS(parameters(groups), history)
+    return Method("full_lbfgs", "weights", make, settings={"history": history})
 
 
-def _parameters(groups: Sequence[dict[str, Any]]) -> list[nn.Parameter]:
-    return [p for group in groups for p in group["params"]]
+def _adam_settings(lr: float, betas: Sequence[float]) -> tuple[float, tuple[float, float]]:
+    return POSITIVE.check("lr", lr), tuple(fractions(2).check("betas", [*betas]))
+
+
+def _probe(make: Callable[[Sequence[Group]], ODELoRA]) -> ODELoRA:
+    """The optimiser of one number: refuses schemes and charts that do not go together before any network is there."""
+    return make([{"params": [torch.zeros(1)], "name": "probe"}])

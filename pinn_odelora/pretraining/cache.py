@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 import pinn_odelora
 from pinn_odelora.errors import InputError
-from pinn_odelora.problem import Problem
+from pinn_odelora.formulation import Problem
 
 APART = ("builtins", "abc", "typing", "math", "torch", "numpy", "pinn_odelora")
 """Packages whose functions and classes their names determine: by the versions and the digest in the key."""

@@ -1,12 +1,14 @@
 """The pretrained network: the user's own, or one trained here at the source parameter and kept for the next run.
 
-Training here is Adam and then natural gradient or L-BFGS, on all weights, float64; see ``phases``.
+Training here is Adam and then natural gradient or L-BFGS, on all weights, float64; see ``pretraining.stages``.
 """
 
 from __future__ import annotations
 
+import copy
 import json
-import sys
+import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,16 +18,21 @@ from typing import Literal, NamedTuple
 import torch
 from torch import nn
 
+from pinn_odelora.budget import Budget
 from pinn_odelora.checkpoints import load_network, save_network
-from pinn_odelora.errors import InputError, NonFiniteError, unknown
-from pinn_odelora.geometry import sobol
+from pinn_odelora.errors import InputError
+from pinn_odelora.formulation import Problem
+from pinn_odelora.geometry import sobol, stream
 from pinn_odelora.metrics import relative_l2
-from pinn_odelora.pretraining import cache
-from pinn_odelora.pretraining import stages as phases
-from pinn_odelora.problem import Problem
+from pinn_odelora.nets import MLP, check_network
+from pinn_odelora.pretraining import cache, stages
+from pinn_odelora.rules import check, number, one_of, whole
 from pinn_odelora.system import Solution, System, draw_points
 
-FINISHES = ("auto", "implicit", "lbfgs")
+log = logging.getLogger(__name__)
+SECOND_STAGES = ("auto", "natural_gradient", "lbfgs")
+WRONG = 0.1
+"""A relative error at the source parameter that points to a wrong network or problem."""
 
 
 class Pretrained(NamedTuple):
@@ -47,23 +54,23 @@ class Pretraining:
 
     Args:
         adam_steps: steps of Adam, its learning rate falling from ``adam_lr`` to zero by a cosine.
-        finish: what follows: ``implicit``, which is natural gradient, ``lbfgs``, or ``auto``, the first where the
-            network has the structure for it and the memory suffices, and the other otherwise.
-        implicit_steps: steps of natural gradient at most.
+        second_stage: what follows: ``natural_gradient``, ``lbfgs``, or ``auto``, the first where the network has the
+            structure for it and the memory suffices, and the other otherwise.
+        natural_gradient_steps: steps of natural gradient at most.
         lbfgs_evals: gradient evaluations of L-BFGS at most, line searches included.
         target: relative L2 error that ends it before, where the problem has a reference.
         interior, boundary: points for terms of full dimension, and for the others; natural gradient takes at most
-            ``interior`` rows of all terms and components together.
+            ``interior`` residuals of all terms and components together.
         seed: of the initial weights and the points.
 
     Raises:
-        InputError: for an unknown ``finish``.
+        InputError: for a number out of its range, or an unknown second stage.
     """
 
     adam_steps: int = 100
     adam_lr: float = 5e-3
-    finish: Literal["auto", "implicit", "lbfgs"] = "auto"
-    implicit_steps: int = 300
+    second_stage: Literal["auto", "natural_gradient", "lbfgs"] = "auto"
+    natural_gradient_steps: int = 300
     lbfgs_evals: int = 10_000
     target: float = 1e-4
     interior: int = 1000
@@ -71,43 +78,88 @@ class Pretraining:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.finish not in FINISHES:
-            raise unknown("pretrain.finish", self.finish, FINISHES)
+        positive = number(above=0)
+        check(self, adam_steps=whole(0), adam_lr=positive, second_stage=one_of(*SECOND_STAGES), target=positive)
+        check(self, natural_gradient_steps=whole(0), lbfgs_evals=whole(0), interior=whole(1), boundary=whole(1))
+        check(self, seed=whole(0, 2**32 - 1))
 
-    def run(self, problem: Problem, net: nn.Module, report: Callable[[str], None]) -> None:
-        """Train ``net`` in place on the problem, with a report now and then."""
-        system = System(problem, Solution(problem, net))
-        points = draw_points(system.terms, self.interior, self.boundary, self.seed)
-        points = {name: p.to(next(net.parameters())) for name, p in points.items()}
-        phases.adam(system, points, self.adam_steps, self.adam_lr, report)
+    def run(self, system: System, say: Callable[[str], None] = log.info) -> None:
+        """Train the network of a system in place, with a message now and then.
+
+        Raises:
+            InputError: if Adam leaves the finite numbers.
+        """
+        points = (self.interior, self.boundary, self.seed)
+        first = stages.adam(system, *points, self.adam_steps, self.adam_lr, say)
+        if first.failure is not None:
+            raise InputError(f"Pretraining by Adam failed: {first.failure} Choose a smaller adam_lr.")
         error = unseen_error(system, self.seed)
-        done = self.finish != "lbfgs" and self._natural_gradient(system, error, report)
+        done = self.second_stage != "lbfgs" and self._natural_gradient(system, error, say)
         if not done and self.lbfgs_evals:
-            phases.follow(phases.quasi_newton(system, points), self.lbfgs_evals, error, self.target, report)
-        net.zero_grad(set_to_none=True)
+            stage = stages.lbfgs(system, *points)
+            budget = Budget(gradient_evals=self.lbfgs_evals)
+            stages.follow(stage, budget, self.lbfgs_evals, error, self.target, say)
+        system.solution.zero_grad(set_to_none=True)
 
-    def _natural_gradient(self, system: System, error: Callable[[], float], report: Callable[[str], None]) -> bool:
-        """Whether it was the phase to take, and has not ended in numbers that are not finite."""
-        if not self.implicit_steps:
+    def _natural_gradient(self, system: System, error: Callable[[], float], say: Callable[[str], None]) -> bool:
+        """Whether it was the stage to take, and has not ended in numbers that are not finite."""
+        if not self.natural_gradient_steps:
             return True
-        natural = phases.natural_gradient(system, self.interior, self.boundary, self.seed)
-        if self.finish == "auto" and (reason := natural.unsuitable()):
-            report(f"L-BFGS follows, since {reason}.")
+        stage = stages.natural_gradient(system, self.interior, self.boundary, self.seed)
+        if self.second_stage == "auto" and (reason := stages.unsuitable(stage)):
+            say(f"L-BFGS follows, since {reason}.")
             return False
-        try:
-            phases.follow(natural.phase, self.implicit_steps, error, self.target, report)
-        except NonFiniteError as failure:
-            natural.restore()
-            report(f"Natural gradient ends: {failure}")
-            return self.finish == "implicit"
+        budget = Budget(steps=self.natural_gradient_steps)
+        stages.follow(stage, budget, self.natural_gradient_steps, error, self.target, say)
+        if stage.training.failure is not None:
+            say(f"Natural gradient ends: {stage.training.failure}")
+            return self.second_stage == "natural_gradient"
         return True
+
+
+def pretrain(
+    problem: Problem,
+    net: nn.Module | None = None,
+    *,
+    settings: Pretraining | None = None,
+    cache: str | Path | None = None,
+    say: Callable[[str], None] = log.info,
+) -> nn.Module:
+    """A network that solves a problem: the start for adapting it to others.
+
+        net = pretrain(Burgers(nu=0.05))
+
+    Args:
+        problem: the equation at the parameters to start from.
+        net: the network to train, which is not changed; an ``MLP`` of four hidden layers of 40 units if absent.
+        settings: how it is trained.
+        cache: folder of networks trained before, in which this one is looked for and kept; None keeps nothing.
+        say: takes messages on the way.
+
+    Returns:
+        The trained network, float64, on the device of ``net``.
+
+    Raises:
+        InputError: if the network does not fit the problem, or training left the finite numbers.
+    """
+    settings = settings or Pretraining()
+    if net is None:
+        generator = torch.Generator().manual_seed(settings.seed)
+        net = MLP(problem.inputs, len(problem.fields), generator=generator)
+    net = check_network(copy.deepcopy(net), problem)
+    system = System(problem, Solution(problem, net))
+    if cache is None:
+        settings.run(system, say)
+    else:
+        pretrained(system, settings, kept=Path(cache), say=say)
+    return net
 
 
 def unseen_error(system: System, seed: int) -> Callable[[], float]:
     """Relative L2 error at points that nothing is trained on, as a function of the network as it is; NaN without a
     reference.
     """
-    p = system.problem.region.sample(2048, lambda n, d: sobol(n, d, seed=seed + 1))
+    p = system.problem.region.sample(2048, lambda n, d: sobol(n, d, seed=stream("pretraining error", seed)))
     p = p.to(next(system.solution.parameters()))
     reference = system.problem.reference(p)
 
@@ -119,38 +171,38 @@ def unseen_error(system: System, seed: int) -> Callable[[], float]:
 
 
 def pretrained(
-    problem: Problem,
-    net: nn.Module,
+    system: System,
     settings: Pretraining,
     checkpoint: str | None = None,
     kept: Path | None = None,
-    report: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+    say: Callable[[str], None] = log.info,
 ) -> Pretrained:
-    """Put pretrained weights into ``net``: from a checkpoint, from the cache, or by training.
+    """Put pretrained weights into the network of a system: from a checkpoint, from the cache, or by training.
 
     Args:
-        problem: the problem at its source parameter.
-        net: the network, float64, changed in place.
+        system: of the problem at its source parameter; its network, float64, is changed in place.
         settings: how it is trained if it has to be.
         checkpoint: the user's own weights.
         kept: folder of the cache; the default is the user's cache folder.
+        say: takes messages on the way.
 
     Raises:
         InputError: if the checkpoint does not fit the network, or training gave no finite network.
     """
+    problem, net = system.problem, system.solution.net
     if checkpoint is not None:
         load_network(net, checkpoint)
-        return _assess(problem, net, settings, float("nan"), "checkpoint", report)
+        return _assess(system, settings, math.nan, "checkpoint", say)
     key = cache.key(problem, net, settings)
     file = (kept or cache.folder()) / f"{type(problem).__name__.lower()}-{key}.safetensors"
     facts = file.with_suffix(".json")
     if key and file.exists() and facts.exists():
         load_network(net, file)
-        return _assess(problem, net, settings, json.loads(facts.read_text())["seconds"], "cache", report)
+        return _assess(system, settings, json.loads(facts.read_text())["seconds"], "cache", say)
     kept_for = "the result is kept for the next run" if key else "the result is not kept"
-    report(f"Pretraining {type(problem).__name__} at the source parameter; {kept_for}.")
+    say(f"Pretraining {type(problem).__name__} at the source parameter; {kept_for}.")
     start = time.perf_counter()
-    settings.run(problem, net, report)
+    settings.run(system, say)
     seconds = time.perf_counter() - start
     if not all(bool(torch.isfinite(p).all()) for p in net.parameters()):
         raise InputError("Pretraining ended in NaN or infinite weights; choose a smaller pretrain.adam_lr.")
@@ -158,26 +210,22 @@ def pretrained(
         file.parent.mkdir(parents=True, exist_ok=True)
         facts.write_text(json.dumps({"seconds": seconds}))
         save_network(net, file, {"problem": repr(problem)})
-    return _assess(problem, net, settings, seconds, "trained", report)
+    return _assess(system, settings, seconds, "trained", say)
 
 
 def _assess(
-    problem: Problem,
-    net: nn.Module,
-    settings: Pretraining,
-    seconds: float,
-    origin: str,
-    report: Callable[[str], None],
+    system: System, settings: Pretraining, seconds: float, origin: str, say: Callable[[str], None]
 ) -> Pretrained:
     """Error and loss at the source parameter: shapes alone do not show a wrong activation or a wrong problem."""
-    system = System(problem, Solution(problem, net))
     error = unseen_error(system, settings.seed)()
-    points = draw_points(system.terms, 1000, 200, settings.seed + 1)
-    points = {name: p.to(next(net.parameters())) for name, p in points.items()}
-    loss = float(system.loss(points).total.detach())
-    report(f"Pretrained network ({origin}): relative L2 {error:.2e}, loss {loss:.2e} at the source parameter.")
-    if error > 0.1:
-        report(
+    points = draw_points(system.terms, 1000, 200, settings.seed, purpose="pretraining loss")
+    points = {name: p.to(next(system.solution.parameters())) for name, p in points.items()}
+    with torch.no_grad():
+        loss = float(system.loss(points).total)
+    known = "" if math.isnan(error) else f"relative L2 {error:.2e}, "
+    say(f"Pretrained network ({origin}): {known}loss {loss:.2e} at the source parameter.")
+    if error > WRONG:
+        say(
             f"WARNING: the pretrained network misses the solution at the source parameter by {100 * error:.0f} %; "
             "check net.* (activation, inputs), problem.conditions and pretrain.source against how it was trained."
         )

@@ -1,189 +1,180 @@
-"""The phases of pretraining: ways to bring all weights of a network to the solution at the source parameter.
+"""The stages of pretraining: ways to bring all weights of a network to the solution at the source parameter.
 
-Adam, its learning rate falling by a cosine, finds the neighbourhood; from there a second phase has a long way to go
+Adam, its learning rate falling by a cosine, finds the neighbourhood; from there the second stage has a long way to go
 down a narrow valley:
 
 * natural gradient: linearly implicit steps of the gradient flow of all weights with the second-order correction, on
-  fresh points whose number grows (``optim.implicit``, ``growth``). Few and dear steps, tens to a hundred; their linear
-  algebra is that of the rows, so that the width hardly matters;
-* L-BFGS on fixed points, one gradient an evaluation, thousands of them: for networks whose Jacobian has no structure to
-  be had from one sweep, or does not fit the memory.
+  fresh points whose number adapts (``sampling.batch_size``). Few, expensive steps, tens to a hundred; their linear
+  algebra is that of the residuals, so that the width hardly matters;
+* L-BFGS on fixed points, one gradient an evaluation, thousands of them: for networks whose Jacobian does not follow
+  from
+  one reverse sweep, or does not fit the memory.
 
-The second phase ends at the target, at its budget, where it cannot go on, or when the error (the loss, where there is
-no reference) has not fallen by a tenth for a while.
+Each is a run of the one loop (``loop``). The second stage ends at the target, at its budget, where it cannot go on, or
+when the error (the loss, where there is no reference) has not fallen by a tenth for a while.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from pinn_odelora.integrators.implicit import LinearlyImplicit
-from pinn_odelora.linearisation import Sweep
-from pinn_odelora.objective import Evaluator
-from pinn_odelora.optim import ImplicitODELoRA
-from pinn_odelora.optim.groups import single_tensors
+from pinn_odelora import loop
+from pinn_odelora.budget import Budget
+from pinn_odelora.integrators import LinearlyImplicit
+from pinn_odelora.loop import StepRecord, Training
+from pinn_odelora.objective import Objective
+from pinn_odelora.optim.groups import Group, parameters
 from pinn_odelora.optim.lbfgs import LBFGS
-from pinn_odelora.points import Points
-from pinn_odelora.sampling.batch_size import Growth, ended
-from pinn_odelora.sampling.sampler import PointStream
-from pinn_odelora.selection.initial_rank import components
-from pinn_odelora.system import System, draw_points
+from pinn_odelora.optim.methods import Method, full_implicit
+from pinn_odelora.sampling.sampler import Sampler
+from pinn_odelora.sampling.settings import Sampling
+from pinn_odelora.system import System
 
-Report = Callable[[str], None]
+Message = Callable[[str], None]
 ITERATIONS = 20
 """Of L-BFGS between two looks at the error."""
 RESIDUAL, FIRST = 0.3, 125
-"""As of ``points=residual``: the part of the points that follows the residual, and the rows of the first step."""
-DEAR = 32
-"""Trained numbers outside linear layers beyond which a Jacobian is too dear: each takes a reverse sweep of its own."""
+"""As of ``points=residual``: the part of the points that follows the residual, and the first batch, in residuals."""
+ALONE = 32
+"""Trained numbers outside linear layers beyond which a Jacobian is too expensive: each takes a reverse sweep."""
 
 
-class Leg(NamedTuple):
-    """A part of a phase: its cost in the units of the phase's budget, and the loss on its points where it began."""
+@dataclass(frozen=True)
+class Stage:
+    """One stage, ready to run.
 
-    cost: int
-    began: float
-
-
-class Phase(NamedTuple):
-    """Something that can be advanced; None is returned where it cannot go on.
-
-    ``patience`` is the cost within which the error has to fall by a tenth, ``every`` that between two reports.
+    Attributes:
+        name: for messages.
+        training: what the steps change.
+        patience: cost within which the error has to fall by a tenth.
+        every: cost between two messages.
+        cost: of a run so far, in the units of its budget.
     """
 
     name: str
-    patience: int
+    training: Training
+    patience: float
     every: int
-    advance: Callable[[], Leg | None]
+    cost: Callable[[Training], int]
 
 
-def follow(phase: Phase, most: int, error: Callable[[], float], target: float, report: Report) -> None:
-    """Advance a phase until it is over."""
+def training_of(
+    system: System, make: Callable[[list[Group]], torch.optim.Optimizer], points: Sampling, seed: int
+) -> Training:
+    """All weights of a system's network by an optimiser."""
+    method = Method("pretraining", "weights", make)
+    return _training(system, method, points, seed)
+
+
+def _training(system: System, method: Method, points: Sampling, seed: int) -> Training:
+    groups = method.groups(system.solution)
+    like = next(system.solution.net.parameters())
+    components = {name: system.components(name) for name in system.terms}
+    sampler = Sampler(system.terms, points, components, seed, like.dtype)
+    return Training(Objective(system, parameters(groups), {}), method, method.optimizer(groups), sampler)
+
+
+def adam(system: System, interior: int, boundary: int, seed: int, steps: int, lr: float, say: Message) -> Training:
+    """All steps, on fixed points."""
+    points = fixed(interior, boundary)
+    training = training_of(system, lambda groups: torch.optim.Adam(parameters(groups), lr=lr), points, seed)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(training.optimizer, max(steps, 1))
+    for record in loop.steps(training, Budget(steps=steps)) if steps else ():
+        schedule.step()
+        done = record.step + 1
+        if done % max(steps // 10, 1) == 0:
+            say(f"Adam {done}/{steps}: loss {record.loss:.2e}")
+    return training
+
+
+def fixed(interior: int, boundary: int) -> Sampling:
+    """The same points at every step."""
+    return Sampling(
+        fresh=False,
+        interior=interior,
+        boundary=boundary,
+        residual=0,
+        batch_size=None,
+        initial_batch_size=None,
+        best_iterate=False,
+    )
+
+
+def lbfgs(system: System, interior: int, boundary: int, seed: int) -> Stage:
+    """L-BFGS on fixed points; its cost is gradient evaluations, those of line searches included."""
+    make = lambda groups: LBFGS(parameters(groups), iterations=ITERATIONS)
+    training = training_of(system, make, fixed(interior, boundary), seed)
+    return Stage("L-BFGS", training, 3000, 300, lambda training: training.progress.gradient_evals)
+
+
+def natural_gradient(system: System, interior: int, boundary: int, seed: int) -> Stage:
+    """Linearly implicit steps on all weights; its cost is steps.
+
+    Args:
+        system: what is solved; its solution is trained.
+        interior, boundary: points of a step at most; all terms and components together give at most ``interior``
+            residuals.
+        seed: of the points.
+    """
+    points = Sampling(
+        interior=interior,
+        boundary=boundary,
+        residual=RESIDUAL,
+        batch_size=interior,
+        initial_batch_size=FIRST,
+        best_iterate=False,
+    )
+    # From scratch momentum gains little: seconds to the target are the same within a third on six problems.
+    training = _training(system, full_implicit(LinearlyImplicit(momentum=0.0)), points, seed)
+    return Stage("Natural gradient", training, 40, 20, lambda training: training.progress.step)
+
+
+def unsuitable(stage: Stage) -> str | None:
+    """Why natural gradient would be too expensive: its Jacobian does not follow from one reverse sweep, or does not fit
+    the memory; None where it is not.
+    """
+    objective = stage.training.objective
+    biases = {id(x.bias) for x in objective.system.solution.modules() if isinstance(x, torch.nn.Linear)}
+    alone = sum(x.numel() for x in objective.variables.others.values() if id(x) not in biases)
+    if alone > ALONE:
+        return f"{alone} numbers are trained outside linear layers"
+    if not all(objective.sweep.paired(name) for name in objective.system.terms):
+        return "the network has no jet rules, or a term is coupled"
+    form = stage.training.optimizer.plan(stage.training.sampler.largest).form
+    return "the linear algebra of a step does not fit the memory" if form == "cg" else None
+
+
+def follow(stage: Stage, budget: Budget, most: int, error: Callable[[], float], target: float, say: Message) -> None:
+    """Run a stage until it is over."""
     spent = reported = at = 0
     now = error()
     known = not math.isnan(now)
     best = now if known else math.inf
-    while spent < most and not now <= target:
-        leg = None if spent - at >= phase.patience else phase.advance()
-        if leg is None:
-            report(f"{phase.name} {spent}/{most}: no further progress")
-            return
-        spent += leg.cost
+    if now <= target:
+        return
+    for record in loop.steps(stage.training, budget):
+        before, spent = spent, stage.cost(stage.training)
         now = error()
-        figure = now if known else leg.began
+        figure = now if known else record.loss
         if figure < 0.9 * best:
             best, at = figure, spent
-        if spent - reported >= phase.every:
+        if spent - reported >= stage.every:
             reported = spent
-            report(f"{phase.name} {spent}/{most}: loss {leg.began:.2e}, relative L2 {now:.2e}")
+            say(f"{stage.name} {spent}/{most}: {_figures(record, now)}")
+        if now <= target:
+            return
+        # A line search of L-BFGS that takes so many evaluations has lost its way.
+        if spent - at >= stage.patience or spent - before > 10 * ITERATIONS:
+            say(f"{stage.name} {spent}/{most}: no further progress")
+            return
+    if stage.training.stalled:
+        say(f"{stage.name} {spent}/{most}: no further progress")
 
 
-def adam(system: System, points: Mapping[str, Points], steps: int, lr: float, report: Report) -> None:
-    """All steps, on fixed points."""
-    parameters = trained(system)
-    optimizer = torch.optim.Adam(parameters, lr=lr)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
-    for done in range(steps):
-        loss = _step(optimizer, system, points, parameters)
-        schedule.step()
-        if (done + 1) % max(steps // 10, 1) == 0:
-            report(f"Adam {done + 1}/{steps}: loss {float(loss):.2e}")
-
-
-def quasi_newton(system: System, points: Mapping[str, Points]) -> Phase:
-    """L-BFGS on fixed points; its cost are gradient evaluations, line searches included."""
-    parameters = trained(system)
-    optimizer = LBFGS(parameters, iterations=ITERATIONS)
-    spent = 0
-
-    def advance() -> Leg | None:
-        nonlocal spent
-        loss = float(_step(optimizer, system, points, parameters))
-        before, spent = spent, optimizer.state[parameters[0]]["func_evals"]
-        # A line search that takes so many has lost its way.
-        return Leg(spent - before, loss) if spent - before <= 10 * ITERATIONS else None
-
-    return Phase("L-BFGS", 3000, 300, advance)
-
-
-class NaturalGradient(NamedTuple):
-    """The phase, why the network does not suit it (None if it does), and the way back to the last good weights."""
-
-    phase: Phase
-    unsuitable: Callable[[], str | None]
-    restore: Callable[[], None]
-
-
-def natural_gradient(system: System, interior: int, boundary: int, seed: int) -> NaturalGradient:
-    """Linearly implicit steps on all weights; its cost are steps.
-
-    Args:
-        system: what is solved; its solution is trained.
-        interior, boundary: points of a step at most; all terms and components together give at most ``interior`` rows.
-        seed: of the points.
-    """
-    groups = single_tensors(system.solution)
-    parameters = [p for group in groups for p in group["params"]]
-    # From scratch momentum gains little: seconds to the target are the same within a third on six problems.
-    evaluator, optimizer = Evaluator(system, parameters, {}), ImplicitODELoRA(groups, LinearlyImplicit(momentum=0.0))
-    stream = PointStream(
-        system.terms,
-        interior,
-        boundary,
-        seed,
-        fresh=True,
-        dtype=parameters[0].dtype,
-        residual=RESIDUAL,
-        rows=interior,
-        components=components(system),
-        first=FIRST,
-    )
-    growth, numbers = Growth(stream.first), itertools.count()
-
-    def advance() -> Leg:
-        draw = stream.draw(next(numbers), growth.rows).to(parameters[0].device)
-        evaluator.begin(stream.chosen(draw, evaluator.residuals))
-        optimizer.step(evaluator)
-        began = float(evaluator.first.total)
-        growth.look_back(stream.most, began, ended(optimizer), enough=stream.enough)
-        return Leg(1, began)
-
-    phase = Phase("Natural gradient", 40, 20, advance)
-    return NaturalGradient(phase, lambda: unsuitable(evaluator, optimizer, stream.most), evaluator.restore)
-
-
-def unsuitable(evaluator: Evaluator, optimizer: ImplicitODELoRA, rows: int) -> str | None:
-    """Why natural gradient would be too dear: its Jacobian is not had from one sweep, or does not fit the memory."""
-    system = evaluator.system
-    biases = {id(x.bias) for x in system.solution.modules() if isinstance(x, nn.Linear)}
-    alone = sum(x.numel() for x in evaluator.variables.others.values() if id(x) not in biases)
-    if alone > DEAR:
-        return f"{alone} numbers are trained outside linear layers"
-    few = draw_points(system.terms, 8, 8, seed=0)
-    few = {name: p.to(evaluator.parameters[0]) for name, p in few.items()}
-    apart = Sweep(System(system.problem, system.solution, system.extra, system.derivatives), *evaluator.variables)
-    if not all(apart.paired(name, p) for name, p in few.items()):
-        return "the network has no jet rules, or a term is coupled"
-    form = optimizer.plan(rows).form
-    return "the linear algebra of a step does not fit the memory" if form == "cg" else None
-
-
-def trained(system: System) -> list[nn.Parameter]:
-    return [p for p in system.solution.parameters() if p.requires_grad]
-
-
-def _step(optimizer: Optimizer, system: System, points: Mapping[str, Points], parameters: list[nn.Parameter]) -> Tensor:
-    def closure() -> Tensor:
-        loss = system.loss(points).total
-        for p, g in zip(parameters, torch.autograd.grad(loss, parameters, materialize_grads=True), strict=True):
-            p.grad = g
-        return loss.detach()
-
-    return optimizer.step(closure)
+def _figures(record: StepRecord, error: float) -> str:
+    known = "" if math.isnan(error) else f", relative L2 {error:.2e}"
+    return f"loss {record.loss:.2e}{known}"

@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pinn_odelora.errors import InputError
+from pinn_odelora.formulation import Problem
 from pinn_odelora.geometry import Box, sobol
 from pinn_odelora.geometry.deepxde import Shape
 from pinn_odelora.matrices import UnitMatrices
 from pinn_odelora.points import Points
-from pinn_odelora.problem import Problem
 
 STYLE = {
     "font.size": 8,

@@ -22,11 +22,11 @@ come
     from the gradient    those of G_out, by which the tangent space gains what it misses most at this step, and a part
                          of the smallest singular value there is.
 
-Where a scheme solves for its steps, the manifolds of all layers together may have as many dimensions as the rows of its
-steps can serve (``training.growth``): with more of them a step fits its own points, and pays for it with the third
-power. Rows serve dimensions that are few against them, and again many more than they are, so that the rank may have to
-grow fourfold or more at once. This is to be early: on Poisson's equation losses after 10 s were three to six times
-those of the largest rank where layers were watched for three steps before each growth, and are about the same without.
+Where a scheme solves for its steps, the manifolds of all layers together may have as many dimensions as the batches of
+its steps suffice for (``sampling.batch_size``): with more of them a step interpolates its points, at a price that grows
+with the third power. A batch suffices for dimensions that are few against its residuals, and again for many more than
+they are, so that the rank may have to grow fourfold or more at once; and early: on Poisson's equation the loss after
+10 s was three to six times that of the largest rank where layers were observed for three steps before each growth.
 
 A layer is *truncated* where singular values are below a part of ‖σ‖: the product is replaced by its best approximation
 of the rank that is left, and W changes by what is said to be truncated. A direction that had grown just before has come
@@ -43,23 +43,24 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, linalg
 
-from pinn_odelora.errors import InputError
+from pinn_odelora.errors import RefusedValueError
 from pinn_odelora.lowrank.layer import Factors, LowRankLinear
 from pinn_odelora.manifolds.fixed_rank import LowRank, low_rank
+from pinn_odelora.rules import check, number, one_of, part, whole
 
 SEEN, LONGEST = 1, 1024
-"""Steps that a layer is looked at for before it grows, at first and at most."""
+"""Steps that a layer is observed for before it grows, at first and at most."""
 
 
 @dataclass(frozen=True)
-class Adaptive:
+class AdaptiveRank:
     """The settings of ``lora.adaptive``.
 
     Args:
         start: r at the start.
         max: the largest r; also at most min(m, n) of a layer.
         outside: the bound of ω.
-        rows: how many there are to be, at least, for every dimension of the manifolds, unless far fewer do.
+        residuals: wanted in a batch for every dimension of the manifolds, unless it is under-determined anyway.
         directions: where they come from.
         size: σ of one from the gradient, as a part of the smallest singular value there is.
         tolerance: singular values of at most this part of ‖σ‖ are truncated.
@@ -71,14 +72,17 @@ class Adaptive:
     start: int = 2
     max: int = 16
     outside: float = 0.2
-    rows: float = 4.0
+    residuals: float = 4.0
     directions: Literal["weight", "gradient"] = "weight"
     size: float = 1.0
     tolerance: float = 1e-8
 
     def __post_init__(self) -> None:
+        positive = number(above=0)
+        check(self, start=whole(1), max=whole(1), outside=part, residuals=positive, size=positive, tolerance=part)
+        check(self, directions=one_of("weight", "gradient"))
         if self.start > self.max:
-            raise InputError(f"start is {self.start}, but it must be at most max, which is {self.max}.")
+            raise RefusedValueError("start", self.start, f"at most max, which is {self.max}")
 
 
 def outside(y: LowRank, G: Tensor) -> Tensor:
@@ -161,7 +165,7 @@ class Watch:
 
 
 @dataclass
-class Ranks:
+class RankAdaptation:
     """The ranks of some layers, changed between steps.
 
     Args:
@@ -169,14 +173,14 @@ class Ranks:
         layers: the layers by name.
     """
 
-    rule: Adaptive
+    rule: AdaptiveRank
     layers: Mapping[str, LowRankLinear]
     watches: dict[str, Watch] = field(init=False)
 
     def __post_init__(self) -> None:
         self.watches = {name: Watch() for name in self.layers}
 
-    def look_back(self, G: Mapping[str, Tensor], serves: Callable[[int], bool] = lambda columns: True) -> bool:
+    def update(self, G: Mapping[str, Tensor], serves: Callable[[int], bool] = lambda columns: True) -> bool:
         """After a step: truncate the layers that can do with less, and let grow those that ask for it, the one that
         misses the largest part of its gradient first; whether one changed.
 
@@ -187,8 +191,8 @@ class Ranks:
         """
         changed = self.settle()
         parts = {name: outside(self._point(name), G[name]) for name in self.layers}
-        for name, part in parts.items():
-            self.watches[name].saw(share(part, G[name]))
+        for name, normal in parts.items():
+            self.watches[name].saw(share(normal, G[name]))
         for name, rank in self._wanted(serves).items():
             new = self._directions(name, parts[name], rank - self.layers[name].rank)
             if new.sigma.numel():

@@ -1,0 +1,360 @@
+"""The one call: adapt a pretrained network to a problem, step by step or at once.
+
+    result = adapt(net, problem)                 a network and an equation in, a solution and its history out
+    for record in steps(net, problem): ...       the same, with a look at every step
+
+Neither files nor Hydra, Lightning or W&B are needed; ``train.py`` iterates over the same ``Adaptation``.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from numpy.typing import ArrayLike
+from torch import nn
+
+from pinn_odelora import loop
+from pinn_odelora.budget import Budget
+from pinn_odelora.confidence import Interval, coefficient_intervals
+from pinn_odelora.diagnostics import FINER, Diagnostics, Reference, errors
+from pinn_odelora.errors import InputError
+from pinn_odelora.formulation import Problem, Term
+from pinn_odelora.integrators import LinearlyImplicit
+from pinn_odelora.linalg.plan import Plan
+from pinn_odelora.log import Log
+from pinn_odelora.loop import Row, StepRecord, Training
+from pinn_odelora.lowrank.layer import LowRankLinear
+from pinn_odelora.lowrank.settings import ADAPTIVE, AUTO, LoRA
+from pinn_odelora.lowrank.start import named
+from pinn_odelora.lowrank.targets import check_rank, linear_layers, linear_targets, put_factors, thaw
+from pinn_odelora.measurements import measured_term
+from pinn_odelora.nets import check_network
+from pinn_odelora.objective import Objective
+from pinn_odelora.optim.methods import Method, odelora
+from pinn_odelora.result import Result
+from pinn_odelora.rules import one_of, whole
+from pinn_odelora.sampling.batch_size import drawn_residuals, sufficient_size
+from pinn_odelora.sampling.sampler import Sampler
+from pinn_odelora.sampling.settings import Sampling
+from pinn_odelora.selection.initial_rank import RANKS, initial_rank
+from pinn_odelora.selection.rank import AdaptiveRank, RankAdaptation
+from pinn_odelora.system import Solution, System
+
+DTYPES = {32: torch.float32, 64: torch.float64}
+Data = str | Path | Term | Mapping[str, ArrayLike]
+"""Measured values: a file, columns by name, or a term of the loss."""
+
+
+class Adaptation:
+    """A network on its way to another problem: iterate over it for the records of its steps, then ask for ``result()``.
+
+    Whatever can be refused is refused here, before anything is trained; the network is first changed when the iteration
+    starts. An iteration that was left can be taken up again, and ``state_dict`` continues it elsewhere.
+
+    Args:
+        net: the pretrained network, (N, inputs) -> (N, fields); it is put in float64 and changed in place.
+        problem: the equation to adapt to; its unknown parameters have their first guess.
+        rank: short for ``lora=LoRA(rank=…)``.
+        lora: which layers are adapted, and by factors of which rank.
+        method: what is trained and how; ``odelora(LinearlyImplicit())`` if absent.
+        points: the points of the steps.
+        budget: when to stop.
+        data: measured values that enter the loss.
+        data_weight: w of their term.
+        unknown: parameters of the problem that are found from the data.
+        seed: of the starting factors and the points.
+        precision: 32 or 64 bits for network, points and factors.
+        derivatives: ``auto``, ``jets`` or ``autograd``.
+        log: how often, and on how many points, the run is measured.
+
+    Raises:
+        InputError: one sentence on what does not fit.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        problem: Problem,
+        *,
+        rank: int | str | None = None,
+        lora: LoRA | None = None,
+        method: Method | None = None,
+        points: Sampling | None = None,
+        budget: Budget | None = None,
+        data: Data | None = None,
+        data_weight: float = 1.0,
+        unknown: Sequence[str] = (),
+        seed: int = 0,
+        precision: Literal[32, 64] = 64,
+        derivatives: str = "auto",
+        log: Log | None = None,
+    ) -> None:
+        if rank is not None and lora is not None:
+            raise InputError("rank and lora are both given, but rank is short for lora=LoRA(rank=...): give one.")
+        self.seed = whole(0, 2**32 - 1).check("seed", seed)
+        self.precision = one_of(*DTYPES).check("precision", precision)
+        self.method = method or odelora(LinearlyImplicit())
+        self.points = points or Sampling()
+        self.budget = budget or Budget(gradient_evals=500)
+        self.log = log or Log()
+        self.lora = lora or (LoRA() if rank is None else LoRA(rank=rank))
+        self.unknown = tuple(unknown)
+        self.data = data
+        self.data_weight = data_weight
+        self.net = check_network(net, problem)
+        extra = {} if data is None else {"data": measured_term(data, problem, data_weight)}
+        self.solution = Solution(problem, net, self.unknown)
+        self.problem = self.solution.problem
+        self.system = System(self.problem, self.solution, extra, derivatives)
+        self._check_method()
+        self.targets = self._targets()
+        self.components = {name: self.system.components(name) for name in self.system.terms}
+        self.rank = self._rank()
+        if self.unknown:
+            self._check_unknown()
+        self.history: list[Row] = []
+        self.intervals: dict[str, Interval] = {}
+        self._training: Training | None = None
+        self._saved: Mapping[str, Any] | None = None
+        self._concluded = False
+        self._error_before: float | None = None
+
+    # What can be refused.
+
+    def _check_method(self) -> None:
+        if self.lora.rank == ADAPTIVE and self.method.trains == "factors" and self.method.integrator is None:
+            raise InputError(
+                f"rank is {ADAPTIVE}, but {self.method.name} keeps a memory for every entry of the factors, which a "
+                "new rank would make meaningless: choose odelora or lora_gd, or a number."
+            )
+        if self.unknown and not self.method.linearises:
+            raise InputError(
+                f"{self.unknown[0]} is unknown, but only an implicit scheme can find it: choose odelora, lora_gd or "
+                "full_implicit with linearly_implicit or ros2."
+            )
+        h = None if self.method.integrator is None else self.method.integrator.h
+        if self.lora.start == "zero" and self.method.full_rank and h is None and self.method.trains == "factors":
+            raise InputError(
+                "start is zero, where the flow is singular and no step size can be found: give h, or start from "
+                "factors of full rank, orthonormal or pissa."
+            )
+
+    def _targets(self) -> dict[str, nn.Linear]:
+        """The layers that are adapted, or measured where all weights are trained."""
+        patterns = self.lora.targets
+        if self.method.trains == "weights" and patterns is None and len(linear_layers(self.net)) < 3:
+            # Nothing is put in, so a network without hidden layers is as good: all its layers are measured then.
+            patterns = "*"
+        return linear_targets(self.net, patterns)
+
+    def _rank(self) -> int:
+        """r at the start; where there are no factors it is of no account."""
+        if self.method.trains == "weights":
+            return RANKS[0]
+        rule = self.adaptive
+        rank = self.lora.rank if rule is None else rule.start
+        if rank == AUTO:
+            interior, boundary = self.points.interior, self.points.boundary
+            drawn = drawn_residuals(self.system.terms, self.components, interior, boundary)
+            last = [*linear_layers(self.net).values()][-1]
+            beside = sum(p.numel() for p in last.parameters()) if "last" in self.lora.also else 0
+            return initial_rank(self.targets, beside, sufficient_size(drawn, interior))
+        check_rank(rank, self.targets, "rank" if rule is None else "adaptive.start")
+        return int(rank)
+
+    @property
+    def adaptive(self) -> AdaptiveRank | None:
+        """How the rank of factors follows the gradient; None where it stays, and where there are none."""
+        if self.method.trains != "factors" or self.lora.rank != ADAPTIVE:
+            return None
+        return self.lora.adaptive or AdaptiveRank()
+
+    def _check_unknown(self) -> None:
+        """A parameter that no residual depends on cannot be found; nor can one without measurements."""
+        if self.data is None:
+            raise InputError(f"{self.unknown[0]} is unknown, but there are no measurements to find it from: give data.")
+        few = {name: self.system.sample(name) for name in self.system.terms}
+        with torch.enable_grad():
+            total = sum(r.square().sum() for r in self.system.residuals(few).values())
+            found = torch.autograd.grad(total, [*self.solution.coefficients.values()], allow_unused=True)
+        for name, g in zip(self.solution.coefficients, found, strict=True):
+            if g is None:
+                raise InputError(f"{name} is unknown, but no residual of this problem depends on it.")
+
+    # The run.
+
+    @property
+    def training(self) -> Training:
+        """What the steps change; made at the first request, when factors are put into the network."""
+        if self._training is None:
+            self._training = self._start()
+        return self._training
+
+    def _start(self) -> Training:
+        _ = self.error_before  # of the network before it is changed
+        self.before = {name: x.detach().cpu().clone() for name, x in self.net.state_dict().items()}
+        layers = self._layers()
+        self.net.to(DTYPES[self.precision])
+        like = next(self.net.parameters())
+        groups = self.method.groups(self.solution)
+        objective = Objective(self.system, [p for group in groups for p in group["params"]], layers)
+        self.groups = groups
+        self.diagnostics = Diagnostics(Reference(self.system, self.log), layers, self.log.every)
+        self.diagnostics.to(like.device, like.dtype)
+        return Training(
+            objective,
+            self.method,
+            self.method.optimizer(groups),
+            Sampler(self.system.terms, self.points, self.components, self.seed, DTYPES[self.precision]),
+            None if self.adaptive is None else RankAdaptation(self.adaptive, layers),
+        )
+
+    def _layers(self) -> dict[str, nn.Linear | LowRankLinear]:
+        """The adapted layers, with factors put beside them when the method trains factors."""
+        if self.method.trains == "weights":
+            return self.targets
+        start = named(self.lora.start, self.lora.start_size)
+        generator = torch.Generator().manual_seed(self.seed)
+        layers = put_factors(self.net, self.targets, self.rank, self.lora.scale, start, generator)
+        thaw(self.net, self.lora.also)
+        return layers
+
+    def to(self, device: str | torch.device) -> Adaptation:
+        """Network, points and what is measured on a device; before the first step."""
+        _, device = self.training, torch.device(device)
+        self.solution.to(device)
+        self.diagnostics.to(device, next(self.net.parameters()).dtype)
+        return self
+
+    def __iter__(self) -> Iterator[StepRecord]:
+        training = self.training
+        for record in loop.steps(training, self.budget, self.diagnostics):
+            if record.measured:
+                self.history.append(record.measured)
+            yield record
+
+    def conclude(self) -> None:
+        """End the run: the network is the iterate that it returns, and the last row of the history describes it."""
+        if self._concluded:
+            return
+        training = self.training
+        loop.conclude(training)
+        self.history.append(self.diagnostics.last(training))
+        if self.solution.coefficients and training.failure is None:
+            sampler, objective = training.sampler, training.objective
+            here = sampler.draw(training.progress.step, sampler.largest).to(objective.parameters[0].device)
+            points = sampler.chosen(here, objective.uncounted).points
+            self.intervals = coefficient_intervals(objective.sweep, self.groups, points)
+        self._concluded = True
+
+    def plan(self) -> Plan | None:
+        """The linear algebra of steps of the largest batch and rank, smaller ones may take another form; None where no
+        system is solved.
+        """
+        training = self.training
+        if not self.method.linearises:
+            return None
+        sampler = training.sampler
+        sizes = {name: p.number for name, p in self._largest_points().items()}
+        residuals = sum(sizes[name] * self.components[name] for name in sampler.terms)
+        return training.optimizer.plan(residuals, None if self.adaptive is None else self.adaptive.max)
+
+    def _largest_points(self) -> Mapping[str, Any]:
+        sampler = self.training.sampler
+        nothing = lambda candidates: {name: torch.zeros(p.number, 1) for name, p in candidates.items()}
+        return sampler.chosen(sampler.draw(0), nothing).points
+
+    def result(self) -> Result:
+        """What the run returns; it ends here, wherever it is."""
+        self.conclude()
+        self.solution.to("cpu")
+        self.diagnostics.to(torch.device("cpu"), DTYPES[self.precision])
+        return Result(self, errors(self.problem, self.solution, FINER * self.log.test))
+
+    @property
+    def error_before(self) -> float:
+        """Relative L2 error of the pretrained network on this problem; NaN without a reference."""
+        if self._error_before is None:
+            self._error_before = self._error()
+        return self._error_before
+
+    @error_before.setter
+    def error_before(self, error: float) -> None:
+        self._error_before = error
+
+    def _error(self) -> float:
+        return errors(self.problem, self.solution, FINER * self.log.test)["error/rel_l2"]
+
+    # Saved and continued.
+
+    def state_dict(self) -> dict[str, Any]:
+        """Network, optimiser and policies, as plain tensors and numbers."""
+        return {
+            "solution": self.solution.state_dict(),
+            "optimizer": self.training.optimizer.state_dict(),
+            "training": self.training.state_dict(),
+            "history": copy.deepcopy(self.history),
+            "error_before": self.error_before,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state of a run of the same settings, with the same bits on a CPU."""
+        training = self.training
+        self.solution.load_state_dict(state["solution"])
+        training.optimizer.load_state_dict(state["optimizer"])
+        training.load_state_dict(state["training"])
+        self.history = [*state["history"]]
+        self._error_before = state["error_before"]
+
+
+def steps(net: nn.Module, problem: Problem, *, device: str = "auto", **settings: Any) -> Adaptation:
+    """The steps of an adaptation, to look at one after the other; ``net`` itself is not changed.
+
+        run = steps(net, problem, rank=8)
+        for record in run:
+            print(record.step, record.loss, record.report.h)
+        result = run.result()
+
+    Args:
+        net: the pretrained network, (N, inputs) -> (N, fields).
+        problem: the equation to adapt to.
+        device: where to compute; ``auto`` is a CUDA device where there is one.
+        settings: as of ``Adaptation``.
+
+    Raises:
+        InputError: one sentence on what does not fit, before anything is trained.
+    """
+    adaptation = Adaptation(copy.deepcopy(net).cpu(), problem, **settings)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return adaptation if torch.device(device).type == "cpu" else adaptation.to(device)
+
+
+def adapt(net: nn.Module, problem: Problem, *, device: str = "auto", **settings: Any) -> Result:
+    """Adapt a pretrained network to a problem by training low-rank factors of its weights along an ODE.
+
+        result = adapt(net, Burgers(nu=0.02), rank=8, budget=Budget(seconds=10))
+        u = result.solution
+        u(x, t)
+
+    Args:
+        net: the pretrained network, (N, inputs) -> (N, fields); it is not changed.
+        problem: the equation to adapt to.
+        device: where to compute; ``auto`` is a CUDA device where there is one.
+        settings: as of ``Adaptation``.
+
+    Returns:
+        The adapted solution with its history. Numbers that stopped being finite end the run early and stand in
+        ``failure``; the solution is then the last good one.
+
+    Raises:
+        InputError: one sentence on what does not fit, before anything is trained.
+    """
+    run = steps(net, problem, device=device, **settings)
+    for _ in run:
+        pass
+    return run.result()

@@ -1,0 +1,134 @@
+"""Explicit Runge–Kutta steps of dy/dt = f(y), in a flat space or on a manifold (``manifolds.space``).
+
+    k_i = f(y + h Σ_{j<i} a_ij k_j),    y⁺ = y + h Σ_i b_i k_i
+
+The step size h is given, or follows the error estimate of an embedded pair, or, for a scheme without one, is taken
+from the stability limit and an estimate of the largest eigenvalue: explicit schemes on a stiff flow are bounded by
+stability, so a step that is chosen by hand is right for one problem only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pinn_odelora.integrators.base import Flow, Report, Step, Velocity
+from pinn_odelora.integrators.control import controlled, error_norm, first_step
+from pinn_odelora.integrators.stability import Estimate, kept_eigenvalue
+from pinn_odelora.integrators.tableau import EULER, Tableau
+from pinn_odelora.manifolds.space import FLAT, Point, Slope, Space, Sum
+from pinn_odelora.rules import check, null, number, whole
+
+
+@dataclass(frozen=True)
+class ExplicitState:
+    """What an explicit step hands to the next one.
+
+    Attributes:
+        h: suggested by the error control; None before the first step, and where none is used.
+        error: of the last accepted step, in units of the tolerance.
+        estimate: of the largest eigenvalue; None before there is one.
+    """
+
+    h: float | None = None
+    error: float = 1.0
+    estimate: Estimate | None = None
+
+    @classmethod
+    def restored(cls, saved: dict[str, Any]) -> ExplicitState:
+        estimate = saved.get("estimate")
+        return cls(**{**saved, "estimate": None if estimate is None else Estimate(*estimate)})
+
+
+def weighted(h: float, weights: Sequence[float], slopes: Sequence[Slope]) -> Sum:
+    """The terms of  h Σ_i weights_i · slopes_i, leaving out zero weights."""
+    return [(h * w, k) for w, k in zip(weights, slopes, strict=False) if w != 0]
+
+
+def stages(
+    f: Callable[[Point], Slope], y: Point, h: float, tableau: Tableau, first: Slope, space: Space = FLAT
+) -> list[Slope]:
+    """k_1 … k_s, with k_1 = f(y) given."""
+    slopes = [first]
+    for row in tableau.a[1:]:
+        slopes.append(f(space.combine([(1.0, y)], weighted(h, row, slopes))))
+    return slopes
+
+
+def rk_step(
+    f: Callable[[Point], Slope], y: Point, h: float, tableau: Tableau, first: Slope, space: Space = FLAT
+) -> Point:
+    """One step of fixed size h, with ``first`` = f(y)."""
+    return space.combine([(1.0, y)], weighted(h, tableau.b, stages(f, y, h, tableau, first, space)))
+
+
+@dataclass(frozen=True)
+class RungeKutta:
+    """An explicit Runge–Kutta integrator.
+
+    Args:
+        tableau: the scheme.
+        h: the step size in units of flow time; absent, it is chosen as the file's docstring says.
+        rtol, atol: tolerances of an embedded pair, relative to each entry of the state, and absolute.
+        safety: the part of the stability limit that a scheme without error estimate uses.
+        renew: steps after which the estimate of the largest eigenvalue is renewed, at the latest.
+
+    Raises:
+        InputError: for a step size, tolerance or safety that is not positive.
+    """
+
+    tableau: Tableau = EULER
+    h: float | None = None
+    rtol: float = 1e-3
+    atol: float = 1e-5
+    safety: float = 0.5
+    renew: int = 50
+
+    linearises = False
+
+    def __post_init__(self) -> None:
+        positive = number(above=0)
+        check(self, h=positive | null, rtol=positive, atol=positive, safety=positive, renew=whole(1))
+
+    @property
+    def stages(self) -> int:
+        """Evaluations of the velocity in a step of given size."""
+        return self.tableau.stages
+
+    def init(self) -> ExplicitState:
+        """The state before the first step."""
+        return ExplicitState()
+
+    def restored(self, saved: dict[str, Any]) -> ExplicitState:
+        """The state that ``vars(state)`` was."""
+        return ExplicitState.restored(saved)
+
+    def step(self, flow: Flow, y: Point, state: ExplicitState, h: float | None = None) -> Step:
+        """One accepted step from y; see ``integrators.base.Integrator``."""
+        h = self.h if h is None else h
+        first = flow.velocity(y)
+        if h is None and self.tableau.embedded is not None:
+            return self._controlled(flow, y, first, state)
+        if h is None:
+            state = replace(state, estimate=kept_eigenvalue(flow, y, first, state.estimate, self.renew))
+            h = self.safety * self.tableau.real_stability / state.estimate.eigenvalue
+        f = lambda y: flow.velocity(y).slope
+        return Step(rk_step(f, y, h, self.tableau, first.slope, flow.space), state, Report(h, first.loss))
+
+    def _controlled(self, flow: Flow, y: Point, first: Velocity, state: ExplicitState) -> Step:
+        """Shrink h until the difference of the two embedded solutions is within tolerance; then suggest the next h."""
+        space, f = flow.space, lambda y: flow.velocity(y).slope
+        size = space.entries(space.element(y))
+        difference = [b - c for b, c in zip(self.tableau.b, self.tableau.embedded, strict=True)]
+
+        def attempt(h: float) -> tuple[Point, float]:
+            slopes = stages(f, y, h, self.tableau, first.slope, space)
+            new = space.combine([(1.0, y)], weighted(h, self.tableau.b, slopes))
+            defect = space.entries(space.total(weighted(h, difference, slopes)))
+            return new, error_norm(defect, size, space.entries(space.element(new)), self.rtol, self.atol)
+
+        h = state.h or first_step(size, space.entries(first.slope), self.rtol, self.atol)
+        found = controlled(attempt, h, state.error, 1 / (1 + self.tableau.embedded_order))
+        state = replace(state, h=found.next_h, error=found.error)
+        return Step(found.result, state, Report(found.h, first.loss, rejected=found.rejected))

@@ -1,0 +1,146 @@
+"""Fitting the adaptation of a command line: trainer, trackers, saved states, and the way back from an interruption."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.loggers import Logger
+from torch import Tensor
+
+from pinn_odelora.adaptation import Adaptation
+from pinn_odelora.errors import InputError
+from pinn_odelora.lightning import tracking
+from pinn_odelora.lightning.callbacks import ProgressLine, Saver, StopOnSignal
+from pinn_odelora.lightning.module import ODELoRAModule
+from pinn_odelora.matrices import UnitMatrices
+from pinn_odelora.result import Result
+from pinn_odelora.runs.folder import HISTORY, STATE
+from pinn_odelora.runs.history import History
+from pinn_odelora.runs.messages import say
+
+SHOWN = 500
+"""Points of the final table."""
+
+
+def fit(
+    adaptation: Adaptation, folder: Path, loggers: Sequence[Logger], settings: Mapping[str, Any], every: int
+) -> ODELoRAModule:
+    """Run an adaptation, from the saved state of the folder if there is one.
+
+    Args:
+        adaptation: what to run.
+        folder: of the run.
+        loggers: trackers.
+        settings: of Lightning's Trainer.
+        every: steps between two saved states.
+    """
+    state = folder / STATE
+    module = ODELoRAModule(adaptation)
+    history = History(folder / HISTORY, up_to_step=steps_done(folder) - 1)
+    line = ProgressLine(adaptation)
+    adaptation.history[:] = history.rows
+    module.listeners += [history.append, line]
+    trained = trainer(settings, loggers, [Saver(state, every), StopOnSignal()])
+    if (plan := adaptation.plan()) is not None and plan.unusual:
+        say(str(plan))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning|torch")
+        trained.fit(module, ckpt_path=state if state.exists() else None, weights_only=True)
+    line.close()
+    return module
+
+
+def steps_done(folder: Path) -> int:
+    """Steps behind the resume state of a folder, 0 without one.
+
+    Raises:
+        InputError: if the state is damaged.
+    """
+    state = folder / STATE
+    if not os.path.exists(state):
+        return 0
+    try:
+        saved = torch.load(state, weights_only=True, map_location="cpu")
+        return int(saved["adaptation"]["progress"]["step"])
+    except Exception as error:  # A damaged pickle can fail in any way.
+        raise InputError(
+            f"{state}, the state to continue from, is damaged or of an earlier version ({type(error).__name__}); "
+            "config.yaml beside it repeats the run in another output_dir."
+        ) from error
+
+
+def accelerator(chosen: str, precision: int) -> str:
+    """``auto`` is a CUDA device where there is one, else the CPU: no other accelerator has float64 throughout."""
+    if chosen == "auto":
+        return "gpu" if torch.cuda.is_available() else "cpu"
+    if chosen == "mps" and precision == 64:
+        raise InputError("trainer.accelerator=mps has no float64; use precision=32 or trainer.accelerator=cpu.")
+    return chosen
+
+
+def trainer(
+    settings: Mapping[str, Any], loggers: Sequence[Logger] = (), callbacks: Sequence[L.Callback] = ()
+) -> L.Trainer:
+    """Lightning without what a run of small steps does not need; ``settings`` override any of it.
+
+    Raises:
+        InputError: if Lightning refuses a setting, or has no such accelerator here.
+    """
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    chosen = {
+        "max_epochs": -1,
+        "min_epochs": 0,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        **settings,
+    }
+    try:
+        return L.Trainer(logger=list(loggers) or False, callbacks=list(callbacks), **chosen)
+    except (TypeError, ValueError, MisconfigurationException) as error:
+        said = str(error).rstrip(".!")
+        raise InputError(f"trainer.* holds a setting that Lightning's Trainer refuses: {said}.") from None
+
+
+def publish(loggers: Sequence[Logger], result: Result, summary: Mapping[str, Any], folder: Path) -> None:
+    """Summary, pictures and the final table to every tracker; then end it and say where the run can be seen."""
+    images = {name: folder / f"{name}.png" for name in ("solution", "history")}
+    for logger in loggers:
+        run = logger.experiment
+        tracking.log_summary(run, summary)
+        tracking.log_images(run, images)
+        tracking.log_final_table(run, *final_points(result))
+        close(logger, failed=bool(result.failure))
+
+
+def close(logger: Logger, failed: bool = False) -> None:
+    """End a tracker's run and say where it can be seen."""
+    line = tracking.sync_line(logger.experiment)
+    tracking.finish(logger.experiment, failed=failed)
+    say(f"W&B: {line}")
+
+
+@torch.no_grad()
+def final_points(result: Result) -> tuple[list[str], list[list[float]]]:
+    """Columns and rows: coordinates, fields, reference values and errors at the first test points.
+
+    Unit matrices are told by the place of their entry: they have as many coordinates as there are points.
+    """
+    run = result.adaptation
+    reference, problem = run.diagnostics.reference, run.problem
+    u: Tensor = run.solution(reference.test)
+    ref = u * torch.nan if reference.values is None else reference.values
+    places = ("k", "l") if isinstance(problem.region, UnitMatrices) else problem.coords
+    names = [*places, *problem.fields]
+    names += [f"{field}_{kind}" for kind in ("ref", "error") for field in problem.fields]
+    return names, torch.cat([reference.test.rows(places), u, ref, u - ref], dim=1)[:SHOWN].tolist()

@@ -1,0 +1,29 @@
+"""How often a run is measured, and on how many points."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pinn_odelora.rules import check, whole
+
+
+@dataclass(frozen=True)
+class Log:
+    """What is measured during adaptation, outside of the time that counts.
+
+    Args:
+        every: steps between two rows of the history.
+        heldout: points inside the domain on which the held-out loss is measured; a fifth as many on each part of the
+            boundary.
+        test: points at which the solution is compared with the reference.
+
+    Raises:
+        InputError: if one of them is not a whole number of at least 1.
+    """
+
+    every: int = 10
+    heldout: int = 256
+    test: int = 512
+
+    def __post_init__(self) -> None:
+        check(self, every=whole(1), heldout=whole(1), test=whole(1))

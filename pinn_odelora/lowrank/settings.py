@@ -1,0 +1,58 @@
+"""Which layers are adapted, by factors of which rank, and where these start."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from pinn_odelora.errors import RefusedValueError
+from pinn_odelora.rules import check, list_of, null, number, one_of, text, whole
+
+if TYPE_CHECKING:
+    from pinn_odelora.selection.rank import AdaptiveRank
+
+AUTO = "auto"
+"""The rank chosen for the layers and points at hand, see ``selection.initial_rank``."""
+ADAPTIVE = "adaptive"
+"""The rank that follows the gradient, see ``selection.rank``."""
+STARTS = ("zero", "orthonormal", "pissa")
+THAWED = ("biases", "last")
+"""What can be trained beside the factors."""
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """The low-rank update  W = W0 + s (B A - B₀ A₀)  of a layer W (m, n), with B (m, r) and A (r, n).
+
+    Args:
+        rank: r, at most min(m, n) of every adapted layer. ``auto`` is 8 where the batch stays under-determined, else 4;
+            ``adaptive`` follows the gradient.
+        scale: s.
+        targets: names of the adapted layers, as a shell pattern or a list of them; None is all hidden layers, which
+            are all but the first and the last.
+        also: what is trained beside the factors: ``biases`` of all linear layers, and ``last``, the last layer as a
+            whole where it is not adapted.
+        start: where the factors start, ``zero``, ``orthonormal`` or ``pissa``; see ``lowrank.start``.
+        start_size: the singular values of s B₀ A₀ with an orthonormal start.
+        adaptive: the settings of the adaptive rank; None is its defaults. A fixed rank makes no use of them.
+
+    Raises:
+        InputError: if a value is out of its range, or an adaptive rank has nothing to grow from.
+    """
+
+    rank: int | Literal["auto", "adaptive"] = AUTO
+    scale: float = 1.0
+    targets: str | Sequence[str] | None = None
+    also: Sequence[str] = ("last",)
+    start: Literal["zero", "orthonormal", "pissa"] = "pissa"
+    start_size: float = 0.1
+    adaptive: AdaptiveRank | None = None
+
+    def __post_init__(self) -> None:
+        check(self, rank=whole(1) | one_of(AUTO, ADAPTIVE), scale=number(above=0), start=one_of(*STARTS))
+        check(self, targets=text | list_of(text, "patterns") | null, start_size=number(above=0))
+        check(self, also=list_of(one_of(*THAWED), f"words, each {' or '.join(THAWED)}"))
+        if self.rank == ADAPTIVE and self.start == "zero":
+            allowed = "pissa or orthonormal where the rank is adaptive: new directions are sized by those at the start"
+            raise RefusedValueError("start", self.start, allowed)

@@ -1,0 +1,158 @@
+"""What an adaptation returns: the solution as a function, numbers, the history, and the way to a folder."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from pinn_odelora.adapted_solution import AdaptedSolution
+from pinn_odelora.confidence import Interval
+from pinn_odelora.errors import InputError
+from pinn_odelora.formulation import Problem
+from pinn_odelora.loop import Row
+from pinn_odelora.lowrank.adapter_files import save_adapter
+from pinn_odelora.lowrank.layer import LowRankLinear, adapters
+from pinn_odelora.matrices import UnitMatrices
+from pinn_odelora.naming import integrator_name, snake_case
+
+if TYPE_CHECKING:
+    from pinn_odelora.adaptation import Adaptation
+
+
+class Adapter:
+    """The low-rank change of the network's weights."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self.net = net
+
+    def save(self, folder: str | Path, base: str = "pretrained.safetensors") -> None:
+        """Write it in PEFT's format, for the network as it was before.
+
+        Args:
+            folder: made if it does not exist.
+            base: name or path of that network, for the record.
+
+        Raises:
+            InputError: if the method trained all weights, or the folder cannot be written.
+        """
+        if not adapters(self.net):
+            raise InputError("there is no adapter to save, because all weights were trained; save result.net instead.")
+        save_adapter(self.net, folder, base)
+
+
+class Result:
+    """An adapted solution.
+
+    Attributes:
+        problem: what was adapted to, with the values that were found for unknown parameters.
+        net: the adapted network, on the CPU; where factors were trained its layers are W0 + s (B A - B₀ A₀).
+        solution: the solution as a function of the coordinates, see ``AdaptedSolution``.
+        adapter: the low-rank change alone, ``adapter.save(folder)``.
+        rel_l2, max_error: ‖u - u*‖₂ / ‖u*‖₂ and max |u - u*| at test points; NaN without a reference.
+        rel_l2_before: the former of the pretrained network.
+        loss, heldout_loss: L where the last step began, and on held-out points at the end.
+        history: one dictionary for each logged step and one for the end, by the names of docs/reference/notation.md;
+            ``pandas.DataFrame(result.history)`` is a table.
+        coefficients: estimate, 95 % interval and more of each unknown parameter.
+        ranks: r of each adapted layer; empty where all weights were trained.
+        steps, gradient_evals, seconds: cost.
+        diverged: whether numbers stopped being finite, or the held-out loss ended above its first value.
+        failure: what stopped being finite, where; empty if nothing did.
+        stalled: whether the run ended because a step no longer moved the weights.
+        summary: all of it in a dictionary of plain values, as ``summary.json`` has it.
+    """
+
+    def __init__(self, adaptation: Adaptation, errors: Mapping[str, float]) -> None:
+        training = adaptation.training
+        p = training.progress
+        self.adaptation = adaptation
+        self.problem: Problem = adaptation.problem
+        self.net: nn.Module = adaptation.net
+        self.solution = AdaptedSolution(adaptation.problem, adaptation.net)
+        self.adapter = Adapter(adaptation.net)
+        self.history: list[Row] = adaptation.history
+        self.rel_l2, self.max_error = errors["error/rel_l2"], errors["error/max"]
+        self.rel_l2_before = adaptation.error_before
+        self.loss, self.heldout_loss = p.loss, p.heldout_loss
+        self.steps, self.gradient_evals, self.seconds = p.step, p.gradient_evals, p.seconds
+        self.loss_rises, self.largest_rise = p.rises / max(p.step, 1), p.largest_rise
+        self.failure = str(training.failure or "")
+        self.stalled = training.stalled
+        self.diverged = bool(self.failure) or not p.heldout_loss <= p.first_heldout_loss
+        layers = training.objective.layers
+        self.ranks = {name: x.rank for name, x in layers.items() if isinstance(x, LowRankLinear)}
+        self.coefficients = {
+            name: _interval(adaptation.intervals.get(name), x.item())
+            for name, x in adaptation.solution.coefficients.items()
+        }
+
+    def __repr__(self) -> str:
+        """The last line of a run."""
+        return f"{snake_case(type(self.problem))}, {self.adaptation.method.name}: {self.outcome()}"
+
+    def outcome(self) -> str:
+        """What was found and at which cost, in words."""
+        found = ", ".join(_estimate(name, x) for name, x in self.coefficients.items())
+        reached = found or f"relative L2 {self.rel_l2_before:.2e} -> {self.rel_l2:.2e}"
+        return f"{reached} in {self.steps} steps, {self.gradient_evals} gradient evaluations, {self.seconds:.1f} s"
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Plain values, as ``summary.json`` has them."""
+        run = self.adaptation
+        plan = run.plan()
+        matrix = isinstance(self.problem.region, UnitMatrices)
+        return {
+            "problem": snake_case(type(self.problem)),
+            "method": run.method.name,
+            "integrator": None if run.method.integrator is None else integrator_name(run.method.integrator),
+            "linear_algebra": None if plan is None else str(plan),
+            "seed": run.seed,
+            "ranks": self.ranks or None,
+            "rel_l2": self.rel_l2,
+            "max_error": self.max_error,
+            **({"rel_error": self.rel_l2} if matrix else {}),
+            **({"coefficients": self.coefficients} if self.coefficients else {}),
+            "loss": self.loss,
+            "heldout_loss": self.heldout_loss,
+            "loss_rises": self.loss_rises,
+            "largest_rise": self.largest_rise,
+            "diverged": self.diverged,
+            "stalled": self.stalled,
+            "failure": self.failure,
+            "gradient_evals": self.gradient_evals,
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "rel_l2_before": self.rel_l2_before,
+        }
+
+    def save(self, folder: str | Path) -> None:
+        """Write what ``train.py`` leaves: settings, history, summary, adapter or weights, the network before, figures.
+
+        Args:
+            folder: made if it does not exist; it must not hold a run.
+
+        Raises:
+            InputError: if the folder holds a run, or cannot be written.
+        """
+        from pinn_odelora.runs.save import save
+
+        save(self, Path(folder))
+
+
+def _interval(found: Interval | None, value: float) -> dict[str, float | bool | None]:
+    """An estimate with its 95 % interval; None where a failed run has none."""
+    found = found or Interval(value, *[math.nan] * 4)
+    numbers = {k: v if math.isfinite(v) else None for k, v in found._asdict().items()}
+    return numbers | {"settled": found.settled}
+
+
+def _estimate(name: str, x: Mapping[str, Any]) -> str:
+    if None in x.values():
+        return f"{name} = {x['estimate']:.6g}"
+    more = "" if x["settled"] else f"; not settled, the next step would add {x['ahead']:.1e}: raise the budget"
+    return f"{name} = {x['estimate']:.6g} (95 % interval {x['low']:.6g} to {x['high']:.6g}{more})"

@@ -1,0 +1,213 @@
+"""Writing a run: settings, network before, history, and what came of it, as ``train.py`` leaves it in a folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import io
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+
+import pinn_odelora
+from pinn_odelora.checkpoints import save_network, save_tensors
+from pinn_odelora.errors import InputError
+from pinn_odelora.files import write_bytes, write_json, write_text
+from pinn_odelora.formulation import Term
+from pinn_odelora.integrators import Tableau, tableau
+from pinn_odelora.naming import integrator_name, snake_case
+from pinn_odelora.runs import figures
+from pinn_odelora.runs.folder import ADAPTER, BASE, COEFFICIENTS, CONFIG, HISTORY, START, SUMMARY, WEIGHTS
+from pinn_odelora.runs.history import History
+from pinn_odelora.runs.location import check_free
+
+if TYPE_CHECKING:
+    from pinn_odelora.adaptation import Adaptation
+    from pinn_odelora.result import Result
+
+DATA = "data.npz"
+"""Measured values that were given as arrays."""
+OTHERS = {
+    "threads": "auto",
+    "output_dir": None,
+    "resume": None,
+    "checkpoint": {"every": 100},
+    "trainer": {"accelerator": "auto", "devices": 1},
+    "logger": {
+        "kind": "csv",
+        "project": "pinn_odelora",
+        "group": None,
+        "name": None,
+        "job_type": "adapt",
+        "tags": [],
+    },
+}
+"""Keys of the command line that a run in Python does not have."""
+
+
+def save(result: Result, folder: Path) -> None:
+    """Write a run that was made in Python.
+
+    Raises:
+        InputError: if the folder holds a run, or cannot be written.
+    """
+    check_free(folder)
+    adaptation = result.adaptation
+    write_text(folder / CONFIG, yaml.safe_dump(configuration(adaptation, folder), sort_keys=False, allow_unicode=True))
+    save_tensors(adaptation.before, folder / BASE, {"problem": repr(adaptation.problem)})
+    facts = {"pretrain_origin": "given", "rel_l2_before": result.rel_l2_before}
+    write_json(folder / START, facts)
+    history = History(folder / HISTORY)
+    for row in result.history:
+        history.append(row)
+    save_outcome(result, folder, facts)
+
+
+def save_outcome(
+    result: Result, folder: Path, facts: dict[str, Any], names: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Weights, coefficients, figures, and the summary, which is written last and returned.
+
+    Args:
+        facts: what was known before adaptation, for the summary.
+        names: of problem, method and integrator, where they have others than those of their classes.
+    """
+    if result.adaptation.method.trains == "factors":
+        result.adapter.save(folder / ADAPTER, base=BASE)
+    else:
+        save_network(result.net, folder / WEIGHTS, {})
+    if result.coefficients:
+        # Without them the solution could not be built again.
+        write_json(folder / COEFFICIENTS, {name: x["estimate"] for name, x in result.coefficients.items()})
+    save_figures(result, folder)
+    known = {name: value for name, value in facts.items() if name != "tracking_id"}
+    summary = {**result.summary, **(names or {}), **known, "versions": versions()}
+    write_json(folder / SUMMARY, summary)
+    return summary
+
+
+def save_figures(result: Result, folder: Path) -> None:
+    """solution.png and history.png."""
+    adaptation = result.adaptation
+    figures.solution_figure(adaptation.problem, adaptation.solution, folder / "solution.png")
+    figures.history_figure(result.history, folder / "history.png")
+
+
+def versions() -> dict[str, str | None]:
+    """Of this package, Python and the libraries that take part; None for one that is not installed."""
+    own = {"pinn_odelora": pinn_odelora.__version__, "python": platform.python_version(), "torch": torch.__version__}
+    return own | {name: _version(name) for name in ("lightning", "numpy")}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def configuration(adaptation: Adaptation, folder: Path) -> dict[str, Any]:
+    """The settings of a run as the command line's configuration, which repeats it.
+
+    A network or problem whose class cannot be built from plain values has a ``_target_`` all the same; ``load`` then
+    asks for the object.
+    """
+    run = adaptation
+    lora = _plain(run.lora) | {"adaptive": _plain(run.adaptive or _adaptive_defaults())}
+    unknown = dict.fromkeys(run.unknown, "unknown")
+    integrator = run.method.integrator
+    return {
+        "problem": described(run.problem) | unknown,
+        "net": described(run.net),
+        "method": {"_target_": f"pinn_odelora.optim.methods.{run.method.name}", **run.method.settings},
+        "integrator": described(integrator)
+        if integrator
+        else {"_target_": "pinn_odelora.integrators.LinearlyImplicit"},
+        "points": _plain(run.points),
+        "lora": lora,
+        "budget": _plain(run.budget),
+        "log": _plain(run.log),
+        "seed": run.seed,
+        "precision": run.precision,
+        "derivatives": {"engine": run.system.derivatives},
+        "data": {"file": _data(run.data, folder), "weight": run.data_weight},
+        "pretrain": _pretraining(folder),
+        **OTHERS,
+        "choices": {
+            "problem": snake_case(type(run.problem)),
+            "net": snake_case(type(run.net)),
+            "method": run.method.name,
+            "integrator": integrator_name(integrator) if integrator else None,
+        },
+    }
+
+
+def described(thing: object) -> dict[str, Any]:
+    """``_target_`` and the plain arguments that an object was made with, as far as its attributes tell them."""
+    cls = type(thing)
+    fields = [f.name for f in dataclasses.fields(thing)] if dataclasses.is_dataclass(thing) else _arguments(cls)
+    values = {name: getattr(thing, name) for name in fields if hasattr(thing, name)}
+    plain = {name: _value(value) for name, value in values.items() if _is_plain(value)}
+    return {"_target_": f"{cls.__module__}.{cls.__qualname__}", **plain}
+
+
+def _arguments(cls: type) -> list[str]:
+    return [name for name in inspect.signature(cls.__init__).parameters if name not in ("self", "inputs", "outputs")]
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(isinstance(name, str) and _is_plain(x) for name, x in value.items())
+    single = isinstance(value, Tensor) and value.numel() == 1
+    return value is None or single or isinstance(value, bool | int | float | str | Tableau)
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, Tableau):
+        name = next((name for name, known in vars(tableau).items() if known is value), None)
+        path = f"pinn_odelora.integrators.tableau.{name}"
+        return {"_target_": "hydra.utils.get_object", "path": path}
+    if isinstance(value, Tensor):
+        return value.item()
+    if isinstance(value, dict):
+        return {name: _value(x) for name, x in value.items()}
+    return [_value(x) for x in value] if isinstance(value, list | tuple) else value
+
+
+def _plain(settings: Any) -> dict[str, Any]:
+    """A dataclass of settings as a dictionary."""
+    return {name: _value(value) for name, value in dataclasses.asdict(settings).items()}
+
+
+def _adaptive_defaults() -> Any:
+    from pinn_odelora.selection.rank import AdaptiveRank
+
+    return AdaptiveRank()
+
+
+def _pretraining(folder: Path) -> dict[str, Any]:
+    from pinn_odelora.pretraining.pretrain import Pretraining
+
+    return _plain(Pretraining()) | {"checkpoint": str((folder / BASE).absolute()), "source": {}, "cache": None}
+
+
+def _data(data: Any, folder: Path) -> str | None:
+    """The path of the measurements; arrays are written into the folder."""
+    if data is None or isinstance(data, str | Path):
+        return None if data is None else str(Path(data).absolute())
+    if isinstance(data, Term):
+        raise InputError(
+            "the measurements were given as a term, which no file can hold; give a file or columns by name."
+        )
+    archive = io.BytesIO()
+    np.savez(archive, **{name: np.asarray(values) for name, values in data.items()})
+    write_bytes(folder / DATA, archive.getvalue())
+    return str((folder / DATA).absolute())
