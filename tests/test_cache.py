@@ -22,6 +22,7 @@ from pinn_odelora.geometry import Box
 from pinn_odelora.nets import MLP
 from pinn_odelora.pretraining import cache
 from pinn_odelora.pretraining.pretrain import Pretraining, pretrained
+from pinn_odelora.system import Solution, System
 from problems.burgers import Burgers
 from problems.poisson import Poisson
 
@@ -334,11 +335,11 @@ class Drawn:
     seed: int = 0
     made = []  # noqa: RUF012
 
-    def run(self, problem, network, report):
+    def run(self, system, say):
         self.made.append(1)
         with torch.no_grad():
-            for p in network.parameters():
-                p.fill_(0.125 * problem.slope)
+            for p in system.solution.net.parameters():
+                p.fill_(0.125 * system.problem.slope)
 
 
 @pytest.mark.parametrize(("cls", "kept"), [(Line, True), (FromFunctions, False)])
@@ -346,7 +347,9 @@ def test_a_network_is_trained_once_for_each_key_and_always_without_one(cls, kept
     Drawn.made.clear()
     for slope, expected in ((1.0, 1), (1.0, 1 if kept else 2), (3.0, 2 if kept else 3)):
         network = MLP(1, 1, width=3, depth=1).double()
-        known = pretrained(cls(slope=slope), network, Drawn(), kept=tmp_path / "kept", report=lambda line: None)
+        problem = cls(slope=slope)
+        system = System(problem, Solution(problem, network))
+        known = pretrained(system, Drawn(), kept=tmp_path / "kept", say=lambda line: None)
         assert all(bool((p == 0.125 * slope).all()) for p in network.parameters())
         assert len(Drawn.made) == expected
     assert known.origin == "trained"

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
-from pinn_odelora.lowrank.files import save_adapter
 
 from pinn_odelora.adapted_solution import AdaptedSolution
 from pinn_odelora.checkpoints import save_network
 from pinn_odelora.config.build import network, posed
 from pinn_odelora.config.load import load
 from pinn_odelora.errors import InputError
+from pinn_odelora.lowrank.adapter_files import save_adapter
 from pinn_odelora.lowrank.start import pissa
-from pinn_odelora.lowrank.targets import adapt, linear_targets
+from pinn_odelora.lowrank.targets import linear_targets, put_factors
 from pinn_odelora.nets import MLP
 from pinn_odelora.points import Points
 from problems.burgers import Burgers
@@ -81,10 +81,10 @@ def folder(compose, tmp_path, request, generator):
     cfg, path = compose("problem.nu=0.03"), tmp_path / "run"
     path.mkdir()
     OmegaConf.save(cfg, path / "config.yaml")
-    net = network(cfg, posed(cfg)[0])
+    net = network(cfg, *posed(cfg)[:2])
     save_network(net, path / "pretrained.safetensors")
     if request.param == "factors":
-        adapt(net, linear_targets(net, None), 2, 1.0, pissa, generator)
+        put_factors(net, linear_targets(net, None), 2, 1.0, pissa, generator)
     with torch.no_grad():
         for p in (p for p in net.parameters() if p.requires_grad):
             p.add_(0.1 * torch.randn(p.shape, generator=generator, dtype=p.dtype))
