@@ -73,7 +73,6 @@ def with_coefficients(problem: Problem, folder: Path) -> Problem:
 
 def _described(folder: Path, part: str, build: Callable[[DictConfig], T]) -> T:
     """What ``config.yaml`` describes under the key ``part``."""
-    from hydra.errors import InstantiationException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
@@ -88,8 +87,8 @@ def _described(folder: Path, part: str, build: Callable[[DictConfig], T]) -> T:
         reason = f"{file} cannot be read ({error.strerror})"
     except (YAMLError, OmegaConfBaseException) as error:
         reason = f"{file} is damaged or not that of a run ({type(error).__name__})"
-    except (ImportError, InstantiationException) as error:
-        said = str(error.__cause__ or error).partition("\n")[0].rstrip(".:")
+    except (ImportError, InputError) as error:
+        said = str(error).partition("\n")[0].rstrip(".:")
         reason = f"{file} cannot build the {'network' if part == 'net' else part} here ({said})"
     raise InputError(f"{reason}; give it: load(run, {part}=...).")
 
@@ -104,6 +103,6 @@ def _posed(cfg: DictConfig) -> Problem:
 
 
 def _network(cfg: DictConfig, problem: Problem) -> nn.Module:
-    from pinn_odelora.config.build import network, posed
+    from pinn_odelora.config.build import network
 
-    return network(cfg, problem, posed(cfg)[1])
+    return network(cfg, problem, problem.at_source(**cfg.pretrain.source))
