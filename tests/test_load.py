@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
-from pinn_odelora.config.load import load
 from pinn_odelora.lowrank.files import save_adapter
 
 from pinn_odelora.adapted_solution import AdaptedSolution
 from pinn_odelora.checkpoints import save_network
 from pinn_odelora.config.build import network, posed
+from pinn_odelora.config.load import load
 from pinn_odelora.errors import InputError
 from pinn_odelora.lowrank.start import pissa
 from pinn_odelora.lowrank.targets import adapt, linear_targets

@@ -21,11 +21,12 @@ With ``momentum`` β a step starts from β times the last one, c = β P_T(d_last
     d  minimises  ½‖r + J d‖² + (1/2h) ‖d - c‖² ,      d = c - (JᵀJ + 1/h)⁻¹ Jᵀ (r + J c) .
 
 Along stiff directions it is the same step; along soft ones, which 1/h holds back, d = c - h Jᵀr is that of the heavy
-ball (Polyak, 1964), up to 1/(1-β) times as fast. Where every step draws new residuals, fewer than there are coordinates,
-it keeps of the last step what these residuals do not determine: the accelerated Kaczmarz method, SPRING (Goldshlager, Abrahamsen
-and Lin, 2024, arXiv 2401.10190; for PINNs Guzmán-Cordero, Dangel, Goldshlager and Zeinhofer, 2025, arXiv 2505.12149),
-here on a manifold. As 1/h grows d tends to c, not to 0, so a step that has been rejected three times continues without
-it. The path is then no longer that of the flow, and a fixed h, which is there to follow it, has no momentum by default.
+ball (Polyak, 1964), up to 1/(1-β) times as fast. Where every step draws new residuals, fewer than there are
+coordinates, it keeps of the last step what these residuals do not determine: the accelerated Kaczmarz method, SPRING
+(Goldshlager, Abrahamsen and Lin, 2024, arXiv 2401.10190; for PINNs Guzmán-Cordero, Dangel, Goldshlager and Zeinhofer,
+2025, arXiv 2505.12149), here on a manifold. As 1/h grows d tends to c, not to 0, so a step that has been rejected three
+times continues without it. The path is then no longer that of the flow, and a fixed h, which is there to follow it, has
+no momentum by default.
 
 h follows the ratio of the loss's decrease to the one that the linearisation predicts, both at the step's own points.
 """
