@@ -73,23 +73,26 @@ def with_coefficients(problem: Problem, folder: Path) -> Problem:
 
 def _described(folder: Path, part: str, build: Callable[[DictConfig], T]) -> T:
     """What ``config.yaml`` describes under the key ``part``."""
-    from hydra.errors import InstantiationException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
+    from pinn_odelora.runs.configuration import outdated
+
     file = folder / CONFIG
     try:
         cfg = OmegaConf.load(file)
+        reason = outdated(cfg, folder).rstrip(".")
         if OmegaConf.select(cfg, f"{part}._target_") is None:
-            raise ImportError("it was made in Python")
-        return build(cfg)
+            raise InputError("it was made in Python")
+        if not reason:
+            return build(cfg)
     except OSError as error:
         reason = f"{file} cannot be read ({error.strerror})"
     except (YAMLError, OmegaConfBaseException) as error:
         reason = f"{file} is damaged or not that of a run ({type(error).__name__})"
-    except (ImportError, InstantiationException) as error:
-        said = str(error.__cause__ or error).partition("\n")[0].rstrip(".:")
+    except InputError as error:
+        said = str(error).partition("\n")[0].rstrip(".:")
         reason = f"{file} cannot build the {'network' if part == 'net' else part} here ({said})"
     raise InputError(f"{reason}; give it: load(run, {part}=...).")
 
