@@ -101,7 +101,7 @@ PUBLIC = {
     "points": ("Points",),
     "pretraining.pretrain": ("Pretraining", "pretrain"),
     "result": ("Result",),
-    "runs.load": ("load",),
+    "config.load": ("load",),
     "sampling.settings": ("Sampling",),
     "selection.rank": ("AdaptiveRank",),
     "system": ("Solution",),
