@@ -89,7 +89,7 @@ def _described(folder: Path, part: str, build: Callable[[DictConfig], T]) -> T:
             return build(cfg)
     except OSError as error:
         reason = f"{file} cannot be read ({error.strerror})"
-    except (YAMLError, OmegaConfBaseException) as error:
+    except (YAMLError, OmegaConfBaseException, KeyError) as error:
         reason = f"{file} is damaged or not that of a run ({type(error).__name__})"
     except InputError as error:
         said = str(error).partition("\n")[0].rstrip(".:")
