@@ -77,15 +77,19 @@ def _described(folder: Path, part: str, build: Callable[[DictConfig], T]) -> T:
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
+    from pinn_odelora.runs.configuration import outdated
+
     file = folder / CONFIG
     try:
         cfg = OmegaConf.load(file)
+        reason = outdated(cfg, folder).rstrip(".")
         if OmegaConf.select(cfg, f"{part}._target_") is None:
-            raise ImportError("it was made in Python")
-        return build(cfg)
+            raise InputError("it was made in Python")
+        if not reason:
+            return build(cfg)
     except OSError as error:
         reason = f"{file} cannot be read ({error.strerror})"
-    except (YAMLError, OmegaConfBaseException) as error:
+    except (YAMLError, OmegaConfBaseException, KeyError) as error:
         reason = f"{file} is damaged or not that of a run ({type(error).__name__})"
     except (ImportError, InputError) as error:
         said = str(error).partition("\n")[0].rstrip(".:")
