@@ -7,6 +7,7 @@
     components       the objects that ``_target_`` names
     checks           everything that can be refused before a run starts
     folders          where a run leaves its files, repeating and continuing it
+    load             a finished run as a function
     sentences        invalid input in words
 
 A rule on a value stands in the class that holds the value; here it only gets the name of a key. torch is imported by
