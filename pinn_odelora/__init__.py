@@ -71,7 +71,6 @@ __version__ = "0.1.0"
 PUBLIC = {
     "adaptation": ("Adaptation", "adapt", "steps"),
     "budget": ("Budget",),
-    "config.load": ("load",),
     "equation": ("problem",),
     "errors": ("InputError", "NonFiniteError"),
     "flows": ("balanced_flow", "gradient_flow", "scaled_flow"),
@@ -102,6 +101,7 @@ PUBLIC = {
     "points": ("Points",),
     "pretraining.pretrain": ("Pretraining", "pretrain"),
     "result": ("Result",),
+    "config.load": ("load",),
     "sampling.settings": ("Sampling",),
     "selection.rank": ("AdaptiveRank",),
     "system": ("Solution",),

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pinn_odelora.problem import Problem, Term, parameter
 from torch import nn
 
 import pinn_odelora
 from pinn_odelora.errors import InputError
+from pinn_odelora.formulation import Problem, Term, parameter
 from pinn_odelora.geometry import Box
 from pinn_odelora.nets import MLP
 from pinn_odelora.pretraining import cache
@@ -200,7 +200,7 @@ SOURCE = """
 import dataclasses
 import torch
 from pinn_odelora.geometry import Box
-from pinn_odelora.problem import Problem, Term
+from pinn_odelora.formulation import Problem, Term
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Base(Problem):
