@@ -18,6 +18,7 @@ from pinn_odelora.lowrank.adapter_files import save_adapter
 from pinn_odelora.lowrank.layer import LowRankLinear, adapters
 from pinn_odelora.matrices import UnitMatrices
 from pinn_odelora.naming import integrator_name, snake_case
+from pinn_odelora.runs.save import save
 
 if TYPE_CHECKING:
     from pinn_odelora.adaptation import Adaptation
@@ -139,8 +140,6 @@ class Result:
         Raises:
             InputError: if the folder holds a run, or cannot be written.
         """
-        from pinn_odelora.runs.save import save
-
         save(self, Path(folder))
 
 
