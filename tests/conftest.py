@@ -58,7 +58,7 @@ def run():
     """Build, pretrain and fit as train.py does: ``run(cfg).training``, ``.result``, ``.adaptation``, ``.facts``."""
     from pinn_odelora import config
     from pinn_odelora.config.build import experiment
-    from pinn_odelora.config.run import Run
+    from pinn_odelora.config.running import Run
 
     def done(cfg):
         folder = Path(cfg.output_dir)
