@@ -41,7 +41,7 @@ def compose(tmp_path, monkeypatch):
     ]
 
     def composed(*overrides):
-        config.register(CONFIGS)
+        config.register()
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             folder = overrides and next((o for o in overrides if o.startswith("output_dir=")), None)
             where = [] if folder else [f"output_dir={tmp_path / 'run'}"]
