@@ -81,7 +81,8 @@ def folder(compose, tmp_path, request, generator):
     cfg, path = compose("problem.nu=0.03"), tmp_path / "run"
     path.mkdir()
     OmegaConf.save(cfg, path / "config.yaml")
-    net = network(cfg, *posed(cfg)[:2])
+    problem, source, _ = posed(cfg)
+    net = network(cfg, problem, source)
     save_network(net, path / "pretrained.safetensors")
     if request.param == "factors":
         put_factors(net, linear_targets(net, None), 2, 1.0, pissa, generator)
@@ -121,9 +122,16 @@ def test_network_and_problem_of_the_caller_give_the_same_function(folder):
 @pytest.mark.parametrize(
     ("part", "described", "sentence"),
     [
-        ("net", None, r"cannot build the network here \(it was made in Python\); give it: load\(run, net=\.\.\.\)\.$"),
+        (
+            "net",
+            {"_target_": "builtins.dict"},
+            r"cannot build the network here \(.*; give it: load\(run, net=\.\.\.\)\.$",
+        ),
+        ("net", {"_target_": "pinn_odelora.nets.MLP", "width": 9}, r"cannot build the network here \(.* does not fit"),
         ("net", {"_target_": "gone.Net"}, r"cannot build the network here \(.*'gone'.*; give it: load\(run, net="),
-        ("problem", None, r"cannot build the problem here \(it was made in Python\); give it: load\(run, problem="),
+        # As one made by po.problem is described.
+        ("problem", {"_target_": "pinn_odelora.equation.Wave"}, r"cannot build the problem here \(.*Wave.*; give it: "),
+        ("problem", {"_target_": "pinn_odelora.equation.Equation"}, r"cannot build the problem here \(.*; give it: "),
         ("problem", {"_target_": "problems.gone.Gone"}, r"cannot build the problem here \(.*; give it: load\(run, pr"),
     ],
 )
@@ -154,7 +162,16 @@ def test_coefficients_that_were_found_replace_those_of_the_given_problem(folder)
 @pytest.mark.parametrize("text", ["a: [", "- 1\n", "problem: {_target_: '${nowhere}'}\n"])
 def test_a_configuration_that_is_none_is_refused(folder, text):
     (folder / "config.yaml").write_text(text)
-    with pytest.raises(InputError, match=r"config.yaml .*; give it: load\(run, problem=\.\.\.\)\.$"):
+    with pytest.raises(InputError, match=r"holds no run: there is no config.yaml in it that can be read"):
+        load(folder)
+
+
+@pytest.mark.parametrize("old", ["points.rows=4000", "pretrain.finish=auto", "derivatives.compile=auto"])
+def test_a_run_of_an_earlier_version_is_refused(folder, old):
+    cfg, (key, value) = OmegaConf.load(folder / "config.yaml"), old.split("=")
+    OmegaConf.update(cfg, key, value)
+    OmegaConf.save(cfg, folder / "config.yaml")
+    with pytest.raises(InputError, match=rf"holds a run of an earlier version, which cannot be read: {key} .*\.$"):
         load(folder)
 
 
@@ -167,11 +184,11 @@ def test_an_unfinished_run_is_refused(folder):
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"holds no run: there is no config.yaml in it\.$"):
+    with pytest.raises(InputError, match=r"holds no run: there is no config.yaml in it"):
         load(tmp_path)
 
 
-def test_with_network_and_problem_neither_lightning_nor_wandb_is_imported(folder, tmp_path):
+def test_with_network_and_problem_neither_hydra_nor_lightning_is_imported(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "copy")
     code = (
         "import sys\n"
@@ -179,6 +196,6 @@ def test_with_network_and_problem_neither_lightning_nor_wandb_is_imported(folder
         "from pinn_odelora.config.load import load\n"
         "from problems.burgers import Burgers\n"
         "load(sys.argv[1], MLP(2, 1, width=12), Burgers(nu=0.03))(0.1, 0.2)\n"
-        "assert not {'lightning', 'wandb'} & set(sys.modules)\n"
+        "assert not {'hydra', 'omegaconf', 'lightning', 'wandb'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code, tmp_path / "copy"], check=True, cwd=ROOT, timeout=120)
