@@ -192,11 +192,14 @@ def test_a_start_that_is_not_finite_is_named_and_leaves_everything_as_it_was(set
 
 @every_scheme
 @pytest.mark.parametrize("retract", [True, False])
-def test_a_step_that_overflows_is_refused(settings, retract):
+@pytest.mark.parametrize("h", [1e200, 1e308])
+def test_a_step_that_overflows_is_refused(settings, retract, h):
+    """At the larger h the step itself does, at the other one the next gradient or a product of factors."""
     if settings["chart"] == "manifold" and not retract:
         pytest.skip("no such setting")
     at = Regression()
-    optimizer, failure = ODELoRA(factor_pairs(at.net), lr=1e200, retract=retract, **made(settings)), None
+    at.target *= 1e3
+    optimizer, failure = ODELoRA(factor_pairs(at.net), lr=h, retract=retract, **made(settings)), None
     while failure is None:
         before = at.values()
         try:
@@ -1168,3 +1171,46 @@ def test_the_trainer_of_transformers(tmp_path):
         trainer.train()
     assert trainer.state.global_step == 6
     assert not same(before, [p for p in model.parameters() if p.requires_grad])
+
+
+def parallel_rank(rank, kind, folder):
+    """One of two processes: half of the data each, three schemes; compared with one process on all of them."""
+    from torch.distributed.fsdp import fully_shard
+
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"file://{folder}/{kind}", rank=rank, world_size=2)
+    generator = torch.Generator().manual_seed(1)
+    x, target = torch.randn(2, 16, WIDTH, generator=generator)
+    mine = slice(8 * rank, 8 * rank + 8)
+
+    def trained(net, settings, rows):
+        optimizer = ODELoRA(factor_pairs(net), lr=0.5, **made(settings))
+
+        def closure():
+            optimizer.zero_grad()
+            loss = (net(x[rows]) - target[rows]).square().mean()
+            loss.backward()
+            return loss.detach()
+
+        for _ in range(4):
+            optimizer.step(closure)
+        return [p.detach() for group in optimizer.param_groups for p in group["params"]]
+
+    for settings in (SETTINGS["euler factors"], SETTINGS["rk4 factors"], SETTINGS["rk4 manifold"]):
+        alone, net = (peft_model(targets=["0", "2"]) for _ in range(2))
+        if kind == "ddp":
+            net = nn.parallel.DistributedDataParallel(net)
+        else:
+            for layer in (net.base_model.model[0], net.base_model.model[2], net):
+                fully_shard(layer)
+        for one, two in zip(trained(alone, settings, slice(None)), trained(net, settings, mine), strict=True):
+            whole = two.full_tensor() if kind == "fsdp" else two
+            torch.testing.assert_close(whole, one, rtol=1e-4, atol=1e-6)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_two_processes_take_the_steps_of_one(kind, tmp_path):
+    lora()
+    torch.multiprocessing.spawn(parallel_rank, (kind, str(tmp_path)), nprocs=2)
