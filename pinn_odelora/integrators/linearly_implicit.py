@@ -118,8 +118,10 @@ class LinearlyImplicit:
         before = half_square(local.r)
         if not math.isfinite(before):
             raise FloatingPointError("The residuals where the step starts are not finite.")
+        solver = solver_for(local.J, self.gram_dtype == "float32")
+        check_jacobian(solver)
         beta = (MOMENTUM if h is None else 0.0) if self.momentum is None else self.momentum
-        here = _Here(flow, local, solver_for(local.J, self.gram_dtype == "float32"), before, self.correction)
+        here = _Here(flow, local, solver, before, self.correction)
         carried = None if state.last is None or not beta else beta * local.coordinates(state.last)
         if h is not None:
             trial = here.trial(1 / h, carried)
@@ -203,6 +205,16 @@ class _Here:
 def half_square(r: Tensor) -> float:
     """½‖r‖²."""
     return float(r @ r) / 2
+
+
+def check_jacobian(solver: Solver) -> None:
+    """Refuse a Jacobian that is not finite, by the diagonal of JᵀJ that the solver knows.
+
+    Raises:
+        FloatingPointError: for NaN or infinite entries.
+    """
+    if not math.isfinite(solver.largest):
+        raise FloatingPointError("The Jacobian of the residuals where the step starts is not finite.")
 
 
 def _factor(gain: float) -> float:
