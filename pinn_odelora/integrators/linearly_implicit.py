@@ -126,7 +126,8 @@ class LinearlyImplicit:
         if h is not None:
             trial = here.trial(1 / h, carried)
             return here.step(trial, ImplicitState(None, local.vector(trial.z) if beta else None), h)
-        mu, growth = state.mu or self.initial_damping * here.solver.largest, 2.0
+        # Where J vanishes nothing has a scale.
+        mu, growth = state.mu or self.initial_damping * solver.largest or 1.0, 2.0
         for refused in range(TRIALS):
             trial = here.trial(mu, carried if refused < PATIENCE else None)
             gain = (before - trial.loss) / trial.promised if trial.promised > 0 else 0.0
