@@ -9,6 +9,7 @@ stability, so a step that is chosen by hand is right for one problem only.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,17 +29,20 @@ class ExplicitState:
     Attributes:
         h: suggested by the error control; None before the first step, and where none is used.
         error: of the last accepted step, in units of the tolerance.
-        estimate: of the largest eigenvalue; None before there is one.
+        eigenvalue, age, speed, loss: those of an ``Estimate``; the eigenvalue is None before there is one.
     """
 
     h: float | None = None
     error: float = 1.0
-    estimate: Estimate | None = None
+    eigenvalue: float | None = None
+    age: int = 0
+    speed: float = math.nan
+    loss: float = math.nan
 
-    @classmethod
-    def restored(cls, saved: dict[str, Any]) -> ExplicitState:
-        estimate = saved.get("estimate")
-        return cls(**{**saved, "estimate": None if estimate is None else Estimate(*estimate)})
+    @property
+    def estimate(self) -> Estimate | None:
+        """Of the largest eigenvalue; None before there is one."""
+        return None if self.eigenvalue is None else Estimate(self.eigenvalue, self.age, self.speed, self.loss)
 
 
 def weighted(h: float, weights: Sequence[float], slopes: Sequence[Slope]) -> Sum:
@@ -102,7 +106,7 @@ class RungeKutta:
 
     def restored(self, saved: dict[str, Any]) -> ExplicitState:
         """The state that ``vars(state)`` was."""
-        return ExplicitState.restored(saved)
+        return ExplicitState(**saved)
 
     def step(self, flow: Flow, y: Point, state: ExplicitState, h: float | None = None) -> Step:
         """One accepted step from y; see ``integrators.base.Integrator``."""
@@ -111,8 +115,9 @@ class RungeKutta:
         if h is None and self.tableau.embedded is not None:
             return self._controlled(flow, y, first, state)
         if h is None:
-            state = replace(state, estimate=kept_eigenvalue(flow, y, first, state.estimate, self.renew))
-            h = self.safety * self.tableau.real_stability / state.estimate.eigenvalue
+            estimate = kept_eigenvalue(flow, y, first, state.estimate, self.renew)
+            state = replace(state, **estimate._asdict())
+            h = self.safety * self.tableau.real_stability / estimate.eigenvalue
         f = lambda y: flow.velocity(y).slope
         return Step(rk_step(f, y, h, self.tableau, first.slope, flow.space), state, Report(h, first.loss))
 
