@@ -359,7 +359,7 @@ def test_what_has_no_rule_says_so(generator):
         (lambda: jet @ jet, "matrix product"),
         (lambda: jet**jet, "exponent"),
         (lambda: functional.linear(p.x, jet), "weight of a linear layer"),
-        (lambda: functional.dropout(jet, 0.5, training=True), "draws new random numbers"),
+        (lambda: functional.dropout(jet, 0.5, training=True), "draws anew"),
     ]:
         with pytest.raises(NoJetRule, match=what):
             use()

@@ -332,7 +332,7 @@ def dropout(z: Jet, p: float = 0.5, training: bool = True, inplace: bool = False
     """
     if training and p:
         raise NoJetRule(
-            "dropout in training mode draws new random numbers at every call, so there is no function to differentiate"
+            "dropout in training mode draws other numbers at every call, so there is no function to differentiate"
         )
     return z
 
