@@ -63,7 +63,7 @@ LAYERS = (
 )
 HOMES = {
     "deepxde": {"pinn_odelora/geometry/deepxde.py"},
-    "lightning": {"pinn_odelora/lightning", "pinn_odelora/config/run.py", "pinn_odelora/config/checks.py"},
+    "lightning": {"pinn_odelora/lightning", "pinn_odelora/config/running.py", "pinn_odelora/config/checks.py"},
     "wandb": {"pinn_odelora/lightning/tracking.py"},
     "hydra": {"train.py", "pinn_odelora/config", "pinn_odelora/config/load.py"},
 }

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
-from pinn_odelora.lowrank.files import save_adapter
 
 from pinn_odelora.adapted_solution import AdaptedSolution
 from pinn_odelora.checkpoints import save_network
 from pinn_odelora.config.build import network, posed
 from pinn_odelora.config.load import load
 from pinn_odelora.errors import InputError
+from pinn_odelora.lowrank.adapter_files import save_adapter
 from pinn_odelora.lowrank.start import pissa
-from pinn_odelora.lowrank.targets import adapt, linear_targets
+from pinn_odelora.lowrank.targets import linear_targets, put_factors
 from pinn_odelora.nets import MLP
 from pinn_odelora.points import Points
 from problems.burgers import Burgers
@@ -81,10 +81,11 @@ def folder(compose, tmp_path, request, generator):
     cfg, path = compose("problem.nu=0.03"), tmp_path / "run"
     path.mkdir()
     OmegaConf.save(cfg, path / "config.yaml")
-    net = network(cfg, posed(cfg)[0])
+    problem, source, _ = posed(cfg)
+    net = network(cfg, problem, source)
     save_network(net, path / "pretrained.safetensors")
     if request.param == "factors":
-        adapt(net, linear_targets(net, None), 2, 1.0, pissa, generator)
+        put_factors(net, linear_targets(net, None), 2, 1.0, pissa, generator)
     with torch.no_grad():
         for p in (p for p in net.parameters() if p.requires_grad):
             p.add_(0.1 * torch.randn(p.shape, generator=generator, dtype=p.dtype))
@@ -121,9 +122,16 @@ def test_network_and_problem_of_the_caller_give_the_same_function(folder):
 @pytest.mark.parametrize(
     ("part", "described", "sentence"),
     [
-        ("net", None, r"cannot build the network here \(it was made in Python\); give it: load\(run, net=\.\.\.\)\.$"),
+        (
+            "net",
+            {"_target_": "builtins.dict"},
+            r"cannot build the network here \(.*; give it: load\(run, net=\.\.\.\)\.$",
+        ),
+        ("net", {"_target_": "pinn_odelora.nets.MLP", "width": 9}, r"cannot build the network here \(.* does not fit"),
         ("net", {"_target_": "gone.Net"}, r"cannot build the network here \(.*'gone'.*; give it: load\(run, net="),
-        ("problem", None, r"cannot build the problem here \(it was made in Python\); give it: load\(run, problem="),
+        # As one made by po.problem is described.
+        ("problem", {"_target_": "pinn_odelora.equation.Wave"}, r"cannot build the problem here \(.*Wave.*; give it: "),
+        ("problem", {"_target_": "pinn_odelora.equation.Equation"}, r"cannot build the problem here \(.*; give it: "),
         ("problem", {"_target_": "problems.gone.Gone"}, r"cannot build the problem here \(.*; give it: load\(run, pr"),
     ],
 )
@@ -154,7 +162,16 @@ def test_coefficients_that_were_found_replace_those_of_the_given_problem(folder)
 @pytest.mark.parametrize("text", ["a: [", "- 1\n", "problem: {_target_: '${nowhere}'}\n"])
 def test_a_configuration_that_is_none_is_refused(folder, text):
     (folder / "config.yaml").write_text(text)
-    with pytest.raises(InputError, match=r"config.yaml .*; give it: load\(run, problem=\.\.\.\)\.$"):
+    with pytest.raises(InputError, match=r"holds no run: there is no config.yaml in it that can be read"):
+        load(folder)
+
+
+@pytest.mark.parametrize("old", ["points.rows=4000", "pretrain.finish=auto", "derivatives.compile=auto"])
+def test_a_run_of_an_earlier_version_is_refused(folder, old):
+    cfg, (key, value) = OmegaConf.load(folder / "config.yaml"), old.split("=")
+    OmegaConf.update(cfg, key, value)
+    OmegaConf.save(cfg, folder / "config.yaml")
+    with pytest.raises(InputError, match=rf"holds a run of an earlier version, which cannot be read: {key} .*\.$"):
         load(folder)
 
 
@@ -167,7 +184,7 @@ def test_an_unfinished_run_is_refused(folder):
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"holds no run: there is no config.yaml in it\.$"):
+    with pytest.raises(InputError, match=r"holds no run: there is no config.yaml in it"):
         load(tmp_path)
 
 
