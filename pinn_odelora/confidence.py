@@ -96,7 +96,7 @@ def coefficient_intervals(
         level: the probability with which the interval covers the truth.
     """
     linearised = Linearisation(sweep, points)
-    variables = {group["name"]: variable({"above": None} | group, "weights") for group in groups}
+    variables = {group["name"]: variable({"above": None} | group, "product") for group in groups}
     here = {name: variables[name].start() for name in (*linearised.layers, *linearised.others)}
     frames = {name: frame for name, y in here.items() if (frame := variables[name].frame(y)) is not None}
     J, r, data = Coordinates(linearised, frames).dense(), linearised.r.double(), linearised.terms[DATA]
