@@ -359,7 +359,7 @@ def test_pickled_adapters_are_read_and_never_run(generator, tmp_path):
     load_adapter(net, tmp_path)
     close(net(x), model(x))
     safetensors.torch.save_file({"other": torch.ones(1)}, tmp_path / WEIGHTS)
-    refused(tmp_path, r"safetensors holds other, which is no LoRA factor")
+    refused(tmp_path, r"safetensors holds other, which is not a LoRA factor")
 
 
 ALSO = [("biases",), ("last",), ("biases", "last")]
@@ -493,7 +493,7 @@ KEY = "base_model.model.linears.2.lora_A.weight"
     ("change", "reason"),
     [
         (lambda t: t.pop(KEY), "holds only lora_B of layer linears.2"),
-        (lambda t: t.update(other=torch.ones(2)), "holds other, which is no LoRA factor"),
+        (lambda t: t.update(other=torch.ones(2)), "holds other, which is not a LoRA factor"),
         (lambda t: t[KEY].fill_(float("nan")), f"{KEY} in .* NaN"),
         (lambda t: t.update({KEY: torch.ones(4, 6)}), r"A \(4, 6\) and B \(5, 4\) for layer linears.2, which needs"),
         (lambda t: t.update({KEY: torch.ones(4)}), r"A \(4,\) and B \(5, 4\) for layer linears.2, which needs"),

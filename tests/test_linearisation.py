@@ -489,7 +489,7 @@ def test_what_cannot_be_a_variable_is_refused(generator):
     for layers, others, sentence in [
         ({}, {"b": 2 * torch.ones(2, requires_grad=True)}, "b is not a parameter"),
         ({}, {"n": torch.arange(3)}, "n is not a parameter"),
-        ({"a": layer}, {"a": bias}, "a names a layer and another variable"),
+        ({"a": layer}, {"a": bias}, "a is the name of a layer and of another variable"),
         ({"a": layer, "b": layer}, {}, "One tensor is given as two variables"),
         ({"a": layer}, {"b": layer.weight}, "One tensor is given as two variables"),
         ({"a": normed}, {}, "computed by a parametrization"),
@@ -503,8 +503,8 @@ def test_wrong_names_shapes_and_sizes_are_refused(generator):
     W = torch.zeros(7, 5, dtype=torch.float64)
     for ask, sentence in [
         (lambda: a.matvec({"linears.9": W}), "Unknown variable 'linears.9'"),
-        (lambda: a.matvec({"linears.1": W.mT}), r"linears.1 has shape \(7, 5\), not \(5, 7\)"),
-        (lambda: a.rmatvec(a.r[1:]), "There are .* rows"),
+        (lambda: a.matvec({"linears.1": W.mT}), r"linears.1 has shape \(5, 7\), but it must be \(7, 5\)"),
+        (lambda: a.rmatvec(a.r[1:]), "there are .* residuals"),
         (lambda: a.kernel("pd"), "Unknown term 'pd' .did you mean 'pde'"),
         (lambda: a.kernel("pde", "no"), "Unknown term 'no'"),
         (lambda: Linearisation(a._sweep, a.points, memory=0), "memory is 0"),
