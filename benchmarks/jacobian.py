@@ -9,9 +9,9 @@ as thin products, which suits them best:
     vmap_forward   vmap(jacrev), derivatives of u by jvp of jvp
     jacfwd         jacfwd of all residuals, 16 directions at once; timed for 16 of them and multiplied
 
-First every Jacobian is held against ours. Then rounds: in each, everything takes its turn, and ratios are formed in
-the round; the table has their median and quartiles. On the CPU the clock is that of the process, so that neighbours on
-a shared machine count less.
+First every Jacobian is held against ours. Then rounds: in each, everything takes its turn, and ratios are formed in the
+round; the table has their median and quartiles. On the CPU the clock is that of the process, so that neighbours on a
+shared machine count less.
 
     python benchmarks/jacobian.py [--widths 40 128] [--dtype float32] [--device cuda] [--rounds 7] [--json costs.json]
 
