@@ -3,7 +3,7 @@
 A file of weights is a map from names to tensors, whatever is around it: safetensors (our own format), a torch
 ``state_dict``, a Lightning checkpoint (which keeps it under "state_dict") or a DeepXDE one ("model_state_dict"). A
 LightningModule holds its network as an attribute, ``net.linears.0.weight``, maybe beside other parameters; of all
-prefixes the one is taken below which the names are exactly those of the network.
+prefixes, the one below which the names are exactly those of the network is taken.
 """
 
 from __future__ import annotations

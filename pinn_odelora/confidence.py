@@ -2,16 +2,16 @@
 
 Near the minimum of ½‖r‖² the coordinates θ of all that is trained (tangent coordinates of the adapter, the logarithm of
 a coefficient above a bound) are θ̂ = θ - H⁻¹Jᵀr with H = JᵀJ, the Gauss–Newton method. Only the measured values are
-noisy, not the equation, so the noise ε of the data rows reaches the estimate through these rows J_d alone:
+noisy, not the equation, so the noise ε reaches the estimate through the rows J_d of the data alone:
 
     θ̂ - θ* = H⁻¹ J_dᵀ ε,    cov θ̂ = s² H⁻¹ (J_dᵀJ_d) H⁻¹,    s² = ‖r_d‖² / (N_d - tr J_d H⁻¹ J_dᵀ).
 
-This is the sandwich covariance (Huber, 1967; White, 1982); s²H⁻¹ would count the rows of the equation as measurements.
+This is the sandwich covariance (Huber, 1967; White, 1982); s²H⁻¹ would count residuals of the equation as measurements.
 tr J_d H⁻¹ J_dᵀ is how many measurements the fit has used up: the coefficients, and what the equation's weight leaves
 free for the network to follow the noise with.
 
-A run may end before its minimum. The step  -H⁻¹Jᵀr  says by how much the estimate would still move: the interval is
-wider by it on both sides, and it is told beside.
+A run may end before its minimum. The step  -H⁻¹Jᵀr  says by how much the estimate would still move: it widens the
+interval on both sides, and is reported beside it.
 
 Assumptions: the noise is independent, of mean zero and, once divided by the square root of the given weights, of one
 size; the true solution leaves no residual in the equation and lies within the adapter's reach; the system is linear
@@ -34,7 +34,7 @@ from pinn_odelora.manifolds.variables import variable
 from pinn_odelora.points import Points
 
 DAMPING = 1e-14
-"""On the diagonal of H, relative to its largest entry: it keeps directions that no row sees out of the inverse."""
+"""On the diagonal of H, relative to its largest entry: H stays invertible where no residual sees a direction."""
 DATA = "data"
 COEFFICIENTS = "coefficients."
 
@@ -53,12 +53,12 @@ class Interval(NamedTuple):
 
     @property
     def settled(self) -> bool:
-        """Whether the run has ended where the measurements, and not its budget, decide on the estimate."""
+        """Whether the measurements, and not the budget of the run, limit the estimate."""
         return abs(self.ahead) < self.std / 2
 
 
 class Response(NamedTuple):
-    """Of each coordinate: ‖row of H⁻¹J_dᵀ‖, the standard deviation that unit noise in the data rows gives it, (P,).
+    """Of each coordinate: ‖row of H⁻¹J_dᵀ‖, the standard deviation under unit noise in the data, (P,).
 
     ``used``: tr J_d H⁻¹ J_dᵀ, the degrees of freedom that the fit takes from the data; ``step``: -H⁻¹Jᵀr, (P,).
     """
@@ -68,18 +68,17 @@ class Response(NamedTuple):
     step: Tensor
 
 
-def response(J: Tensor, r: Tensor, rows: slice) -> Response:
-    """How estimates answer noise in the data rows, by the QR factor of J: H = RᵀR.
+def response(J: Tensor, r: Tensor, data: slice) -> Response:
+    """How estimates respond to noise in the data, by the QR factor of J: H = RᵀR.
 
     Args:
-        J: (R, P).
-        r: (R,).
-        rows: those of the data.
+        J: the Jacobian of all residuals, (R, P).
+        r: the residuals, (R,).
+        data: which of them are those of the data.
     """
-    data = J[rows]
     damping = math.sqrt(DAMPING * float(J.square().sum(dim=0).max()))
     R = linalg.qr(torch.cat([J, damping * torch.eye(J.shape[1], dtype=J.dtype, device=J.device)]), mode="r").R
-    half = linalg.solve_triangular(R.mT, data.mT, upper=False)
+    half = linalg.solve_triangular(R.mT, J[data].mT, upper=False)
     whole = linalg.solve_triangular(R, half, upper=True)
     step = linalg.solve_triangular(R, linalg.solve_triangular(R.mT, -(J.mT @ r)[:, None], upper=False), upper=True)
     return Response(linalg.vector_norm(whole, dim=1), float(half.square().sum()), step[:, 0])
@@ -93,17 +92,17 @@ def coefficient_intervals(
     Args:
         sweep: of the system, with the data as its term ``data``.
         groups: parameter groups of all that is trained, see ``Method.groups``.
-        points: for every term; those of the data are all that were measured.
-        level: the probability that the interval is to cover the truth with.
+        points: for every term; those of the data are all measurements.
+        level: the probability with which the interval covers the truth.
     """
     linearised = Linearisation(sweep, points)
     variables = {group["name"]: variable({"above": None} | group, "weights") for group in groups}
     here = {name: variables[name].start() for name in (*linearised.layers, *linearised.others)}
     frames = {name: frame for name, y in here.items() if (frame := variables[name].frame(y)) is not None}
-    J, r, rows = Coordinates(linearised, frames).dense(), linearised.r.double(), linearised.terms[DATA]
-    found = response(J, r, rows)
-    freedom = int((J[rows] != 0).any(dim=1).sum()) - found.used
-    s = float(r[rows].norm()) / math.sqrt(freedom) if freedom > 0 else math.nan
+    J, r, data = Coordinates(linearised, frames).dense(), linearised.r.double(), linearised.terms[DATA]
+    found = response(J, r, data)
+    freedom = int((J[data] != 0).any(dim=1).sum()) - found.used
+    s = float(r[data].norm()) / math.sqrt(freedom) if freedom > 0 else math.nan
     quantile = student(level, freedom)
     above = {group["name"]: group.get("above") for group in groups}
     column = {name: first for name, first in _first_columns(linearised, J.shape[1]) if name.startswith(COEFFICIENTS)}

@@ -18,34 +18,21 @@ trained before, and the source has the rank of the factors, whatever the rank of
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from numbers import Real
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from pinn_odelora.errors import InputError
+from pinn_odelora.errors import RefusedValueError
 from pinn_odelora.formulation import Problem, parameter
 from pinn_odelora.geometry import Region
 from pinn_odelora.matrices import ENTRIES, UnitMatrices, entry_names, low_rank_matrix, spectrum
 from pinn_odelora.points import Points
+from pinn_odelora.rules import check, number, whole
 
 
-def check_whole(name: str, value: Any, least: int) -> None:
-    """Refuse what is no whole number, or too small a one."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise InputError(f"problem.{name} is {value!r}, but it must be a whole number of at least {least}.")
-
-
-def check_number(name: str, value: Any, least: float) -> None:
-    """Refuse what is no finite number, or too small a one."""
-    if not isinstance(value, Real) or isinstance(value, bool) or not least <= value < math.inf:
-        raise InputError(f"problem.{name} is {value!r}, but it must be a finite number of at least {least:g}.")
-
-
-def number(value: float | Tensor) -> float:
+def plain(value: float | Tensor) -> float:
     """A parameter's value; no residual is a function of it, even where it is to be found, which is refused for that."""
     return value.item() if isinstance(value, Tensor) else float(value)
 
@@ -82,17 +69,14 @@ class MatrixProblem(Problem):
         """Before the terms are asked for, which draw it."""
         for name, declared in self.parameters().items():
             declared.check(name, getattr(self, name))
-        for name in ("rows", "columns"):
-            check_whole(name, getattr(self, name), 1)
+        check(self, rows=whole(1), columns=whole(1))
         m, n = self.rows, self.columns
         if m * n > ENTRIES:
-            raise InputError(
-                f"problem.rows is {m} and problem.columns is {n}, but a matrix may have at most {ENTRIES} entries."
-            )
+            allowed = f"at most {ENTRIES // n} with {n} columns: a matrix has {ENTRIES} entries at most"
+            raise RefusedValueError("rows", m, allowed)
         if self.rank > min(m, n):
-            raise InputError(f"problem.rank is {self.rank}, but a {m} × {n} matrix has at most rank {min(m, n)}.")
-        if (condition := number(self.condition)) < 1:
-            raise InputError(f"problem.condition is {condition:g}, but a condition number is at least 1.")
+            raise RefusedValueError("rank", self.rank, f"at most {min(m, n)} for a {m} × {n} matrix")
+        number(least=1).check("condition", plain(self.condition))
 
     @property
     def coords(self) -> tuple[str, ...]:
@@ -109,7 +93,7 @@ class MatrixProblem(Problem):
 
     def drawn(self, generator: torch.Generator) -> Tensor:
         """The target from a generator at its beginning."""
-        sigma = number(self.size) * spectrum(int(self.rank), number(self.condition))
+        sigma = plain(self.size) * spectrum(int(self.rank), plain(self.condition))
         return low_rank_matrix(self.rows, self.columns, sigma, generator)
 
     @property

@@ -15,8 +15,9 @@ from torch import Tensor
 from pinn_odelora.formulation import Term
 from pinn_odelora.geometry import Cloud
 from pinn_odelora.matrices import matrix_points
-from pinn_odelora.matrix_problem import MatrixProblem, check_number
+from pinn_odelora.matrix_problem import MatrixProblem
 from pinn_odelora.points import Points
+from pinn_odelora.rules import number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,7 @@ class MatrixRegression(MatrixProblem):
     curvature: float = 100.0
 
     def __post_init__(self) -> None:
-        check_number("curvature", self.curvature, 1)
+        number(least=1).check("curvature", self.curvature)
         super().__post_init__()
 
     def entry_weights(self) -> Tensor:

@@ -15,8 +15,9 @@ import torch
 from pinn_odelora.formulation import Term
 from pinn_odelora.geometry import Cloud
 from pinn_odelora.matrices import GaussianMatrices, matrix_points
-from pinn_odelora.matrix_problem import MatrixProblem, check_number, check_whole
+from pinn_odelora.matrix_problem import MatrixProblem
 from pinn_odelora.points import Points
+from pinn_odelora.rules import number, whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +36,8 @@ class MatrixSensing(MatrixProblem):
 
     def __post_init__(self) -> None:
         if self.measurements is not None:
-            check_whole("measurements", self.measurements, 1)
-        check_number("noise", self.noise, 0)
+            whole(1).check("measurements", self.measurements)
+        number(least=0).check("noise", self.noise)
         super().__post_init__()
 
     @property

@@ -307,7 +307,9 @@ def where(condition: Any, a: Any, b: Any) -> Jet:
 
 def dropout(z: Jet, p: float = 0.5, training: bool = True, inplace: bool = False) -> Jet:
     if training and p:
-        raise NoJetRule("dropout in training mode draws anew at every call, so there is no function to differentiate")
+        raise NoJetRule(
+            "dropout in training mode draws other numbers at every call, so there is no function to differentiate"
+        )
     return z
 
 

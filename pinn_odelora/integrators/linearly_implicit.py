@@ -21,13 +21,14 @@ With ``momentum`` β a step starts from β times the last one, c = β P_T(d_last
     d  minimises  ½‖r + J d‖² + (1/2h) ‖d - c‖² ,      d = c - (JᵀJ + 1/h)⁻¹ Jᵀ (r + J c) .
 
 Along stiff directions it is the same step; along soft ones, which 1/h holds back, d = c - h Jᵀr is that of the heavy
-ball (Polyak, 1964), up to 1/(1-β) times as fast. Where rows are drawn anew for every step and are fewer than columns,
-it keeps of the last step what these rows do not see: the accelerated Kaczmarz method, SPRING (Goldshlager, Abrahamsen
-and Lin, 2024, arXiv 2401.10190; for PINNs Guzmán-Cordero, Dangel, Goldshlager and Zeinhofer, 2025, arXiv 2505.12149),
-here on a manifold. As 1/h grows d tends to c, not to 0, so a step that is refused three times goes on without it. The
-path is then no longer that of the flow, and a fixed h, which is there to follow it, has no momentum unless asked to.
+ball (Polyak, 1964), up to 1/(1-β) times as fast. Where every step draws new residuals, fewer than there are
+coordinates, it keeps of the last step what these residuals do not determine: the accelerated Kaczmarz method, SPRING
+(Goldshlager, Abrahamsen and Lin, 2024, arXiv 2401.10190; for PINNs Guzmán-Cordero, Dangel, Goldshlager and Zeinhofer,
+2025, arXiv 2505.12149), here on a manifold. As 1/h grows d tends to c, not to 0, so a step that has been rejected three
+times continues without it. The path is then no longer that of the flow, and a fixed h, which is there to follow it, has
+no momentum by default.
 
-h follows the ratio of the loss's decrease to the one that the linearisation promises, both at the step's own points.
+h follows the ratio of the loss's decrease to the one that the linearisation predicts, both at the step's own points.
 """
 
 from __future__ import annotations
@@ -124,27 +125,27 @@ class LinearlyImplicit:
         if h is not None:
             trial = here.trial(1 / h, carried)
             return here.step(trial, ImplicitState(None, local.vector(trial.z) if beta else None), h)
-        mu, growth = state.mu or self.initial_damping * here.solver.largest, 2.0
+        mu, factor = state.mu or self.initial_damping * here.solver.largest, 2.0
         for refused in range(TRIALS):
             trial = here.trial(mu, carried if refused < PATIENCE else None)
-            gain = (before - trial.loss) / trial.promised if trial.promised > 0 else 0.0
+            gain = (before - trial.loss) / trial.predicted if trial.predicted > 0 else 0.0
             if gain > ACCEPTED:
                 last = local.vector(trial.z) if beta else None
                 return here.step(trial, ImplicitState(mu * _factor(gain), last), 1 / mu, refused)
-            mu, growth = mu * growth, 2 * growth
+            mu, factor = mu * factor, 2 * factor
         report = Report(1 / mu, before, before, TRIALS, solver=here.solver.used, dimension=local.J.shape[1])
         return Step(y, ImplicitState(here.solver.largest), report)
 
 
 class Trial(NamedTuple):
     """A point, its coordinates z in the tangent space where the step starts, its loss (infinite where it has none), and
-    the decrease that the linearisation promised.
+    the decrease that the linearisation predicted.
     """
 
     y: Any
     z: Tensor
     loss: float
-    promised: float
+    predicted: float
     corrected: bool
 
 
@@ -163,21 +164,21 @@ class _Here:
         local, solver = self.local, self.solver
         d = -solver(local.r, mu) if carried is None else carried - solver(local.r + local.J @ carried, mu)
         Jd = local.J @ d
-        promised = self.before - half_square(local.r + Jd)
+        predicted = self.before - half_square(local.r + Jd)
         a = self.second_order(d, Jd, mu) if self.correction else None
         if a is None:
-            return self.at(d, promised)
-        corrected = self.at(d + a, promised, corrected=True)
+            return self.at(d, predicted)
+        corrected = self.at(d + a, predicted, corrected=True)
         # With most of the loss gone there is no need to ask whether d alone would have done better.
         if corrected.loss < MOSTLY_GONE * self.before:
             return corrected
-        return min(corrected, self.at(d, promised), key=lambda trial: trial.loss)
+        return min(corrected, self.at(d, predicted), key=lambda trial: trial.loss)
 
-    def at(self, z: Tensor, promised: float, corrected: bool = False) -> Trial:
+    def at(self, z: Tensor, predicted: float, corrected: bool = False) -> Trial:
         """The trial at R_y(z)."""
         y = self.local.retract(z)
         loss = half_square(self.flow.residuals(y))
-        return Trial(y, z, loss if math.isfinite(loss) else math.inf, promised, corrected)
+        return Trial(y, z, loss if math.isfinite(loss) else math.inf, predicted, corrected)
 
     def second_order(self, d: Tensor, Jd: Tensor, mu: float) -> Tensor | None:
         """The correction a, or None where it is not finite or not small against d."""

@@ -41,7 +41,7 @@ MOST = 1000
 """Stages of a step of given size beyond which it is refused."""
 
 FASTER = 2.0
-"""Growth of the velocity within a step that is taken for instability: on a gradient flow it mostly decays."""
+"""Factor by which the velocity may increase within a step before the step counts as unstable."""
 
 
 class StageCoefficients(NamedTuple):

@@ -19,8 +19,8 @@ from pinn_odelora.manifolds.space import Point
 if TYPE_CHECKING:
     from pinn_odelora.integrators.base import Flow, Velocity
 
-GROWTH = 1.1
-"""Growth of velocity or loss after which the largest eigenvalue is estimated again."""
+INCREASE = 1.1
+"""Increase of velocity or loss after which the largest eigenvalue is estimated again."""
 
 
 class Estimate(NamedTuple):
@@ -54,7 +54,7 @@ def kept_eigenvalue(flow: Flow, y: Point, here: Velocity, last: Estimate | None,
     if last is None:
         return Estimate(largest_eigenvalue(flow, y, here), 1, speed, here.loss)
     least = min(speed, last.speed)
-    if last.age >= renew or speed > GROWTH * least or here.loss > GROWTH * last.loss:
+    if last.age >= renew or speed > INCREASE * least or here.loss > INCREASE * last.loss:
         return Estimate(largest_eigenvalue(flow, y, here), 1, speed, here.loss)
     return Estimate(last.eigenvalue, last.age + 1, least, here.loss)
 

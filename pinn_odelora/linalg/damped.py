@@ -52,7 +52,7 @@ class Operator(Protocol):
 
     @property
     def has_kernel(self) -> bool:
-        """Whether J Jᵀ can be had without J."""
+        """Whether J Jᵀ is available without J."""
 
     def kernel(self) -> Tensor:
         """J Jᵀ, (R, R)."""

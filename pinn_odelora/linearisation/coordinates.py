@@ -80,9 +80,9 @@ class Coordinates:
     Args:
         linearised: the system.
         frames: coordinates by variable, see above.
-        memory: bytes that the pieces of J may take; beyond it they are found anew for every product.
-        kernel: whether J Jᵀ is to be offered where it can be had.
-        restore: puts the weights back to where the system was linearised, before anything is found anew; without it
+        memory: bytes that the pieces of J may take; beyond it they are recomputed for every product.
+        kernel: whether J Jᵀ is offered where it is available.
+        restore: puts the weights back to where the system was linearised, before anything is recomputed; without it
             they must stay there while this object is used.
     """
 
@@ -145,7 +145,7 @@ class Coordinates:
         return out.double()
 
     def parts(self) -> Iterable[Part]:
-        """J piece by piece: kept if the memory allows, else found anew each time."""
+        """J piece by piece: kept if the memory allows, else recomputed each time."""
         if self._kept is not None:
             return self._kept
         kept, spent = [], 0

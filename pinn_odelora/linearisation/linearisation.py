@@ -31,7 +31,7 @@ class Linearisation:
     Args:
         sweep: the system and its variables.
         points: points for every term.
-        memory: bytes that pairs may take. Beyond it they are found anew in every operation, chunk by chunk; the
+        memory: bytes that pairs may take. Beyond it they are recomputed in every operation, chunk by chunk; the
             weights must then stay as they are while this object is used.
         chunk: points swept at once; None chooses by ``memory``.
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pinn_odelora.errors import unknown
+from pinn_odelora.rules import whole
 
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
     {
@@ -33,6 +34,9 @@ class MLP(nn.Module):
         depth: number of hidden layers; depth 4 has three square matrices between them.
         activation: a key of ``ACTIVATIONS``.
         generator: source of the initial weights; a fresh one seeded with 0 if absent.
+
+    Raises:
+        InputError: if a number is not a whole number of at least 1, or there is no such activation.
     """
 
     def __init__(
@@ -48,7 +52,8 @@ class MLP(nn.Module):
         if activation not in ACTIVATIONS:
             raise unknown("activation", activation, ACTIVATIONS)
         self.activation = ACTIVATIONS[activation]
-        sizes = [inputs, *[width] * depth, outputs]
+        sizes = [whole(1).check("inputs", inputs), *[whole(1).check("width", width)] * whole(1).check("depth", depth)]
+        sizes.append(whole(1).check("outputs", outputs))
         # torch draws weights of its own first; that must not move the global generator. (skip_init would load half a
         # second of torch's meta machinery for it.)
         with torch.random.fork_rng(devices=()):
