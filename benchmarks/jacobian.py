@@ -76,9 +76,7 @@ class Case:
         problem = Burgers()
         plain = MLP(2, 1, width=width).to(device, dtype)
         net = copy.deepcopy(plain)
-        self.layers = put_factors(
-            net, linear_targets(net), RANK, 1.0, orthonormal, torch.Generator().manual_seed(0)
-        )
+        self.layers = put_factors(net, linear_targets(net), RANK, 1.0, orthonormal, torch.Generator().manual_seed(0))
         self.system = System(problem, Solution(problem, net), derivatives="jets")
         self.points = {
             name: p.to(device, dtype) for name, p in draw_points(self.system.terms, number, 0, seed=0).items()
