@@ -196,6 +196,8 @@ class ODELoRA(Optimizer):
         if not isinstance(closure, LeastSquares) and self._starts_at_zero():
             return self._in_factors(closure)
         h, speeds = self._speeds()
+        if h == 0:
+            return self._at_rest(closure)
         chart = self._manifold_chart(self.param_groups, closure, speeds)
         former = self._numbers()
         taken = self.integrator.step(chart, chart.start(), self._state(), h)
@@ -209,6 +211,15 @@ class ODELoRA(Optimizer):
             self._place(self._balanced(self._numbers(), former, pairs))
         self._keep(taken.state)
         return chart.losses[0]
+
+    def _at_rest(self, closure: Callable[[], Tensor]) -> Tensor:
+        """The loss here, for a step of size zero: the parameters stay as they are, not even balanced."""
+        with torch.enable_grad():
+            loss = closure()
+        if not math.isfinite(float(loss)):
+            raise FloatingPointError("The loss is NaN or infinite.")
+        self.report = Report(0.0, float(loss))
+        return loss
 
     def _manifold_chart(
         self, groups: list[Group], closure: Callable[[], Tensor] | None, speeds: Iterable[float] = ()
