@@ -127,7 +127,8 @@ class ODELoRA(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
-        if closure is None and (self.integrator.stages > 1 or self.chart == "manifold" or self._h() is None):
+        several = self.integrator.stages > 1 or self.chart == "manifold" or _stabilised(self.integrator)
+        if closure is None and (several or self._h() is None):
             raise InputError("this integrator evaluates the loss several times a step, so step needs a closure.")
         if closure is None and all(p.grad is None for p in parameters(self.param_groups)):
             return None
