@@ -256,7 +256,8 @@ class ODELoRA(Optimizer):
                 f"{scheme} asks for the residuals and their Jacobian, which a torch closure does not have: pass a "
                 "pinn_odelora.Objective to step, or choose an explicit integrator, as RungeKutta."
             )
-        if closure is None and (self.integrator.stages > 1 or self.chart == "manifold" or h is None):
+        several = self.integrator.stages > 1 or _stabilised(self.integrator)
+        if closure is None and (several or self.chart == "manifold" or h is None):
             raise InputError(
                 f"{scheme} evaluates the loss at other points than where the parameters are, so step needs a closure."
             )
