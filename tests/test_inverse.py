@@ -54,7 +54,7 @@ def numbers(problem):
     ],
 )
 def test_rows_are_differentiable_by_every_coefficient(name, conditions, coefficient, generator):
-    """The column of a coefficient against central differences of fourth order, conditions and ansatz that contain it included."""
+    """Its column against differences of fourth order, conditions and ansatz that contain it included."""
     problem = problem_classes()[name](conditions=conditions)
     net = MLP(problem.inputs, len(problem.fields), width=8, depth=2, generator=generator).double()
 
