@@ -3,6 +3,7 @@
 import io
 import re
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,19 +22,18 @@ ROW = {
 }
 
 
-class Module:
-    """What the callbacks ask of the module."""
-
-    def __init__(self, evals=0):
-        self.budget = Budget(gradient_evals=400)
-        self.progress = Progress(gradient_evals=evals)
+def adaptation(evals=0):
+    """What the callbacks ask of an adaptation."""
+    return SimpleNamespace(
+        budget=Budget(gradient_evals=400), training=SimpleNamespace(progress=Progress(gradient_evals=evals))
+    )
 
 
 def shown(terminal, width=120):
     """A progress line, and the text that it has written."""
     text = io.StringIO()
     console = Console(file=text, force_terminal=terminal, width=width, color_system=None, highlight=False)
-    return ProgressLine(Module(evals=100), console=console), text
+    return ProgressLine(adaptation(evals=100), console=console), text
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def shown(terminal, width=120):
     ],
 )
 def test_a_line_has_step_loss_error_speed_and_what_is_left(changes, evals, line):
-    assert ProgressLine(Module(evals)).line(ROW | changes) == line
+    assert ProgressLine(adaptation(evals)).line(ROW | changes) == line
 
 
 def test_a_log_gets_a_whole_line_now_and_then(monkeypatch):
@@ -89,7 +89,7 @@ def test_a_progress_line_that_showed_nothing_leaves_nothing():
 
 
 def test_the_terminal_is_standard_error(capsys):
-    ProgressLine(Module())(ROW)
+    ProgressLine(adaptation())(ROW)
     out, err = capsys.readouterr()
     assert (out, err[:7]) == ("", "step 20")
 
@@ -114,15 +114,16 @@ class Trainer:
 
 
 def test_the_state_is_saved_every_so_many_steps_and_replaced_whole(tmp_path):
-    module, saved = Module(), []
+    module, saved = SimpleNamespace(adaptation=adaptation()), []
+    progress = module.adaptation.training.progress
     saver = Saver(tmp_path / "last.ckpt", every=10)
     for step in (1, 9, 10, 11, 25, 29, 30):
-        module.progress.step = step
+        progress.step = step
         saver.on_train_batch_end(Trainer(), module)
         saved.append(saver.saved)
     assert saved == [1, 1, 10, 10, 25, 25, 30]
     before = (tmp_path / "last.ckpt").read_bytes()
-    module.progress.step = 40
+    progress.step = 40
     with pytest.raises(InputError, match=r"Cannot write .*last.ckpt: No space left on device"):
         saver.on_train_end(Trainer(fails=True), module)
     assert (tmp_path / "last.ckpt").read_bytes() == before

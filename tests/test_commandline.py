@@ -3,7 +3,6 @@
 The tests at the end that name ``train.py`` need the real one.
 """
 
-import ast
 import copy
 import logging
 import os
@@ -23,9 +22,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from pinn_odelora import config as commandline
+from pinn_odelora.__main__ import main
 from pinn_odelora.config import components
 from pinn_odelora.config.checks import check, settings
 from pinn_odelora.config.folders import resumed
+from pinn_odelora.config.load import load
 from pinn_odelora.config.request import Request
 from pinn_odelora.config.sentences import of_run
 from pinn_odelora.config.settings import CLASSES, OPEN, RULES
@@ -704,10 +705,60 @@ def test_a_rule_is_read_from_a_literal_annotation(tmp_path, monkeypatch):
         check(cfg, Request())
 
 
-def test_no_private_part_of_hydra_is_used():
-    for file in [*(ROOT / "pinn_odelora/config").glob("*.py"), ROOT / "train.py"]:
-        tree = ast.parse(file.read_text())
-        modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-        names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)} - {"_replace"}
-        assert not {m for m in modules if m and "._" in m}, file
-        assert not {name for name in names if name.startswith("_") and not name.endswith("_")}, file
+def program(capsys, *arguments):
+    """The exit code of ``python -m pinn_odelora``, and what it says."""
+    try:
+        code = main([*arguments])
+    except SystemExit as ended:
+        code = ended.code
+    return code, *capsys.readouterr()
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_the_program_without_an_argument_prints_the_help_of_all_commands(capsys, arguments):
+    code, out, said = program(capsys, *arguments)
+    assert (code, said) == (0, "")
+    assert out.startswith("usage: python -m pinn_odelora [-h] command ...")
+    for name in ("list", "predict", "compare", "export"):
+        assert f"  python -m pinn_odelora {name} [-h]" in out
+    assert "[-o OUTPUT] run points" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["lst"], "Unknown command 'lst' (did you mean 'list'?); allowed: compare, export, list, predict."),
+        (["--nothing"], "unrecognized arguments: --nothing"),
+        (["predict", "run"], "the following arguments are required: points"),
+        (["export", "run", "--outptu", "x"], "unrecognized arguments: --outptu x"),
+    ],
+)
+def test_a_wrong_argument_is_a_line_of_usage_and_a_sentence(capsys, arguments, sentence):
+    code, out, said = program(capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert said.startswith("usage: python -m pinn_odelora")
+    assert sentence in said
+    assert said.count("\n") <= 3
+
+
+def test_a_folder_that_holds_no_run_is_a_sentence(capsys, tmp_path):
+    code, out, said = program(capsys, "export", str(tmp_path))
+    assert (code, out) == (2, "")
+    assert said.startswith(f"{tmp_path} holds no run")
+    assert said.count("\n") == 1
+
+
+def test_a_run_of_an_earlier_version_is_not_loaded(typed, tmp_path):
+    typed("output_dir=here")
+    file = tmp_path / "here/config.yaml"
+    file.write_text(file.read_text().replace("second_stage: auto", "finish: auto"))
+    with pytest.raises(InputError, match=r"earlier version, .*: pretrain.finish is now pretrain.second_stage"):
+        load(tmp_path / "here")
+
+
+def test_a_run_with_a_problem_that_is_not_here_is_not_loaded(typed, tmp_path):
+    typed("output_dir=here")
+    file = tmp_path / "here/config.yaml"
+    file.write_text(file.read_text().replace("problems.burgers.Burgers", "theirs.Wave"))
+    with pytest.raises(InputError, match=r"cannot build the problem here .*problem\._target_ is theirs\.Wave"):
+        load(tmp_path / "here")

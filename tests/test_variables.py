@@ -383,7 +383,7 @@ def test_a_form_out_of_the_ordinary_is_said_before_the_run_and_kept(compose, ada
     assert form in said.partition("step 0")[0]
     assert "conjugate gradients in chunks" in form
     ordinary, silent, expected = found["5e8"]
-    assert "columns: normal equations" in ordinary or "kernel of the rows" in ordinary
+    assert "columns: normal equations" in ordinary or "kernel matrix" in ordinary
     assert "columns: " not in silent
     assert losses == pytest.approx(expected, rel=0.02)
     state = torch.load(tmp_path / "4e4" / "last.ckpt", weights_only=True)

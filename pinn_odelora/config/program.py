@@ -66,10 +66,9 @@ def run(main: Task, configs: str | Path = "configs") -> int:
     ``HYDRA_FULL_ERROR=1`` in the environment they keep their traceback, as every other error does.
 
     Args:
-        main: the function; if it is decorated with ``hydra.main``, that is replaced.
+        main: the function, not decorated by ``hydra.main``.
         configs: the folder with ``train.yaml`` and its groups, beside the file of ``main`` unless it is absolute.
     """
-    main = inspect.unwrap(main)
     folder = Path(inspect.getfile(main)).absolute().parent / configs
     if os.getcwd() not in sys.path:
         # A user's own network or problem lies where they work, not beside this program.

@@ -1,12 +1,12 @@
 """The first step from a zero adapter, B = 0 or A = 0, where the balanced flow is singular.
 
-LoRA usually starts at B = 0 with a random A (Hu et al., 2022, arXiv 2106.09685). There S_B = BᵀB cannot be inverted,
-but g_A = s BᵀG vanishes too. With the pseudo-inverse in place of the inverse the flow is
+LoRA usually starts at B = 0 with a random A (Hu et al., 2022, arXiv 2106.09685). There S_B = BᵀB is singular, but
+g_A = s BᵀG vanishes too. With the pseudo-inverse in place of the inverse the flow is
 
     dA/dt = 0 ,    dB/dt = -s⁻² g_B S_A⁻¹ ,    so that    s d(BA)/dt = -G P_A :
 
-the part of full fine-tuning's gradient flow that keeps to the row space of A. One Euler step along it leads to a pair
-of full rank, which a retraction balances. A = 0 is the same with both exchanged.
+the component of the gradient flow of full fine-tuning in the row space of A. An Euler step along it gives a pair of
+full rank, which a retraction then balances. For A = 0 the roles of A and B are exchanged.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ def is_zero(y: Factors) -> bool:
 
 
 def zero_flow(y: Factors, g: Factors, scale: float) -> Factors:
-    """The velocity above at a pair of which one factor is zero.
+    """The velocity above, at a pair with one zero factor.
 
     Args:
         y: A (r, n) and B (m, r).
         g: gradients of the loss with respect to A and B, same shapes.
-        scale: s.
+        scale: s > 0.
 
     Raises:
-        InputError: where both factors are zero, a saddle point that no gradient leads away from.
+        InputError: if both factors are zero, a stationary saddle point, or the other one does not have full rank.
     """
     if not bool(y.A.any()) and not bool(y.B.any()):
-        raise InputError("both factors are zero, a saddle point that no step leaves; start from a random A")
+        raise InputError("both factors are zero, a stationary saddle point of the loss; start from a random A")
     if bool(y.A.any()):
         a, U = gram_spectrum(y.A.double(), "A")
         dB = -(g.B.double() @ U) / a @ U.mT / scale**2

@@ -320,8 +320,7 @@ class ODELoRA(Optimizer):
         return self.integrator.restored(self.state[self._first()][STATE])
 
     def _keep(self, state: Any) -> None:
-        plain = {name: [*x] if isinstance(x, tuple) else x for name, x in vars(state).items()}
-        self.state[self._first()][STATE] = plain
+        self.state[self._first()][STATE] = dict(vars(state))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a saved state; scales stay those of the layers.

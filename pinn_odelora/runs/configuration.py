@@ -32,6 +32,12 @@ def renamed(key: str) -> str:
     return f"{key} is now {RENAMED[key]}." if RENAMED[key] else f"{key} no longer exists; leave it out."
 
 
+def outdated(cfg: DictConfig, folder: Path) -> str:
+    """The sentence for the configuration in a folder that is of an earlier version; empty for one of this version."""
+    old = [key for key in RENAMED if OmegaConf.select(cfg, key) is not None]
+    return f"{folder} holds a run of an earlier version, which cannot be read: {renamed(old[0])}" if old else ""
+
+
 def save_config(cfg: DictConfig, folder: Path) -> None:
     """Write ``config.yaml``, which repeats the run by itself, into a folder of its own, in one move:
 
@@ -56,7 +62,7 @@ def saved_config(folder: Path) -> DictConfig:
         kept = None
     if not OmegaConf.is_dict(kept) or not {"problem", "method", "choices", "output_dir"} <= kept.keys():
         raise InputError(f"{folder} holds no run: there is no {CONFIG} in it that can be read as that of a run.")
-    if old := [key for key in RENAMED if OmegaConf.select(kept, key) is not None]:
-        raise InputError(f"{folder} holds a run of an earlier version, which cannot be read: {renamed(old[0])}")
+    if said := outdated(kept, folder):
+        raise InputError(said)
     OmegaConf.set_struct(kept, True)
     return kept
