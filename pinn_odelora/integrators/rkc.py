@@ -191,16 +191,17 @@ class RKC:
 
     def restored(self, saved: dict[str, Any]) -> ExplicitState:
         """The state whose ``vars(state)`` was saved."""
-        return ExplicitState.restored(saved)
+        return ExplicitState(**saved)
 
     def step(self, flow: Flow, y: Point, state: ExplicitState, h: float | None = None) -> Step:
         """One accepted step from y; arguments and errors as for ``integrators.base.Integrator.step``."""
         h = self.h if h is None else h
         first = flow.velocity(y)
-        state = replace(state, estimate=kept_eigenvalue(flow, y, first, state.estimate, self.renew))
+        estimate = kept_eigenvalue(flow, y, first, state.estimate, self.renew)
+        state = replace(state, **estimate._asdict())
         if h is None:
             return (self._controlled if self.order == 2 else self._stable)(flow, y, first, state)
-        scheme = self.scheme(self.fewest(h * state.estimate.eigenvalue / self.safety))
+        scheme = self.scheme(self.fewest(h * estimate.eigenvalue / self.safety))
         f = lambda y: flow.velocity(y).slope
         return Step(rkc_step(f, y, h, scheme, first.slope, flow.space), state, Report(h, first.loss))
 
@@ -213,18 +214,14 @@ class RKC:
         the first one of the next step.
         """
         space, f = flow.space, lambda y: flow.velocity(y).slope
-        scheme, eigenvalue, speed = (
-            self.scheme(self.stages),
-            state.estimate.eigenvalue,
-            norm(space.entries(first.slope)),
-        )
+        scheme, eigenvalue, speed = self.scheme(self.stages), state.eigenvalue, norm(space.entries(first.slope))
         for rejected in range(TRIALS):
             h = self.safety * scheme.limit / eigenvalue
             try:
                 new = rkc_step(f, y, h, scheme, first.slope, space)
                 end = flow.velocity(new)
                 if norm(space.entries(end.slope)) <= FASTER * speed and not end.loss > first.loss:
-                    state = replace(state, estimate=state.estimate._replace(eigenvalue=eigenvalue))
+                    state = replace(state, eigenvalue=eigenvalue)
                     return Step(new, state, Report(h, first.loss, rejected=rejected))
             except FloatingPointError:
                 pass
@@ -235,7 +232,7 @@ class RKC:
         """A step with h reduced until the error estimate is within tolerance."""
         space, f = flow.space, lambda y: flow.velocity(y).slope
         size = space.entries(space.element(y))
-        unit = self.safety / state.estimate.eigenvalue  # the h that needs β = 1
+        unit = self.safety / state.eigenvalue  # the h that needs β = 1
 
         def attempt(h: float) -> tuple[Point, float]:
             scheme = self.scheme(min(self.fewest(h / unit), self.stages))

@@ -26,7 +26,7 @@ from torch import Tensor, linalg
 
 from pinn_odelora.integrators.base import Local, Report, ResidualFlow, Step
 from pinn_odelora.integrators.control import controlled
-from pinn_odelora.integrators.linearly_implicit import MEMORY, half_square
+from pinn_odelora.integrators.linearly_implicit import MEMORY, check_jacobian, half_square
 from pinn_odelora.linalg.damped import Solver
 from pinn_odelora.linalg.solvers import solver_for
 from pinn_odelora.rules import check, null, number, one_of
@@ -117,6 +117,7 @@ class ROS2:
         if not bool(torch.isfinite(local.r).all()):
             raise FloatingPointError("The residuals where the step starts are not finite.")
         solver, before = solver_for(local.J, self.gram_dtype == "float32"), half_square(local.r)
+        check_jacobian(solver)
         if h is not None:
             k1, k2 = ros2_stages(flow, local, solver, h, self.gamma)
             report = Report(h, before, solver=solver.used, dimension=local.J.shape[1])
@@ -128,7 +129,7 @@ class ROS2:
             loss = half_square(flow.residuals(new))
             return (new, loss), self._error(local, h * (k1 + k2) / 2) if math.isfinite(loss) else math.inf
 
-        found = controlled(attempt, state.h or 1 / solver.largest, state.error, 1 / 2)
+        found = controlled(attempt, state.h or 1 / (solver.largest or 1.0), state.error, 1 / 2)
         new, loss = found.result
         report = Report(found.h, before, loss, found.rejected, solver=solver.used, dimension=local.J.shape[1])
         return Step(new, Ros2State(found.next_h, found.error), report)

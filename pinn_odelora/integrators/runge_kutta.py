@@ -9,6 +9,7 @@ is limited by stability, so a manually chosen one is right for a single problem 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,18 +29,20 @@ class ExplicitState:
     Attributes:
         h: the step size suggested by the error control; None before the first step, and without error control.
         error: error of the last accepted step, in units of the tolerance.
-        estimate: estimate of the largest eigenvalue; None if there is none yet.
+        eigenvalue, age, speed, loss: as in ``Estimate``; the eigenvalue is None if there is no estimate yet.
     """
 
     h: float | None = None
     error: float = 1.0
-    estimate: Estimate | None = None
+    eigenvalue: float | None = None
+    age: int = 0
+    speed: float = math.nan
+    loss: float = math.nan
 
-    @classmethod
-    def restored(cls, saved: dict[str, Any]) -> ExplicitState:
-        """The state whose ``vars(state)`` was saved."""
-        estimate = saved.get("estimate")
-        return cls(**{**saved, "estimate": None if estimate is None else Estimate(*estimate)})
+    @property
+    def estimate(self) -> Estimate | None:
+        """The estimate of the largest eigenvalue; None if there is none yet."""
+        return None if self.eigenvalue is None else Estimate(self.eigenvalue, self.age, self.speed, self.loss)
 
 
 def weighted(h: float, weights: Sequence[float], slopes: Sequence[Slope]) -> Sum:
@@ -116,7 +119,7 @@ class RungeKutta:
 
     def restored(self, saved: dict[str, Any]) -> ExplicitState:
         """The state whose ``vars(state)`` was saved."""
-        return ExplicitState.restored(saved)
+        return ExplicitState(**saved)
 
     def step(self, flow: Flow, y: Point, state: ExplicitState, h: float | None = None) -> Step:
         """One accepted step from y; arguments and errors as for ``integrators.base.Integrator.step``."""
@@ -125,8 +128,9 @@ class RungeKutta:
         if h is None and self.tableau.embedded is not None:
             return self._controlled(flow, y, first, state)
         if h is None:
-            state = replace(state, estimate=kept_eigenvalue(flow, y, first, state.estimate, self.renew))
-            h = self.safety * self.tableau.real_stability / state.estimate.eigenvalue
+            estimate = kept_eigenvalue(flow, y, first, state.estimate, self.renew)
+            state = replace(state, **estimate._asdict())
+            h = self.safety * self.tableau.real_stability / estimate.eigenvalue
         f = lambda y: flow.velocity(y).slope
         return Step(rk_step(f, y, h, self.tableau, first.slope, flow.space), state, Report(h, first.loss))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,3 +46,8 @@ class LBFGS(torch.optim.LBFGS):
             return loss * self.scale
 
         return super().step(scaled) / self.scale
+
+    def __getstate__(self) -> dict[str, Any]:
+        # torch keeps defaults, state and groups alone, and its own L-BFGS cannot be copied.
+        kept = {name: getattr(self, name) for name in ("scale", "_params", "_numel_cache")}
+        return {**super().__getstate__(), **kept}
