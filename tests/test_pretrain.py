@@ -108,7 +108,9 @@ def losses(stage, steps):
     return [record.loss for record in loop.steps(stage.training, Budget(steps=steps))]
 
 
-@pytest.mark.parametrize(("make", "steps"), [(natural_gradient, 40), (stages.lbfgs, 30)], ids=["natural gradient", "L-BFGS"])
+@pytest.mark.parametrize(
+    ("make", "steps"), [(natural_gradient, 40), (stages.lbfgs, 30)], ids=["natural gradient", "L-BFGS"]
+)
 def test_both_second_stages_solve_a_problem_from_scratch(make, steps, generator):
     _, system = small(generator)
     error = unseen_error(system, 0)

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from pinn_odelora.optim.implicit import Chart
 from test_optim import SCALE, adapted
 from torch import linalg
 
@@ -17,7 +18,6 @@ from pinn_odelora.manifolds.variables import FactorPair, Flat, LowRankPair, Posi
 from pinn_odelora.nets import MLP
 from pinn_odelora.objective import Evaluator
 from pinn_odelora.optim import ImplicitODELoRA
-from pinn_odelora.optim.implicit import Chart
 from pinn_odelora.optim.methods import full_implicit, lora_gd, odelora
 from pinn_odelora.sampling.sampler import PointStream
 from pinn_odelora.system import Solution, System

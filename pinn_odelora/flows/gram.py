@@ -22,13 +22,22 @@ def gram_spectrum(factor: Tensor, name: str) -> tuple[Tensor, Tensor]:
         InputError: if the factor does not have full rank, in particular at the zero adapter B = 0.
         FloatingPointError: if it is not finite, or its Gram matrix overflows.
     """
-    gram = factor @ factor.mT
-    if not bool(torch.isfinite(gram).all()):
-        raise FloatingPointError(f"the factor {name} is NaN or infinite, or its Gram matrix overflows")
-    values, vectors = linalg.eigh(gram)
+    values, vectors = spectrum(factor, name)
     if bool((values[..., 0] <= SINGULAR * values[..., -1]).any()):
         raise InputError(
             f"the flow is singular here, because the factor {name} has lost rank; start from factors of full rank "
             "(orthonormal or pissa), or choose a smaller rank"
         )
     return values, vectors
+
+
+def spectrum(factor: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """The same, whatever the rank.
+
+    Raises:
+        FloatingPointError: as ``gram_spectrum``.
+    """
+    gram = factor @ factor.mT
+    if not bool(torch.isfinite(gram).all()):
+        raise FloatingPointError(f"the factor {name} is NaN or infinite, or its Gram matrix overflows")
+    return linalg.eigh(gram)

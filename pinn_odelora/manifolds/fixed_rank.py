@@ -78,10 +78,16 @@ def low_rank(y: Factors, scale: float) -> LowRank:
     Args:
         y: A (…, r, n) and B (…, m, r), not necessarily balanced or of full rank.
         scale: s.
+
+    Raises:
+        FloatingPointError: if the product is not finite.
     """
     Q_B, R_B = linalg.qr(y.B.double())
     Q_A, R_A = linalg.qr(y.A.double().mT)
-    u, sigma, v = linalg.svd(R_B @ R_A.mT)
+    try:
+        u, sigma, v = linalg.svd(R_B @ R_A.mT)
+    except linalg.LinAlgError as error:
+        raise FloatingPointError("A product of factors is not finite.") from error
     return LowRank(Q_B @ u, scale * sigma, v @ Q_A.mT)
 
 

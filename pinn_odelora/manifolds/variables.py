@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -174,13 +174,13 @@ class Positive(Flat):
         return Moved(self.above + frame.size * torch.exp(z.view_as(y)))
 
 
-def variable(group: dict[str, Any], metric: str) -> Variable:
+def variable(group: dict[str, Any], metric: Literal["product", "factors"]) -> Variable:
     """The variable of a parameter group: a pair, a number above a bound, or a single tensor.
 
     Args:
         group: ``params``, one tensor or the pair A (r, n) and B (m, r); ``scale``, s of a pair; ``above``, the bound of
             a coefficient or None.
-        metric: for pairs, ``product`` (the manifold of rank r), or else that of the factors.
+        metric: for pairs, ``product`` (the manifold of rank r) or ``factors``.
     """
     if len(group["params"]) == 2:
         return (LowRankPair if metric == "product" else FactorPair)(group["params"], group["scale"])
