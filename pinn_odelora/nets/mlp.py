@@ -51,8 +51,10 @@ class MLP(nn.Module):
         super().__init__()
         if activation not in ACTIVATIONS:
             raise unknown("activation", activation, ACTIVATIONS)
-        self.activation = ACTIVATIONS[activation]
-        sizes = [whole(1).check("inputs", inputs), *[whole(1).check("width", width)] * whole(1).check("depth", depth)]
+        # By their names and values, which tell how to make the network again (``runs.save.described``).
+        self.activation = activation
+        self.width, self.depth = whole(1).check("width", width), whole(1).check("depth", depth)
+        sizes = [whole(1).check("inputs", inputs), *[self.width] * self.depth]
         sizes.append(whole(1).check("outputs", outputs))
         # torch initialises the weights first, which must not advance the global generator. (skip_init would avoid it,
         # but takes half a second to import.)
@@ -65,7 +67,8 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """N(x), (N, inputs) -> (N, outputs)."""
+        activation = ACTIVATIONS[self.activation]
         *hidden, last = self.linears
         for linear in hidden:
-            x = self.activation(linear(x))
+            x = activation(linear(x))
         return last(x)
