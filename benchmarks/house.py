@@ -61,7 +61,10 @@ class Side(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """What a process wrote to standard output, and its CPU seconds and peak memory in bytes."""
+    """What a process wrote to standard output, and its CPU seconds and peak memory in bytes.
+
+    Linux counts the memory of the process that started it, so nothing large is imported here.
+    """
 
     said: str
     seconds: float
