@@ -69,8 +69,10 @@ class ODELoRAModule(L.LightningModule):
             if record is None:
                 self.trainer.should_stop = True
                 break
-            # Lightning counts the steps of optimisers that it has wrapped; callbacks and its own limits go by the
-            count. self._counted.increment_ready() self._counted.increment_completed() if record.measured:
+            # Lightning counts the steps of optimisers that it has wrapped; callbacks and its limits go by the count.
+            self._counted.increment_ready()
+            self._counted.increment_completed()
+            if record.measured:
                 rows.append(record.measured)
                 self._tell(record.measured)
         if rows:
