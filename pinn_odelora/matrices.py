@@ -42,7 +42,7 @@ class UnitMatrices:
     interior: bool = True
 
     def sample(self, n: int, uniform: Uniform) -> Points:
-        """All m·n points, whatever ``n`` is, with the indices k and l as further columns."""
+        """All m·n points, for any ``n``, with the indices k and l as further columns."""
         E = torch.eye(self.m * self.n, dtype=torch.float64).unflatten(1, (self.m, self.n))
         k, l = torch.meshgrid(torch.arange(1.0, self.m + 1), torch.arange(1.0, self.n + 1), indexing="ij")
         return Points(matrix_points(E) | {"k": k.double().reshape(-1, 1), "l": l.double().reshape(-1, 1)})

@@ -13,8 +13,8 @@ An adapter leaves the function of a network unchanged at the start, so that W = 
 can therefore represent a target of rank r exactly only if W0 − s B0A0 = 0, that is, if the rank of W0 is at most that
 of the factors and their start is its best approximation (Meng et al., 2024, arXiv 2404.02948). Training all weights on
 5 r (m + n − r) measurements, fewer than the m·n unknowns, would not find such a W0. The network is therefore
-constructed at the source matrix, without pretraining, and the source matrix has the rank of the factors, whatever the
-rank of the target.
+constructed at the source matrix, without pretraining, and the source matrix has the rank of the factors, independently
+of the rank of the target.
 """
 
 from __future__ import annotations

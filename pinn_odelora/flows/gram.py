@@ -32,10 +32,14 @@ def gram_spectrum(factor: Tensor, name: str) -> tuple[Tensor, Tensor]:
 
 
 def spectrum(factor: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    """The same, whatever the rank.
+    """Eigenvalues and eigenvectors as ``gram_spectrum``, for a factor of any rank.
+
+    Args:
+        factor: F (…, r, n), which is A or Bᵀ.
+        name: name of the factor, for the message.
 
     Raises:
-        FloatingPointError: as ``gram_spectrum``.
+        FloatingPointError: if the factor is not finite, or its Gram matrix overflows.
     """
     gram = factor @ factor.mT
     if not bool(torch.isfinite(gram).all()):

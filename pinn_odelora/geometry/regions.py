@@ -106,5 +106,5 @@ class Cloud:
     interior: bool = False
 
     def sample(self, n: int, uniform: Uniform) -> Points:
-        """All N points, whatever n is."""
+        """All N points, for any n."""
         return self.points

@@ -85,7 +85,11 @@ class Field:
     space: Space = field(default=FLAT)
 
     def velocity(self, y: Point) -> Velocity:
-        """f(y), the loss NaN; a slope that is not finite raises ``FloatingPointError``."""
+        """f(y); the loss is NaN.
+
+        Raises:
+            FloatingPointError: if the slope is not finite.
+        """
         slope = self.function(y)
         if not all(bool(torch.isfinite(x).all()) for x in self.space.entries(slope)):
             raise FloatingPointError("The velocity is NaN or infinite.")

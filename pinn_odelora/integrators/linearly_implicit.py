@@ -135,7 +135,7 @@ class LinearlyImplicit:
         if h is not None:
             trial = here.trial(1 / h, carried)
             return here.step(trial, ImplicitState(None, local.vector(trial.z) if beta else None), h)
-        # Where J vanishes nothing has a scale.
+        # If J vanishes, there is no natural scale.
         mu, factor = state.mu or self.initial_damping * solver.largest or 1.0, 2.0
         for refused in range(TRIALS):
             trial = here.trial(mu, carried if refused < PATIENCE else None)
@@ -225,10 +225,10 @@ def half_square(r: Tensor) -> float:
 
 
 def check_jacobian(solver: Solver) -> None:
-    """Refuse a Jacobian that is not finite, by the diagonal of JᵀJ that the solver knows.
+    """Check that the Jacobian of a solver is finite, by the diagonal of JᵀJ.
 
     Raises:
-        FloatingPointError: for NaN or infinite entries.
+        FloatingPointError: if it has NaN or infinite entries.
     """
     if not math.isfinite(solver.largest):
         raise FloatingPointError("The Jacobian of the residuals where the step starts is not finite.")

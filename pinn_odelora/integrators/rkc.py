@@ -226,7 +226,7 @@ class RKC:
             except FloatingPointError:
                 pass
             eigenvalue *= 4
-        raise FloatingPointError(f"No step down to h = {h:.1e} keeps loss and velocity from growing.")
+        raise FloatingPointError(f"No step down to h = {h:.1e} prevents the loss and the velocity from growing.")
 
     def _controlled(self, flow: Flow, y: Point, first: Velocity, state: ExplicitState) -> Step:
         """A step with h reduced until the error estimate is within tolerance."""

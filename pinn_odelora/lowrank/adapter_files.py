@@ -11,7 +11,7 @@ columns make them a singular start for further training. Singular values at roun
 is that of the difference, at most r + r₀ and often less. If the difference is zero, A' = A and B' = 0 with the layer's
 rank, as PEFT initialises a new adapter, so that it can be trained.
 
-Biases and whole layers trained beside the factors are saved as they are, under PEFT's names.
+Biases and whole layers trained besides the factors are saved as they are, under PEFT's names.
 """
 
 from __future__ import annotations
