@@ -13,7 +13,7 @@ def train(cfg: DictConfig) -> None:
     cfg, folder = config.begin(cfg)  # the whole configuration is checked
 
     from pinn_odelora.config.build import experiment
-    from pinn_odelora.config.run import Run
+    from pinn_odelora.config.running import Run
 
     run = Run(cfg, folder, experiment(cfg))  # problem, network, method: all that can be refused
     config.save_config(cfg, folder)

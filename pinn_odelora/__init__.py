@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pinn_odelora.adaptation import adapt as adapt
     from pinn_odelora.adaptation import steps as steps
     from pinn_odelora.budget import Budget as Budget
+    from pinn_odelora.config.load import load as load
     from pinn_odelora.equation import problem as problem
     from pinn_odelora.errors import InputError as InputError
     from pinn_odelora.errors import NonFiniteError as NonFiniteError
@@ -61,7 +62,6 @@ if TYPE_CHECKING:
     from pinn_odelora.pretraining.pretrain import Pretraining as Pretraining
     from pinn_odelora.pretraining.pretrain import pretrain as pretrain
     from pinn_odelora.result import Result as Result
-    from pinn_odelora.runs.load import load as load
     from pinn_odelora.sampling.settings import Sampling as Sampling
     from pinn_odelora.selection.rank import AdaptiveRank as AdaptiveRank
     from pinn_odelora.system import Solution as Solution
@@ -101,7 +101,7 @@ PUBLIC = {
     "points": ("Points",),
     "pretraining.pretrain": ("Pretraining", "pretrain"),
     "result": ("Result",),
-    "runs.load": ("load",),
+    "config.load": ("load",),
     "sampling.settings": ("Sampling",),
     "selection.rank": ("AdaptiveRank",),
     "system": ("Solution",),

@@ -1,4 +1,4 @@
-"""python -m pinn_odelora list | predict | compare | export: what one does with problems and finished runs."""
+"""python -m pinn_odelora list | predict | compare | export: the problems and methods, and what to do with runs."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pinn_odelora.errors import InputError
+from pinn_odelora.errors import InputError, unknown
 from pinn_odelora.registry import problem_classes
+
+DESCRIPTION = "The problems and methods there are, and what to do with finished runs. Runs start by: python train.py"
 
 
 def list_(_: argparse.Namespace) -> None:
@@ -103,35 +105,44 @@ def export(args: argparse.Namespace) -> None:
     print(out)
 
 
+COMMANDS = {"list": list_, "predict": predict, "compare": compare, "export": export}
+
+
 def parser() -> argparse.ArgumentParser:
-    main = argparse.ArgumentParser(prog="python -m pinn_odelora", description=__doc__)
-    commands = main.add_subparsers(required=True, metavar="command")
-
-    def command(name: str, function: object) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=inspect.getdoc(function), description=inspect.getdoc(function))
-        added.set_defaults(function=function)
-        return added
-
-    command("list", list_)
-    predicting = command("predict", predict)
-    predicting.add_argument("run", type=Path)
-    predicting.add_argument("points", type=Path)
-    predicting.add_argument("-o", "--output", type=Path)
-    comparing = command("compare", compare)
-    comparing.add_argument("runs", type=Path, nargs="+")
-    comparing.add_argument("--csv", type=Path)
-    exporting = command("export", export)
-    exporting.add_argument("run", type=Path)
-    exporting.add_argument("-o", "--output", type=Path)
+    main = argparse.ArgumentParser(prog="python -m pinn_odelora", description=DESCRIPTION)
+    added = main.add_subparsers(title="commands", metavar="command", dest="command")
+    commands = {}
+    for name, function in COMMANDS.items():
+        said = inspect.getdoc(function)
+        commands[name] = added.add_parser(name, help=said, description=said)
+    for name in ("predict", "export"):
+        commands[name].add_argument("run", type=Path, help="the folder of a finished run")
+    commands["predict"].add_argument("points", type=Path, help="an .npz file with one array for each coordinate")
+    commands["predict"].add_argument("-o", "--output", type=Path, help="default: <points>-predicted.npz beside them")
+    commands["export"].add_argument("-o", "--output", type=Path, help="default: network.pt in the run's folder")
+    commands["compare"].add_argument("runs", type=Path, nargs="+", help="folders of finished runs, or above them")
+    commands["compare"].add_argument("--csv", type=Path, help="write the table to this file, too")
+    main.epilog = "\n".join(
+        ["usage of the commands:", *(f"  {c.format_usage()[7:].strip()}" for c in commands.values())]
+    )
+    main.formatter_class = argparse.RawDescriptionHelpFormatter
     return main
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    args = parser().parse_args(arguments)
+    """Run one command; its exit code, 2 for invalid input."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    program = parser()
+    if not arguments:
+        program.print_help()
+        return 0
+    if not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
+        program.error(str(unknown("command", arguments[0], COMMANDS)))
+    args = program.parse_args(arguments)
     try:
-        args.function(args)
-    except InputError as refusal:
-        print(refusal, file=sys.stderr)
+        COMMANDS[args.command](args)
+    except InputError as refused:
+        print(refused, file=sys.stderr)
         return 2
     return 0
 

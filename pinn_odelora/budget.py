@@ -52,7 +52,7 @@ class Budget:
     def __post_init__(self) -> None:
         check(self, gradient_evals=whole(1) | null, seconds=number(above=0) | null, steps=whole(1) | null)
         if all(limit is None for limit in asdict(self).values()):
-            raise RefusedValueError("steps", None, "a limit, as long as neither gradient_evals nor seconds is one")
+            raise RefusedValueError("steps", None, "a whole number where neither gradient_evals nor seconds is given")
 
     def used(self, progress: Progress) -> float:
         """The part of the budget that is spent, 1 or more when it is over."""

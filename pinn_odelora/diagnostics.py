@@ -20,6 +20,7 @@ from pinn_odelora.geometry import sobol, stream
 from pinn_odelora.log import Log
 from pinn_odelora.loop import Row, StepRecord, Training
 from pinn_odelora.lowrank.layer import LowRankLinear
+from pinn_odelora.manifolds.factors import Factors, balance_defect
 from pinn_odelora.metrics import max_error, relative_l2
 from pinn_odelora.points import Points
 from pinn_odelora.system import System, draw_points
@@ -70,7 +71,7 @@ def cores(layers: Layers) -> dict[str, Core]:
         R_B = linalg.qr(torch.stack([pairs[name].B for name in names]).double(), mode="r").R
         R_A = linalg.qr(torch.stack([pairs[name].A for name in names]).double().mT, mode="r").R
         sigma = linalg.svdvals(torch.stack([scale * R_B @ R_A.mT, R_A, R_B]))
-        balance = linalg.matrix_norm(R_B.mT @ R_B - R_A.mT @ R_A)
+        balance = balance_defect(Factors(R_A.mT, R_B))
         found |= {name: Core(*sigma[:, i], balance[i]) for i, name in enumerate(names)}
     return {name: found[name] for name in pairs}
 

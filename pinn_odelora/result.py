@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from pinn_odelora.adapted_solution import AdaptedSolution
 from pinn_odelora.confidence import Interval
 from pinn_odelora.errors import InputError
-from pinn_odelora.evaluate import SolutionFunction
 from pinn_odelora.formulation import Problem
 from pinn_odelora.loop import Row
 from pinn_odelora.lowrank.adapter_files import save_adapter
 from pinn_odelora.lowrank.layer import LowRankLinear, adapters
 from pinn_odelora.matrices import UnitMatrices
 from pinn_odelora.naming import integrator_name, snake_case
+from pinn_odelora.runs.save import save
 
 if TYPE_CHECKING:
     from pinn_odelora.adaptation import Adaptation
@@ -50,7 +51,7 @@ class Result:
     Attributes:
         problem: what was adapted to, with the values that were found for unknown parameters.
         net: the adapted network, on the CPU; where factors were trained its layers are W0 + s (B A - B₀ A₀).
-        solution: the solution as a function of the coordinates, see ``SolutionFunction``.
+        solution: the solution as a function of the coordinates, see ``AdaptedSolution``.
         adapter: the low-rank change alone, ``adapter.save(folder)``.
         rel_l2, max_error: ‖u - u*‖₂ / ‖u*‖₂ and max |u - u*| at test points; NaN without a reference.
         rel_l2_before: the former of the pretrained network.
@@ -72,7 +73,7 @@ class Result:
         self.adaptation = adaptation
         self.problem: Problem = adaptation.problem
         self.net: nn.Module = adaptation.net
-        self.solution = SolutionFunction(adaptation.problem, adaptation.net)
+        self.solution = AdaptedSolution(adaptation.problem, adaptation.net)
         self.adapter = Adapter(adaptation.net)
         self.history: list[Row] = adaptation.history
         self.rel_l2, self.max_error = errors["error/rel_l2"], errors["error/max"]
@@ -139,8 +140,6 @@ class Result:
         Raises:
             InputError: if the folder holds a run, or cannot be written.
         """
-        from pinn_odelora.runs.save import save
-
         save(self, Path(folder))
 
 

@@ -10,11 +10,13 @@ so that Python and the command line refuse the same values, each by the name it 
 from __future__ import annotations
 
 import math
-import sys
+import types
 from collections.abc import Callable
+from functools import reduce
 from numbers import Real
+from operator import or_
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from pinn_odelora.errors import RefusedValueError
 
@@ -67,8 +69,11 @@ def _rule(allowed: str, holds: Callable[[Any], bool], read: Callable[[Any], Any]
 
 
 def _is_number(value: Any) -> bool:
-    # Compared, not converted: a whole number may be too large for a float.
-    return isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    """Whether it is a finite number that a float can hold."""
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return False
 
 
 def number(above: float = -math.inf, least: float = -math.inf) -> Rule:
@@ -135,3 +140,14 @@ seed = whole(0, 2**32 - 1)
 text = _rule("text", lambda value: isinstance(value, str) or _is_number(value), str)
 path = _rule("a path", lambda value: isinstance(value, str | Path) and value != "", _absolute)
 file = _rule("the path of an existing file", lambda value: isinstance(value, str | Path) and _is_file(value), _absolute)
+PLAIN = {int: whole(), float: number(), bool: boolean, str: text, types.NoneType: null}
+
+
+def annotated(annotation: Any) -> Rule | None:
+    """What an annotation of a parameter tells of its value; None if it tells nothing."""
+    if get_origin(annotation) is Literal:
+        return one_of(*get_args(annotation))
+    if get_origin(annotation) in (Union, types.UnionType):
+        rules = [*map(annotated, get_args(annotation))]
+        return None if None in rules else reduce(or_, rules)
+    return PLAIN.get(annotation) if isinstance(annotation, type) else None

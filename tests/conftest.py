@@ -41,7 +41,7 @@ def compose(tmp_path, monkeypatch):
     ]
 
     def composed(*overrides):
-        config.register(CONFIGS)
+        config.register()
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             folder = overrides and next((o for o in overrides if o.startswith("output_dir=")), None)
             where = [] if folder else [f"output_dir={tmp_path / 'run'}"]
@@ -58,7 +58,7 @@ def run():
     """Build, pretrain and fit as train.py does: ``run(cfg).training``, ``.result``, ``.adaptation``, ``.facts``."""
     from pinn_odelora import config
     from pinn_odelora.config.build import experiment
-    from pinn_odelora.config.run import Run
+    from pinn_odelora.config.running import Run
 
     def done(cfg):
         folder = Path(cfg.output_dir)

@@ -13,15 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pinn_odelora.problem import Problem, Term, parameter
 from torch import nn
 
 import pinn_odelora
 from pinn_odelora.errors import InputError
+from pinn_odelora.formulation import Problem, Term, parameter
 from pinn_odelora.geometry import Box
 from pinn_odelora.nets import MLP
 from pinn_odelora.pretraining import cache
 from pinn_odelora.pretraining.pretrain import Pretraining, pretrained
+from pinn_odelora.system import Solution, System
 from problems.burgers import Burgers
 from problems.poisson import Poisson
 
@@ -200,7 +201,7 @@ SOURCE = """
 import dataclasses
 import torch
 from pinn_odelora.geometry import Box
-from pinn_odelora.problem import Problem, Term
+from pinn_odelora.formulation import Problem, Term
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Base(Problem):
@@ -271,6 +272,17 @@ def typed_in():
     return made()
 
 
+class Shadowed(Line):
+    pass
+
+
+First = Shadowed
+
+
+class Shadowed(Line):
+    """Another class of the same name: that of the first one is no longer in the file's namespace."""
+
+
 def local(slope):
     class Local(Line):
         def terms(self):
@@ -294,6 +306,7 @@ def parametrised():
     [
         {"problem": FromFunctions()},
         {"problem": local(3.0)},
+        {"problem": First()},
         {"problem": Line(table=lambda x: x)},
         {"problem": Line(table=torch.ones(2).sin)},
         {"problem": Line(table=object())},
@@ -322,11 +335,11 @@ class Drawn:
     seed: int = 0
     made = []  # noqa: RUF012
 
-    def run(self, problem, network, report):
+    def run(self, system, say):
         self.made.append(1)
         with torch.no_grad():
-            for p in network.parameters():
-                p.fill_(0.125 * problem.slope)
+            for p in system.solution.net.parameters():
+                p.fill_(0.125 * system.problem.slope)
 
 
 @pytest.mark.parametrize(("cls", "kept"), [(Line, True), (FromFunctions, False)])
@@ -334,7 +347,9 @@ def test_a_network_is_trained_once_for_each_key_and_always_without_one(cls, kept
     Drawn.made.clear()
     for slope, expected in ((1.0, 1), (1.0, 1 if kept else 2), (3.0, 2 if kept else 3)):
         network = MLP(1, 1, width=3, depth=1).double()
-        known = pretrained(cls(slope=slope), network, Drawn(), kept=tmp_path / "kept", report=lambda line: None)
+        problem = cls(slope=slope)
+        system = System(problem, Solution(problem, network))
+        known = pretrained(system, Drawn(), kept=tmp_path / "kept", say=lambda line: None)
         assert all(bool((p == 0.125 * slope).all()) for p in network.parameters())
         assert len(Drawn.made) == expected
     assert known.origin == "trained"
@@ -367,3 +382,7 @@ def test_a_user_without_a_home_is_told_what_to_set(monkeypatch):
     with pytest.raises(InputError, match=r"^There is no home folder .* set the environment variable PINN"):
         cache.check_writable(None, key())
     cache.check_writable(None, None)
+    # Versions of platformdirs differ in what they do then.
+    monkeypatch.setattr(cache.platformdirs, "user_cache_path", lambda *_, **__: Path("~/.cache/pinn_odelora"))
+    with pytest.raises(InputError, match="no home folder"):
+        cache.folder()

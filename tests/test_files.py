@@ -58,6 +58,14 @@ def test_another_error_passes_and_leaves_the_old_file(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_who_has_the_old_file_open_goes_on_reading_it(tmp_path):
+    write_bytes(tmp_path / "file", b"old")
+    with (tmp_path / "file").open("rb") as reader:
+        write_bytes(tmp_path / "file", b"new")
+        assert reader.read() == b"old"
+    assert (tmp_path / "file").read_bytes() == b"new"
+
+
 def test_the_content_is_on_the_disk_before_it_has_the_name(tmp_path, monkeypatch):
     """Otherwise a power failure can leave an empty file under the name."""
     seen = []

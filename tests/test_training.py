@@ -5,29 +5,33 @@ import math
 import statistics
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from test_plan import OwnBackward, network
 from torch import nn
 
+import pinn_odelora
 from pinn_odelora import diagnostics as measure
-from pinn_odelora import loop as step
 from pinn_odelora.budget import Budget, Progress
-from pinn_odelora.config import build, run
+from pinn_odelora.config.build import experiment
+from pinn_odelora.config.running import Run
 from pinn_odelora.errors import InputError, NonFiniteError
-from pinn_odelora.lightning.module import Yardstick
-from pinn_odelora.lowrank.layer import Factors, LowRankLinear
+from pinn_odelora.log import Log
+from pinn_odelora.lowrank.layer import LowRankLinear
+from pinn_odelora.manifolds.factors import Factors
 from pinn_odelora.pretraining import cache
 from pinn_odelora.pretraining.pretrain import Pretraining
-from pinn_odelora.runs import conclude
 from pinn_odelora.runs.compare import compare, summaries
 from pinn_odelora.runs.history import History
-from pinn_odelora.system import Solution, System, draw_points
+from pinn_odelora.system import Solution, System
 from problems.heat import Heat
 
 ROOT = Path(__file__).parent.parent
 PROBLEMS = sorted(p.stem for p in (ROOT / "configs/problem").glob("*.yaml"))
 METHODS = sorted(p.stem for p in (ROOT / "configs/method").glob("*.yaml"))
+PRETRAINING = 3
+"""Steps of Adam in the fixture ``compose``."""
 INTEGRATORS = sorted(p.stem for p in (ROOT / "configs/integrator").glob("*.yaml"))
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::DeprecationWarning:lightning")
@@ -35,23 +39,23 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore
 
 @pytest.mark.parametrize("problem", PROBLEMS)
 @pytest.mark.parametrize("method", METHODS)
-def test_every_problem_with_every_method_runs_twenty_gradient_evaluations(problem, method, compose, adapt):
+def test_every_problem_with_every_method_runs_twenty_gradient_evaluations(problem, method, compose, run):
     cfg = compose(f"problem={problem}", f"method={method}", "budget.gradient_evals=20")
-    module, facts = adapt(cfg)
-    result = conclude.summary(cfg, module, facts)
+    done = run(cfg)
+    result = done.result.summary
     assert 20 <= result["gradient_evals"] <= 20 + 25
-    assert module.failure is None
+    assert done.training.failure is None
     assert math.isfinite(result["rel_l2"])
     assert (result["problem"], result["method"]) == (problem, method)
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
-def test_both_derivative_engines_train_alike(problem, compose, adapt, tmp_path):
+def test_both_derivative_engines_train_alike(problem, compose, run, tmp_path):
     losses = {}
     for engine in ("jets", "autograd"):
         folder = tmp_path / engine
         overrides = (f"problem={problem}", f"derivatives={engine}", f"output_dir={folder}")
-        adapt(compose(*overrides, "method=lora_adam", "budget.steps=50", "log.every=1"))
+        run(compose(*overrides, "method=lora_adam", "budget.steps=50", "log.every=1"))
         losses[engine] = [row["loss"] for row in History(folder / "history.csv").rows]
     assert len(losses["jets"]) == 51
     assert losses["jets"] == pytest.approx(losses["autograd"], rel=1e-8)
@@ -59,11 +63,11 @@ def test_both_derivative_engines_train_alike(problem, compose, adapt, tmp_path):
 
 @pytest.mark.parametrize("integrator", INTEGRATORS)
 @pytest.mark.parametrize("method", ["odelora", "lora_gd"])
-def test_every_integrator_takes_steps_with_no_step_size_given(integrator, method, compose, adapt):
+def test_every_integrator_takes_steps_with_no_step_size_given(integrator, method, compose, run):
     # Of few points a loss is hardly known, and the end of so short a run might be its start.
-    module, _ = adapt(compose(f"integrator={integrator}", f"method={method}", "points.interior=400", "budget.steps=6"))
-    assert module.progress.step == 6
-    assert module.progress.heldout_loss < module.progress.first_heldout_loss
+    done = run(compose(f"integrator={integrator}", f"method={method}", "points.interior=400", "budget.steps=6"))
+    assert done.progress.step == 6
+    assert done.progress.heldout_loss < done.progress.first_heldout_loss
 
 
 @pytest.mark.parametrize(
@@ -79,25 +83,25 @@ def test_every_integrator_takes_steps_with_no_step_size_given(integrator, method
     ],
     ids=lambda v: v[-1],
 )
-def test_variants(variant, compose, adapt):
-    module, _ = adapt(compose(*variant, "budget.steps=6"))
-    assert module.failure is None
-    assert module.progress.step == 6
+def test_variants(variant, compose, run):
+    done = run(compose(*variant, "budget.steps=6"))
+    assert done.training.failure is None
+    assert done.progress.step == 6
 
 
-def test_measurements_add_a_term_that_pulls_towards_them(compose, adapt, tmp_path):
+def test_measurements_add_a_term_that_pulls_towards_them(compose, run, tmp_path):
     (tmp_path / "data.csv").write_text("x,t,u,weight\n0.25,0.5,-0.4,1\n-0.5,0.25,0.7,2\n0.1,0.9,-0.1,0.5\n")
     cfg = compose(f"data.file={tmp_path / 'data.csv'}", "data.weight=100", "method=lora_adam", "budget.steps=20")
-    adapt(cfg)
+    run(cfg)
     rows = History(Path(cfg.output_dir) / "history.csv").rows
     assert rows[-1]["loss/data"] < rows[0]["loss/data"]
     assert rows[0]["loss"] == pytest.approx(rows[0]["loss/pde"] + rows[0]["loss/data"])
 
 
-def test_every_method_logs_the_same_names(compose, adapt, tmp_path):
+def test_every_method_logs_the_same_names(compose, run, tmp_path):
     columns = set()
     for method in METHODS:
-        adapt(compose(f"method={method}", "budget.steps=6", f"output_dir={tmp_path / method}"))
+        run(compose(f"method={method}", "budget.steps=6", f"output_dir={tmp_path / method}"))
         columns.add(tuple(sorted(c for c in History(tmp_path / method / "history.csv").columns if "singular" not in c)))
     assert len(columns) == 1
     assert {
@@ -105,7 +109,7 @@ def test_every_method_logs_the_same_names(compose, adapt, tmp_path):
         *("lora/balance", "lora/cond_A", "lora/cond_B", "lora/effective_rank", "lora/norm", "flow/alignment"),
         *("stability/heldout_loss", "stability/iterate_loss", "stability/rose", "stability/largest_rise"),
         *("cost/gradient_evals", "cost/seconds"),
-        *("cost/rows", "lora/discarded", "integrator/bits", "integrator/fallback"),
+        *("cost/batch_size", "lora/discarded", "integrator/bits", "integrator/fallback", "integrator/rejected"),
         *("lora/rank", *(f"lora/linears.{i}/rank" for i in (1, 2, 3))),
     } == set(columns.pop())
 
@@ -127,81 +131,80 @@ def test_every_method_logs_the_same_names(compose, adapt, tmp_path):
         (["integrator.h=1e-4", "points=residual"], 5 * 6),
     ],
 )
-def test_evaluations_are_counted_and_not_repeated(overrides, evaluations, compose, adapt):
-    module, _ = adapt(compose(*overrides, "budget.steps=6"))
-    assert module.progress.gradient_evals == evaluations
+def test_evaluations_are_counted_and_not_repeated(overrides, evaluations, compose, run):
+    done = run(compose(*overrides, "budget.steps=6"))
+    assert done.progress.gradient_evals == evaluations
 
 
-def test_a_run_that_overflows_names_term_and_layer_and_keeps_the_last_good_state(compose, adapt, tmp_path):
+def test_a_run_that_overflows_names_term_and_layer_and_keeps_the_last_good_state(compose, run, tmp_path):
     cfg = compose("method=lora_gd", "integrator=euler", "integrator.h=1e200", "budget.steps=6")
-    module, facts = adapt(cfg)
-    assert "loss term 'pde'" in str(module.failure)
-    assert "linears.1" in str(module.failure)
-    assert all(bool(torch.isfinite(p).all()) for p in module.solution.parameters())
-    result = conclude.summary(cfg, module, facts)
-    assert result["diverged"]
-    conclude.save_weights(module, tmp_path / "run")
+    done = run(cfg)
+    assert "loss term 'pde'" in done.result.failure
+    assert "linears.1" in done.result.failure
+    assert all(bool(torch.isfinite(p).all()) for p in done.adaptation.solution.parameters())
+    assert done.result.diverged
     with pytest.raises(NonFiniteError, match="last good state is kept"):
-        conclude.last_words(module, result, tmp_path / "run")
+        done.run.conclude(done.result, done.facts)
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["diverged"]
+    assert np.isfinite(pinn_odelora.load(tmp_path / "run")(0.3, 0.4))
 
 
 @pytest.mark.parametrize(
     "error", [InputError("the flow is singular here."), FloatingPointError("No step is short enough.")]
 )
-def test_what_a_step_refuses_ends_the_run_as_numbers_that_fail_do(error, compose, adapt, monkeypatch):
-    advance = step.advance
-
-    def refusing(evaluator, optimizer, *rest):
-        if evaluator.count > 4:
-            raise error
-        advance(evaluator, optimizer, *rest)
-
-    monkeypatch.setattr(step, "advance", refusing)
+def test_what_a_step_refuses_ends_the_run_as_numbers_that_fail_do(error, compose, run, monkeypatch):
+    """By an optimiser that refuses its sixth step."""
     cfg = compose("method=lora_adam", "budget.steps=9")
-    module, facts = adapt(cfg)
-    assert isinstance(module.failure, NonFiniteError)
-    assert str(module.failure) == str(error)
-    result = conclude.summary(cfg, module, facts)
-    assert (result["steps"], result["diverged"]) == (5, True)
+    step, taken = torch.optim.Adam.step, []
+
+    def refusing(optimizer, closure=None):
+        taken.append(1)
+        if len(taken) > PRETRAINING + 5:
+            raise error
+        return step(optimizer, closure)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", refusing)
+    done = run(cfg)
+    assert isinstance(done.training.failure, NonFiniteError)
+    assert done.result.failure == str(error)
+    assert (done.result.steps, done.result.diverged) == (5, True)
 
 
 def test_a_measurement_before_the_first_step_does_not_choose_another_derivative_engine(generator):
     """Held-out losses are found with weights that have no gradient, by which jets would be told to be wrong."""
     problem = Heat()
     system = System(problem, Solution(problem, OwnBackward(network("xt", "u", generator))))
-    points = draw_points(system.terms, 20, 4, seed=1)
-    Yardstick(system, points["pde"], points).loss()
-    assert system.engine("pde", points["pde"]).plan is None
+    measure.Reference(system, Log()).loss()
+    assert system.engine("pde").plan is None
     apart = System(problem, system.solution)
-    assert apart.engine("pde", points["pde"]).plan is None
+    assert apart.engine("pde").plan is None
 
 
-def test_float32_runs_in_float32(compose, adapt):
-    module, _ = adapt(compose("precision=32", "budget.steps=2"))
-    assert {p.dtype for p in module.solution.parameters()} == {torch.float32}
+def test_float32_runs_in_float32(compose, run):
+    done = run(compose("precision=32", "budget.steps=2"))
+    assert {p.dtype for p in done.adaptation.solution.parameters()} == {torch.float32}
 
 
-def test_an_unfit_rank_pattern_or_start_is_refused_before_training(compose, adapt):
+def test_an_unfit_rank_pattern_or_start_is_refused_before_training(compose, run):
     for overrides, words in [
-        (["lora.rank=13"], "rank"),
+        (["lora.rank=13"], r"lora\.rank is 13, but it must be at most 12 for layer linears\.1"),
         (["lora.targets=[nothing*]"], "nothing"),
         (["lora.start=zero", "integrator=euler"], "orthonormal"),
     ]:
         with pytest.raises(InputError, match=words):
-            adapt(compose(*overrides))
+            run(compose(*overrides))
 
 
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
         ("pretrain.cache=/dev/null/cache", "cannot be kept in /dev/null/cache"),
-        ("net._target_=os.getcwd", "which gives a str, not a torch module"),
+        ("net._target_=os.getcwd", "net._target_ is os.getcwd, but it must be the dotted name of a class"),
     ],
 )
 def test_what_would_end_a_run_after_pretraining_is_refused_before_it(line, sentence, compose):
-    cfg = compose(line, *(["~net.width"] if "net" in line else []))
     with pytest.raises(InputError, match=sentence):
-        build.experiment(cfg)
+        Run(cfg := compose(line), Path(cfg.output_dir), experiment(cfg))
 
 
 def test_a_cache_that_cannot_be_written_serves_what_it_holds(tmp_path, monkeypatch):
@@ -214,34 +217,34 @@ def test_a_cache_that_cannot_be_written_serves_what_it_holds(tmp_path, monkeypat
 
 def test_an_accelerator_that_is_not_there_is_refused_before_pretraining(compose, tmp_path):
     with pytest.raises(InputError, match="Lightning's Trainer refuses: You selected an invalid accelerator"):
-        run.check(compose("trainer.accelerator=abacus"), tmp_path)
+        Run(cfg := compose("trainer.accelerator=abacus"), tmp_path, experiment(cfg))
 
 
 @pytest.mark.parametrize(("name", "what"), [("last.ckpt", "the state to continue from"), ("start.json", "is damaged")])
 def test_a_damaged_run_is_refused_and_not_changed(name, what, compose, tmp_path):
     (tmp_path / name).write_bytes(b'{"half')
     with pytest.raises(InputError, match=what):
-        run.check(compose(), tmp_path)
+        Run(cfg := compose(), tmp_path, experiment(cfg))
     assert (tmp_path / name).read_bytes() == b'{"half'
 
 
-def test_all_weights_of_a_network_without_hidden_layers_can_be_trained(compose, adapt):
-    module, _ = adapt(compose("method=full_adam", "net.depth=1", "budget.steps=2"))
-    assert [*module.layers] == ["linears.0", "linears.1"]
+def test_all_weights_of_a_network_without_hidden_layers_can_be_trained(compose, run):
+    done = run(compose("method=full_adam", "net.depth=1", "budget.steps=2"))
+    assert [*done.layers] == ["linears.0", "linears.1"]
 
 
-def test_a_full_method_measures_the_layers_that_are_chosen(compose, adapt):
-    module, _ = adapt(compose("method=full_adam", "lora.targets=*.0", "budget.steps=2"))
-    assert [*module.layers] == ["linears.0"]
+def test_a_full_method_measures_the_layers_that_are_chosen(compose, run):
+    done = run(compose("method=full_adam", "lora.targets=*.0", "budget.steps=2"))
+    assert [*done.layers] == ["linears.0"]
 
 
-def test_ctrl_c_while_pretraining_says_how_to_continue(compose, adapt, monkeypatch, capsys):
+def test_ctrl_c_while_pretraining_says_how_to_continue(compose, run, monkeypatch, capsys):
     def interrupted(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Pretraining, "run", interrupted)
     with pytest.raises(SystemExit) as left:
-        adapt(compose())
+        run(compose())
     assert left.value.code == 130
     assert "continue with: python train.py resume=" in capsys.readouterr().err
 
@@ -276,7 +279,7 @@ def test_budget_is_the_first_limit_reached():
     assert budget.used(Progress(step=10, gradient_evals=90, seconds=2.0)) == pytest.approx(0.9)
     with pytest.raises(InputError, match="steps"):
         Budget(steps=-1)
-    with pytest.raises(InputError, match="No budget"):
+    with pytest.raises(InputError, match="steps is None, but it must be a whole number"):
         Budget()
 
 

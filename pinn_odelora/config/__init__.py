@@ -6,16 +6,31 @@
     settings         which class holds which keys
     components       the objects that ``_target_`` names
     checks           everything that can be refused before a run starts
-    folders          where a run leaves its files, repeating and continuing it
+    folders          where a run leaves its files, and continuing it
     sentences        invalid input in words
+    build, running   the objects that a configuration names, and the run itself
+    load             a finished run as a function
 
 A rule on a value stands in the class that holds the value; here it only gets the name of a key. torch is imported by
-the checks of what needs it, so that ``--help`` and most refusals answer at once.
+the checks of what needs it, so that ``--help`` and most refusals answer at once; the names below are loaded on first
+use, so that ``load`` needs no Hydra where it builds nothing.
 """
 
-from pinn_odelora.config.application import register
-from pinn_odelora.config.folders import has_pretrained, save_config
-from pinn_odelora.config.program import begin, run
-from pinn_odelora.config.request import Request
+from __future__ import annotations
 
-__all__ = ["Request", "begin", "has_pretrained", "register", "run", "save_config"]
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "begin": "pinn_odelora.config.program",
+    "register": "pinn_odelora.config.application",
+    "run": "pinn_odelora.config.program",
+    "save_config": "pinn_odelora.runs.configuration",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

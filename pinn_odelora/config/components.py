@@ -8,18 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import types
 from collections.abc import Callable, Mapping
-from functools import reduce
-from operator import or_
 from pkgutil import resolve_name
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any
 
-from hydra.utils import get_object
-
-from pinn_odelora.config.sentences import unknown_key
+from pinn_odelora.config.sentences import first_line, unknown_key
 from pinn_odelora.errors import InputError, within
-from pinn_odelora.rules import Rule, boolean, null, number, one_of, text, whole
+from pinn_odelora.rules import annotated, one_of
 
 UNKNOWN = "unknown"
 """The value of a coefficient of the equation that is to be found from measurements."""
@@ -32,7 +27,6 @@ KINDS = {
 """What each group gives; an integrator is whatever has a method ``step``."""
 PROVIDED = ("inputs", "outputs", "generator", "source", "integrator")
 """Arguments that the program gives itself, to a class or function that has them."""
-PLAIN = {int: whole(), float: number(), bool: boolean, str: text, types.NoneType: null}
 
 
 def problem(settings: Mapping[str, Any], source: Mapping[str, Any]) -> tuple[Any, Any, tuple[str, ...]]:
@@ -49,10 +43,9 @@ def problem(settings: Mapping[str, Any], source: Mapping[str, Any]) -> tuple[Any
     """
     declared = resolve("problem", settings).parameters()
     for name in declared.keys() & settings.keys():
-        numeric = not (declared[name].integer or declared[name].choices)
-        (declared[name].rule | one_of(UNKNOWN) if numeric else declared[name].rule).check(
-            f"problem.{name}", settings[name]
-        )
+        p = declared[name]
+        rule = p.rule if p.integer or p.choices else p.rule | one_of(UNKNOWN)
+        rule.check(f"problem.{name}", settings[name])
     unknown = tuple(name for name in declared if settings.get(name) == UNKNOWN)
     posed = build("problem", {name: value for name, value in settings.items() if name not in unknown})
     with within("pretrain.source"):
@@ -71,11 +64,6 @@ def network(settings: Mapping[str, Any], problem: Any, source: Any, seed: int) -
 def method(settings: Mapping[str, Any], integrator: Mapping[str, Any]) -> Any:
     """The method, with the integrator if it takes one; that is built in any case."""
     return build("method", settings, integrator=build("integrator", integrator))
-
-
-def takes_integrator(method: Mapping[str, Any]) -> bool:
-    """Whether a method is a time discretisation of a flow."""
-    return "integrator" in signature(resolve("method", method)).parameters
 
 
 def build(key: str, settings: Any, **offered: Any) -> Any:
@@ -99,7 +87,7 @@ def build(key: str, settings: Any, **offered: Any) -> Any:
         if name in allowed and isinstance(value, Mapping) and "_target_" in value:
             values[name] = build(f"{key}.{name}", value)
         elif name in allowed:
-            rule = _rule(own[name].annotation)
+            rule = annotated(own[name].annotation)
             values[name] = rule.check(f"{key}.{name}", value) if rule else value
         elif name != "_target_" and len(own) == len(takes):
             raise unknown_key(f"{key}.{name}", allowed)
@@ -109,7 +97,7 @@ def build(key: str, settings: Any, **offered: Any) -> Any:
         with within(key):
             return target(**values)
     except ImportError as error:  # of a name among the values
-        raise InputError(f"{key} cannot be built: {_first_line(error)}; it must name something that exists.") from None
+        raise InputError(f"{key} must name something that exists: {first_line(str(error)).rstrip(':')}.") from None
 
 
 def resolve(key: str, settings: Mapping[str, Any]) -> Any:
@@ -122,10 +110,10 @@ def resolve(key: str, settings: Mapping[str, Any]) -> Any:
     wanted = f"a class that is a {kind}, or a function annotated to return one" if kind else "a class or function"
     refused = f"{key}._target_ is {path}, but it must be the dotted name of {wanted}"
     try:
-        target = get_object(path)
+        target = resolve_name(path)
         gives = target if inspect.isclass(target) else signature(target).return_annotation
     except (ImportError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{refused} ({_first_line(error)}).") from None
+        raise InputError(f"{refused} ({first_line(str(error)).rstrip(':')}).") from None
     if kind and not (inspect.isclass(gives) and _is_a(gives, kind)):
         raise InputError(f"{refused}.")
     return target
@@ -141,17 +129,3 @@ def signature(target: Callable[..., Any]) -> inspect.Signature:
 
 def _is_a(cls: type, kind: str) -> bool:
     return hasattr(cls, "step") if kind == "integrator" else issubclass(cls, resolve_name(kind))
-
-
-def _rule(annotation: Any) -> Rule | None:
-    """What an annotation tells of a value; None if it tells nothing."""
-    if get_origin(annotation) is Literal:
-        return one_of(*get_args(annotation))
-    if get_origin(annotation) in (Union, types.UnionType):
-        rules = [*map(_rule, get_args(annotation))]
-        return None if None in rules else reduce(or_, rules)
-    return PLAIN.get(annotation) if isinstance(annotation, type) else None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0].rstrip(":.")

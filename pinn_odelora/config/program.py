@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import datetime
 from functools import wraps
 from itertools import product
 from pathlib import Path
@@ -14,19 +15,18 @@ from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import env_override
 from hydra.experimental.callback import Callback
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from pinn_odelora.config import sentences
-from pinn_odelora.config.application import register
-from pinn_odelora.config.folders import choices, output_folder, resumed
-from pinn_odelora.config.problems import register_problems
+from pinn_odelora.config.application import explained, register
+from pinn_odelora.config.checks import check
+from pinn_odelora.config.folders import chosen_folder, resumed
 from pinn_odelora.config.request import Request
 from pinn_odelora.errors import NonFiniteError
+from pinn_odelora.runs.location import new_folder
 
 REFUSED, DIVERGED = 2, 3
 FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -41,25 +41,22 @@ def begin(cfg: DictConfig) -> tuple[DictConfig, Path]:
     Raises:
         InputError: for whatever can be refused before anything is trained.
     """
-    from pinn_odelora.config.components import takes_integrator
-
     request = Request.current()
-    cfg = checked(cfg, request)
+    cfg, names = checked(cfg, request)
     with open_dict(cfg):
-        cfg.choices = choices(cfg, request, takes_integrator(cfg.method))
-        folder = output_folder(cfg, request)
+        cfg.choices = names
+        folder = chosen_folder(cfg, request)
+        if cfg.output_dir is None:
+            folder = new_folder(folder, f"{names['problem']}-{names['method']}-{datetime.now():%Y%m%d-%H%M%S}")
         cfg.output_dir = str(folder)
     return cfg, folder
 
 
-def checked(cfg: DictConfig, request: Request) -> DictConfig:
-    """The configuration, or that of the run to continue, all of it checked."""
-    from pinn_odelora.config.checks import check
-
+def checked(cfg: DictConfig, request: Request) -> tuple[DictConfig, dict[str, str | None]]:
+    """The configuration, or that of the run to continue, all of it checked, and the names of its objects."""
     if cfg.resume is not None:
         cfg = resumed(cfg, request)
-    check(cfg, request)
-    return cfg
+    return cfg, check(cfg, request)
 
 
 def run(main: Task, configs: str | Path = "configs") -> int:
@@ -69,23 +66,24 @@ def run(main: Task, configs: str | Path = "configs") -> int:
     ``HYDRA_FULL_ERROR=1`` in the environment they keep their traceback, as every other error does.
 
     Args:
-        main: the function; if it is decorated with ``hydra.main``, that is replaced.
+        main: the function, not decorated by ``hydra.main``.
         configs: the folder with ``train.yaml`` and its groups, beside the file of ``main`` unless it is absolute.
     """
-    main = inspect.unwrap(main)
     folder = Path(inspect.getfile(main)).absolute().parent / configs
-    register(folder)
     if os.getcwd() not in sys.path:
         # A user's own network or problem lies where they work, not beside this program.
         sys.path.append(os.getcwd())
     program = hydra.main(version_base="1.3", config_path=str(folder), config_name="train")(_carrying(main))
     try:
-        register_problems()
+        if {"--help", "-h"} & {*sys.argv[1:]}:
+            print(explained(folder))
+            return 0
+        register()
         with env_override({FULL_ERROR: "1"}):  # Hydra raises what it would print itself
             program()
         return 0
     except Ended as ended:
-        error, said = ended.error, sentences.of_run(ended.error)
+        error, said = ended.error, ended.said
     except Exception as raised:  # Outside of a run there is only Hydra, reading what was typed.
         error = raised
         said = sentences.of_run(raised) or sentences.of_composition(raised)
@@ -98,9 +96,9 @@ def run(main: Task, configs: str | Path = "configs") -> int:
 class Ended(BaseException):
     """Carries an error out of Hydra, which would announce it in its own words; no ``Exception``, as those it keeps."""
 
-    def __init__(self, error: Exception) -> None:
-        super().__init__(error)
-        self.error = error
+    def __init__(self, error: Exception, said: str | None) -> None:
+        super().__init__(error, said)
+        self.error, self.said = error, said
 
 
 def _carrying(main: Task) -> Task:
@@ -115,9 +113,9 @@ def _carrying(main: Task) -> Task:
             if new and cfg.output_dir is not None:
                 with suppress(OSError):
                     Path(cfg.output_dir).rmdir()  # a new folder in which nothing was written
-            if isinstance(error, NonFiniteError) and HydraConfig.get().mode == RunMode.MULTIRUN:
+            if isinstance(error, NonFiniteError) and Request.current().job is not None:
                 raise
-            raise Ended(error) from error
+            raise Ended(error, sentences.of_run(error)) from error
 
     return task
 
@@ -128,15 +126,17 @@ class SweepCheck(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         if not config.hydra.sweeper._target_.endswith(".BasicSweeper"):
             return
-        parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+        overrides = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
+        say = sentences.of_composition
         try:
-            typed = parser.parse_overrides(OmegaConf.to_container(config.hydra.overrides.task, resolve=False))
+            typed = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(overrides)
             values = lambda o: (f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator())
             lines = product(*(values(o) if o.is_sweep_override() else [o.input_line] for o in typed))
-            for number, line in enumerate(lines):
-                job = hydra.compose(config.hydra.job.config_name, [*line], return_hydra_config=True)
+            jobs = [hydra.compose(config.hydra.job.config_name, [*line], return_hydra_config=True) for line in lines]
+            say = sentences.of_run
+            for number, job in enumerate(jobs):
                 with open_dict(job):
                     own = job.pop("hydra")
                 checked(job, Request.of(own, number))
         except Exception as error:
-            raise Ended(error) from None
+            raise Ended(error, say(error)) from None

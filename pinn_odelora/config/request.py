@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 from hydra.core.hydra_config import HydraConfig
@@ -12,20 +11,16 @@ from omegaconf import DictConfig, OmegaConf
 
 
 class Request(NamedTuple):
-    """``given``: the keys and groups that were set; ``choices``: the member of each group; ``job``: its number in a
-    sweep.
-    """
+    """``given``: the keys and groups that were set; ``job``: its number in a sweep."""
 
     given: tuple[str, ...] = ()
-    choices: Mapping[str, str | None] = {}
     job: int | None = None
 
     @classmethod
     def of(cls, hydra: DictConfig, job: int | None = None) -> Request:
         """From Hydra's own part of a configuration."""
         typed = OverridesParser.create().parse_overrides(OmegaConf.to_container(hydra.overrides.task, resolve=False))
-        choices = OmegaConf.to_container(hydra.runtime.choices)
-        return cls(tuple(override.key_or_group for override in typed), choices, job)
+        return cls(tuple(override.key_or_group for override in typed), job)
 
     @classmethod
     def current(cls) -> Request:

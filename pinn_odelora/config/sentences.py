@@ -11,30 +11,15 @@ from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
 from pinn_odelora.errors import InputError, NonFiniteError, RefusedValueError, unknown
-
-GROUPS = ("problem", "net", "derivatives", "method", "integrator", "points", "logger", "experiment")
-RENAMED: Mapping[str, str] = {
-    "points.rows": "points.batch_size",
-    "points.first": "points.initial_batch_size",
-    "points.validation": "points.best_iterate",
-    "integrator.chart": "method.chart",
-    "integrator.first": "integrator.initial_damping",
-    "integrator.metric": "",
-    "pretrain.finish": "pretrain.second_stage",
-    "pretrain.implicit_steps": "pretrain.natural_gradient_steps",
-    "lora.adaptive.rows": "lora.adaptive.residuals",
-    "derivatives.compile": "",
-}
-"""Keys of earlier versions and what they are called now; those without a name are gone."""
-WORDS = {"None": "null", "True": "true", "False": "false"}
+from pinn_odelora.runs.configuration import RENAMED, renamed
 
 
 def of_run(error: BaseException) -> str | None:
     """The sentence for an error that a run ended with; None if it is nothing that a user could have avoided."""
     if isinstance(error, RefusedValueError):
-        value = yaml.safe_dump(error.value, default_flow_style=True, width=10**6).removesuffix("...\n")
-        allowed = re.sub(r"\b(None|True|False)\b", lambda word: WORDS[word[0]], error.allowed)
-        return _line(f"{error.name} is {value.strip()}, but it must be {allowed}.")
+        value = yaml.safe_dump(error.value, default_flow_style=True, width=10**6).removesuffix("...\n").strip()
+        allowed = re.sub(r"\b(None|True|False)\b", lambda word: word[0].lower().replace("none", "null"), error.allowed)
+        return _line(f"{error.name} is {value}, but it must be {allowed}.")
     return _line(str(error)) if isinstance(error, InputError | NonFiniteError) else None
 
 
@@ -42,7 +27,7 @@ def of_composition(error: Exception) -> str:
     """The sentence for a command line that Hydra could not make a configuration of."""
     cause = error.__cause__
     if isinstance(error, OverrideParseException):
-        reason = _first(error.message.removeprefix(f"Error parsing override {error.override!r}"))
+        reason = first_line(error.message.removeprefix(f"Error parsing override {error.override!r}"))
         return f"Cannot read the argument {error.override!r} ({reason}); arguments read key=value."
     if isinstance(error, MissingConfigException) and error.options:
         group, _, name = error.missing_cfg_file.rpartition("/")
@@ -52,8 +37,8 @@ def of_composition(error: Exception) -> str:
     if found := re.match(r"Ambiguous value for argument '(.*)'", str(error)):
         return f"{found[1]} holds several values: add -m to run one after the other, or write a list as key=[a,b]."
     if str(error).startswith("Config group override must be"):
-        return f"Each of {', '.join(GROUPS)} is chosen by the name of a member, as problem=heat; --help lists them."
-    reasons = [_first(str(e)) for e in (error, cause) if e is not None and str(e)]
+        return "A group is chosen by the name of a member, as problem=heat; --help lists groups and members."
+    reasons = [first_line(str(e)) for e in (error, cause) if e is not None and str(e)]
     return f"{': '.join(reasons) or type(error).__name__}."
 
 
@@ -65,7 +50,7 @@ def unknown_key(key: str, siblings: Any) -> InputError:
         siblings: the keys there are in its place, or the part of the configuration that holds them.
     """
     if key in RENAMED:
-        return InputError(f"{key} is now {RENAMED[key]}." if RENAMED[key] else f"{key} no longer exists; leave it out.")
+        return InputError(renamed(key))
     prefix, _, name = key.rpartition(".")
     leaves = [full for full in _leaves(siblings) if full.endswith(f".{name}")]
     advice = f"; perhaps {' or '.join(leaves)} was meant" if leaves and not prefix else ""
@@ -83,6 +68,6 @@ def _line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _first(text: str) -> str:
+def first_line(text: str) -> str:
     """The first line that says something, without its full stop."""
     return next((line.strip() for line in text.splitlines() if line.strip()), "").rstrip(".")

@@ -10,11 +10,13 @@ CLASSES: Mapping[str, str] = {
     "budget": "pinn_odelora.budget.Budget",
     "log": "pinn_odelora.log.Log",
     "points": "pinn_odelora.sampling.settings.Sampling",
-    "lora.adaptive": "pinn_odelora.selection.rank.AdaptiveRank",
     "lora": "pinn_odelora.lowrank.settings.LoRA",
+    "lora.adaptive": "pinn_odelora.selection.rank.AdaptiveRank",
     "pretrain": "pinn_odelora.pretraining.pretrain.Pretraining",
 }
-"""The classes whose arguments are the keys of a part; those that need torch come last."""
+"""The classes whose arguments are the keys of a part."""
+PARTS = ("", "data", "derivatives", "checkpoint", "logger", *CLASSES)
+"""The parts in the order of their checks: what needs torch comes last, so that most refusals answer at once."""
 RULES: Mapping[str, Rule] = {
     "seed": seed,
     "precision": one_of(32, 64),

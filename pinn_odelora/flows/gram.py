@@ -1,4 +1,4 @@
-"""The Gram matrices S_A = AAᵀ and S_B = BᵀB of the factors, by which a flow divides; refused where singular."""
+"""Eigendecomposition of the Gram matrices S_A = AAᵀ and S_B = BᵀB that a flow inverts; an error if one is singular."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, linalg
 
 from pinn_odelora.errors import InputError
 
-# Below this ratio of eigenvalues the r × r inverses have no correct digit left in float64.
+# Below this ratio of eigenvalues the inverse has no correct digit in float64.
 SINGULAR = 1e-14
 
 
@@ -16,19 +16,28 @@ def gram_spectrum(factor: Tensor, name: str) -> tuple[Tensor, Tensor]:
 
     Args:
         factor: F (…, r, n), which is A or Bᵀ.
-        name: of the factor, for the message.
+        name: name of the factor, for the message.
 
     Raises:
-        InputError: where the factor has lost rank, in particular at the zero adapter B = 0.
-        FloatingPointError: where it is not finite, or too large for its Gram matrix.
+        InputError: if the factor does not have full rank, in particular at the zero adapter B = 0.
+        FloatingPointError: if it is not finite, or its Gram matrix overflows.
     """
-    gram = factor @ factor.mT
-    if not bool(torch.isfinite(gram).all()):
-        raise FloatingPointError(f"the factor {name} is NaN or infinite, or its Gram matrix overflows")
-    values, vectors = linalg.eigh(gram)
+    values, vectors = spectrum(factor, name)
     if bool((values[..., 0] <= SINGULAR * values[..., -1]).any()):
         raise InputError(
             f"the flow is singular here, because the factor {name} has lost rank; start from factors of full rank "
             "(orthonormal or pissa), or choose a smaller rank"
         )
     return values, vectors
+
+
+def spectrum(factor: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """The same, whatever the rank.
+
+    Raises:
+        FloatingPointError: as ``gram_spectrum``.
+    """
+    gram = factor @ factor.mT
+    if not bool(torch.isfinite(gram).all()):
+        raise FloatingPointError(f"the factor {name} is NaN or infinite, or its Gram matrix overflows")
+    return linalg.eigh(gram)

@@ -1,43 +1,76 @@
-"""The first step from a zero adapter, B = 0 or A = 0, where the balanced flow is singular.
+"""The first step from a zero adapter, B A = 0, where the balanced flow is singular.
 
 LoRA usually starts at B = 0 with a random A (Hu et al., 2022, arXiv 2106.09685). There S_B = BᵀB cannot be inverted,
-but g_A = s BᵀG vanishes too. With the pseudo-inverse in place of the inverse the flow is
+but g_A = s BᵀG vanishes too. With the pseudo-inverse in place of the inverse the flow (``flows.balanced``) is
 
     dA/dt = 0 ,    dB/dt = -s⁻² g_B S_A⁻¹ ,    so that    s d(BA)/dt = -G P_A :
 
 the part of full fine-tuning's gradient flow that keeps to the row space of A. One Euler step along it leads to a pair
-of full rank, which a retraction balances. A = 0 is the same with both exchanged.
+of full rank, which a retraction balances. A = 0 is the same with both exchanged. Where neither factor is zero but their
+product is, as in PEFT's orthogonal start with rank r/2 in each factor, the same pseudo-inverses give
+s d(BA)/dt = -(P_B G + G P_A - P_B G P_A), with projections of lower rank.
 """
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
 from pinn_odelora.errors import InputError
-from pinn_odelora.flows.gram import gram_spectrum
+from pinn_odelora.flows.gram import SINGULAR, gram_spectrum, spectrum
 from pinn_odelora.manifolds.factors import Factors
 
 
-def is_zero(y: Factors) -> bool:
-    """Whether one of the factors vanishes."""
-    return not bool(y.A.any()) or not bool(y.B.any())
-
-
-def zero_flow(y: Factors, g: Factors, scale: float) -> Factors:
-    """The velocity above at a pair of which one factor is zero.
+def is_zero(y: Factors, eps: float) -> Tensor:
+    """Whether B A vanishes to rounding, ‖B A‖ ≤ 4 eps ‖A‖ ‖B‖; one answer for each pair of a batch.
 
     Args:
-        y: A (r, n) and B (m, r).
+        y: A (…, r, n) and B (…, m, r).
+        eps: relative precision in which the factors were given.
+    """
+    A, B = y.A.double(), y.B.double()
+    S_A, S_B = A @ A.mT, B.mT @ B
+    trace = lambda S: S.diagonal(dim1=-2, dim2=-1).sum(-1)
+    return (S_A * S_B).sum((-2, -1)) <= max(SINGULAR, (4 * eps) ** 2) * trace(S_A) * trace(S_B)
+
+
+def zero_flow(y: Factors, g: Factors, scale: float, eps: float) -> Factors:
+    """The velocity above at one pair.
+
+    Args:
+        y: A (r, n) and B (m, r) with B A = 0.
         g: gradients of the loss with respect to A and B, same shapes.
         scale: s.
+        eps: relative precision in which the factors were given; what is smaller in both counts as zero.
 
     Raises:
-        InputError: where both factors are zero, a saddle point that no gradient leads away from.
+        InputError: where both factors are zero, a saddle point that no gradient leads away from, or the one that is
+            not has lost rank.
     """
-    if not bool(y.A.any()) and not bool(y.B.any()):
+    A, B, g_A, g_B = (x.double() for x in (*y, *g))
+    if not bool(A.any()) and not bool(B.any()):
         raise InputError("both factors are zero, a saddle point that no step leaves; start from a random A")
-    if bool(y.A.any()):
-        a, U = gram_spectrum(y.A.double(), "A")
-        dB = -(g.B.double() @ U) / a @ U.mT / scale**2
-        return Factors(y.A.new_zeros(y.A.shape), dB.to(y.B))
-    b, U = gram_spectrum(y.B.double().mT, "B")
-    dA = -U @ ((U.mT @ g.A.double()) / b[:, None]) / scale**2
-    return Factors(dA.to(y.A), y.B.new_zeros(y.B.shape))
+    if not bool(B.any()):
+        a, U = gram_spectrum(A, "A")
+        return Factors(torch.zeros_like(y.A), (-(g_B @ U) / a @ U.mT / scale**2).to(y.B))
+    if not bool(A.any()):
+        b, U = gram_spectrum(B.mT, "B")
+        return Factors((-U @ ((U.mT @ g_A) / b[:, None]) / scale**2).to(y.A), torch.zeros_like(y.B))
+    dA, dB = _orthogonal(Factors(A, B), Factors(g_A, g_B), scale, max(SINGULAR, (2 * eps) ** 2))
+    return Factors(dA.to(y.A), dB.to(y.B))
+
+
+def _orthogonal(y: Factors, g: Factors, scale: float, least: float) -> Factors:
+    """Equations (1), (2) of ``flows.balanced`` with pseudo-inverses, which drop eigenvalues below ``least`` of the
+    largest one.
+    """
+    a, U_A = spectrum(y.A, "A")
+    b, U_B = spectrum(y.B.mT, "B")
+    a, b = (torch.where(x > least * x[-1], x, 0.0) for x in (a, b))
+    inverse = lambda x: torch.where(x > 0, 1 / x, 0.0)
+    inverse_A, inverse_B = U_A * inverse(a) @ U_A.mT, U_B * inverse(b) @ U_B.mT
+    dA = inverse_B @ g.A / scale**2
+    dB = g.B @ inverse_A / scale**2
+    dB = dB - y.B @ (inverse_B @ (y.B.mT @ dB))
+    X = U_B @ (U_B.mT @ (dA @ y.A.mT) @ U_A * inverse(b[:, None] + a)) @ U_A.mT
+    return Factors(X @ y.A - dA, -dB - y.B @ X)

@@ -1,14 +1,18 @@
-"""What happens beside training: the resume state, the progress line, and a stop that somebody asks for."""
+"""What accompanies training: the state to resume from, a progress line, and stopping on a signal."""
 
 from __future__ import annotations
 
+import atexit
+import math
 import signal
-import sys
 import time
 from pathlib import Path
 from types import FrameType
 
 import lightning as L
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn
 
 from pinn_odelora.adaptation import Adaptation
 from pinn_odelora.files import replacing
@@ -17,10 +21,10 @@ from pinn_odelora.loop import Row
 
 
 class Saver(L.Callback):
-    """Save the resume state every so many steps and at the end, so that a kill at any moment loses none of it.
+    """Save the state to resume from every ``every`` steps and at the end; a process that is killed leaves a whole one.
 
     Args:
-        path: the state file; it is replaced in one move, never written in place.
+        path: the state file.
         every: steps between two states.
     """
 
@@ -43,49 +47,65 @@ class Saver(L.Callback):
 
 
 class ProgressLine:
-    """One line that says where a run stands: rewritten in place on a terminal, now and then in a log.
+    """One line that says where a run stands: kept up to date on a terminal, beside a bar of the budget that is used;
+    written again from time to time in a log.
 
     Args:
-        adaptation: gives the budget.
+        adaptation: has the budget and what is used of it.
         interval: seconds between two lines when the output is not a terminal.
+        console: where it is shown, standard error by default.
     """
 
-    def __init__(self, adaptation: Adaptation, interval: float = 5.0) -> None:
+    def __init__(self, adaptation: Adaptation, interval: float = 5.0, console: Console | None = None) -> None:
         self.adaptation = adaptation
-        self.interval = interval
-        self.terminal = sys.stderr.isatty()
-        self.last = -float("inf")
+        self.console = console or Console(stderr=True, highlight=False)
+        self.interval = 0.2 if self.console.is_interactive else interval
+        self.last = -math.inf
+        # Drawn by us alone, at every line: a thread of its own would take time from the steps.
+        self.bar = Progress(BarColumn(12), TextColumn("{task.description}"), console=self.console, auto_refresh=False)
+        self.task = self.bar.add_task("", total=1.0)
 
     def __call__(self, row: Row) -> None:
         now = time.monotonic()
-        if now - self.last < (0.2 if self.terminal else self.interval):
+        if now - self.last < self.interval:
             return
         self.last = now
-        line = self.line(row)
-        sys.stderr.write(f"\r{line:<100}" if self.terminal else f"{line}\n")
-        sys.stderr.flush()
+        if not self.console.is_interactive:
+            self.console.print(self.line(row), soft_wrap=True, markup=False)
+            return
+        self._show()
+        used = min(self.adaptation.budget.used(self.adaptation.training.progress), 1.0)
+        self.bar.update(self.task, description=escape(self.line(row)), completed=used, refresh=True)
 
     def line(self, row: Row) -> str:
+        """Step, loss, error or estimates, speed, and how long the budget will last."""
         seconds, evals = row["cost/seconds"], row["cost/gradient_evals"]
         used = self.adaptation.budget.used(self.adaptation.training.progress)
         left = f"{seconds * max(1 / used - 1, 0):.0f} s left" if used > 0 and seconds > 0 else "…"
         speed = f"{evals / seconds:.0f} evals/s" if seconds > 0 else "…"
         loss = f"loss {row['loss']:.3e}" if "loss" in row else "…"
         found = {name.removeprefix("coefficient/"): x for name, x in row.items() if name.startswith("coefficient/")}
-        # While a coefficient is unknown there is no reference to be near to.
-        standing = [f"{name} {x:.6g}" for name, x in found.items()] or [f"rel. L2 {row['error/rel_l2']:.3e}"]
-        return "  ".join([f"step {row['step']:.0f}", loss, *standing, speed, left])
+        # While a coefficient is unknown there is no reference, hence no error.
+        quality = [f"{name} {x:.6g}" for name, x in found.items()] or [f"rel. L2 {row['error/rel_l2']:.3e}"]
+        return "  ".join([f"step {row['step']:.0f}", loss, *quality, speed, left])
 
     def close(self) -> None:
-        if self.terminal:
-            print(file=sys.stderr)
+        """Leave the last line where it is, and show the cursor again."""
+        if self.bar.live.is_started:
+            self.bar.stop()
+
+    def _show(self) -> None:
+        if not self.bar.live.is_started:
+            self.bar.start()
+            # Whatever ends the program must not leave a terminal without a cursor.
+            atexit.register(self.close)
 
 
 class StopOnSignal(L.Callback):
-    """Let Ctrl-C and SIGTERM end the run after the step at hand; a second Ctrl-C interrupts at once.
+    """Let Ctrl-C and SIGTERM end the run after the current step; a second Ctrl-C interrupts at once.
 
-    The handlers are set when training starts, since Lightning sets its own just before, and a run that it ends on
-    SIGTERM looks like a finished one.
+    The handlers are set when training starts, since Lightning sets its own just before, and a run that Lightning ends
+    on SIGTERM cannot be told from a finished one.
     """
 
     def on_train_start(self, trainer: L.Trainer, module: ODELoRAModule) -> None:

@@ -1,9 +1,9 @@
-"""Where a run can be watched: Weights & Biases when it can be reached, its offline files when not.
+"""Where a run can be watched: Weights & Biases where it can be reached, its offline files otherwise.
 
-A run never waits for a service: there is no prompt, the attempt to connect is bounded, and what stands in the way is
-said in one line. Every metric has the training step as its axis, so that W&B's own charts are a dashboard; the part of
-a name before ``/`` is the section. Runs of methods that differ in their cost per step are compared by choosing
-``cost/gradient_evals`` or ``cost/seconds`` as the axis.
+There is no prompt, W&B's own ``init_timeout`` bounds the attempt to start a run, one line says why a run is offline,
+and no run fails because of W&B. Every metric has the training step as its axis, so that W&B's own charts are a
+dashboard; the part of a name before ``/`` is the section. Runs of methods that differ in their cost per step are
+compared by choosing ``cost/gradient_evals`` or ``cost/seconds`` as the axis.
 
 With ``kind="csv"`` nothing here is used and W&B is not imported; the history of a run is always kept by ``History``.
 """
@@ -13,15 +13,11 @@ from __future__ import annotations
 import logging
 import os
 import shlex
-import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from threading import Thread
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 from lightning.pytorch.loggers import Logger, WandbLogger
 
@@ -42,14 +38,14 @@ SUMMARIES = {
 }
 """What the table of runs shows of a metric, where that is not its last value."""
 
-CONNECT, START, FINISH = 5.0, 20.0, 60.0
-"""Seconds that W&B may take to be reached, to start a run, and to upload the rest at its end."""
+START, FINISH = 10.0, 60.0
+"""Seconds that W&B may take to start a run, and to upload the rest at its end; a silent server adds some 3 s."""
 
 
 class RunLogger(WandbLogger):
     """Lightning's logger for a run that exists already, on our own step axis instead of ``trainer/global_step``.
 
-    When W&B fails in the middle of a run, it is told no more, and the run goes on.
+    When W&B fails in the middle of a run, nothing more is sent to it, and the run goes on.
     """
 
     lost = False
@@ -65,7 +61,7 @@ class RunLogger(WandbLogger):
 
 @contextmanager
 def _spared(what: str) -> Iterator[None]:
-    """Say in one line what W&B raises, and go on: everything is in the files of the run anyway."""
+    """Report in one line what W&B raises, and go on: everything is in the files of the run anyway."""
     try:
         yield
     except Exception as error:
@@ -146,10 +142,11 @@ def _start(mode: str, **about: Any) -> Run:
 
     obstacle = _obstacle() if mode == "online" else ""
     if mode == "online" and not obstacle:
+        server = _settings().base_url
         try:
             return _init("online", **about)
         except wandb.Error as error:
-            obstacle = f"the server started no run ({_first_line(error)})"
+            obstacle = f"{server} started no run ({_first_line(error)})"
             # The service still holds the id of the run that failed to start.
             wandb.teardown()
             _settings()
@@ -187,39 +184,15 @@ def _environment(**defaults: str) -> Iterator[None]:
 
 
 def _obstacle() -> str:
-    """What keeps W&B from being reached, empty if nothing does; without a key the network is not touched."""
+    """What keeps W&B from being used online, empty if nothing is known to; the network is not touched."""
     import wandb
 
-    settings = _settings()
     try:
         # While the user has a run of their own open, W&B refuses to log in again.
         known = wandb.login(prompt=False, verify=False) if wandb.run is None else not wandb.run.offline
     except wandb.Error as error:
         return _first_line(error)
-    if not known:
-        return "there is no API key; `wandb login` stores one"
-    if not _answers(settings):
-        return f"{settings.base_url} does not answer"
-    return ""
-
-
-def _answers(settings: Settings) -> bool:
-    """Whether the server accepts a connection in time; behind a proxy only W&B itself can tell."""
-    url = urlsplit(settings.base_url)
-    if url.scheme in getproxies() or getattr(settings, f"{url.scheme}_proxy", None):
-        return True
-    connected = []
-
-    def connect() -> None:
-        port = url.port or {"http": 80}.get(url.scheme, 443)
-        with suppress(OSError), socket.create_connection((url.hostname, port), timeout=CONNECT):
-            connected.append(True)
-
-    # In a thread, because looking up a name has no time limit of its own.
-    attempt = Thread(target=connect, daemon=True)
-    attempt.start()
-    attempt.join(CONNECT)
-    return bool(connected)
+    return "" if known else "there is no API key; `wandb login` stores one"
 
 
 def _define_metrics(run: Run) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 
 from pinn_odelora.errors import InputError
 from pinn_odelora.lowrank.layer import LowRankLinear, adapters, plain_name
+from pinn_odelora.manifolds.factors import Factors
 
 Group = dict[str, Any]
 REFUSED = ("weight_decay", "momentum", "betas", "nesterov", "maximize", "amsgrad")
@@ -54,6 +57,42 @@ def is_pair(group: Group) -> bool:
     return len(group["params"]) == 2
 
 
+def has_gradient(group: Group) -> bool:
+    """Whether a group has gradients; one without them is left as it is.
+
+    Raises:
+        InputError: where one factor of a pair alone has one.
+    """
+    found = [p.grad is not None for p in group["params"]]
+    if any(found) and not all(found):
+        raise InputError(
+            f"{group['name']} has a gradient for {'A' if found[0] else 'B'} alone, but both factors of a pair are "
+            "trained, or none."
+        )
+    return all(found)
+
+
+def slices(groups: Sequence[Group]) -> list[slice]:
+    """Where each group's tensors are in the list of all."""
+    ends = [0]
+    for group in groups:
+        ends.append(ends[-1] + len(group["params"]))
+    return [slice(*at) for at in pairwise(ends)]
+
+
+def alike(members: Iterable[int], key: Callable[[int], Hashable]) -> list[list[int]]:
+    """Members in batches of equal keys."""
+    batches: dict[Hashable, list[int]] = {}
+    for i in members:
+        batches.setdefault(key(i), []).append(i)
+    return [*batches.values()]
+
+
+def stacked(pairs: Sequence[Sequence[Tensor]], members: Sequence[int]) -> Factors:
+    """These of the pairs, which are of one shape, as one batch."""
+    return Factors(*(torch.stack([pairs[i][k] for i in members]) for k in (0, 1)))
+
+
 def check_group(group: Group, advice: str) -> None:
     """Refuse a group that is neither a LoRA pair nor a single tensor.
 
@@ -65,21 +104,43 @@ def check_group(group: Group, advice: str) -> None:
         InputError: one sentence.
     """
     params, name = group["params"], group.get("name") or "a parameter group"
-    if len(params) > 2:
+    if len(params) not in (1, 2):
         raise InputError(
             f"{name} has {len(params)} tensors, but a group is one LoRA pair A (r, n), B (m, r), or one tensor: "
             f"{advice}."
-        )
-    shapes = [tuple(p.shape) for p in params]
-    if len(params) == 2 and ([len(shape) for shape in shapes] != [2, 2] or shapes[0][0] != shapes[1][1]):
-        raise InputError(
-            f"{name} has shapes {shapes}, but a group of two tensors is one pair A (r, n), B (m, r): {advice}."
         )
     for option in REFUSED:
         if group.get(option):
             raise InputError(
                 f"{name} sets {option}, which ODELoRA does not have: its only setting is the step size lr."
             )
+    if len(params) == 2:
+        _check_pair(group, name, advice)
+
+
+def _check_pair(group: Group, name: str, advice: str) -> None:
+    A, B = group["params"]
+    if [A.ndim, B.ndim] != [2, 2] or A.shape[0] != B.shape[1]:
+        shapes = [tuple(A.shape), tuple(B.shape)]
+        raise InputError(
+            f"{name} has shapes {shapes}, but a group of two tensors is one pair A (r, n), B (m, r): {advice}."
+        )
+    if A.requires_grad != B.requires_grad:
+        raise InputError(
+            f"{name} has one trained factor alone ({'A' if A.requires_grad else 'B'}), but both factors of a pair are "
+            "trained, or none."
+        )
+    check_scale(name, group.get("scale", 1.0))
+
+
+def check_scale(name: str, scale: float) -> None:
+    """Refuse a scale that the velocity cannot be divided by.
+
+    Raises:
+        InputError: one sentence.
+    """
+    if not 0 < scale < math.inf:
+        raise InputError(f"the scale of {name} is {scale!r}, but it must be a finite number above 0.")
 
 
 def at_rank(group: Group, rank: int) -> Group:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +42,13 @@ class LBFGS(torch.optim.LBFGS):
         def scaled() -> Tensor:
             loss = closure()
             for p in self.param_groups[0]["params"]:
-                p.grad = p.grad * self.scale
+                # Gradients by factors come with their columns in a row, which torch's flattening refuses.
+                p.grad = (p.grad * self.scale).contiguous()
             return loss * self.scale
 
         return super().step(scaled) / self.scale
+
+    def __getstate__(self) -> dict[str, Any]:
+        # torch keeps defaults, state and groups alone, and its own L-BFGS cannot be copied.
+        kept = {name: getattr(self, name) for name in ("scale", "_params", "_numel_cache")}
+        return {**super().__getstate__(), **kept}

@@ -49,3 +49,7 @@ class FactorMuon(Optimizer):
             part.param_groups, part.state = [group], self.state
             part.step()
         return loss
+
+    def __getstate__(self) -> dict[str, Any]:
+        # torch keeps defaults, state and groups alone.
+        return {**super().__getstate__(), "parts": self.parts}

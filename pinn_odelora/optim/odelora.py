@@ -10,9 +10,10 @@ What moves is the pair itself or its product (``optim.charts``):
 
 * ``chart="factors"``: A and B, with a velocity field on factors; after each step they are balanced again;
 * ``chart="manifold"``: the product on the manifold of rank-r matrices, in its own metric, where no Gram matrix of
-  factors
-  is inverted; the factors are a balanced pair of it.
+  factors is inverted; the factors are a balanced pair of it.
 
+A step is: a chart of the parameters (``optim.charts``), one step of an integrator there (``integrators``), which asks
+the chart for velocities (``flows``, or projections of ``manifolds``) or a linearisation, and the parameters at its end.
 Of the balanced pairs of a product the one nearest to the former factors is taken (``manifolds.factors``).
 """
 
@@ -28,22 +29,40 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pinn_odelora.errors import InputError
-from pinn_odelora.flows import balanced_flow, gradient_flow
+from pinn_odelora.flows import balanced_flow, gradient_flow, scaled_flow
 from pinn_odelora.flows.start import is_zero
 from pinn_odelora.integrators import Integrator, Report, RungeKutta
+from pinn_odelora.integrators.base import Step, Velocity
 from pinn_odelora.integrators.runge_kutta import rk_step
 from pinn_odelora.integrators.tableau import EULER
 from pinn_odelora.linalg.plan import Plan
 from pinn_odelora.lowrank.pairs import trainable_groups
-from pinn_odelora.manifolds.factors import Factors
-from pinn_odelora.manifolds.fixed_rank import rebalance
-from pinn_odelora.manifolds.variables import variable
-from pinn_odelora.optim.charts import FactorChart, FactorFlow, LeastSquares, ManifoldChart
-from pinn_odelora.optim.groups import Group, at_rank, check_group, is_pair, parameters, unchanged_on_failure
+from pinn_odelora.optim.charts import (
+    Chart,
+    FactorChart,
+    FactorFlow,
+    LeastSquares,
+    ManifoldChart,
+    balanced,
+    check_finite,
+)
+from pinn_odelora.optim.groups import (
+    Group,
+    alike,
+    at_rank,
+    check_group,
+    check_scale,
+    has_gradient,
+    is_pair,
+    parameters,
+    slices,
+    stacked,
+    unchanged_on_failure,
+)
 
 GROUPS = "build them by pinn_odelora.factor_pairs(model), or the optimiser by ODELoRA.from_model(model)"
 HALF = (torch.float16, torch.bfloat16)
-STATE, MASTER = "integrator", "master"
+STATE, MASTER, SHAPE = "integrator", "master", "shape"
 
 
 class ODELoRA(Optimizer):
@@ -54,7 +73,9 @@ class ODELoRA(Optimizer):
     A pair that starts at B = 0, as PEFT's do, takes one Euler step in the row space of A first (``flows.start``). After
     a step, ``report`` has its telemetry.
 
-    Factors of 16 bits are kept as float32 masters; a pair without gradients is left as it is.
+    A step of h = 0 evaluates the loss and moves nothing, and a group without gradients or with lr = 0 keeps its bits.
+    Factors of 16 bits have float32 masters in ``state``. The scale of a pair is read from its layer at each step, where
+    its group names one, as those of ``factor_pairs`` do; a copy or a pickle of the optimiser keeps the last one.
 
     Args:
         params: parameter groups of one pair (A, B) each, as ``factor_pairs`` gives, or of one tensor, which follows its
@@ -69,8 +90,8 @@ class ODELoRA(Optimizer):
     Raises:
         InputError: for a group that is neither a pair nor one tensor, a step size that is not finite or is negative, a
             flow that the chart or scheme cannot integrate, or, from ``step``, a point where the flow is singular.
-        FloatingPointError: from ``step``, when loss or gradient are not finite at the current point; the parameters are
-            then those of before the step.
+        FloatingPointError: from ``step``, when loss or gradient are not finite at the current point, or no step size or
+            the given one leads to finite numbers. Whatever ``step`` raises, parameters and state are those of before.
     """
 
     def __init__(
@@ -92,7 +113,7 @@ class ODELoRA(Optimizer):
         self.report = Report()
         self._layers: list[tuple[nn.Module, str] | None] = []
         lr = self.integrator.h if lr is None else lr
-        super().__init__(params, {"lr": lr, "scale": 1.0, "name": "", "above": None})
+        super().__init__(_groups(params), {"lr": lr, "scale": 1.0, "above": None})
         self._keep(self.integrator.init())
 
     @classmethod
@@ -117,24 +138,45 @@ class ODELoRA(Optimizer):
         Raises:
             InputError: as the class.
         """
-        layer = param_group.pop("layer", None)
-        params = param_group["params"]
-        param_group["params"] = [params] if isinstance(params, Tensor) else list(params)
-        check_group(param_group, GROUPS)
-        super().add_param_group(param_group)
+        group = dict(param_group)
+        layer = group.pop("layer", None)
+        group["params"] = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
+        group["name"] = group.get("name") or f"group {len(self.param_groups)}"
+        check_group(group, GROUPS)
+        self._check_fits(group)
+        super().add_param_group(group)
         self._layers.append(layer)
-        _check_step_size(self.param_groups[-1])
+
+    def _check_fits(self, group: Group) -> None:
+        """Refuse a step size, a name or a rank that the steps of this optimiser cannot have."""
+        _check_step_size(group.get("lr", self.defaults["lr"]))
+        if group["name"] in (other["name"] for other in self.param_groups):
+            raise InputError(f"two parameter groups are named {group['name']}, but each needs a name of its own.")
+        if not is_pair(group) or self.flow is gradient_flow:
+            return
+        A, B = group["params"]
+        if len(A) > min(A.shape[1], len(B)):
+            raise InputError(
+                f"{group['name']} has rank {len(A)}, more than its weight {len(B)} x {A.shape[1]} can have, which is "
+                "singular for every flow but gradient_flow: choose a smaller rank."
+            )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
-        several = self.integrator.stages > 1 or self.chart == "manifold" or _stabilised(self.integrator)
-        if closure is None and (several or self._h() is None):
-            raise InputError("this integrator evaluates the loss several times a step, so step needs a closure.")
-        if closure is None and all(p.grad is None for p in parameters(self.param_groups)):
+        h, speeds = self._step_sizes()
+        self._check_closure(closure, h)
+        if closure is None and not any(has_gradient(group) for group in self.param_groups):
             return None
         self._read_scales()
         with unchanged_on_failure(self.param_groups):
-            return self._in_factors(closure) if self.chart == "factors" else self._on_manifold(closure)
+            before = self._numbers()
+            if h == 0:
+                return self._stay(closure, before)
+            chart, taken = self._take(closure, before, h, speeds)
+            self._place(self._ended(chart, taken.y))
+        self._keep(taken.state)
+        self.report = chart.described(taken)
+        return chart.loss
 
     def rank_changed(self) -> None:
         """The pairs have other shapes: what belongs to the former ones is forgotten.
@@ -155,90 +197,85 @@ class ODELoRA(Optimizer):
         if not self.integrator.linearises:
             return None
         groups = self.param_groups if rank is None else [at_rank(group, rank) for group in self.param_groups]
-        return self._manifold_chart(groups, None).plan(residuals)
+        return ManifoldChart(self._metric, self._memory, groups, parameters(groups)).plan(residuals)
 
     # How a step is taken.
 
-    def _in_factors(self, closure: Callable[[], Tensor] | None) -> Tensor | None:
-        h, speeds = self._speeds()
-        chart = FactorChart(self.param_groups, closure, self.flow, speeds)
-        y = self._numbers()
-        chart.zero_start = self._starts_at_zero()
-        if h == 0:
-            loss = chart.velocity(y).loss
-            self.report = Report(0.0, loss)
-            return chart.losses[0] if chart.losses else None
-        step = self._first_step(chart, y, h) if chart.zero_start else None
-        state = self._state()
-        if step is None:
-            taken = self.integrator.step(chart, y, state, h)
-            step, state, self.report = taken.y, taken.state, taken.report
-        self._place(self._balanced(step, y, self._active()) if self.retract else step)
-        self._keep(state)
-        return chart.losses[0] if chart.losses else None
+    def _take(
+        self, closure: Callable[[], Tensor] | None, before: list[Tensor], h: float | None, speeds: list[float]
+    ) -> tuple[FactorChart | ManifoldChart, Step]:
+        """A step of the integrator in the chart, or the first one from a zero adapter."""
+        zero = {} if isinstance(closure, LeastSquares) else self._zero_pairs(before)
+        groups, state = self.param_groups, self._state()
+        chart = FactorChart(self.flow, groups, before, closure, speeds, zero)
+        if zero:
+            here = chart.velocity(before)
+            if not all(chart.still(i) for i in zero):
+                return chart, self._first_step(chart, here, h)
+        if self.chart == "manifold":
+            chart = ManifoldChart(self._metric, self._memory, groups, before, closure, speeds, zero)
+        return chart, self.integrator.step(chart, chart.start(), state, h)
 
-    def _first_step(self, chart: FactorChart, y: list[Tensor], h: float | None) -> list[Tensor]:
-        """Euler's step from a point where a factor is zero, whatever the scheme."""
+    def _first_step(self, chart: FactorChart, here: Velocity, h: float | None) -> Step:
+        """Euler's step from a zero adapter, whatever the scheme."""
         if h is None:
             raise InputError(
-                "a LoRA pair starts at B = 0, where no step size can be found: give lr for the first step, or start "
+                "a LoRA pair starts at B A = 0, where no step size can be found: give lr for the first step, or start "
                 "from factors of full rank, as init_lora_weights='pissa' does."
             )
-        here = chart.velocity(y)
-        self.report = Report(h, here.loss)
-        return rk_step(lambda _: here.slope, y, h, EULER, here.slope)
+        y = rk_step(lambda _: here.slope, chart.before, h, EULER, here.slope)
+        return Step(y, self._state(), Report(h, here.loss))
 
-    def _on_manifold(self, closure: Callable[[], Tensor]) -> Tensor:
+    def _ended(self, chart: FactorChart | ManifoldChart, y: list[Any]) -> list[Tensor]:
+        """The parameters at the end of a step: what does not move as it was, pairs balanced.
+
+        Raises:
+            FloatingPointError: where they are not finite.
+        """
+        moving = chart.moving()
+        after = list(chart.before)
+        reached = chart.numbers(y)
+        for i in moving:
+            after[chart.places[i]] = reached[chart.places[i]]
+        balances = self.retract if isinstance(chart, FactorChart) else self.flow is balanced_flow
+        if balances:
+            after = balanced(self.param_groups, after, chart.before, moving)
+        check_finite(after, chart.names, "step")
+        return after
+
+    def _stay(self, closure: Callable[[], Tensor] | None, before: list[Tensor]) -> Tensor | None:
+        """A step of h = 0, as a schedule may ask for: the loss, and nothing moves."""
+        chart = Chart(self.param_groups, before, closure)
+        self.report = Report(0.0, chart.evaluate())
+        return chart.loss
+
+    def _check_closure(self, closure: Callable[[], Tensor] | None, h: float | None) -> None:
+        scheme = type(self.integrator).__name__
         if self.integrator.linearises and not isinstance(closure, LeastSquares):
             raise InputError(
-                f"{type(self.integrator).__name__} asks for the residuals and their Jacobian, which a torch closure "
-                "does not have: pass a pinn_odelora.Objective to step, or choose an explicit integrator, as RungeKutta."
+                f"{scheme} asks for the residuals and their Jacobian, which a torch closure does not have: pass a "
+                "pinn_odelora.Objective to step, or choose an explicit integrator, as RungeKutta."
             )
-        if not isinstance(closure, LeastSquares) and self._starts_at_zero():
-            return self._in_factors(closure)
-        h, speeds = self._speeds()
-        if h == 0:
-            return self._at_rest(closure)
-        chart = self._manifold_chart(self.param_groups, closure, speeds)
-        former = self._numbers()
-        taken = self.integrator.step(chart, chart.start(), self._state(), h)
-        chart.place(taken.y)
-        discarded = getattr(taken.y, "discarded", None)
-        if discarded is None and chart.discarded and not self.integrator.linearises:
-            discarded = float(chart.discarded[-1])
-        self.report = replace(taken.report, discarded=discarded, form=chart.form)
-        if self.flow is balanced_flow:
-            pairs = None if isinstance(closure, LeastSquares) else self._active()
-            self._place(self._balanced(self._numbers(), former, pairs))
-        self._keep(taken.state)
-        return chart.losses[0]
+        several = self.integrator.stages > 1 or _stabilised(self.integrator)
+        if closure is None and (several or self.chart == "manifold" or h is None):
+            raise InputError(
+                f"{scheme} evaluates the loss at other points than where the parameters are, so step needs a closure."
+            )
 
-    def _at_rest(self, closure: Callable[[], Tensor]) -> Tensor:
-        """The loss here, for a step of size zero: the parameters stay as they are, not even balanced."""
-        with torch.enable_grad():
-            loss = closure()
-        if not math.isfinite(float(loss)):
-            raise FloatingPointError("The loss is NaN or infinite.")
-        self.report = Report(0.0, float(loss))
-        return loss
+    @property
+    def _metric(self) -> str:
+        return "product" if self.flow is balanced_flow else "factors"
 
-    def _manifold_chart(
-        self, groups: list[Group], closure: Callable[[], Tensor] | None, speeds: Iterable[float] = ()
-    ) -> ManifoldChart:
-        metric = "product" if self.flow is balanced_flow else "factors"
-        variables = {group["name"]: variable(group, metric) for group in groups}
-        memory = getattr(self.integrator, "memory", math.inf)
-        return ManifoldChart(groups, variables, closure, memory, list(speeds))
+    @property
+    def _memory(self) -> float:
+        return getattr(self.integrator, "memory", math.inf)
 
     # Step sizes, scales, numbers.
 
-    def _h(self) -> float | None:
-        return self._speeds()[0]
-
-    def _speeds(self) -> tuple[float | None, list[float]]:
+    def _step_sizes(self) -> tuple[float | None, list[float]]:
         """h, and for every group the part of the flow's time that passes for it: groups may have different lr."""
         for group in self.param_groups:
-            _check_step_size(group)
+            _check_step_size(group["lr"])
         rates = [group["lr"] for group in self.param_groups]
         if any(rate is None for rate in rates):
             if any(rate is not None for rate in rates):
@@ -259,69 +296,44 @@ class ODELoRA(Optimizer):
             if layer is not None:
                 module, adapter = layer
                 group["scale"] = float(module.scaling[adapter])
+                check_scale(group["name"], group["scale"])
 
     def _numbers(self) -> list[Tensor]:
         """The parameters, those of 16 bits by their float32 masters."""
-        return [self._master(p) if p.dtype in HALF else p.detach().clone() for p in parameters(self.param_groups)]
+        return [self._master(p).clone() if p.dtype in HALF else p.detach().clone() for p in self._parameters()]
 
     def _master(self, p: Tensor) -> Tensor:
-        master = self.state[p].get(MASTER)
+        master = self.state.get(p, {}).get(MASTER)
         # Somebody else may have written to the parameter.
         if master is None or master.shape != p.shape or not torch.equal(master.to(p.dtype), p.detach()):
-            master = p.detach().float()
-        return master.clone()
+            return p.detach().float()
+        return master
 
-    def _place(self, y: list[Tensor]) -> None:
-        for p, x in zip(parameters(self.param_groups), y, strict=True):
+    def _place(self, numbers: list[Tensor]) -> None:
+        for p, x in zip(self._parameters(), numbers, strict=True):
             p.copy_(x)
             if p.dtype in HALF:
                 self.state[p][MASTER] = x
 
-    def _starts_at_zero(self) -> bool:
-        """Whether a pair is at a start where the balanced flow is singular; looked at until no pair is."""
-        if self.flow is gradient_flow or self._left_zero():
-            return False
-        numbers = iter(self._numbers())
-        pairs = [[next(numbers) for _ in group["params"]] for group in self.param_groups]
-        found = any(is_zero(Factors(*pair)) for pair in pairs if len(pair) == 2)
-        self.state[self._first()]["left_zero"] = not found
-        return found
+    def _parameters(self) -> list[Tensor]:
+        return parameters(self.param_groups)
 
-    def _left_zero(self) -> bool:
-        return bool(self.state[self._first()].get("left_zero", False))
+    def _zero_pairs(self, numbers: list[Tensor]) -> dict[int, float]:
+        """The pairs with B A = 0, where these flows are singular, and the precision that they were given in."""
+        if self.flow not in (balanced_flow, scaled_flow):
+            return {}
+        pairs = [numbers[at] for at in slices(self.param_groups)]
+        members = [i for i, group in enumerate(self.param_groups) if is_pair(group)]
+        given = {i: self._precision(self.param_groups[i]["params"][0]) for i in members}
+        zero: dict[int, float] = {}
+        for batch in alike(members, lambda i: (pairs[i][0].shape, pairs[i][1].shape, pairs[i][0].device, given[i])):
+            found = is_zero(stacked(pairs, batch), given[batch[0]]).tolist()
+            zero |= {i: given[i] for i, is_so in zip(batch, found, strict=True) if is_so}
+        return zero
 
-    def _active(self) -> list[int]:
-        """The groups that are pairs and have gradients."""
-        return [
-            i
-            for i, group in enumerate(self.param_groups)
-            if is_pair(group) and any(p.grad is not None for p in group["params"])
-        ]
-
-    def _balanced(self, y: list[Tensor], former: list[Tensor], pairs: list[int] | None) -> list[Tensor]:
-        """Pairs balanced, their products as they are, in the gauge nearest to the former one; in batches of one shape.
-
-        Args:
-            y: the parameters.
-            former: the same before the step.
-            pairs: the groups to balance; all pairs if absent.
-        """
-        places, at = [], 0
-        for group in self.param_groups:
-            places.append(at)
-            at += len(group["params"])
-        batches: dict[Any, list[int]] = {}
-        for i in range(len(self.param_groups)) if pairs is None else pairs:
-            if is_pair(self.param_groups[i]):
-                A, B = y[places[i]], y[places[i] + 1]
-                batches.setdefault((A.shape, B.shape, A.dtype, A.device), []).append(places[i])
-        balanced = list(y)
-        for members in batches.values():
-            of = lambda state, k, members=members: torch.stack([state[i + k] for i in members])
-            found = rebalance(Factors(of(y, 0), of(y, 1)), Factors(of(former, 0), of(former, 1)))
-            for j, i in enumerate(members):
-                balanced[i], balanced[i + 1] = found.A[j], found.B[j]
-        return balanced
+    def _precision(self, p: Tensor) -> float:
+        """Of a start: at most that of float32, whose numbers a model of float64 may have started from."""
+        return torch.finfo(p.dtype if p.dtype in HALF and MASTER not in self.state.get(p, {}) else torch.float32).eps
 
     # State: the integrator's, with the first parameter, where torch keeps what is saved.
 
@@ -329,38 +341,65 @@ class ODELoRA(Optimizer):
         return self.param_groups[0]["params"][0]
 
     def _state(self) -> Any:
-        return self.integrator.restored(self.state[self._first()][STATE])
+        saved = self.state.get(self._first(), {}).get(STATE)
+        return self.integrator.init() if saved is None else self.integrator.restored(saved)
 
     def _keep(self, state: Any) -> None:
         self.state[self._first()][STATE] = dict(vars(state))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The integrator's state, the masters, and the shape of every parameter."""
+        saved = super().state_dict()
+        state = saved["state"]
+        for key, p in zip(parameters(saved["param_groups"]), self._parameters(), strict=True):
+            state[key] = {**state.get(key, {}), SHAPE: [*p.shape]}
+        return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a saved state; scales stay those of the layers.
 
         Raises:
-            InputError: if the state is of other groups, or of groups in another order.
+            InputError: if the state is that of other groups, of other ranks, of groups in another order, or of another
+                integrator.
         """
-        saved = state_dict["param_groups"]
-        names = [group.get("name", "") for group in self.param_groups]
-        found = [group.get("name", "") for group in saved]
-        if names != found or [len(g["params"]) for g in saved] != [len(g["params"]) for g in self.param_groups]:
+        state, keys = state_dict["state"], parameters(state_dict["param_groups"])
+        self._check_saved(state_dict["param_groups"], [state.get(key, {}) for key in keys])
+        own = [{key: group[key] for key in ("scale", "above")} for group in self.param_groups]
+        super().load_state_dict(state_dict)
+        for group, settings in zip(self.param_groups, own, strict=True):
+            group.update(settings)
+        # torch casts what it loads to the dtype of the parameters, which would round masters and steps.
+        self.state.clear()
+        for key, p in zip(keys, self._parameters(), strict=True):
+            if kept := {name: x for name, x in state.get(key, {}).items() if name != SHAPE}:
+                self.state[p] = _moved(kept, p.device)
+
+    def _check_saved(self, groups: list[Group], state: list[dict[str, Any]]) -> None:
+        names, found = ([str(group.get("name")) for group in each] for each in (self.param_groups, groups))
+        if names != found or len(state) != len(self._parameters()):
             raise InputError(
                 f"the state is that of the groups {', '.join(found)}, but the optimiser has {', '.join(names)}."
             )
-        scales = [group["scale"] for group in self.param_groups]
-        super().load_state_dict(state_dict)
-        # torch casts what it loads to the dtype of the parameters, which would round masters and steps.
-        for number, p in enumerate(parameters(self.param_groups)):
-            if number in state_dict["state"]:
-                self.state[p] = _moved(state_dict["state"][number], p.device)
-        for group, scale in zip(self.param_groups, scales, strict=True):
-            group["scale"] = scale
+        shapes = [[*p.shape] for p in self._parameters()]
+        saved = [[*kept.get(SHAPE, shape)] for kept, shape in zip(state, shapes, strict=True)]
+        if saved != shapes:
+            raise InputError(f"the state is that of parameters of shapes {saved}, but the optimiser has {shapes}.")
+        integrator = vars(self.integrator.init()).keys()
+        if {*state[0].get(STATE, integrator)} != {*integrator}:
+            raise InputError(f"the state is that of another integrator than {type(self.integrator).__name__}.")
 
     def __getstate__(self) -> dict[str, Any]:
         # torch keeps defaults, state and groups alone; a copy knows no layers, so its scales stay as they are.
         own = ("integrator", "flow", "retract", "chart", "report")
         kept = {name: getattr(self, name) for name in own} | {"_layers": [None] * len(self.param_groups)}
         return {**super().__getstate__(), **kept}
+
+
+def _groups(params: Iterable[Group]) -> list[Group]:
+    groups = [] if isinstance(params, Tensor | nn.Module) else [*params]
+    if not groups or not all(isinstance(group, dict) for group in groups):
+        raise InputError(f"ODELoRA takes parameter groups of one LoRA pair or one tensor each: {GROUPS}.")
+    return groups
 
 
 def _stabilised(integrator: Integrator) -> bool:
@@ -386,8 +425,7 @@ def _check_flow(flow: FactorFlow, chart: str, integrator: Integrator) -> None:
         )
 
 
-def _check_step_size(group: Group) -> None:
-    lr = group["lr"]
+def _check_step_size(lr: float | None) -> None:
     if lr is not None and not 0 <= float(lr) < math.inf:
         raise InputError(f"the step size lr is {float(lr)!r}, but it must be a finite number of at least 0.")
 

@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from functools import reduce
 from pathlib import Path
-from types import BuiltinFunctionType, FunctionType, ModuleType
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 import numpy as np
@@ -177,8 +177,7 @@ def _named(thing: Any) -> list[str]:
     module, name = thing.__module__ or "", thing.__qualname__
     package = module.partition(".")[0]
     if isinstance(thing, BuiltinFunctionType):
-        # A method that is bound to a value, such as x.sin, has that value beside its name.
-        if package not in APART or not isinstance(thing.__self__, ModuleType | type | None):
+        if package not in APART:  # as x.sin, a method bound to a value, which is of no module
             raise _InexactError(thing)
         return [module, name]
     try:

@@ -21,6 +21,7 @@ from torch import nn
 from pinn_odelora.budget import Budget
 from pinn_odelora.checkpoints import load_network, save_network
 from pinn_odelora.errors import InputError
+from pinn_odelora.files import write_json
 from pinn_odelora.formulation import Problem
 from pinn_odelora.geometry import sobol, stream
 from pinn_odelora.metrics import relative_l2
@@ -194,22 +195,21 @@ def pretrained(
         load_network(net, checkpoint)
         return _assess(system, settings, math.nan, "checkpoint", say)
     key = cache.key(problem, net, settings)
-    file = (kept or cache.folder()) / f"{type(problem).__name__.lower()}-{key}.safetensors"
-    facts = file.with_suffix(".json")
-    if key and file.exists() and facts.exists():
+    file = None if key is None else (kept or cache.folder()) / f"{type(problem).__name__.lower()}-{key}.safetensors"
+    if file is not None and file.exists() and (facts := file.with_suffix(".json")).exists():
         load_network(net, file)
         return _assess(system, settings, json.loads(facts.read_text())["seconds"], "cache", say)
-    kept_for = "the result is kept for the next run" if key else "the result is not kept"
+    kept_for = "the result is not kept" if file is None else "the result is kept for the next run"
     say(f"Pretraining {type(problem).__name__} at the source parameter; {kept_for}.")
     start = time.perf_counter()
     settings.run(system, say)
     seconds = time.perf_counter() - start
     if not all(bool(torch.isfinite(p).all()) for p in net.parameters()):
         raise InputError("Pretraining ended in NaN or infinite weights; choose a smaller pretrain.adam_lr.")
-    if key:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        facts.write_text(json.dumps({"seconds": seconds}))
+    if file is not None:
         save_network(net, file, {"problem": repr(problem)})
+        # Written last: an entry without its facts is none.
+        write_json(file.with_suffix(".json"), {"seconds": seconds})
     return _assess(system, settings, seconds, "trained", say)
 
 

@@ -1,7 +1,7 @@
-"""Memory of the process: keep what is freed, since the next step asks for the same again.
+"""Memory of the process: keep what is freed, since the next step allocates the same again.
 
-glibc hands large blocks back to the system when they are freed and pays for every page of the next one. Steps that
-free and allocate a few tens of megabytes spend a fifth of their time on that.
+glibc returns large blocks to the system when they are freed, and the next one costs a page fault for every page. Steps
+that free and allocate a few tens of megabytes spend a fifth of their time on that.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ LARGEST = 2**31 - 1
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to keep what the process frees; elsewhere do nothing. For a program to call, not for a library."""
+    """Tell glibc to keep what the process frees; without glibc, do nothing. For programs to call, not for libraries."""
     if sys.platform != "linux":
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

@@ -48,7 +48,7 @@ ASIDE = (
     "logger",
     "checkpoint",
 )
-"""What runs may differ in and still be averaged: seeds, places and names."""
+"""Keys in which runs may differ and still be averaged: seeds, places and names."""
 
 
 def summaries(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
@@ -92,7 +92,7 @@ def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 def compare(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """One row for runs that differ in their seeds only, in the order of ``COLUMNS``; ``settings`` are those that
-    tell a row from the others of its problem, method and integrator.
+    distinguish a row from the others of its problem, method and integrator.
 
     ``rel_l2`` is the geometric mean over the runs that have one, ``spread`` the factor exp(standard deviation of its
     logarithm): an error is rel_l2 ×/÷ spread. A diverged run is counted and its error kept.
@@ -100,17 +100,19 @@ def compare(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     families: dict[tuple, list[dict[str, Any]]] = {}
     for result in results:
         families.setdefault((result["problem"], result["method"], result["integrator"] or "-"), []).append(result)
-    return [_row((*key, told), runs) for key, family in sorted(families.items()) for told, runs in _alike(family)]
+    return [
+        _row((*key, settings), runs) for key, family in sorted(families.items()) for settings, runs in _alike(family)
+    ]
 
 
 def _alike(family: Sequence[dict[str, Any]]) -> Iterable[tuple[str, list[dict[str, Any]]]]:
-    """Runs of equal settings, and what tells them from the rest of the family."""
+    """Runs of equal settings, and what distinguishes them from the rest of the family."""
     settings = [run.get("settings", {}) for run in family]
     keys = dict.fromkeys(key for chosen in settings for key in chosen)
-    telling = [key for key in keys if len({chosen.get(key) for chosen in settings}) > 1]
+    differing = [key for key in keys if len({chosen.get(key) for chosen in settings}) > 1]
     groups: dict[str, list[dict[str, Any]]] = {}
     for run, chosen in zip(family, settings, strict=True):
-        groups.setdefault(", ".join(f"{key}={chosen.get(key)}" for key in telling) or "-", []).append(run)
+        groups.setdefault(", ".join(f"{key}={chosen.get(key)}" for key in differing) or "-", []).append(run)
     return groups.items()
 
 

@@ -52,7 +52,7 @@ STYLE = {
 BLUE, ORANGE, RED = "#1f5fa8", "#e08214", "#c0182a"
 """Of the run, of its held-out loss, and of rises."""
 
-Draw = Callable[[Axes, NDArray, Normalize, str], ScalarMappable]
+Drawing = Callable[[Axes, NDArray, Normalize, str], ScalarMappable]
 """Draws values (N,) on axes with a norm and a colour map; returns what a colour bar belongs to."""
 
 
@@ -61,7 +61,7 @@ class Plane(NamedTuple):
 
     points: Points
     axes: tuple[str, str]
-    draw: Draw
+    draw: Drawing
     note: str = ""
 
 
@@ -81,8 +81,8 @@ def solution_figure(
     """Reference, prediction and error side by side, one row for each field; saved as an image.
 
     Reference and prediction share one colour scale, that of the reference, so that a wrong amplitude shows. In more
-    than two dimensions the other coordinates are held at the middle of the domain. Where no reference is known, the
-    prediction stands alone.
+    than two dimensions the other coordinates are held at the middle of the domain. Where no reference is known, only
+    the prediction is shown.
 
     Args:
         problem: has the region, the names and the reference.
@@ -299,8 +299,8 @@ QUANTITIES = (
 def history_figure(rows: Sequence[Mapping[str, float]], path: str | os.PathLike[str]) -> Figure:
     """Loss, relative L2 error and balance defect against gradient evaluations and seconds; saved as an image.
 
-    Steps at which the held-out loss rose are marked on it. A quantity that the method does not have leaves its panel
-    empty, which it says.
+    Steps at which the held-out loss rose are marked on it. The panel of a quantity that the method does not have
+    says that there are no values.
 
     Args:
         rows: the logged steps, as ``History.rows``; columns may be missing, values may be NaN.

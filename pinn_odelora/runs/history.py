@@ -1,7 +1,7 @@
 """The history of a run as a CSV file that survives the run being killed at any moment.
 
-A row is one ``write`` of one line, and a file is only ever replaced whole. So the worst that a kill can leave behind
-is a last line without its end, which is dropped when the file is opened again.
+A row is one ``write`` of one line, and the file is otherwise only replaced as a whole. The worst that a kill can leave
+behind is thus an incomplete last line, which is dropped when the file is opened again.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class History:
     """The logged steps of a run, in memory as ``rows`` and on disk; a value that a row lacks is an empty cell.
 
     Args:
-        path: the CSV file; it is made at the first row.
-        up_to_step: keep only the rows of an existing file whose ``step`` is at most this, those that a run resumed
-            from that step will not write again.
+        path: the CSV file, made at the first row.
+        up_to_step: keep only the rows of an existing file whose ``step`` is at most this; a run resumed from that step
+            writes the later ones again.
 
     Raises:
         InputError: if an existing file is not a table of numbers.

@@ -22,7 +22,6 @@ from pinn_odelora.files import write_bytes, write_json, write_text
 from pinn_odelora.formulation import Term
 from pinn_odelora.integrators import Tableau, tableau
 from pinn_odelora.naming import integrator_name, snake_case
-from pinn_odelora.runs import figures
 from pinn_odelora.runs.folder import ADAPTER, BASE, COEFFICIENTS, CONFIG, HISTORY, START, SUMMARY, WEIGHTS
 from pinn_odelora.runs.history import History
 from pinn_odelora.runs.location import check_free
@@ -61,7 +60,8 @@ def save(result: Result, folder: Path) -> None:
     adaptation = result.adaptation
     write_text(folder / CONFIG, yaml.safe_dump(configuration(adaptation, folder), sort_keys=False, allow_unicode=True))
     save_tensors(adaptation.before, folder / BASE, {"problem": repr(adaptation.problem)})
-    facts = {"pretrain_origin": "given", "rel_l2_before": result.rel_l2_before}
+    unknown = dict.fromkeys(("pretrain_rel_l2", "pretrain_loss", "pretrain_seconds"))
+    facts = {**unknown, "pretrain_origin": "given", "rel_l2_before": result.rel_l2_before}
     write_json(folder / START, facts)
     history = History(folder / HISTORY)
     for row in result.history:
@@ -94,6 +94,9 @@ def save_outcome(
 
 def save_figures(result: Result, folder: Path) -> None:
     """solution.png and history.png."""
+    # matplotlib is imported for them alone.
+    from pinn_odelora.runs import figures
+
     adaptation = result.adaptation
     figures.solution_figure(adaptation.problem, adaptation.solution, folder / "solution.png")
     figures.history_figure(result.history, folder / "history.png")

@@ -1,0 +1,97 @@
+"""A finished run as a function:  u = load(run);  u(x, t).
+
+What reads the configuration is imported when it is needed: a caller who gives network and problem needs no Hydra.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch import nn
+
+from pinn_odelora.adapted_solution import AdaptedSolution
+from pinn_odelora.checkpoints import load_network, read_state_dict
+from pinn_odelora.errors import InputError
+from pinn_odelora.formulation import Problem
+from pinn_odelora.lowrank.adapter_files import load_adapter
+from pinn_odelora.nets import check_network
+from pinn_odelora.runs.folder import ADAPTER, BASE, COEFFICIENTS, CONFIG, WEIGHTS
+
+
+def load(run: str | Path, net: nn.Module | None = None, problem: Problem | None = None) -> AdaptedSolution:
+    """The adapted solution of a run folder, on the CPU in double precision.
+
+    Args:
+        run: the folder that ``train.py`` or ``result.save`` left.
+        net: a network of the structure that was adapted, (N, inputs) -> (N, fields), where ``config.yaml`` in the
+            folder cannot build it. Its weights do not matter; it is copied, not changed.
+        problem: the problem, where ``config.yaml`` cannot build it, as for one made by ``po.problem``. Coefficients
+            that the run has found take the place of its values.
+
+    Raises:
+        InputError: if the folder holds no run, an unfinished one, or one of an earlier version; network or problem
+            must be given; or the network is not of the structure that was adapted.
+    """
+    folder = Path(run)
+    problem, net = base(folder, net, problem)
+    if (folder / ADAPTER).exists():
+        load_adapter(net, folder / ADAPTER)
+    elif (folder / WEIGHTS).exists():
+        load_network(net, folder / WEIGHTS)
+    else:
+        raise InputError(f"{folder} holds no finished run; continue it with: python train.py resume={folder}")
+    return AdaptedSolution(problem, net)
+
+
+def base(folder: Path, net: nn.Module | None = None, problem: Problem | None = None) -> tuple[Problem, nn.Module]:
+    """The problem of a run and the user's network as it was before adaptation; for the arguments see ``load``."""
+    given = net is not None
+    solved = problem
+    if net is None or problem is None:
+        from pinn_odelora.config.build import network, posed
+        from pinn_odelora.runs.configuration import saved_config
+
+        cfg = saved_config(folder)
+        if problem is None:
+            with _building("problem", folder):
+                problem, solved, _ = posed(cfg)
+    problem = with_coefficients(problem, folder)
+    # A damaged file must not be taken for a network that does not fit.
+    read_state_dict(folder / BASE)
+    if given:
+        net = check_network(copy.deepcopy(net).cpu(), problem)
+        load_network(net, folder / BASE)
+        return problem, net
+    with _building("net", folder):
+        net = network(cfg, problem, solved)
+        load_network(net, folder / BASE)
+    return problem, net
+
+
+@contextmanager
+def _building(part: str, folder: Path) -> Iterator[None]:
+    """Ask for an object that the configuration does not describe well enough to be built here."""
+    try:
+        yield
+    except Exception as error:  # The constructor of somebody else's class can fail in any way.
+        said = str(error).partition("\n")[0].rstrip(".:") or type(error).__name__
+        what = "network" if part == "net" else part
+        raise InputError(
+            f"{folder / CONFIG} cannot build the {what} here ({said}); give it: load(run, {part}=...)."
+        ) from error
+
+
+def with_coefficients(problem: Problem, folder: Path) -> Problem:
+    """The problem with the values that the run found for its unknown coefficients."""
+    file = folder / COEFFICIENTS
+    if not file.exists():
+        return problem
+    try:
+        return dataclasses.replace(problem, **json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{file} is damaged, or belongs to another problem ({error}).") from None

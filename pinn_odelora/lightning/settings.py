@@ -1,0 +1,46 @@
+"""Which settings of Lightning's Trainer a run leaves to the user."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from pinn_odelora.errors import RefusedValueError, unknown
+
+DECIDED: Mapping[str, str] = {
+    "logger": "set logger=wandb or logger=csv",
+    "callbacks": "it brings its own",
+    "precision": "set precision=32 or precision=64",
+    "max_epochs": "set budget.steps",
+    "max_steps": "set budget.steps",
+    "max_time": "set budget.seconds",
+    "limit_train_batches": "set budget.steps",
+    "overfit_batches": "set points=fixed",
+    "accumulate_grad_batches": "set points.interior",
+    "gradient_clip_val": "a method has its own rule for steps",
+    "gradient_clip_algorithm": "a method has its own rule for steps",
+    "num_nodes": "it stays on one device",
+}
+"""Those that would do nothing in a run, or spoil it, and what to do instead."""
+
+
+def check_trainer(settings: Mapping[str, Any]) -> None:
+    """Refuse what the Trainer does not take, and what a run decides itself.
+
+    Lightning is imported only for something unusual.
+
+    Raises:
+        InputError: for the first such setting.
+    """
+    for name in settings.keys() & DECIDED.keys():
+        raise RefusedValueError(name, settings[name], f"left out, since a run decides that itself: {DECIDED[name]}")
+    if settings.keys() - {"accelerator", "devices"}:
+        from lightning import Trainer
+
+        takes = inspect.signature(Trainer).parameters.keys()
+        for name in settings.keys() - takes:
+            raise unknown("key of trainer:", name, takes - DECIDED.keys())
+    devices = settings.get("devices", 1)
+    if devices not in (1, "1") and not (isinstance(devices, list) and len(devices) == 1):
+        raise RefusedValueError("devices", devices, "one device, 1 or its index as [0], since a run stays on it")

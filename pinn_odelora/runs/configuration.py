@@ -1,0 +1,68 @@
+"""The configuration that a run keeps in its folder, by which it is repeated, continued and loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from pinn_odelora.errors import InputError
+from pinn_odelora.files import write_text
+from pinn_odelora.runs.folder import CONFIG
+
+RENAMED: Mapping[str, str] = {
+    "points.rows": "points.batch_size",
+    "points.first": "points.initial_batch_size",
+    "points.validation": "points.best_iterate",
+    "integrator.chart": "method.chart",
+    "integrator.first": "integrator.initial_damping",
+    "integrator.metric": "",
+    "pretrain.finish": "pretrain.second_stage",
+    "pretrain.implicit_steps": "pretrain.natural_gradient_steps",
+    "lora.adaptive.rows": "lora.adaptive.residuals",
+    "derivatives.compile": "",
+}
+"""Keys of earlier versions and what they are called now; those without a name are gone."""
+
+
+def renamed(key: str) -> str:
+    """The sentence for a key of earlier versions."""
+    return f"{key} is now {RENAMED[key]}." if RENAMED[key] else f"{key} no longer exists; leave it out."
+
+
+def outdated(cfg: DictConfig, folder: Path) -> str:
+    """The sentence for the configuration in a folder that is of an earlier version; empty for one of this version."""
+    old = [key for key in RENAMED if OmegaConf.select(cfg, key) is not None]
+    return f"{folder} holds a run of an earlier version, which cannot be read: {renamed(old[0])}" if old else ""
+
+
+def save_config(cfg: DictConfig, folder: Path) -> None:
+    """Write ``config.yaml``, which repeats the run by itself, into a folder of its own, in one move:
+
+        python train.py --config-path <absolute folder> --config-name config output_dir=<new folder>
+
+    Raises:
+        InputError: if the folder cannot be written.
+    """
+    kept = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True) | {"output_dir": None, "resume": None})
+    write_text(folder / CONFIG, OmegaConf.to_yaml(kept))
+
+
+def saved_config(folder: Path) -> DictConfig:
+    """The configuration of the run in a folder; it takes no new keys.
+
+    Raises:
+        InputError: if the folder holds no run, or that of an earlier version.
+    """
+    try:
+        kept = OmegaConf.load(folder / CONFIG)
+    except (OSError, yaml.YAMLError, ValueError):
+        kept = None
+    if not OmegaConf.is_dict(kept) or not {"problem", "method", "choices", "output_dir"} <= kept.keys():
+        raise InputError(f"{folder} holds no run: there is no {CONFIG} in it that can be read as that of a run.")
+    if said := outdated(kept, folder):
+        raise InputError(said)
+    OmegaConf.set_struct(kept, True)
+    return kept

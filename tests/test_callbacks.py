@@ -1,0 +1,130 @@
+"""A run says where it stands, on a terminal and in a log, and its state is on the disk whole."""
+
+import io
+import re
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from rich.console import Console
+
+from pinn_odelora.budget import Budget, Progress
+from pinn_odelora.errors import InputError
+from pinn_odelora.lightning.callbacks import ProgressLine, Saver
+
+ROW = {
+    "step": 20.0,
+    "loss": 0.0125,
+    "error/rel_l2": 3.2e-4,
+    "cost/seconds": 2.0,
+    "cost/gradient_evals": 100.0,
+}
+
+
+def adaptation(evals=0):
+    """What the callbacks ask of an adaptation."""
+    return SimpleNamespace(
+        budget=Budget(gradient_evals=400), training=SimpleNamespace(progress=Progress(gradient_evals=evals))
+    )
+
+
+def shown(terminal, width=120):
+    """A progress line, and the text that it has written."""
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=terminal, width=width, color_system=None, highlight=False)
+    return ProgressLine(adaptation(evals=100), console=console), text
+
+
+@pytest.mark.parametrize(
+    ("changes", "evals", "line"),
+    [
+        ({}, 100, "step 20  loss 1.250e-02  rel. L2 3.200e-04  50 evals/s  6 s left"),
+        ({}, 400, "step 20  loss 1.250e-02  rel. L2 3.200e-04  50 evals/s  0 s left"),
+        ({"cost/seconds": 0.0}, 0, "step 20  loss 1.250e-02  rel. L2 3.200e-04  …  …"),
+        (
+            {"coefficient/nu": 0.02, "coefficient/[a]": 1 / 3},
+            100,
+            "step 20  loss 1.250e-02  nu 0.02  [a] 0.333333  50 evals/s  6 s left",
+        ),
+    ],
+)
+def test_a_line_has_step_loss_error_speed_and_what_is_left(changes, evals, line):
+    assert ProgressLine(adaptation(evals)).line(ROW | changes) == line
+
+
+def test_a_log_gets_a_whole_line_now_and_then(monkeypatch):
+    line, text = shown(terminal=False, width=20)
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    for seconds in (0, 1, 3.9, 0.2, 4.7, 0.4):
+        now[0] += seconds
+        line(ROW | {"step": now[0], "coefficient/[red]k": 2.0})
+    line.close()
+    lines = text.getvalue().splitlines()
+    assert [one.split("  ")[0] for one in lines] == ["step 100", "step 105", "step 110"]
+    assert {one.split("  ", 1)[1] for one in lines} == {"loss 1.250e-02  [red]k 2  50 evals/s  6 s left"}
+
+
+def test_a_terminal_has_one_line_kept_up_to_date_and_the_part_of_the_budget_that_is_used(monkeypatch):
+    line, text = shown(terminal=True)
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    for seconds in (0, 0.1, 0.15, 0.25):
+        now[0] += seconds
+        line(ROW | {"step": round(10 * now[0])})
+    assert line.bar.tasks[0].completed == 0.25
+    line.close()
+    assert text.getvalue().count("\n") == 1, "the line stays, and the next output has a new one"
+    assert [*dict.fromkeys(re.findall(r"step (\d+)", text.getvalue()))] == ["1000", "1002", "1005"]
+    assert "rel. L2 3.200e-04  50 evals/s  6 s left" in text.getvalue()
+    assert text.getvalue().endswith("\x1b[?25h"), "the cursor is visible again"
+
+
+def test_a_progress_line_that_showed_nothing_leaves_nothing():
+    for terminal in (True, False):
+        line, text = shown(terminal)
+        line.close()
+        assert text.getvalue() == ""
+
+
+def test_the_terminal_is_standard_error(capsys):
+    ProgressLine(adaptation())(ROW)
+    out, err = capsys.readouterr()
+    assert (out, err[:7]) == ("", "step 20")
+
+
+def test_whole_lines_of_other_output_stand_above_the_line(monkeypatch):
+    line, text = shown(terminal=True)
+    monkeypatch.setattr(sys, "stderr", text)
+    line(ROW)
+    print("something else", file=sys.stderr)
+    line.close()
+    assert text.getvalue().index("something else") < text.getvalue().rindex("step 20")
+
+
+class Trainer:
+    def __init__(self, fails=False):
+        self.fails = fails
+
+    def save_checkpoint(self, path):
+        torch.save({"progress": 1}, path)
+        if self.fails:
+            raise OSError(28, "No space left on device")
+
+
+def test_the_state_is_saved_every_so_many_steps_and_replaced_whole(tmp_path):
+    module, saved = SimpleNamespace(adaptation=adaptation()), []
+    progress = module.adaptation.training.progress
+    saver = Saver(tmp_path / "last.ckpt", every=10)
+    for step in (1, 9, 10, 11, 25, 29, 30):
+        progress.step = step
+        saver.on_train_batch_end(Trainer(), module)
+        saved.append(saver.saved)
+    assert saved == [1, 1, 10, 10, 25, 25, 30]
+    before = (tmp_path / "last.ckpt").read_bytes()
+    progress.step = 40
+    with pytest.raises(InputError, match=r"Cannot write .*last.ckpt: No space left on device"):
+        saver.on_train_end(Trainer(fails=True), module)
+    assert (tmp_path / "last.ckpt").read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
