@@ -246,6 +246,8 @@ def test_what_is_carried_on_is_the_whole_step_its_correction_included(generator)
     assert taken.report.corrected
     torch.testing.assert_close(taken.state.last, taken.y - y, rtol=1e-10, atol=1e-12)
     assert float((taken.y - plain.y).norm()) > 1e-3 * float((plain.y - y).norm())
+    chosen = LinearlyImplicit(momentum=0.5).step(Curved(J, b), y, ImplicitState(mu=10.0))
+    torch.testing.assert_close(chosen.state.last, chosen.y - y, rtol=1e-10, atol=1e-12)
 
 
 def test_momentum_moves_soft_directions_faster_and_stiff_ones_as_before():
