@@ -51,7 +51,7 @@ def run(job: Job, folder: Path, cache: Path | None) -> Run:
         return there
     entry = enter(job.case, job.contender, job.seed, cache)
     made = race(entry, job.seconds)
-    ranks = {name: layer.rank for name, layer in entry.module.layers.items()}
+    ranks = {name: layer.rank for name, layer in entry.training.objective.layers.items()}
     found = {"case": job.case.name, "rank": job.contender.name, "seed": job.seed, "ranks": ranks, **made}
     folder.mkdir(parents=True, exist_ok=True)
     write_json(file, found)

@@ -2,7 +2,7 @@
 is honest.
 
 200 points of the exact solution at the target's coefficient, with independent normal noise of 2 % of the root mean
-square of the measured values, go into a file; the run is that of ``python train.py problem.<name>=unknown``, which
+square of the measured values, go into the loss; the run is that of ``python train.py problem.<name>=unknown``, which
 starts from a network pretrained at another coefficient. Seeds change places, noise and training points.
 
 No unbiased estimate can have a smaller standard deviation than the bound of Cramér (1946) and Rao (1945): with S the
@@ -23,50 +23,48 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from hydra import compose, initialize_config_dir
 from rich.console import Console
 from rich.table import Table
 
-from pinn_odelora import config as commandline
-from pinn_odelora.config import build, run
+import pinn_odelora as po
 from pinn_odelora.files import write_json
-from pinn_odelora.geometry import Box
+from pinn_odelora.pretraining import cache
+from pinn_odelora.registry import problem_class
+from pinn_odelora.runs.allocator import keep_freed_memory
 
-ROOT = Path(__file__).parent.parent
 NUMBER, NOISE = 200, 0.02
 COVERED = WITHIN = 0.9
 EFFICIENT = 1.3
 
 
 class Case(NamedTuple):
-    """``fields`` are measured, in ``where``; None is the whole domain. ``overrides``: of the configuration."""
+    """``fields`` are measured, in ``where``; None is the whole domain. ``pretraining``: of the network."""
 
     problem: str
     coefficient: str
     truth: float
     fields: tuple[str, ...] = ("u",)
-    where: Box | None = None
-    overrides: tuple[str, ...] = ()
+    where: po.Box | None = None
+    pretraining: po.Pretraining = po.Pretraining()
 
 
 CASES = {
     "burgers": Case("burgers", "nu", 0.02),
-    "burgers_layer": Case("burgers", "nu", 0.02, where=Box(x=(-0.2, 0.2), t=(0.3, 1))),
+    "burgers_layer": Case("burgers", "nu", 0.02, where=po.Box(x=(-0.2, 0.2), t=(0.3, 1))),
     "heat": Case("heat", "kappa", 0.1),
-    "kovasznay": Case("kovasznay", "re", 40.0, fields=("u", "v"), overrides=("pretrain.target=8e-3",)),
+    "kovasznay": Case("kovasznay", "re", 40.0, fields=("u", "v"), pretraining=po.Pretraining(target=8e-3)),
 }
 
 
 def measure(case, problem, seed):
-    """Columns of a file of measurements, and the bound for them."""
+    """Measured values by column, and the bound for them."""
     generator = torch.Generator().manual_seed(seed)
     uniform = lambda n, d: torch.rand(n, d, generator=generator, dtype=torch.float64)
     p = (case.where or problem.region).sample(NUMBER, uniform)
@@ -80,44 +78,30 @@ def measure(case, problem, seed):
     return columns | dict(zip(case.fields, noisy.T.numpy(), strict=True)), sigma / float(S.norm())
 
 
-def configuration(case, seed, evals, folder):
-    commandline.register()
-    given = [
-        f"problem={case.problem}",
-        f"problem.{case.coefficient}=unknown",
-        f"data.file={folder / 'measured.npz'}",
-        f"output_dir={folder / 'run'}",
-        f"budget.gradient_evals={evals}",
-        f"seed={seed}",
-        "logger=csv",
-        "trainer.accelerator=cpu",
-        *case.overrides,
-    ]
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        return compose("train", given)
-
-
 def found(case, seed, evals):
     """One run: the estimate, its interval, and the bound, all relative to the truth."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "run").mkdir()
-        problem = build.posed(configuration(case, seed, evals, folder))[0]
-        columns, bound = measure(case, problem, seed)
-        np.savez(folder / "measured.npz", **columns)
-        cfg, place = commandline.begin(configuration(case, seed, evals, folder))
-        built = build.experiment(cfg)
-        run.set_up_process(cfg)
-        run.pretrained_network(cfg, built, place)
-        start = time.perf_counter()
-        module = run.fit(cfg, built, [], place)
-        interval = module.intervals[case.coefficient]
-        return {
-            "seed": seed,
-            **{key: value / case.truth for key, value in interval._asdict().items()},
-            "bound": bound,
-            "seconds": time.perf_counter() - start,
-        }
+    problem = problem_class(case.problem)()
+    source = problem.at_source()
+    columns, bound = measure(case, problem, seed)
+    net = po.pretrain(source, settings=case.pretraining, cache=cache.folder())
+    start = time.perf_counter()
+    result = po.adapt(
+        net,
+        replace(problem, **{case.coefficient: getattr(source, case.coefficient)}),
+        data=columns,
+        unknown=[case.coefficient],
+        budget=po.Budget(gradient_evals=evals),
+        seed=seed,
+        device="cpu",
+    )
+    interval = {key: math.nan if x is None else x for key, x in result.coefficients[case.coefficient].items()}
+    del interval["settled"]
+    return {
+        "seed": seed,
+        **{key: value / case.truth for key, value in interval.items()},
+        "bound": bound,
+        "seconds": time.perf_counter() - start,
+    }
 
 
 def judged(runs):
@@ -164,6 +148,8 @@ def main():
     parser.add_argument("--evals", type=int, default=300)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    torch.set_num_threads(1)
+    keep_freed_memory()
     runs, results = {}, {}
     for name in args.problems:
         runs[name] = []

@@ -1,17 +1,17 @@
 """What the structured Jacobian costs, in units of one gradient of the plain network: loss and all weights and biases.
 
 Burgers' equation at 1,000 points, a tanh network of depth 4, rank 4 on its hidden layers, one thread. The unit is the
-fastest of our gradients: by nested reverse mode, by jets, by jets compiled. Its rivals form the same Jacobian of the
-rows in the same coordinates by ``torch.func``, from residuals written out again for one point, and with the low-rank
-parts applied as thin products, which suits them best:
+faster of our gradients: by nested reverse mode or by jets. Its rivals form the same Jacobian of the residuals in the
+same coordinates by ``torch.func``, from residuals written out again for one point, and with the low-rank parts applied
+as thin products, which suits them best:
 
     vmap_reverse   vmap(jacrev), derivatives of u by grad of grad
     vmap_forward   vmap(jacrev), derivatives of u by jvp of jvp
-    jacfwd         jacfwd of all rows, 16 directions at once; timed for 16 of them and multiplied
+    jacfwd         jacfwd of all residuals, 16 directions at once; timed for 16 of them and multiplied
 
-Our sweep and trial loss are compiled, as the unit is, unless ``--eager`` is given. First every Jacobian is held
-against ours. Then rounds: in each, everything takes its turn, and ratios are formed in the round; the table has their
-median and quartiles. On the CPU the clock is that of the process, so that neighbours on a shared machine count less.
+First every Jacobian is held against ours. Then rounds: in each, everything takes its turn, and ratios are formed in the
+round; the table has their median and quartiles. On the CPU the clock is that of the process, so that neighbours on a
+shared machine count less.
 
     python benchmarks/jacobian.py [--widths 40 128] [--dtype float32] [--device cuda] [--rounds 7] [--json costs.json]
 
@@ -36,12 +36,12 @@ from rich.console import Console
 from rich.table import Table
 from torch.func import grad, jacfwd, jacrev, jvp, vmap
 
-from pinn_odelora.gradient import Gradient, rows_of
-from pinn_odelora.linalg import gram
+from pinn_odelora.gradient import Gradient, residual_vector_of
 from pinn_odelora.linalg.damped import Damped
+from pinn_odelora.linalg.gram import gram
 from pinn_odelora.linearisation import Linearisation, Sweep
 from pinn_odelora.lowrank.start import orthonormal
-from pinn_odelora.lowrank.targets import adapt, linear_targets
+from pinn_odelora.lowrank.targets import linear_targets, put_factors
 from pinn_odelora.manifolds.fixed_rank import low_rank, retract
 from pinn_odelora.manifolds.tangent import Frame
 from pinn_odelora.nets import MLP
@@ -50,7 +50,8 @@ from pinn_odelora.system import Solution, System, draw_points
 from problems.burgers import Burgers
 
 POINTS, RANK, DIRECTIONS = 1000, 4, 16
-UNITS = ("reverse", "jets", "compiled")
+UNITS = {"reverse": "autograd", "jets": "jets"}
+"""Gradients of the plain network by name, with their derivatives."""
 RIVALS = ("vmap_reverse", "vmap_forward", "jacfwd")
 PARTS = {
     "sweep": "(a) r and all pairs",
@@ -70,26 +71,25 @@ CALLS, SECONDS = 3, 0.25
 class Case:
     """Everything that is timed at one width, as functions without arguments."""
 
-    def __init__(self, width, dtype, device, number=POINTS, compile=False):
+    def __init__(self, width, dtype, device, number=POINTS):
         self.device = device
         problem = Burgers()
         plain = MLP(2, 1, width=width).to(device, dtype)
         net = copy.deepcopy(plain)
-        self.layers = adapt(net, linear_targets(net), RANK, 1.0, orthonormal, torch.Generator().manual_seed(0))
+        self.layers = put_factors(net, linear_targets(net), RANK, 1.0, orthonormal, torch.Generator().manual_seed(0))
         self.system = System(problem, Solution(problem, net), derivatives="jets")
         self.points = {
             name: p.to(device, dtype) for name, p in draw_points(self.system.terms, number, 0, seed=0).items()
         }
         self.gradients = {}
-        for name, derivatives in zip(UNITS, ("autograd", "jets", "jets"), strict=True):
+        for name, derivatives in UNITS.items():
             system = System(problem, Solution(problem, plain), derivatives=derivatives)
-            self.gradients[name] = Gradient(system, list(plain.parameters()), compile=name == "compiled")
-        self.sweep = Sweep(self.system, self.layers, compile=compile)
-        self.trial = rows_of(self.system, compile)
+            self.gradients[name] = Gradient(system, list(plain.parameters()))
+        self.sweep = Sweep(self.system, self.layers)
+        self.trial = residual_vector_of(self.system)
         self.at = {name: low_rank(layer.factors, layer.scale) for name, layer in self.layers.items()}
         self.here = self.linearised()
         self.J = self.columns()
-        self.rows = self.J.shape[0]
         self.rival = Rival(self, problem, plain)
 
     def linearised(self):
@@ -121,7 +121,7 @@ class Case:
         ours = {
             "sweep": self.linearised,
             "columns": self.columns,
-            "gram": lambda: gram(self.J if self.J.shape[1] <= self.rows else self.J.mT),
+            "gram": lambda: gram(self.J if self.J.shape[1] <= self.J.shape[0] else self.J.mT),
             "step": self.step,
         }
         units = {name: lambda g=g: g(self.points) for name, g in self.gradients.items()}
@@ -134,7 +134,7 @@ class Case:
 
 
 class Rival:
-    """The same Jacobian by ``torch.func``: rows as a function of the coordinates (X, Kᵀ) at zero."""
+    """The same Jacobian by ``torch.func``: residuals as a function of the coordinates (X, Kᵀ) at zero."""
 
     def __init__(self, case, problem, plain):
         frames = [case.frames.get(f"linears.{i}") for i in range(len(plain.linears))]
@@ -174,14 +174,14 @@ class Rival:
     def vmap_forward(self):
         return self._per_point(self.by_forward)
 
-    def _per_point(self, row):
-        return torch.cat(vmap(jacrev(row), (None, 0))(self.z, self.p), dim=1)
+    def _per_point(self, residual):
+        return torch.cat(vmap(jacrev(residual), (None, 0))(self.z, self.p), dim=1)
 
     def jacfwd(self):
         """The first columns only; all of them are ``parts`` times as many."""
         first, *others = self.z
-        rows = lambda x: vmap(self.by_forward, (None, 0))([torch.cat([x, first[len(x) :]]), *others], self.p)
-        return jacfwd(rows)(first[:DIRECTIONS])
+        residuals = lambda x: vmap(self.by_forward, (None, 0))([torch.cat([x, first[len(x) :]]), *others], self.p)
+        return jacfwd(residuals)(first[:DIRECTIONS])
 
     @property
     def parts(self):
@@ -208,9 +208,9 @@ def seconds(run, device, once=False):
     return statistics.median(laps)
 
 
-def measure(width, dtype, device, rounds, number=POINTS, compile=True):
+def measure(width, dtype, device, rounds, number=POINTS):
     """Seconds of everything by round at one width, and the facts of the case."""
-    case = Case(width, dtype, device, number, compile)
+    case = Case(width, dtype, device, number)
     wrong = check(case)
     for name, error in wrong.items():
         if not error <= TOLERANCE[dtype]:
@@ -224,11 +224,11 @@ def measure(width, dtype, device, rounds, number=POINTS, compile=True):
         for name, run in timed.items():
             spent = seconds(run, device, once=name in RIVALS)
             laps[name].append(spent * (case.rival.parts if name == "jacfwd" else 1))
-    return {"rows": case.rows, "columns": case.J.shape[1], "difference": wrong, "seconds": laps}
+    return {"residuals": case.J.shape[0], "columns": case.J.shape[1], "difference": wrong, "seconds": laps}
 
 
 def unit(laps):
-    """Our fastest gradient."""
+    """Our faster gradient."""
     return min(UNITS, key=lambda name: statistics.median(laps[name]))
 
 
@@ -252,9 +252,9 @@ def shortfalls(width, laps):
 
 def table(width, result):
     laps, best = result["seconds"], unit(result["seconds"])
-    title = f"width {width}: {result['rows']} rows, {result['columns']} columns; the unit is {best}"
+    title = f"width {width}: {result['residuals']} residuals, {result['columns']} columns; the unit is {best}"
     made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for column in ("", "ms", "gradients", "eager gradients", "over (a) + (b)"):
+    for column in ("", "ms", "gradients", "over (a) + (b)"):
         made.add_column(column, justify="right" if column else "left", no_wrap=True)
     for name, times in laps.items():
         low, middle, high = ratio(laps, [name], [best])
@@ -262,7 +262,6 @@ def table(width, result):
             PARTS.get(name, f"gradient, {name}" if name in UNITS else name),
             f"{1e3 * statistics.median(times):.1f}",
             rf"{middle:.2f} \[{low:.2f}, {high:.2f}]",
-            f"{ratio(laps, [name], ['jets'])[1]:.2f}",
             f"{ratio(laps, [name], ['sweep', 'columns'])[1]:.1f}" if name in RIVALS else "",
         )
     return made
@@ -274,22 +273,19 @@ def main():
     parser.add_argument("--dtype", default="float64", choices=("float64", "float32"))
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--eager", action="store_true", help="sweep without torch.compile")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
     results, short = {}, []
     for width in args.widths:
-        result = results[width] = measure(
-            width, getattr(torch, args.dtype), args.device, args.rounds, compile=not args.eager
-        )
+        result = results[width] = measure(width, getattr(torch, args.dtype), args.device, args.rounds)
         Console().print(table(width, result))
         # The targets are those of one CPU thread in double precision.
         if (args.dtype, args.device) == ("float64", "cpu"):
             short += shortfalls(width, result["seconds"])
     if args.json:
-        facts = {key: getattr(args, key) for key in ("dtype", "device", "rounds", "eager")}
+        facts = {key: getattr(args, key) for key in ("dtype", "device", "rounds")}
         facts |= {"torch": torch.__version__, "short": short}
         args.json.write_text(json.dumps(facts | {"widths": results}, indent=2))
     print("\n".join(short) if short else "every target reached")

@@ -14,7 +14,6 @@ import json
 import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -22,16 +21,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from pinn_odelora.integrators import LinearlyImplicit
-from pinn_odelora.integrators.implicit import half_square
+import pinn_odelora as po
+from pinn_odelora.adaptation import Adaptation  # now: the memory of imports is not that of a step
 from pinn_odelora.linalg import solvers
-from pinn_odelora.lowrank.start import pissa
-from pinn_odelora.lowrank.targets import adapt, linear_targets
-from pinn_odelora.nets import MLP
-from pinn_odelora.objective import Draw, Evaluator
-from pinn_odelora.optim.methods import odelora
 from pinn_odelora.runs.allocator import keep_freed_memory
-from pinn_odelora.system import Solution, System, draw_points
 from problems.burgers import Burgers
 
 WIDTH, RANK, POINTS = 256, 8, 10_000
@@ -58,19 +51,24 @@ def peak():
     return size if sys.platform == "darwin" else 1024 * size
 
 
-def prepared(width, rank, points):
-    """The evaluator at its points, and the optimiser."""
-    generator = torch.Generator().manual_seed(0)
-    problem = Burgers()
-    net = MLP(problem.inputs, len(problem.fields), width=width, generator=generator).double()
-    layers = adapt(net, linear_targets(net), rank, 1.0, pissa, generator)
-    solution = Solution(problem, net)
-    system = System(problem, solution)
-    method = odelora(LinearlyImplicit())
-    groups = method.groups(solution)
-    evaluator = Evaluator(system, [p for group in groups for p in group["params"]], layers)
-    evaluator.begin(Draw(0, draw_points(system.terms, points, points // 5, seed=0)))
-    return evaluator, method.optimizer(groups)
+def adaptation(width, rank, points, steps):
+    """Of a network as it is drawn, its factors alone, always at the same points."""
+    net = po.MLP(2, 1, width=width, generator=torch.Generator().manual_seed(0))
+    return Adaptation(
+        net,
+        Burgers(),
+        lora=po.LoRA(rank=rank, also=()),
+        points=po.Sampling(
+            fresh=False,
+            interior=points,
+            residual=0,
+            batch_size=None,
+            initial_batch_size=None,
+            best_iterate=False,
+        ),
+        budget=po.Budget(steps=steps),
+        log=po.Log(every=steps),
+    )
 
 
 def measured(width, rank, points, steps):
@@ -78,22 +76,18 @@ def measured(width, rank, points, steps):
     torch.set_num_threads(1)
     keep_freed_memory()
     solvers.ConjugateGradients = Counted
-    base = peak()
-    evaluator, optimizer = prepared(width, rank, points)
-    plan = optimizer.plan(sum(p.number for p in evaluator.draw.points.values()))
-    found = []
-    for _ in range(steps):
-        evaluator.begin(evaluator.draw)
-        start = time.perf_counter()
-        before = float(optimizer.step(evaluator))
-        seconds, after = time.perf_counter() - start, half_square(evaluator.rows().double())
-        step = {"seconds": seconds, "before": before, "after": after, "mu": optimizer.param_groups[0]["memory"]["mu"]}
+    base, spent, found = peak(), 0.0, []
+    run = adaptation(width, rank, points, steps)
+    for record in run:
+        step = {"seconds": record.seconds - spent, "before": record.loss, "after": record.report.loss_after}
+        spent = record.seconds
         if Counted.last is not None:
             solver = Counted.last.pop("solver")
             step |= {"iterations": solver.iterations, "sketch": solver.preconditioner.columns, **Counted.last}
             Counted.last = None
             del solver
-        found.append(step)
+        found.append(step | {"h": record.report.h})
+    plan = run.plan()
     return {"plan": str(plan), "form": plan.form, "base": base, "above": peak() - base, "steps": found}
 
 

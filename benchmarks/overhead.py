@@ -12,7 +12,6 @@ Exits with 1 when the median ratio of a problem is above 1.15.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import statistics
 import sys
@@ -22,13 +21,14 @@ from pathlib import Path
 
 import lightning as L
 import torch
+from engines import bare_step
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from pinn_odelora import config as commandline
-from pinn_odelora.config import build, run
+from pinn_odelora import config
+from pinn_odelora.config.build import experiment
+from pinn_odelora.lightning import fit
 from pinn_odelora.runs.allocator import keep_freed_memory
 
 ROOT = Path(__file__).parent.parent
@@ -56,59 +56,39 @@ class Turns(L.Callback):
         self.mark = now
 
 
-def configuration(problem, steps, device):
-    commandline.register()
+def adaptation(problem, steps):
+    """As ``train.py`` builds it; its network is not trained before."""
+    config.register()
+    budget = [f"budget.steps={steps + BLOCK}", "budget.gradient_evals=null"]
+    own = [f"problem={problem}", "method=lora_adam", "points=fixed", "logger=csv", "output_dir=unused", *budget]
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        cfg = compose(
-            "train",
-            [
-                *(f"problem={problem}", "method=lora_adam", "logger=csv", "output_dir=unused"),
-                *(
-                    "points=fixed",
-                    f"budget.steps={steps + BLOCK}",
-                    "budget.gradient_evals=null",
-                    f"trainer.accelerator={device}",
-                ),
-            ],
-        )
-    OmegaConf.set_struct(cfg, False)
-    cfg.choices = {"problem": problem, "method": "lora_adam", "integrator": None}
-    return cfg
+        return experiment(compose("train", own)).adaptation
 
 
-def bare_step(cfg, built, device):
-    """The loop that one would write by hand, one step of it."""
-    module = run.adaptation(cfg, built._replace(net=copy.deepcopy(built.net)), None).to(device)
-    system, parameters = module.evaluator.system, module.evaluator.parameters
-    points = {name: p.to(device) for name, p in run.stream(cfg, system).draw(0).points.items()}
-    adam = torch.optim.Adam(parameters, lr=3e-3)
-
-    def step():
-        loss = system.loss(points).total
-        for p, g in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-            p.grad = g
-        adam.step()
-
-    return step
+def bare(problem, steps, device):
+    """One step of the loop that one would write by hand."""
+    training = adaptation(problem, steps).to(device).training
+    points = training.sampler.draw(0).to(torch.device(device)).points
+    lr = training.optimizer.param_groups[0]["lr"]
+    return bare_step.adam(training.objective.system, training.objective.parameters, points, lr)
 
 
 def measure(problem, steps, device):
-    cfg = configuration(problem, steps, "gpu" if device == "cuda" else "cpu")
-    built = build.experiment(cfg)
-    turns = Turns(bare_step(cfg, built, device))
-    trainer = run._trainer
+    turns = Turns(bare(problem, steps, device))
+    trainer = fit.trainer
 
     def with_turns(*args):
         made = trainer(*args)
         made.callbacks.insert(0, turns)
         return made
 
-    run._trainer = with_turns
+    fit.trainer = with_turns
     try:
         with tempfile.TemporaryDirectory() as folder:
-            run.fit(cfg, built, [], Path(folder))
+            settings = {"accelerator": "gpu" if device == "cuda" else "cpu", "devices": 1}
+            fit.fit(adaptation(problem, steps), Path(folder), [], settings, every=100)
     finally:
-        run._trainer = trainer
+        fit.trainer = trainer
     pairs = turns.pairs[1:]
     low, middle, high = statistics.quantiles([a / b for a, b in pairs], n=4)
     return {

@@ -17,37 +17,34 @@ import time
 from pathlib import Path
 
 import torch
-from hydra import compose, initialize_config_dir
 from rich.console import Console
 from rich.table import Table
 
-from pinn_odelora import config as commandline
-from pinn_odelora.config import build
+import pinn_odelora as po
 from pinn_odelora.files import write_json
-from pinn_odelora.pretraining.pretrain import Pretraining, unseen_error
+from pinn_odelora.pretraining.pretrain import unseen_error
+from pinn_odelora.registry import problem_class
 from pinn_odelora.runs.allocator import keep_freed_memory
-from pinn_odelora.system import Solution, System
+from pinn_odelora.system import System
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 # The network of a matrix problem is built at its source, not trained.
 PROBLEMS = sorted(p.stem for p in (CONFIGS / "problem").glob("*.yaml") if not p.stem.startswith("matrix_"))
-WAYS = {
-    "natural gradient": {"finish": "implicit"},
-    "L-BFGS": {"finish": "lbfgs", "adam_steps": 500},
+STAGES = {
+    "natural gradient": {"second_stage": "natural_gradient"},
+    "L-BFGS": {"second_stage": "lbfgs", "adam_steps": 500},
 }
 FASTER = 2
 
 
-def trained(problem, width, target, settings):
+def trained(name, width, target, settings):
     """CPU seconds, and the error that was reached."""
-    commandline.register()
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        cfg = compose("train", [f"problem={problem}", f"net.width={width}", "logger=csv", "output_dir=unused"])
-    built = build.experiment(cfg)
+    source = problem_class(name)().at_source()
+    net = po.MLP(source.inputs, len(source.fields), width=width, generator=torch.Generator().manual_seed(0))
     start = time.thread_time()
-    Pretraining(target=target, **settings).run(built.source, built.net, lambda line: None)
+    net = po.pretrain(source, net, settings=po.Pretraining(target=target, **settings))
     seconds = time.thread_time() - start
-    return {"seconds": seconds, "error": unseen_error(System(built.source, Solution(built.source, built.net)), 0)()}
+    return {"seconds": seconds, "error": unseen_error(System(source, po.Solution(source, net)), 0)()}
 
 
 def main():
@@ -59,9 +56,9 @@ def main():
     args = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
-    table, found = Table("problem", *WAYS, "ratio"), {}
+    table, found = Table("problem", *STAGES, "ratio"), {}
     for problem in args.problems:
-        runs = {way: trained(problem, args.width, args.target, settings) for way, settings in WAYS.items()}
+        runs = {stage: trained(problem, args.width, args.target, settings) for stage, settings in STAGES.items()}
         natural, lbfgs = runs.values()
         ratio = lbfgs["seconds"] / natural["seconds"]
         met = ratio >= FASTER and natural["error"] <= max(args.target, lbfgs["error"])

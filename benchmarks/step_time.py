@@ -7,10 +7,10 @@ table has its median and quartiles over the rounds. The peak memory of a step is
 each engine.
 
     pip install -c constraints.txt -e '.[bench]'
-    python benchmarks/step_time.py [--workloads burgers kdv] [--engines eager compiled] [--rounds 7] [--json times.json]
+    python benchmarks/step_time.py [--workloads burgers kdv] [--engines jets jax_jet] [--rounds 7] [--json times.json]
 
-Exits with 1 when one of our engines is short of its target or, compiled, behind the best form of JAX; with 2 when a
-gradient is wrong. The targets are those of a CPU; ``--device cuda`` measures and judges nothing.
+Exits with 1 when our jets are short of their target, with 2 when a gradient is wrong. The targets are those of a CPU;
+``--device cuda`` measures and judges nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ import json
 import os
 import platform
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -34,14 +33,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-FASTER = {
-    "burgers": {"eager": 1.3, "compiled": 1.8},
-    "allen_cahn": {"eager": 1.15, "compiled": 1.55},
-    "navier_stokes": {"eager": 2.6, "compiled": 3.5},
-    "kdv": {"eager": 1.85, "compiled": 2.7},
-    "poisson": {"eager": 1.9, "compiled": 2.4},
-}
-"""DeepXDE's time over ours, at least."""
+FASTER = {"burgers": 1.3, "allen_cahn": 1.15, "navier_stokes": 2.6, "kdv": 1.85, "poisson": 1.9}
+"""DeepXDE's time over that of our jets, at least."""
 MEMORY = {"navier_stokes": 0.40}
 """Our peak memory over DeepXDE's, at most."""
 TOLERANCE = 1e-4
@@ -96,25 +89,14 @@ def faster(rows, than, engine):
     return quartiles(np.divide(rows[than]["seconds"], rows[engine]["seconds"]))
 
 
-def best_jax(rows):
-    """The fastest form of JAX; None if none was timed."""
-    forms = [engine for engine in JAX if engine in rows]
-    return min(forms, key=lambda engine: np.median(rows[engine]["seconds"]), default=None)
-
-
 def shortfalls(name, rows):
     """What one workload is short of, a sentence each."""
     found = []
-    for engine, target in FASTER[name].items():
-        if engine in rows and (ratio := faster(rows, "deepxde", engine)[1]) < target:
-            found.append(f"{name}: {engine} is {ratio:.2f} times as fast as DeepXDE, short of {target}.")
-    rival = best_jax(rows)
-    if rival and "compiled" in rows and (ratio := faster(rows, rival, "compiled")[1]) < 1:
-        found.append(f"{name}: compiled is {ratio:.2f} times as fast as {rival}, behind it.")
+    if "jets" in rows and (ratio := faster(rows, "deepxde", "jets")[1]) < FASTER[name]:
+        found.append(f"{name}: jets are {ratio:.2f} times as fast as DeepXDE, short of {FASTER[name]}.")
     peaks = {engine: row["peak_bytes"] for engine, row in rows.items() if row["peak_bytes"]}
-    for engine in ("eager", "compiled"):
-        if {"deepxde", engine} <= peaks.keys() and (share := peaks[engine] / peaks["deepxde"]) > MEMORY[name]:
-            found.append(f"{name}: {engine} needs {share:.2f} of DeepXDE's memory, above {MEMORY[name]}.")
+    if {"deepxde", "jets"} <= peaks.keys() and (share := peaks["jets"] / peaks["deepxde"]) > MEMORY[name]:
+        found.append(f"{name}: jets need {share:.2f} of DeepXDE's memory, above {MEMORY[name]}.")
     for engine, row in rows.items():
         if (cores := np.median(row["cores"])) > CORES:
             found.append(f"{name}: {engine} kept {cores:.1f} cores busy instead of one.")
@@ -130,7 +112,8 @@ def table(name, rows):
         low, middle, high = faster(rows, "deepxde", engine)
         made.add_row(
             *(engine, f"{1e3 * np.median(row['seconds']):.1f}", rf"{middle:.2f} \[{low:.2f}, {high:.2f}]"),
-            *(str(FASTER[name].get(engine, "")), f"{row['gradient_error']:.0e}", f"{row['first_call_s']:.1f}"),
+            str(FASTER[name]) if engine == "jets" else "",
+            *(f"{row['gradient_error']:.0e}", f"{row['first_call_s']:.1f}"),
             "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:.0f}",
         )
     return made
@@ -172,14 +155,11 @@ def main():
         parser.error(f"{', '.join(absent)} missing: pip install -c constraints.txt -e '.[bench]', or name --engines")
     os.environ.update(ONE_THREAD | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"})
     results, short, console = {}, [], Console()
-    # An empty cache, so that the first call compiles.
-    with tempfile.TemporaryDirectory() as cache:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
-        for name in args.workloads:
-            rows = results[name] = measure(name, engines, args.rounds, args.device)
-            console.print(table(name, rows))
-            if args.device == "cpu":
-                short += shortfalls(name, rows)
+    for name in args.workloads:
+        rows = results[name] = measure(name, engines, args.rounds, args.device)
+        console.print(table(name, rows))
+        if args.device == "cpu":
+            short += shortfalls(name, rows)
     if args.json:
         facts = {"device": args.device, "rounds": args.rounds, "versions": versions(), "short": short}
         args.json.write_text(json.dumps({**facts, "workloads": results}, indent=2))

@@ -34,12 +34,23 @@ def page() -> str:
 def section(name: str, thing: Any) -> str:
     """Heading, signature and docstring of one name; of a class also its own public methods."""
     lines = [f"## {name}", ""]
+    if inspect.ismodule(thing):
+        return "\n".join([*lines, markdown(documentation(thing)), "", *members(name, thing)])
     if shown := signature(name, thing):
         lines += ["```python", shown, "```", ""]
     lines += [markdown(documentation(thing)), ""]
     for method, function in methods(thing):
         lines += [f"**`{method}{_arguments(function)}`**", "", markdown(documentation(function)), ""]
     return "\n".join(lines)
+
+
+def members(name: str, module: Any) -> Iterator[str]:
+    """The functions of a public module."""
+    public = getattr(module, "__all__", None) or vars(module)
+    for key in public:
+        thing = getattr(module, key)
+        if inspect.isfunction(thing) and not key.startswith("_") and thing.__module__.startswith(module.__name__):
+            yield section(f"{name}.{key}", thing).replace("## ", "### ", 1)
 
 
 def signature(name: str, thing: Any) -> str:

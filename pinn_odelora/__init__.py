@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pinn_odelora import flows as flows
     from pinn_odelora.adaptation import Adaptation as Adaptation
     from pinn_odelora.adaptation import adapt as adapt
     from pinn_odelora.adaptation import steps as steps
@@ -24,21 +25,16 @@ if TYPE_CHECKING:
     from pinn_odelora.equation import problem as problem
     from pinn_odelora.errors import InputError as InputError
     from pinn_odelora.errors import NonFiniteError as NonFiniteError
-    from pinn_odelora.flows import balanced_flow as balanced_flow
-    from pinn_odelora.flows import gradient_flow as gradient_flow
-    from pinn_odelora.flows import scaled_flow as scaled_flow
     from pinn_odelora.formulation import Problem as Problem
     from pinn_odelora.formulation import Term as Term
     from pinn_odelora.formulation import parameter as parameter
     from pinn_odelora.geometry import Box as Box
     from pinn_odelora.geometry import Cloud as Cloud
     from pinn_odelora.geometry import Union as Union
-    from pinn_odelora.geometry import sobol as sobol
     from pinn_odelora.integrators import RKC as RKC
     from pinn_odelora.integrators import ROS2 as ROS2
     from pinn_odelora.integrators import LinearlyImplicit as LinearlyImplicit
     from pinn_odelora.integrators import RungeKutta as RungeKutta
-    from pinn_odelora.integrators import Tableau as Tableau
     from pinn_odelora.lightning.module import ODELoRAModule as ODELoRAModule
     from pinn_odelora.linearisation import Linearisation as Linearisation
     from pinn_odelora.log import Log as Log
@@ -48,16 +44,7 @@ if TYPE_CHECKING:
     from pinn_odelora.nets import MLP as MLP
     from pinn_odelora.objective import Objective as Objective
     from pinn_odelora.optim import ODELoRA as ODELoRA
-    from pinn_odelora.optim.methods import Method as Method
-    from pinn_odelora.optim.methods import full_adam as full_adam
-    from pinn_odelora.optim.methods import full_implicit as full_implicit
-    from pinn_odelora.optim.methods import full_lbfgs as full_lbfgs
-    from pinn_odelora.optim.methods import lora_adam as lora_adam
-    from pinn_odelora.optim.methods import lora_gd as lora_gd
-    from pinn_odelora.optim.methods import lora_muon as lora_muon
-    from pinn_odelora.optim.methods import lora_plus as lora_plus
-    from pinn_odelora.optim.methods import odelora as odelora
-    from pinn_odelora.optim.methods import scaled_gd as scaled_gd
+    from pinn_odelora.optim import methods as methods
     from pinn_odelora.points import Points as Points
     from pinn_odelora.pretraining.pretrain import Pretraining as Pretraining
     from pinn_odelora.pretraining.pretrain import pretrain as pretrain
@@ -73,10 +60,9 @@ PUBLIC = {
     "budget": ("Budget",),
     "equation": ("problem",),
     "errors": ("InputError", "NonFiniteError"),
-    "flows": ("balanced_flow", "gradient_flow", "scaled_flow"),
     "formulation": ("Problem", "Term", "parameter"),
-    "geometry": ("Box", "Cloud", "Union", "sobol"),
-    "integrators": ("RKC", "ROS2", "LinearlyImplicit", "RungeKutta", "Tableau"),
+    "geometry": ("Box", "Cloud", "Union"),
+    "integrators": ("RKC", "ROS2", "LinearlyImplicit", "RungeKutta"),
     "lightning.module": ("ODELoRAModule",),
     "linearisation": ("Linearisation",),
     "log": ("Log",),
@@ -86,18 +72,6 @@ PUBLIC = {
     "nets": ("MLP",),
     "objective": ("Objective",),
     "optim": ("ODELoRA",),
-    "optim.methods": (
-        "Method",
-        "full_adam",
-        "full_implicit",
-        "full_lbfgs",
-        "lora_adam",
-        "lora_gd",
-        "lora_muon",
-        "lora_plus",
-        "odelora",
-        "scaled_gd",
-    ),
     "points": ("Points",),
     "pretraining.pretrain": ("Pretraining", "pretrain"),
     "result": ("Result",),
@@ -107,17 +81,22 @@ PUBLIC = {
     "system": ("Solution",),
 }
 """The public names by the module that has them. None may be that of a module here: importing it would hide the name."""
+MODULES = {"flows": "flows", "methods": "optim.methods"}
+"""Public modules: velocity fields on LoRA factors, and the methods that ``adapt`` takes."""
 _HOMES = {name: module for module, names in PUBLIC.items() for name in names}
-__all__ = sorted(_HOMES)
+__all__ = sorted([*_HOMES, *MODULES])
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name, obj=sys.modules[__name__])
-    found = getattr(import_module(f"pinn_odelora.{_HOMES[name]}"), name)
+    if name in MODULES:
+        found: Any = import_module(f"pinn_odelora.{MODULES[name]}")
+    else:
+        found = getattr(import_module(f"pinn_odelora.{_HOMES[name]}"), name)
     globals()[name] = found
     return found
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted({*globals(), *__all__})

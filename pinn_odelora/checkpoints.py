@@ -1,9 +1,9 @@
-"""Weights from and to files. Nothing in a file is ever executed.
+"""Reading and writing weights. Code in a file is never executed.
 
-A file of weights is a map from names to tensors, whatever is around it: safetensors (our own format), a torch
-``state_dict``, a Lightning checkpoint (which keeps it under "state_dict") or a DeepXDE one ("model_state_dict"). A
-LightningModule holds its network as an attribute, ``net.linears.0.weight``, maybe beside other parameters; of all
-prefixes, the one below which the names are exactly those of the network is taken.
+A file of weights is a map from names to tensors: safetensors (our own format), a torch ``state_dict``, or a Lightning
+or DeepXDE checkpoint that contains one under "state_dict" or "model_state_dict". A LightningModule holds its network
+as an attribute, ``net.linears.0.weight``, possibly besides other parameters; the prefix under which the names are
+exactly those of the network is removed.
 """
 
 from __future__ import annotations
@@ -26,13 +26,17 @@ from pinn_odelora.errors import InputError
 from pinn_odelora.files import write_bytes
 
 WRAPPERS = ("state_dict", "model_state_dict")
-"""Where Lightning and DeepXDE keep the tensors in their checkpoints."""
+"""The keys of the tensors in checkpoints of Lightning and DeepXDE."""
 
 _FORMATS = "a state_dict, a Lightning or DeepXDE checkpoint, or safetensors"
 
 
 def load_network(net: nn.Module, path: str | Path) -> None:
-    """Put the weights of a file into ``net``, converted to its dtype and device.
+    """Load the weights of a file into ``net``, converted to its dtype and device.
+
+    Args:
+        net: the network, changed in place.
+        path: a file of weights in one of the formats above.
 
     Raises:
         InputError: if the file cannot be read, its names or shapes are not those of the network, or a value is not
@@ -50,11 +54,14 @@ def load_network(net: nn.Module, path: str | Path) -> None:
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a file by name, on the CPU, out of the checkpoint that may be around them.
+    """The tensors of a file by name, on the CPU, extracted from a checkpoint if necessary.
+
+    Args:
+        path: a file of weights in one of the formats above.
 
     Raises:
-        InputError: if there is no such file, it is damaged, of another format or without tensors, or if reading it
-            would run code.
+        InputError: if the file does not exist, is damaged, has another format or no tensors, or if reading it would
+            run code.
     """
     content = _read_safetensors(path) if _is_safetensors(path) else _read_torch(path)
     if not isinstance(content, Mapping):
@@ -67,13 +74,21 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
 
 def save_network(net: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write the ``state_dict`` as safetensors with metadata; the file is replaced as a whole or not at all."""
+    """Write the ``state_dict`` as safetensors with metadata; the file is replaced atomically.
+
+    Raises:
+        InputError: if the file cannot be written.
+    """
     save_tensors(net.state_dict(), path, metadata)
 
 
 def save_tensors(state: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors by name as safetensors with metadata; the file is replaced as a whole or not at all."""
-    # Copies, because safetensors refuses tensors that share memory.
+    """Write tensors by name as safetensors with metadata; the file is replaced atomically.
+
+    Raises:
+        InputError: if the file cannot be written.
+    """
+    # Copies, because safetensors rejects tensors that share memory.
     tensors = {name: value.detach().cpu().clone().contiguous() for name, value in _tensors(state).items()}
     write_bytes(path, safetensors.torch.save(tensors, dict(metadata or {})))
 
@@ -83,7 +98,7 @@ def _tensors(state: Mapping[str, object]) -> dict[str, Tensor]:
 
 
 def _is_safetensors(path: str | Path) -> bool:
-    """A safetensors file is the length of its header in 8 bytes, then the header, a JSON object."""
+    """Whether a file is safetensors: the length of its header in 8 bytes, then the header, a JSON object."""
     try:
         with open(path, "rb") as file:
             return file.read(9)[8:] == b"{" or Path(path).suffix == ".safetensors"
@@ -109,7 +124,7 @@ def _read_torch(path: str | Path) -> object:
 
 
 def _refused(path: str | Path, error: pickle.UnpicklingError) -> InputError:
-    """What torch says of a pickle that is more than tensors, in one sentence."""
+    """The error for a pickle that contains more than tensors."""
     name = re.search(r"GLOBAL ([\w.]+)", str(error))
     if not name and not _imports(path):
         return _damaged(path, error)
@@ -120,7 +135,7 @@ def _refused(path: str | Path, error: pickle.UnpicklingError) -> InputError:
 
 
 def _imports(path: str | Path) -> bool:
-    """Whether a pickle that torch did not write would import anything, found by listing its instructions."""
+    """Whether a pickle not written by torch would import anything, found by listing its opcodes."""
     with suppress(ValueError), open(path, "rb") as file:
         return any(opcode.name in ("GLOBAL", "STACK_GLOBAL", "INST") for opcode, _, _ in pickletools.genops(file))
     return False

@@ -1,22 +1,22 @@
-"""How well the measurements determine a coefficient: its confidence interval at the end of a run.
+"""Confidence intervals of coefficients estimated from measurements.
 
-Near the minimum of ½‖r‖² the coordinates θ of all that is trained (tangent coordinates of the adapter, the logarithm of
-a coefficient above a bound) are θ̂ = θ - H⁻¹Jᵀr with H = JᵀJ, the Gauss–Newton method. Only the measured values are
-noisy, not the equation, so the noise ε reaches the estimate through the rows J_d of the data alone:
+Let θ be the coordinates of all trained variables: tangent coordinates of the adapter, the logarithm of a coefficient
+above a bound. Near the minimum of ½‖r‖² the Gauss–Newton method gives the estimate θ̂ = θ - H⁻¹Jᵀr, H = JᵀJ. Only the
+measured values are noisy, not the equation, so that noise ε enters the estimate through the rows J_d of the data alone:
 
     θ̂ - θ* = H⁻¹ J_dᵀ ε,    cov θ̂ = s² H⁻¹ (J_dᵀJ_d) H⁻¹,    s² = ‖r_d‖² / (N_d - tr J_d H⁻¹ J_dᵀ).
 
 This is the sandwich covariance (Huber, 1967; White, 1982); s²H⁻¹ would count residuals of the equation as measurements.
-tr J_d H⁻¹ J_dᵀ is how many measurements the fit has used up: the coefficients, and what the equation's weight leaves
-free for the network to follow the noise with.
+tr J_d H⁻¹ J_dᵀ is the number of degrees of freedom used by the fit: those of the coefficients, and those with which the
+network, to the extent that the weight of the equation allows, fits the noise.
 
-A run may end before its minimum. The step  -H⁻¹Jᵀr  says by how much the estimate would still move: it widens the
-interval on both sides, and is reported beside it.
+A run may end before it reaches the minimum. The step  -H⁻¹Jᵀr  is the remaining change of the estimate: it widens the
+interval on both sides, and is reported with it.
 
-Assumptions: the noise is independent, of mean zero and, once divided by the square root of the given weights, of one
-size; the true solution leaves no residual in the equation and lies within the adapter's reach; the system is linear
-over the width of the interval. At the minimum the interval is then that of Student's t with N_d - tr degrees of
-freedom, in log(x - bound) for a coefficient above a bound.
+Assumptions: the noise is independent, with mean zero and a variance inversely proportional to the given weights; the
+true solution satisfies the equation and can be represented by the adapted network; the system is linear over the width
+of the interval. At the minimum the interval is then that of Student's t with N_d - tr J_d H⁻¹ J_dᵀ degrees of freedom,
+in log(x - bound) for a coefficient above a bound.
 """
 
 from __future__ import annotations
@@ -34,15 +34,19 @@ from pinn_odelora.manifolds.variables import variable
 from pinn_odelora.points import Points
 
 DAMPING = 1e-14
-"""On the diagonal of H, relative to its largest entry: H stays invertible where no residual sees a direction."""
+"""Damping of H, relative to its largest diagonal entry, for directions that affect no residual."""
 DATA = "data"
 COEFFICIENTS = "coefficients."
 
 
 class Interval(NamedTuple):
-    """An estimate with its interval, in the units of the coefficient.
+    """An estimate with its confidence interval, in the units of the coefficient.
 
-    ``std`` is its standard deviation, ``ahead`` what the next Gauss–Newton step would add to it.
+    Attributes:
+        estimate: the estimate.
+        low, high: the ends of the interval.
+        std: the standard deviation of the estimate.
+        ahead: the change of the estimate by the next Gauss–Newton step.
     """
 
     estimate: float
@@ -53,14 +57,17 @@ class Interval(NamedTuple):
 
     @property
     def settled(self) -> bool:
-        """Whether the measurements, and not the budget of the run, limit the estimate."""
+        """Whether the accuracy is limited by the measurements and not by the budget of the run."""
         return abs(self.ahead) < self.std / 2
 
 
 class Response(NamedTuple):
-    """Of each coordinate: ‖row of H⁻¹J_dᵀ‖, the standard deviation under unit noise in the data, (P,).
+    """The response of the estimate to noise in the data.
 
-    ``used``: tr J_d H⁻¹ J_dᵀ, the degrees of freedom that the fit takes from the data; ``step``: -H⁻¹Jᵀr, (P,).
+    Attributes:
+        deviation: ‖row of H⁻¹J_dᵀ‖, the standard deviation of each coordinate for unit noise in the data, (P,).
+        used: tr J_d H⁻¹ J_dᵀ, the degrees of freedom used by the fit.
+        step: -H⁻¹Jᵀr, the next Gauss–Newton step, (P,).
     """
 
     deviation: Tensor
@@ -69,12 +76,12 @@ class Response(NamedTuple):
 
 
 def response(J: Tensor, r: Tensor, data: slice) -> Response:
-    """How estimates respond to noise in the data, by the QR factor of J: H = RᵀR.
+    """The response of the estimate to noise in the data, by the QR factor of J: H = RᵀR.
 
     Args:
         J: the Jacobian of all residuals, (R, P).
         r: the residuals, (R,).
-        data: which of them are those of the data.
+        data: the indices of those of the data.
     """
     damping = math.sqrt(DAMPING * float(J.square().sum(dim=0).max()))
     R = linalg.qr(torch.cat([J, damping * torch.eye(J.shape[1], dtype=J.dtype, device=J.device)]), mode="r").R
@@ -87,16 +94,16 @@ def response(J: Tensor, r: Tensor, data: slice) -> Response:
 def coefficient_intervals(
     sweep: Sweep, groups: Sequence[dict[str, Any]], points: Mapping[str, Points], level: float = 0.95
 ) -> dict[str, Interval]:
-    """The interval of every unknown coefficient by name, with the weights as they are.
+    """The confidence interval of every unknown coefficient by name, at the current weights.
 
     Args:
-        sweep: of the system, with the data as its term ``data``.
-        groups: parameter groups of all that is trained, see ``Method.groups``.
-        points: for every term; those of the data are all measurements.
-        level: the probability with which the interval covers the truth.
+        sweep: evaluates the residuals, those of the data as term ``data``, and their Jacobian.
+        groups: parameter groups of all trained variables, see ``Method.groups``.
+        points: points by term; those of the data are all measurements.
+        level: the confidence level.
     """
     linearised = Linearisation(sweep, points)
-    variables = {group["name"]: variable({"above": None} | group, "weights") for group in groups}
+    variables = {group["name"]: variable({"above": None} | group, "product") for group in groups}
     here = {name: variables[name].start() for name in (*linearised.layers, *linearised.others)}
     frames = {name: frame for name, y in here.items() if (frame := variables[name].frame(y)) is not None}
     J, r, data = Coordinates(linearised, frames).dense(), linearised.r.double(), linearised.terms[DATA]
@@ -119,7 +126,7 @@ def coefficient_intervals(
 
 
 def _first_columns(linearised: Linearisation, columns: int) -> Iterator[tuple[str, int]]:
-    """Where the columns of each tensor beside the layers begin; they come last."""
+    """The first column of each variable other than a layer; they come last."""
     first = columns - sum(x.numel() for x in linearised.others.values())
     for name, x in linearised.others.items():
         yield name, first
@@ -127,7 +134,7 @@ def _first_columns(linearised: Linearisation, columns: int) -> Iterator[tuple[st
 
 
 def _interval(x: float, above: float | None, deviation: float, quantile: float, step: float) -> Interval:
-    """``deviation`` and ``step`` are those of log(x - above), or of x itself without a bound."""
+    """The interval; ``deviation`` and ``step`` are those of log(x - above), or of x itself without a bound."""
     half = quantile * deviation + abs(step)
     if above is None:
         return Interval(x, x - half, x + half, deviation, step)
@@ -137,6 +144,11 @@ def _interval(x: float, above: float | None, deviation: float, quantile: float, 
 
 
 def student(level: float, freedom: float) -> float:
-    """The two-sided quantile of Student's t; NaN without a degree of freedom."""
+    """The two-sided quantile of Student's t; NaN without degrees of freedom.
+
+    Args:
+        level: the confidence level.
+        freedom: degrees of freedom, not necessarily a whole number.
+    """
     # scipy.stats.t.ppf calls the same function, but takes 0.6 s to import.
     return float(stdtrit(freedom, (1 + level) / 2)) if freedom > 0 else math.nan

@@ -1,10 +1,10 @@
-"""A problem: an equation with its conditions as named terms, its parameters, and a reference solution.
+"""A problem: an equation and its conditions as named terms, its parameters, and a reference solution.
 
-The loss of a problem is  L = Σ_k w_k · mean_i |r_k(x_i)|²,  the components of r_k summed, which is ½‖r‖² when the
-rows are √(2 w_k / N_k) · r_k(x_i). There is no other definition of the loss in this package.
+The loss is  L = Σ_k w_k · mean_i |r_k(x_i)|²,  summed over the components of r_k. With the residual vector r of entries
+√(2 w_k / N_k) · r_k(x_i) this is ½‖r‖². The package has no other definition of the loss.
 
-Conditions are enforced either softly, each a term of the loss, or hard, by the ansatz  u = g + m · N  around the
-network N: g satisfies the conditions and m vanishes where they hold.
+Conditions are either soft, that is, terms of the loss, or hard, enforced by the ansatz  u = g + m · N  with the network
+N: g satisfies the conditions, and m vanishes where they are imposed.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from pinn_odelora.points import Points
 from pinn_odelora.rules import Rule, number, one_of, whole
 
 Residual = Callable[[Field], Tensor | tuple[Tensor, ...]]
-"""What must vanish, from the field at N points: a column (N, 1), or one column for each component."""
+"""A map from the field at N points to a column (N, 1), or to one column per component, that must vanish."""
 
 
 class Term(NamedTuple):
-    """One named term of the loss: where it holds, what must vanish there, and its weight w_k.
+    """One term of the loss: a region, a residual that must vanish there, and the weight w_k.
 
     Args:
-        where: the region in which its points are drawn.
-        residual: r_k, from the field at N points to a column (N, 1), or to a tuple of columns for a system.
+        where: the region from which its points are drawn.
+        residual: r_k, a map from the field at N points to a column (N, 1), or to a tuple of columns for a system.
         weight: w_k, positive.
-        coupled: row i of the residual reads point i; declares that it may read others too, as a mean does.
-        heldout: where the held-out loss is measured, if ``where`` has the same points at every draw.
+        coupled: whether row i of the residual may depend on points other than point i, as for a mean over all points.
+        heldout: the region of the held-out loss, if every draw from ``where`` returns the same points.
     """
 
     where: Region
@@ -48,7 +48,7 @@ class Term(NamedTuple):
 
     @property
     def unseen(self) -> Term:
-        """The term where held-out points are drawn."""
+        """The term on the region of the held-out loss."""
         return self if self.heldout is None else self._replace(where=self.heldout)
 
     def rows(self, field: Field) -> Tensor:
@@ -59,7 +59,14 @@ class Term(NamedTuple):
 
 @dataclass(frozen=True)
 class Parameter:
-    """What a problem parameter may be, and its value in the problem that the pretrained network solved."""
+    """The declaration of a problem parameter: its source value, and the values allowed.
+
+    Attributes:
+        source: its value in the problem solved by the pretrained network.
+        above: exclusive lower bound.
+        integer: whether it is a whole number.
+        choices: the allowed words, if it is not a number.
+    """
 
     source: Any
     above: float = -math.inf
@@ -68,7 +75,7 @@ class Parameter:
 
     @property
     def rule(self) -> Rule:
-        """What a value must be."""
+        """The rule for its values."""
         if self.choices:
             return one_of(*self.choices)
         if self.integer:
@@ -76,7 +83,11 @@ class Parameter:
         return number(above=self.above)
 
     def check(self, name: str, value: Any) -> None:
-        """Raise ``InputError`` unless the value is allowed, or the present one of a value that is trained."""
+        """Check a value, or the present one of an unknown parameter.
+
+        Raises:
+            InputError: if it is not allowed.
+        """
         self.rule.check(name, value.item() if isinstance(value, Tensor) else value)
 
 
@@ -88,13 +99,13 @@ def parameter(
     integer: bool = False,
     choices: tuple[str, ...] = (),
 ) -> Any:
-    """A dataclass field holding a problem parameter: ``nu: float = parameter(0.05, 0.02, above=0)``.
+    """A dataclass field for a problem parameter: ``nu: float = parameter(0.05, 0.02, above=0)``.
 
     Args:
-        source: value that the pretrained network solved.
+        source: value in the problem solved by the pretrained network.
         target: value to adapt to, the field's default.
         above: exclusive lower bound.
-        integer: whether only whole numbers make sense.
+        integer: whether it is a whole number.
         choices: the allowed words, for a parameter that is not a number.
     """
     return dataclasses.field(default=target, metadata={"parameter": Parameter(source, above, integer, choices)})
@@ -102,29 +113,29 @@ def parameter(
 
 @dataclass(frozen=True, kw_only=True)
 class Problem(ABC):
-    """Base of every problem; a subclass states coordinates, fields, region, terms, ansatz and reference.
+    """Base class of all problems; a subclass defines coordinates, fields, region, terms, ansatz and reference.
 
     Args:
-        conditions: ``hard`` or ``soft``; empty picks the first that the problem supports.
-        weights: loss weights w_k by term name, 1 where not given.
+        conditions: ``hard`` or ``soft``; empty for the first that the problem supports.
+        weights: loss weights w_k by term; those of the terms themselves, usually 1, if not given.
 
     Raises:
-        InputError: if a parameter, the kind of conditions or a weight is not allowed.
+        InputError: if a parameter, the kind of conditions or a weight is invalid.
     """
 
     coords: ClassVar[tuple[str, ...]]
     fields: ClassVar[tuple[str, ...]] = ("u",)
     supports: ClassVar[tuple[str, ...]] = ("hard", "soft")
     enforced: ClassVar[tuple[str, ...]] = ()
-    """Names of the terms that the ansatz satisfies identically."""
+    """Names of the terms that vanish identically with the ansatz."""
     periods: ClassVar[Mapping[str, float]] = {}
     """Coordinates in which the network is exactly periodic, and their periods."""
     accuracy: ClassVar[float] = 1e-12
     """Relative accuracy of the reference solution."""
     regular: ClassVar[Region | None] = None
-    """Where the reference is smooth enough to be put into the equation, if not everywhere."""
+    """The region where the reference is smooth enough to satisfy the equation, if not everywhere."""
     has_source: ClassVar[bool] = True
-    """Whether source file and values determine the problem, so that a pretrained network is kept for later runs."""
+    """Whether source file and parameters determine the problem, so that pretrained networks can be cached."""
 
     conditions: str = ""
     weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -132,18 +143,18 @@ class Problem(ABC):
     @property
     @abstractmethod
     def region(self) -> Region:
-        """The domain of the equation, all coordinates included."""
+        """The domain of the equation, with all coordinates."""
 
     @abstractmethod
     def terms(self) -> Mapping[str, Term]:
-        """Every term by name, those that hard conditions would enforce included."""
+        """All terms by name, including those enforced by hard conditions."""
 
     def reference(self, p: Points) -> Tensor | None:
-        """The solution at p, (N, fields), differentiable with respect to the coordinates; None where none is known."""
+        """The solution at p, (N, fields), differentiable with respect to the coordinates; None if not known."""
         return None
 
     def ansatz(self, p: Points) -> tuple[Tensor, Tensor]:
-        """(g, m), each (N, 1) or (N, fields), with u = g + m · N; only asked under hard conditions."""
+        """(g, m), each (N, 1) or (N, fields), of u = g + m · N; used with hard conditions only."""
         raise NotImplementedError(f"{type(self).__name__} supports hard conditions but defines no ansatz")
 
     def __post_init__(self) -> None:
@@ -165,15 +176,22 @@ class Problem(ABC):
 
     @property
     def unknown(self) -> tuple[str, ...]:
-        """Parameters that are being found, which ``Solution`` holds as tensors."""
+        """The parameters to be estimated, held as tensors by ``Solution``."""
         return tuple(name for name in self.parameters() if isinstance(getattr(self, name), Tensor))
 
     def known_reference(self, p: Points) -> Tensor | None:
-        """The reference, or None while a parameter is unknown: at an estimate it would be that of another problem."""
+        """The reference, (N, fields), or None if a parameter is unknown: its estimate defines another problem."""
         return None if self.unknown else self.reference(p)
 
     def at_source(self, **values: Any) -> Problem:
-        """The problem that the pretrained network solved; ``values`` replace the declared source parameters."""
+        """The problem solved by the pretrained network.
+
+        Args:
+            values: source parameters that replace the declared ones.
+
+        Raises:
+            InputError: if there is no such parameter, or a value is not allowed.
+        """
         for name in values.keys() - self.parameters().keys():
             raise unknown(f"source parameter of {type(self).__name__}:", name, self.parameters())
         source = {name: declared.source for name, declared in self.parameters().items()} | values
@@ -181,7 +199,7 @@ class Problem(ABC):
         return dataclasses.replace(bare, weights={k: w for k, w in self.weights.items() if k in bare.loss_terms()})
 
     def loss_terms(self) -> dict[str, Term]:
-        """The terms that training sees: all of them, or those that hard conditions leave, with their weights."""
+        """The terms of the loss with their weights: all, except those enforced by hard conditions."""
         enforced = self.enforced if self.conditions == "hard" else ()
         return {
             name: term._replace(weight=float(self.weights.get(name, term.weight)))
@@ -191,11 +209,11 @@ class Problem(ABC):
 
     @property
     def inputs(self) -> int:
-        """Columns of ``embed``: how many inputs the network needs."""
+        """Number of inputs of the network, the columns of ``embed``."""
         return len(self.coords) + len(self.periods)
 
     def embed(self, p: Points) -> Tensor:
-        """What the network sees, (N, inputs): coordinates as they are, periodic ones as cosine and sine."""
+        """The input of the network, (N, inputs): the coordinates, periodic ones as cosine and sine."""
         columns = []
         for name in self.coords:
             if name in self.periods:

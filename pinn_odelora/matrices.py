@@ -1,7 +1,7 @@
-"""Matrices as points: a linear functional  u(M) = ⟨M, W⟩ = Σ_kl M_kl W_kl  of m × n matrices M, and where it is asked.
+"""Matrices as points of a linear functional  u(M) = ⟨M, W⟩ = Σ_kl M_kl W_kl.
 
-A point is a matrix M; its coordinates are the m·n entries, row by row. Over the unit matrices E_kl the values of u are
-the entries of W, so that the relative L2 error there is the Frobenius ratio ‖W − W*‖ / ‖W*‖ exactly, not an estimate.
+A point is an m × n matrix M; its coordinates are the m·n entries, row by row. At the unit matrices E_kl the values of u
+are the entries of W, so that the relative L2 error over them is exactly ‖W − W*‖ / ‖W*‖ in the Frobenius norm.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pinn_odelora.geometry import Uniform
 from pinn_odelora.points import Points
 
 ENTRIES = 4096
-"""The most entries of a matrix: the unit matrices together are the square of it in numbers, 128 MiB of them."""
+"""Most entries of a matrix: the unit matrices together have that number squared, 128 MiB."""
 
 
 def entry_names(m: int, n: int) -> tuple[str, ...]:
@@ -24,19 +24,25 @@ def entry_names(m: int, n: int) -> tuple[str, ...]:
 
 
 def matrix_points(M: Tensor) -> Points:
-    """Matrices (N, m, n) as N points."""
+    """Matrices M (N, m, n) as N points, with a column (N, 1) per entry."""
     return Points.from_rows(entry_names(*M.shape[1:]), M.flatten(1))
 
 
 @dataclass(frozen=True)
 class UnitMatrices:
-    """All m·n matrices E_kl with a single entry 1, row by row, at every draw; columns k and l say which."""
+    """The m·n unit matrices E_kl, in row-major order; every draw returns all of them.
+
+    Args:
+        m, n: rows and columns of a matrix.
+        interior: whether they count as interior points.
+    """
 
     m: int
     n: int
     interior: bool = True
 
     def sample(self, n: int, uniform: Uniform) -> Points:
+        """All m·n points, for any ``n``, with the indices k and l as further columns."""
         E = torch.eye(self.m * self.n, dtype=torch.float64).unflatten(1, (self.m, self.n))
         k, l = torch.meshgrid(torch.arange(1.0, self.m + 1), torch.arange(1.0, self.n + 1), indexing="ij")
         return Points(matrix_points(E) | {"k": k.double().reshape(-1, 1), "l": l.double().reshape(-1, 1)})
@@ -44,34 +50,37 @@ class UnitMatrices:
 
 @dataclass(frozen=True)
 class GaussianMatrices:
-    """Matrices with independent standard normal entries, by the inverse of the distribution function.
+    """Matrices M with independent standard normal entries, by inversion, and their exact measurements ⟨M, W⟩.
 
-    ``W`` adds the column b = ⟨M, W⟩ of their exact measurements.
+    Args:
+        W: the matrix that is measured, (m, n).
+        interior: whether they count as interior points.
     """
 
     W: Tensor
     interior: bool = True
 
     def sample(self, n: int, uniform: Uniform) -> Points:
+        """n matrices, with b = ⟨M, W⟩ as a further column, (n, 1)."""
         z = uniform(n, self.W.numel())
-        # A sequence in [0, 1) may hold 0, whose quantile is infinite.
+        # A sequence in [0, 1) may contain 0, whose quantile is infinite.
         rows = torch.special.ndtri(z.clamp(min=torch.finfo(z.dtype).tiny))
         return Points(matrix_points(rows.unflatten(1, self.W.shape)) | {"b": rows @ self.W.flatten()[:, None]})
 
 
 def orthonormal(m: int, r: int, generator: torch.Generator) -> Tensor:
-    """A uniformly distributed m × r matrix with orthonormal columns (Mezzadri, 2007, arXiv math-ph/0609050)."""
+    """A uniformly distributed matrix with orthonormal columns, (m, r) (Mezzadri, 2007, arXiv math-ph/0609050)."""
     Q, R = linalg.qr(torch.randn(m, r, generator=generator, dtype=torch.float64))
     return Q * torch.sign(R.diagonal())
 
 
 def spectrum(r: int, condition: float) -> Tensor:
-    """r singular values in geometric progression from 1 down to 1/condition; a single one is 1."""
+    """Singular values in geometric progression from 1 to 1/condition, (r,); for r = 1 it is 1."""
     exponents = torch.arange(r, dtype=torch.float64) / max(r - 1, 1)
     return condition**-exponents
 
 
 def low_rank_matrix(m: int, n: int, sigma: Tensor, generator: torch.Generator) -> Tensor:
-    """U diag(σ) V with random orthonormal U (m, r) and Vᵀ (n, r)."""
+    """U diag(σ) V with random U (m, r) and Vᵀ (n, r) with orthonormal columns, and given σ (r,)."""
     U, V = orthonormal(m, len(sigma), generator), orthonormal(n, len(sigma), generator).mT
     return U * sigma @ V

@@ -1,19 +1,20 @@
-"""Problems whose unknown is a matrix of low rank instead of a function: what they have in common.
+"""The common base of problems whose unknown is a low-rank matrix instead of a function.
 
-What is learned is the functional  u(M) = ⟨M, W⟩  of m × n matrices, by a network whose only weight is W. Its target is
+A network whose only weight is W learns the functional  u(M) = ⟨M, W⟩  of m × n matrices. Its target is
 
     W* = U diag(σ) V ,   σ_1 = ‖W*‖₂, …, σ_r = σ_1/κ  in geometric progression,
 
-with orthonormal factors drawn from the seed. The pretrained network has solved the same problem with another seed, a
-smaller and perfectly conditioned one, σ = (0.1, …, 0.1). From a small start the factors turn to the leading singular
-vectors of the gradient before they grow (Stöger and Soltanolkotabi, 2021, arXiv 2106.15013); from one as large as the
-target, weighted problems may end in a local minimum.
+with orthonormal factors drawn from the seed. The source problem has another seed, and a smaller, perfectly conditioned
+solution, σ = (0.1, …, 0.1). From a small start the factors first align with the leading singular vectors of the
+gradient, and then grow (Stöger and Soltanolkotabi, 2021, arXiv 2106.15013); from a start as large as the target,
+weighted problems may end in a local minimum.
 
-An adapter leaves the function of a network unchanged at the start, so that W = W0 − s B0A0 + s BA: a target of rank r
-can be met exactly by r factors only where W0 − s B0A0 = 0, that is where W0 has no more rank than the factors and they
-start as its best approximation (Meng et al., 2024, arXiv 2404.02948). Training all weights on 5 r (m + n − r)
-measurements, fewer than m·n unknowns, would not find such a W0. So the network is built at the source matrix and is not
-trained before, and the source has the rank of the factors, whatever the rank of the target.
+An adapter leaves the function of a network unchanged at the start, so that W = W0 − s B0A0 + s BA. Factors of rank r
+can therefore represent a target of rank r exactly only if W0 − s B0A0 = 0, that is, if the rank of W0 is at most that
+of the factors and their start is its best approximation (Meng et al., 2024, arXiv 2404.02948). Training all weights on
+5 r (m + n − r) measurements, fewer than the m·n unknowns, would not find such a W0. The network is therefore
+constructed at the source matrix, without pretraining, and the source matrix has the rank of the factors, independently
+of the rank of the target.
 """
 
 from __future__ import annotations
@@ -33,23 +34,23 @@ from pinn_odelora.rules import check, number, whole
 
 
 def plain(value: float | Tensor) -> float:
-    """A parameter's value; no residual is a function of it, even where it is to be found, which is refused for that."""
+    """The number behind a parameter, which is a tensor if it is unknown; no residual depends on it."""
     return value.item() if isinstance(value, Tensor) else float(value)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MatrixProblem(Problem):
-    """⟨M, W⟩ = ⟨M, W*⟩ for matrices M that a subclass chooses.
+    """⟨M, W⟩ = ⟨M, W*⟩ for matrices M chosen by a subclass.
 
     Args:
-        seed: of the target, and of all that is random in the problem.
-        rank: r of the target; at the source that of the factors.
-        condition: κ, its largest singular value over its smallest.
+        seed: of the target and all other random numbers of the problem.
+        rank: r of the target; in the source problem that of the factors.
+        condition: κ, the ratio of its largest to its smallest singular value.
         size: its largest singular value, σ_1.
         rows, columns: m, n.
 
     Raises:
-        InputError: if a size is no positive number, or too large; if the rank is above min(m, n); if κ < 1.
+        InputError: if a size is not a positive number, or too large; if the rank exceeds min(m, n); if κ < 1.
     """
 
     supports: ClassVar = ("soft",)
@@ -66,7 +67,7 @@ class MatrixProblem(Problem):
         super().__post_init__()
 
     def _check_target(self) -> None:
-        """Before the terms are asked for, which draw it."""
+        """Check the parameters before ``terms`` draws the target."""
         for name, declared in self.parameters().items():
             declared.check(name, getattr(self, name))
         check(self, rows=whole(1), columns=whole(1))
@@ -80,19 +81,21 @@ class MatrixProblem(Problem):
 
     @property
     def coords(self) -> tuple[str, ...]:
+        """The m·n entries of a matrix, row by row."""
         return entry_names(self.rows, self.columns)
 
     @property
     def region(self) -> Region:
+        """All unit matrices."""
         return UnitMatrices(self.rows, self.columns)
 
     @property
     def generator(self) -> torch.Generator:
-        """At its beginning: it gives the target first."""
+        """A new generator with the problem's seed, from which the target is drawn first."""
         return torch.Generator().manual_seed(int(self.seed))
 
     def drawn(self, generator: torch.Generator) -> Tensor:
-        """The target from a generator at its beginning."""
+        """The target W*, (m, n), from a new ``generator``."""
         sigma = plain(self.size) * spectrum(int(self.rank), plain(self.condition))
         return low_rank_matrix(self.rows, self.columns, sigma, generator)
 

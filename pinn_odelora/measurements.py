@@ -1,7 +1,7 @@
-"""Measured values from a file as one more term of the loss: r = √w · (u - u_measured), one component for each field.
+"""Measured values as a further term of the loss: r = √w · (u - u_measured), one component for each measured field.
 
-A file is an archive of arrays by name (.npz) or a table with a header line (.csv). Its columns are all the
-coordinates, at least one field, and maybe a weight w ≥ 0 for each point.
+A file is an archive of named arrays (.npz) or a table with a header line (.csv). Its columns are all coordinates, at
+least one field, and optionally a weight w ≥ 0 for each point.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def measured_term(data: str | Path | Mapping[str, ArrayLike] | Term, problem: Pr
 
     Args:
         data: a file, see ``read_measurements``; columns by name, each (N,); or a term.
-        problem: has the names of coordinates and fields.
-        weight: w of the term.
+        problem: defines the names of coordinates and fields.
+        weight: the weight of the term.
 
     Raises:
         InputError: as ``read_measurements``, and if the weight is not positive.
@@ -51,10 +51,10 @@ def measured_term(data: str | Path | Mapping[str, ArrayLike] | Term, problem: Pr
 def read_measurements(
     path: str | Path, coords: Sequence[str], fields: Sequence[str], weight_column: str = "weight"
 ) -> Term:
-    """The data term of a file. Rows are counted from 1, the header not counted.
+    """The data term of a file.
 
     Its region is the cloud of the measured points, with the measured values as columns ``measured_<field>`` and the
-    weights as ``weight``, all float64; points outside the problem's region are kept.
+    weights as ``weight``, each (N, 1), float64. Points outside the problem's region are kept.
 
     Args:
         path: a ``.npz`` or ``.csv`` file.
@@ -63,7 +63,7 @@ def read_measurements(
 
     Raises:
         InputError: if the file cannot be read; a column is missing, unknown, of another length or not finite; there
-            is no row; or weights are negative or all zero.
+            are no rows; or weights are negative or all zero. Messages count rows from 1, without the header.
     """
     return _term(path, _read(Path(path)), coords, fields, weight_column)
 
@@ -104,13 +104,13 @@ def _read_npz(path: Path) -> dict[str, NDArray]:
         try:
             with np.load(file, allow_pickle=False) as archive:
                 return {name: np.asarray(archive[name]) for name in archive.files}
-        except Exception as error:  # A damaged archive can fail in any way.
+        except Exception as error:  # Damaged archives can fail in any way.
             found = "pickled objects, never loaded" if "Object arrays" in str(error) else "no readable arrays by name"
-            raise InputError(f"{path} holds {found}; write it by numpy.savez(path, x=..., u=...).") from error
+            raise InputError(f"{path} holds {found}; write it with numpy.savez(path, x=..., u=...).") from error
 
 
 def _read_csv(path: Path) -> dict[str, NDArray]:
-    """Columns of words, numbers not yet read."""
+    """Columns of text, not yet converted to numbers."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             header, *rows = [row for row in csv.reader(file, skipinitialspace=True, strict=True) if row] or [[]]
@@ -154,9 +154,9 @@ def _check_names(
         if name not in (*coords, *fields, weight_column):
             raise unknown(f"column of {path}:", name, (*coords, *fields, weight_column))
     if missing := [name for name in coords if name not in columns]:
-        raise InputError(f"{path} has no column {missing[0]!r}; needed are all the coordinates {', '.join(coords)}.")
+        raise InputError(f"{path} has no column {missing[0]!r}; it must have all coordinates, {', '.join(coords)}.")
     if not any(name in columns for name in fields):
-        raise InputError(f"{path} has no measured field; needed is at least one of {', '.join(fields)}.")
+        raise InputError(f"{path} has no measured field; it must have at least one of {', '.join(fields)}.")
 
 
 def _check_rows(path: str | Path, columns: Mapping[str, Column]) -> None:

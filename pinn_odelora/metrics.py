@@ -8,12 +8,22 @@ from torch import Tensor, linalg
 
 
 def relative_l2(prediction: Tensor, reference: Tensor | None) -> float:
-    """‖u − u*‖₂ / ‖u*‖₂ over all points and fields together, both (N, fields); NaN without a reference."""
+    """‖u − u*‖₂ / ‖u*‖₂ over all points and fields; NaN without a reference.
+
+    Args:
+        prediction: u, (N, fields).
+        reference: u*, (N, fields), or None.
+    """
     if reference is None:
         return math.nan
     return float(linalg.vector_norm(prediction - reference) / linalg.vector_norm(reference))
 
 
 def max_error(prediction: Tensor, reference: Tensor | None) -> float:
-    """max |u − u*| over all points and fields, in the units of u; NaN without a reference."""
+    """max |u − u*| over all points and fields, in the units of u; NaN without a reference.
+
+    Args:
+        prediction: u, (N, fields).
+        reference: u*, (N, fields), or None.
+    """
     return math.nan if reference is None else float((prediction - reference).abs().max())

@@ -1,4 +1,4 @@
-"""Evaluation points: one named column per coordinate."""
+"""Evaluation points: one named column for each coordinate."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 
 
 class Points(dict[str, Tensor]):
-    """Named columns of shape (N, 1), ``Points(x=..., t=...)``; ``p.x`` reads ``p["x"]``.
+    """Named columns of shape (N, 1), ``Points(x=..., t=...)``; ``p.x`` is ``p["x"]``.
 
-    Columns that are not coordinates (measured values, weights) ride along and are never differentiated. Nobody writes
-    to points, so that what depends on them alone can be kept with them.
+    Further columns, such as measured values or weights, are possible; they are never differentiated. Points are treated
+    as immutable, so that values that depend on them alone can be cached with them.
     """
 
     def kept(self, key: object, make: Callable[[], Any]) -> Any:
-        """``make()``, the first time; the same thing under the same key later on."""
+        """The cached value of ``make()`` under this key; ``make`` is called the first time only."""
         known = self.__dict__.setdefault("_kept", {})
         if key not in known:
             known[key] = make()
@@ -31,7 +31,7 @@ class Points(dict[str, Tensor]):
 
     @classmethod
     def from_rows(cls, names: Sequence[str], rows: Tensor) -> Points:
-        """Split rows (N, d) into d named columns."""
+        """Points from rows (N, d) and d names."""
         return cls({name: rows[:, i : i + 1] for i, name in enumerate(names)})
 
     @property
@@ -44,14 +44,14 @@ class Points(dict[str, Tensor]):
         return torch.cat([self[name] for name in names], dim=1)
 
     def pieces(self, size: int) -> list[Points]:
-        """The points in their order, ``size`` at a time."""
+        """The points in order, in pieces of ``size`` points; the last may be smaller."""
         return [Points({k: x[i : i + size] for k, x in self.items()}) for i in range(0, self.number, size)]
 
     def tracked(self, names: Sequence[str]) -> Points:
-        """The same points with the named columns as fresh leaves that require a gradient."""
+        """The same points with the named columns as new leaves that require a gradient."""
         return Points({k: v.detach().requires_grad_() if k in names else v for k, v in self.items()})
 
     def to(self, *args: object, **kwargs: object) -> Points:
-        """``Tensor.to`` on every column; these points, with what is kept, where that changes nothing."""
+        """``Tensor.to`` on every column; the same object, with its cache, if nothing changes."""
         there = {k: v.to(*args, **kwargs) for k, v in self.items()}
         return self if all(there[k] is v for k, v in self.items()) else Points(there)

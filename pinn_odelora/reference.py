@@ -1,4 +1,4 @@
-"""Building blocks of reference solutions: quadrature rules, and spectral solutions that can be differentiated."""
+"""Building blocks of reference solutions: quadrature rules and differentiable spectral solutions."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from torch import Tensor
 
 
 def gauss_hermite(n: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Nodes z and log-weights of ∫ exp(-z²) f(z) dz ≈ Σ exp(log w_j) f(z_j), each (n,).
+    """Nodes z_j and logarithms of the weights w_j of ∫ exp(-z²) f(z) dz ≈ Σ w_j f(z_j), each (n,).
 
-    Both have the dtype and device of ``like``. Weights smaller than the smallest float are given as -inf and drop out
-    of any sum.
+    Both have the dtype and device of ``like``. The logarithm of a weight that underflows is -inf.
     """
     nodes, weights = np.polynomial.hermite.hermgauss(n)
     with np.errstate(divide="ignore"):
@@ -26,17 +25,18 @@ def gauss_hermite(n: int, like: Tensor) -> tuple[Tensor, Tensor]:
 def etdrk4(
     L: NDArray, N: Callable[[NDArray], NDArray], v: NDArray, h: float, steps: int, every: int = 1
 ) -> NDArray[np.complex128]:
-    """v' = L v + N(v) with diagonal L by the exponential Runge–Kutta scheme of order 4.
+    """v' = L v + N(v) with diagonal L, by the fourth-order exponential Runge–Kutta scheme ETDRK4.
 
-    The coefficients are functions of z = hL that cancel near 0, so they are averaged over a circle of radius 1 around
-    each z (Cox and Matthews, 2002, eq. 26–29; Kassam and Trefethen, 2005).
+    The coefficients are functions of z = hL with cancellation near 0, so they are computed as averages over a circle
+    of radius 1 around each z (Cox and Matthews, 2002, eq. 26–29; Kassam and Trefethen, 2005).
 
     Args:
         L: diagonal of the stiff linear part, (K,).
         N: the remaining part, (K,) -> (K,).
         v: initial value, (K,).
         h: step size.
-        every: how many steps apart the returned values are; it divides ``steps``.
+        steps: number of steps.
+        every: number of steps between two returned values; it divides ``steps``.
 
     Returns:
         v at the times 0, every·h, …, steps·h, (steps/every + 1, K).
@@ -70,13 +70,16 @@ def etdrk4(
 
 @dataclass(frozen=True)
 class PeriodicSolution:
-    """u(x, t), periodic in x, from its values on an even grid; differentiable by autograd.
+    """u(x, t), periodic in x, interpolated from values on a uniform grid; differentiable by autograd.
 
-    Lagrange polynomials through the nearest 16 × 8 values. On a grid twice as fine as the Fourier modes need, that
-    is as good as the trigonometric interpolant, and costs the same whatever the number of modes.
+    The interpolant is the Lagrange polynomial through the nearest 16 × 8 values. On a grid twice as fine as the Fourier
+    modes require, it is as accurate as the trigonometric interpolant, at a cost independent of the number of modes.
 
     Args:
-        values: u at times 0 … ``end`` and places ``start`` … ``start + period``, the last one left out, (times, n).
+        values: u at times from 0 to ``end`` and at n positions in [start, start + period), (times, n).
+        start: the first position.
+        period: period in x.
+        end: the last time.
     """
 
     values: Tensor
@@ -86,7 +89,12 @@ class PeriodicSolution:
 
     @classmethod
     def from_modes(cls, modes: NDArray, start: float, period: float, end: float) -> PeriodicSolution:
-        """From the ``rfft`` of u at even times, (times, n/2 + 1), by trigonometric interpolation on 2n places."""
+        """From the ``rfft`` of u at uniform times, (times, n/2 + 1), by trigonometric interpolation on 2n positions.
+
+        Args:
+            modes: the ``rfft`` in x of n values of u, one row per time.
+            start, period, end: as for the class.
+        """
         n = 2 * (modes.shape[1] - 1)
         return cls(torch.from_numpy(2 * np.fft.irfft(modes, 2 * n)), start, period, end)
 
@@ -100,9 +108,9 @@ class PeriodicSolution:
 
 
 def _lagrange(s: Tensor, nodes: int, count: int | None = None) -> tuple[Tensor, Tensor]:
-    """The integers nearest to s (N, 1), and the weights Π_{i≠j} (s - i)/(j - i) of the values there, each (N, nodes).
+    """The integers nearest to s (N, 1) and their Lagrange weights Π_{i≠j} (s - i)/(j - i), each (N, nodes).
 
-    With a ``count`` the integers stay in 0 … count - 1, so that the last intervals are interpolated from one side.
+    With a ``count`` the integers stay in 0 … count - 1, so that interpolation is one-sided near the ends.
     """
     first = torch.floor(s.detach()).long() - nodes // 2 + 1
     if count is not None:

@@ -1,1 +1,1 @@
-"""One equation per file. A new file here and a one-line YAML in configs/problem/ is a new problem."""
+"""The problems, one equation per file. A new one is a file here and one line of YAML in configs/problem/."""

@@ -1,4 +1,4 @@
-"""Allen–Cahn equation, solved by a Fourier method."""
+"""Allen–Cahn equation, with a Fourier spectral reference solution."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from pinn_odelora.reference import PeriodicSolution, etdrk4
 class AllenCahn(Problem):
     """u_t = d u_xx + 5 (u - u³) on [-1, 1] × [0, 1], periodic in x;  u(x, 0) = x² cos πx.
 
-    Ansatz: continued periodically the initial state is 2|s| - 1 near x = ±1, s the distance from there, a kink that no
-    smooth network can take out again. Near u = -1 the equation is v_t = d v_xx - 10 v for v = u + 1, to first order,
-    and turns 2|s| into 2 exp(-10 t) E(s, t), E the heat equation's solution from |s|, which is smooth for t > 0:
+    Ansatz: near x = ±1 the periodic extension of the initial state is 2|s| - 1, with s the distance from there, a kink
+    that a smooth network cannot remove. For v = u + 1 the equation linearised about u = -1 is v_t = d v_xx - 10 v,
+    which evolves 2|s| into 2 exp(-10 t) E(s, t), where E solves the heat equation with initial value |s|, and is smooth
+    for t > 0:
 
         E(s, t) = s erf(s/w) + w exp(-s²/w²) / √π ,   w = √(4 d t) .
 
-    So the network is added to  u(x, 0) + 2 c (exp(-10 t) E - s)  with s = (2/π) cos(πx/2), which is smooth but for the
-    same kink, and c = sin⁸(πx/2), which is 1 there and holds this to its neighbourhood.
+    The network is therefore added to  u(x, 0) + 2 c (exp(-10 t) E - s),  with s = (2/π) cos(πx/2), which is smooth up
+    to the same kink, and the cut-off c = sin⁸(πx/2), which is 1 at the kink.
 
-    Residual: weighted by exp(-5t/2). What is left of the equation near u = 0, to which 5 (u - u³) is 5 u, grows by
-    exp(5 (1 - t)) until the end, while it is largest in the fronts at the end, where it has no time to. Without a
-    weight points and loss are all for these. All of the growth, exp(-5t), would leave nothing for where u = ±1, where
-    errors decay: a half of it does better on the default jump and as well on the sharper one
-    (``docs/results/defaults.md``). That early times come first is the idea of Wang, Sankaran and Perdikaris (2022,
-    arXiv 2203.07404), there by weights that follow the loss.
+    Residual: weighted by exp(-5t/2). Near u = 0, where 5 (u - u³) ≈ 5 u, an error at time t grows by exp(5 (1 - t)) up
+    to t = 1, whereas the residual is largest in the fronts at late times, where errors have no time to grow. Without a
+    weight the fronts dominate both loss and residual sampling. The full weight exp(-5t) would neglect the regions with
+    u ≈ ±1, where errors decay; the exponent 5/2 was chosen by experiment (``docs/results/defaults.md``). Emphasis on
+    early times is due to Wang, Sankaran and Perdikaris (2022, arXiv 2203.07404), whose weights depend on the loss.
 
-    Reference: ETDRK4 on Fourier modes, interpolated. No finite number of modes resolves the kink at once: the error is
-    below 1e-6 of the solution over the whole region, 2e-5 before t = 0.01 and 1e-9 from t = 0.2 on, where the equation
-    itself is tested.
+    Reference: ETDRK4 on Fourier modes, interpolated. No finite number of modes resolves the initial kink: the relative
+    error is below 1e-6 over the whole region, 2e-5 before t = 0.01, and 1e-9 from t = 0.2 on, where the reference is
+    tested in the equation.
     """
 
     coords = ("x", "t")
@@ -60,14 +60,17 @@ class AllenCahn(Problem):
         }
 
     def equation(self, f: Field) -> Tensor:
+        """u_t - d u_xx - 5 (u - u³), (N, 1)."""
         return f.op("u", {"t": 1, "xx": -self.d}) - 5 * (f.u - f.u**3)
 
     @staticmethod
     def weight(t: Tensor) -> Tensor:
+        """exp(-5t/2), (N, 1)."""
         return torch.exp(-5 * t / 2)
 
     @staticmethod
     def initial(x: Tensor) -> Tensor:
+        """u(x, 0), (N, 1)."""
         return x**2 * torch.cos(math.pi * x)
 
     def ansatz(self, p: Points) -> tuple[Tensor, Tensor]:
@@ -76,7 +79,7 @@ class AllenCahn(Problem):
         return self.initial(p.x) + kink * (torch.exp(-10 * p.t) * self.smoothed(distance, p.t) - distance), p.t
 
     def smoothed(self, s: Tensor, t: Tensor) -> Tensor:
-        """E, s ≥ 0; a tiny time after t, so that it has derivatives at t = 0 as well."""
+        """E(s, t) for s ≥ 0, (N, 1); t is shifted by a tiny amount, so that the derivatives exist at t = 0."""
         w = torch.sqrt(4 * self.d * t + 1e-16)
         return s * torch.erf(s / w) + w / math.sqrt(math.pi) * torch.exp(-((s / w) ** 2))
 
@@ -86,10 +89,13 @@ class AllenCahn(Problem):
 
 @lru_cache(maxsize=8)
 def solve(d: float, refinement: int = 1) -> PeriodicSolution:
-    """The reference for one d; ``refinement`` multiplies the modes and divides the step, to measure its accuracy.
+    """The reference solution for one d, with layers of width √d.
 
-    Layers are √d wide. The modes of the initial state come from 16 times as many places, so that its kink does not
-    alias into them.
+    The modes of the initial state are computed on a grid 16 times as fine, to reduce the aliasing of its kink.
+
+    Args:
+        d: diffusion coefficient.
+        refinement: multiplies the number of modes and of steps, to measure the accuracy.
     """
     n = refinement * 1024 * 2 ** max(0, math.ceil(math.log2(1e-2 / math.sqrt(d))))
     steps = refinement * 1024

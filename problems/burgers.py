@@ -1,4 +1,4 @@
-"""Viscous Burgers equation, the Cole–Hopf transform as its exact solution."""
+"""Viscous Burgers equation, with the exact solution by the Cole–Hopf transform."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from pinn_odelora.reference import gauss_hermite
 class Burgers(Problem):
     """u_t + u u_x = ν u_xx on [-1, 1] × [0, 1];  u(x, 0) = -a sin πx,  u(±1, t) = 0.
 
-    Reference: with φ(y) = exp(-a cos(πy) / 2πν), u is the mean of the initial values u₀(x - √(4νt) z) under the
-    weight exp(-z²) φ(x - √(4νt) z), by Gauss–Hermite quadrature (Cole, 1951; Hopf, 1950).
+    Reference: with φ(y) = exp(-a cos(πy) / 2πν), u is the mean of the initial values u₀(x - √(4νt) z) over z with
+    weight exp(-z²) φ(x - √(4νt) z), computed by Gauss–Hermite quadrature (Cole, 1951; Hopf, 1950).
     """
 
     coords = ("x", "t")
@@ -37,6 +37,7 @@ class Burgers(Problem):
         }
 
     def initial(self, x: Tensor) -> Tensor:
+        """u(x, 0), (N, 1)."""
         return -self.amplitude * torch.sin(math.pi * x)
 
     def ansatz(self, p: Points) -> tuple[Tensor, Tensor]:

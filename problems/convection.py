@@ -1,4 +1,4 @@
-"""Linear convection, a travelling sine as its exact solution."""
+"""Linear convection, with a travelling sine wave as exact solution."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from pinn_odelora.points import Points
 class Convection(Problem):
     """u_t + β u_x = 0 on [0, 2π] × [0, 1], periodic in x;  u(x, 0) = sin x.
 
-    Reference: u = sin(x - βt), by characteristics. The standard hard case for networks (Krishnapriyan et al., 2021).
+    Reference: u = sin(x - βt), by characteristics. A standard hard case for physics-informed networks (Krishnapriyan et
+    al., 2021).
     """
 
     coords = ("x", "t")

@@ -1,4 +1,4 @@
-"""Heat equation, two sine modes as its exact solution."""
+"""Heat equation, with two sine modes as exact solution."""
 
 from __future__ import annotations
 
@@ -34,9 +34,11 @@ class Heat(Problem):
         }
 
     def mode(self, n: int, x: Tensor) -> Tensor:
+        """sin nπx, (N, 1)."""
         return torch.sin(n * math.pi * x)
 
     def initial(self, x: Tensor) -> Tensor:
+        """u(x, 0), (N, 1)."""
         return self.mode(1, x) + self.mode(3, x) / 2
 
     def ansatz(self, p: Points) -> tuple[Tensor, Tensor]:

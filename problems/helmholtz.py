@@ -33,9 +33,11 @@ class Helmholtz(Problem):
         }
 
     def exact(self, x: Tensor, y: Tensor) -> Tensor:
+        """u, (N, 1)."""
         return torch.sin(math.pi * x) * torch.sin(self.k * math.pi * y)
 
     def q(self, x: Tensor, y: Tensor) -> Tensor:
+        """The right-hand side, (N, 1)."""
         return (1 - (1 + self.k**2) * math.pi**2) * self.exact(x, y)
 
     def ansatz(self, p: Points) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Kovasznay flow: the steady Navier–Stokes equations behind a grid, with an exact solution."""
+"""Kovasznay flow: an exact solution of the steady Navier–Stokes equations, the laminar flow behind a grid."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Kovasznay(Problem):
     """u·∇u + ∇p = Δu / Re,  ∇·u = 0  for u = (u, v) on [-0.5, 1] × [-0.5, 1.5].
 
     Reference, with λ = Re/2 - √(Re²/4 + 4π²): u = 1 - exp(λx) cos 2πy, v = λ/2π · exp(λx) sin 2πy and
-    p = (1 - exp 2λx) / 2 (Kovasznay, 1948). Velocities are given on all sides; they leave the pressure free up to a
-    constant, so it is given on the outflow x = 1.
+    p = (1 - exp 2λx) / 2 (Kovasznay, 1948). Velocities are prescribed on all sides; they determine the pressure only up
+    to a constant, so it is prescribed at the outflow x = 1.
     """
 
     coords = ("x", "y")
@@ -38,6 +38,7 @@ class Kovasznay(Problem):
         }
 
     def navier_stokes(self, f: Field) -> tuple[Tensor, Tensor, Tensor]:
+        """Residuals of both momentum equations and of ∇·u = 0, each (N, 1)."""
         return (
             f.u * f.u_x + f.v * f.u_y + f.p_x - f.lap("u") / self.re,
             f.u * f.v_x + f.v * f.v_y + f.p_y - f.lap("v") / self.re,
@@ -46,16 +47,19 @@ class Kovasznay(Problem):
 
     @property
     def rate(self) -> float:
-        """λ, written so that nothing cancels at large Re."""
+        """λ, in a form without cancellation at large Re."""
         return -4 * math.pi**2 / (self.re / 2 + (self.re**2 / 4 + 4 * math.pi**2) ** 0.5)
 
     def u(self, x: Tensor, y: Tensor) -> Tensor:
+        """Exact velocity in x, (N, 1)."""
         return 1 - torch.exp(self.rate * x) * torch.cos(2 * math.pi * y)
 
     def v(self, x: Tensor, y: Tensor) -> Tensor:
+        """Exact velocity in y, (N, 1)."""
         return self.rate / (2 * math.pi) * torch.exp(self.rate * x) * torch.sin(2 * math.pi * y)
 
     def p(self, x: Tensor) -> Tensor:
+        """Exact pressure, (N, 1)."""
         return (1 - torch.exp(2 * self.rate * x)) / 2
 
     def reference(self, p: Points) -> Tensor:

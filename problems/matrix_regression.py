@@ -1,8 +1,8 @@
-"""Matrix regression: the nearest matrix of low rank in a weighted norm, a strongly convex loss of known curvature.
+"""Matrix regression: low-rank approximation in a weighted norm, a strongly convex loss with known curvature.
 
-L = ½ Σ_kl w_kl (W − W*)_kl²  has the weights w_kl as the eigenvalues of its Hessian. As a function of all entries of W
-it is as easy as a problem of condition max w / min w gets; among matrices of rank r it is weighted low-rank
-approximation, which has no closed form and may have local minima (Srebro and Jaakkola, 2003, ICML).
+The eigenvalues of the Hessian of  L = ½ Σ_kl w_kl (W − W*)_kl²  are the weights w_kl. As a function of all entries of W
+it is a separable quadratic with condition number max w / min w. Over matrices of rank r it is weighted low-rank
+approximation, which has no closed-form solution and may have local minima (Srebro and Jaakkola, 2003, ICML).
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ class MatrixRegression(MatrixProblem):
     L = ½ Σ_kl w_kl (W − W*)_kl²: the points are the matrices √w_kl E_kl, and the weight of the term is m n / 2.
 
     Args:
-        curvature: the largest w_kl over the smallest, which is 1; between them they are in geometric progression, in
-            random order.
+        curvature: max w / min w; the weights are a geometric progression from 1 to this value, in random order.
+
+    Raises:
+        InputError: as ``MatrixProblem``, and if the curvature is less than 1.
     """
 
     curvature: float = 100.0
@@ -45,7 +47,7 @@ class MatrixRegression(MatrixProblem):
         return w[torch.randperm(W.numel(), generator=generator)].reshape(W.shape)
 
     def weighted_entries(self) -> Points:
-        """The matrices √w_kl E_kl, with the column b."""
+        """The m·n matrices √w_kl E_kl, with the values b = √w_kl W*_kl as a further column, (m·n, 1)."""
         root = self.entry_weights().sqrt()
         M = torch.diag(root.flatten()).unflatten(1, root.shape)
         return Points(matrix_points(M) | {"b": (root * self.matrix).reshape(-1, 1)})

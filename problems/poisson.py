@@ -17,10 +17,12 @@ SQUARE = Box(x=(0, 1), y=(0, 1))
 
 
 def disk() -> Shape:
+    """The disk of radius ¼ around the centre of the square."""
     return Shape(shapes().Disk([0.5, 0.5], 0.25))
 
 
 def plate() -> Shape:
+    """The unit square without the disk."""
     return Shape(shapes().Rectangle([0, 0], [1, 1]) - disk().geometry)
 
 
@@ -28,8 +30,8 @@ def plate() -> Shape:
 class Poisson(Problem):
     """-(u_xx + u_yy) = f on [0, 1]²,  u = 0 on its boundary;  with ``domain=plate_with_hole`` outside a disk too.
 
-    Reference: u = sin aπx sin aπy, which gives f = 2a²π² u. The plate leaves out the disk of radius ¼ around the
-    centre; on its rim u takes the values of the reference, always by the soft term ``hole``.
+    Reference: u = sin aπx sin aπy, which gives f = 2a²π² u. The plate is the square without the disk of radius ¼ around
+    its centre; on its rim u takes the values of the reference, always as a soft condition, the term ``hole``.
     """
 
     coords = ("x", "y")
@@ -40,6 +42,7 @@ class Poisson(Problem):
 
     @property
     def region(self) -> Region:
+        """The square, or the plate."""
         return SQUARE if self.domain == "square" else plate()
 
     def terms(self) -> dict[str, Term]:
@@ -52,9 +55,11 @@ class Poisson(Problem):
         return terms
 
     def exact(self, x: Tensor, y: Tensor) -> Tensor:
+        """u, (N, 1)."""
         return torch.sin(self.a * math.pi * x) * torch.sin(self.a * math.pi * y)
 
     def f(self, x: Tensor, y: Tensor) -> Tensor:
+        """The right-hand side, (N, 1)."""
         return 2 * (self.a * math.pi) ** 2 * self.exact(x, y)
 
     def ansatz(self, p: Points) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Logistic reaction at every place, solved exactly."""
+"""Logistic reaction equation, pointwise in space, with an exact solution."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from pinn_odelora.points import Points
 class Reaction(Problem):
     """u_t = ρ u (1 - u) on [0, 2π] × [0, 1], periodic in x;  u(x, 0) = exp(-(x - π)² / 2(π/4)²).
 
-    Reference: the logistic function of time, u = u₀ e^ρt / (1 + u₀ (e^ρt - 1)). A standard hard case for networks
-    (Krishnapriyan et al., 2021). The bell is e⁻⁸ high where the period closes and has a kink there, which grows with
-    time and which a periodic network can only round off.
+    Reference: the logistic function u = u₀ e^ρt / (1 + u₀ (e^ρt - 1)). A standard hard case for physics-informed
+    networks (Krishnapriyan et al., 2021). The periodic extension of the initial state has a kink where it equals e⁻⁸,
+    at x = 0, which grows with time and which a smooth periodic network cannot represent exactly.
     """
 
     coords = ("x", "t")
@@ -38,6 +38,7 @@ class Reaction(Problem):
         }
 
     def initial(self, x: Tensor) -> Tensor:
+        """u(x, 0), (N, 1)."""
         return torch.exp(-((x - math.pi) ** 2) / (2 * (math.pi / 4) ** 2))
 
     def ansatz(self, p: Points) -> tuple[Tensor, Tensor]:

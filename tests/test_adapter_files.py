@@ -13,7 +13,7 @@ from pinn_odelora.errors import InputError
 from pinn_odelora.lowrank import Factors, LowRankLinear, adapters
 from pinn_odelora.lowrank.adapter_files import load_adapter, merged_state_dict, save_adapter
 from pinn_odelora.lowrank.start import orthonormal, pissa, zero
-from pinn_odelora.lowrank.targets import adapt, linear_targets, thaw
+from pinn_odelora.lowrank.targets import linear_targets, put_factors, thaw
 from pinn_odelora.nets import MLP
 
 STARTS = {"zero": zero, "orthonormal": partial(orthonormal, size=0.5), "pissa": pissa}
@@ -27,7 +27,7 @@ def base():
 
 def trained(net, start, generator, rank=RANK, patterns=("linears.0", "linears.2", "linears.4")):
     """``net`` adapted at tall, square and wide layers, its factors moved far from the start."""
-    layers = adapt(net, linear_targets(net, patterns), rank, SCALE, start, generator)
+    layers = put_factors(net, linear_targets(net, patterns), rank, SCALE, start, generator)
     with torch.no_grad():
         for layer in layers.values():
             for factor in layer.factors:
@@ -98,7 +98,7 @@ def test_the_difference_is_saved_exactly_and_balanced(start, generator, tmp_path
 def test_the_rank_is_that_of_the_difference(second, rank, generator, tmp_path):
     """A rotation of the pair changes the weight by rounding alone, which is cut; what is smallest beside it is kept."""
     net = base()
-    layers = adapt(net, linear_targets(net, "linears.2"), RANK, SCALE, pissa, generator)
+    layers = put_factors(net, linear_targets(net, "linears.2"), RANK, SCALE, pissa, generator)
     (layer,) = layers.values()
     turn = torch.linalg.qr(torch.randn(RANK, RANK, generator=generator, dtype=torch.float64)).Q
     with torch.no_grad():
@@ -115,7 +115,7 @@ def test_the_rank_is_that_of_the_difference(second, rank, generator, tmp_path):
 def test_a_rounded_pair_is_as_good_as_its_factors(generator, tmp_path):
     """A small change from a large start: a pair in which the two cancel would lose it in bfloat16 (2⁻⁸ = 3.9e-3)."""
     net = base()
-    adapt(net, linear_targets(net), RANK, SCALE, pissa, generator)
+    put_factors(net, linear_targets(net), RANK, SCALE, pissa, generator)
     with torch.no_grad():
         for layer in adapters(net).values():
             for factor in layer.factors:
@@ -131,7 +131,7 @@ def test_a_rounded_pair_is_as_good_as_its_factors(generator, tmp_path):
 def test_an_adapter_of_no_steps_can_be_trained_in_peft(start, generator, tmp_path):
     peft = pytest.importorskip("peft")
     net, x = base(), points(generator)
-    adapt(net, linear_targets(net), RANK, SCALE, start, generator)
+    put_factors(net, linear_targets(net), RANK, SCALE, start, generator)
     save_adapter(net, tmp_path, base="b")
     model = peft.PeftModel.from_pretrained(base(), tmp_path, is_trainable=True)
     assert torch.equal(model(x), base()(x))
@@ -359,7 +359,7 @@ def test_pickled_adapters_are_read_and_never_run(generator, tmp_path):
     load_adapter(net, tmp_path)
     close(net(x), model(x))
     safetensors.torch.save_file({"other": torch.ones(1)}, tmp_path / WEIGHTS)
-    refused(tmp_path, r"safetensors holds other, which is no LoRA factor")
+    refused(tmp_path, r"safetensors holds other, which is not a LoRA factor")
 
 
 ALSO = [("biases",), ("last",), ("biases", "last")]
@@ -493,7 +493,7 @@ KEY = "base_model.model.linears.2.lora_A.weight"
     ("change", "reason"),
     [
         (lambda t: t.pop(KEY), "holds only lora_B of layer linears.2"),
-        (lambda t: t.update(other=torch.ones(2)), "holds other, which is no LoRA factor"),
+        (lambda t: t.update(other=torch.ones(2)), "holds other, which is not a LoRA factor"),
         (lambda t: t[KEY].fill_(float("nan")), f"{KEY} in .* NaN"),
         (lambda t: t.update({KEY: torch.ones(4, 6)}), r"A \(4, 6\) and B \(5, 4\) for layer linears.2, which needs"),
         (lambda t: t.update({KEY: torch.ones(4)}), r"A \(4,\) and B \(5, 4\) for layer linears.2, which needs"),

@@ -7,9 +7,7 @@ import itertools
 
 import pytest
 import torch
-from test_implicit import evaluator_of, stacked_solution
 from test_linearisation import PROBLEMS, SCALE, assert_near, make
-from test_optim import adapted
 from torch import linalg
 
 from pinn_odelora.linalg import conjugate_gradients as iterative
@@ -18,11 +16,16 @@ from pinn_odelora.linalg.conjugate_gradients import ConjugateGradients, Nystrom
 from pinn_odelora.linalg.damped import Damped
 from pinn_odelora.linalg.plan import Shape, predicted
 from pinn_odelora.linalg.solvers import solver_for
-from pinn_odelora.linearisation import Coordinates, Stretch, coordinates, sweep
-from pinn_odelora.lowrank.layer import Factors, adapters
+from pinn_odelora.linearisation import Coordinates, Linearisation, Sweep, coordinates, sweep
+from pinn_odelora.lowrank.start import orthonormal
+from pinn_odelora.lowrank.targets import linear_targets, put_factors
+from pinn_odelora.manifolds.factors import Factors
 from pinn_odelora.manifolds.fixed_rank import frame
-from pinn_odelora.manifolds.tangent import FactorFrame
+from pinn_odelora.manifolds.tangent import FactorFrame, Stretch
+from pinn_odelora.nets import MLP
+from pinn_odelora.system import Solution, System, draw_points
 from problems.allen_cahn import AllenCahn
+from problems.burgers import Burgers
 from problems.kovasznay import Kovasznay
 
 KINDS = {
@@ -35,6 +38,12 @@ BIASES = ("bias.0", "bias.3", "bias.4")
 
 def normal(*size, generator):
     return torch.randn(*size, generator=generator, dtype=torch.float64)
+
+
+def stacked_solution(J, w, mu):
+    """(JᵀJ + μ)⁻¹ Jᵀ w from the least-squares problem of [J; √μ I]."""
+    stacked = torch.cat([J, mu**0.5 * torch.eye(J.shape[1], dtype=torch.float64)])
+    return linalg.lstsq(stacked, torch.cat([w, w.new_zeros(J.shape[1])])[:, None]).solution[:, 0]
 
 
 class Mixed:
@@ -98,7 +107,7 @@ def test_coordinates_are_the_dense_columns(kind, problem, generator, monkeypatch
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_not_kept_is_found_anew(kind, generator):
+def test_what_is_not_kept_is_recomputed(kind, generator):
     mixed = Mixed(generator, kind)
     kept, streamed = mixed.coordinates(), mixed.coordinates(memory=1.0, chunk=3)
     assert_is(streamed, mixed.J, generator)
@@ -159,10 +168,10 @@ def test_whole_weights_have_a_kernel_and_frames_have_none(generator):
 
 
 @pytest.mark.parametrize(
-    ("mu", "way"),
+    ("mu", "used"),
     [(1e-2, ("kernel", torch.float32)), (1e-9, ("kernel", torch.float64)), (1e-16, ("eigen", torch.float64))],
 )
-def test_an_operator_with_a_kernel_is_solved_without_its_matrix(mu, way, generator):
+def test_an_operator_with_a_kernel_is_solved_without_its_matrix(mu, used, generator):
     case = make(PROBLEMS[0], generator)
     J = Coordinates(case.linearised(), {})
     dense, w = case.dense()[1], normal(J.shape[0], generator=generator)
@@ -174,7 +183,7 @@ def test_an_operator_with_a_kernel_is_solved_without_its_matrix(mu, way, generat
     w = dense @ (dense.mT @ w)
     expected = stacked_solution(dense, w, mu)
     assert linalg.vector_norm(S(w, mu) - expected) < 1e-6 * linalg.vector_norm(expected)
-    assert S.used == way
+    assert S.used == used
     assert S.largest == pytest.approx(float(dense.square().sum(dim=0).max()))
 
 
@@ -278,9 +287,11 @@ def test_the_sketch_grows_until_what_it_misses_is_below_the_damping(generator, m
 
 
 def test_of_a_network_the_sketch_saves_nearly_all_iterations():
-    net = adapted(rank=3)
-    linearised = evaluator_of(net, n=200).linearise()
-    J = Coordinates(linearised, {name: frame(layer.factors) for name, layer in adapters(net).items()})
+    problem, net = Burgers(conditions="soft"), MLP(2, 1, width=8, depth=3)
+    layers = put_factors(net, linear_targets(net), 3, SCALE, orthonormal, torch.Generator().manual_seed(1))
+    system = System(problem, Solution(problem, net))
+    linearised = Linearisation(Sweep(system, layers, {}), draw_points(system.terms, 200, 12, seed=3))
+    J = Coordinates(linearised, {name: frame(layer.factors) for name, layer in layers.items()})
     dense = J.dense()
     for part in (1e-3, 1e-5, 1e-7):
         with_sketch, without = (ConjugateGradients(J, 1e-6, 3000, largest) for largest in (64, 0))
@@ -323,7 +334,7 @@ def test_the_plan_of_typical_steps(shape, form):
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_with_more_memory_a_plan_is_never_dearer(whole):
+def test_with_more_memory_a_plan_never_costs_more(whole):
     for rows, columns in itertools.product((50, 1000, 8000), repeat=2):
         shape = Shape(rows, columns, sides(64), whole)
         costs, before = predicted(shape), None

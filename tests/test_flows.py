@@ -5,8 +5,7 @@ import torch
 
 from pinn_odelora.errors import InputError
 from pinn_odelora.flows import balanced_flow, gradient_flow, scaled_flow
-from pinn_odelora.lowrank.layer import Factors
-from pinn_odelora.manifolds.factors import balance_defect
+from pinn_odelora.manifolds.factors import Factors, balance_defect
 from pinn_odelora.manifolds.fixed_rank import rebalance
 
 SCALE = 0.7
@@ -155,3 +154,24 @@ def test_rebalancing_keeps_the_product_and_ends_on_the_manifold(m, n, r, generat
     assert torch.allclose(balanced.B @ balanced.A, y.B @ y.A, atol=1e-12)
     assert float(balance_defect(balanced)) < 1e-12
     assert float(balance_defect(y)) > 0.1
+
+
+@shapes
+def test_rebalancing_takes_the_pair_nearest_to_the_former_one(m, n, r, generator):
+    """No rotation of it, near or far, is nearer; SVD form, which is one of them, is farther."""
+    y, _, _ = generic(m, n, r, generator)
+    former, _, _ = generic(m, n, r, generator)
+    found = rebalance(y, former)
+    assert torch.allclose(found.B @ found.A, y.B @ y.A, atol=1e-12)
+    assert float(balance_defect(found)) < 1e-12
+
+    def distance(pair):
+        return float((pair.A - former.A).square().sum() + (pair.B - former.B).square().sum())
+
+    assert distance(found) < distance(rebalance(y)) or r == 1
+    for size in (1e-3, 1e-1, 10.0):
+        skew = size * random(r, r, generator=generator)
+        Q = torch.linalg.matrix_exp(skew - skew.T)
+        assert distance(found) <= distance(Factors(Q.T @ found.A, found.B @ Q)) + 1e-12
+    flipped = torch.diag(torch.tensor([-1.0] + [1.0] * (r - 1), dtype=torch.float64))
+    assert distance(found) <= distance(Factors(flipped @ found.A, found.B @ flipped)) + 1e-12

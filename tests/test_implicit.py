@@ -11,7 +11,9 @@ from test_optim import SCALE, adapted, products
 from torch import linalg
 
 from pinn_odelora.errors import InputError, NonFiniteError
-from pinn_odelora.integrators import ROS2, LinearlyImplicit, RungeKutta, implicit
+from pinn_odelora.flows import balanced_flow, gradient_flow, scaled_flow
+from pinn_odelora.integrators import RKC, ROS2, LinearlyImplicit, Local, RungeKutta, linearly_implicit
+from pinn_odelora.integrators.linearly_implicit import ImplicitState
 from pinn_odelora.integrators.tableau import EULER
 from pinn_odelora.linalg import damped
 from pinn_odelora.linalg.damped import Damped
@@ -19,33 +21,35 @@ from pinn_odelora.lowrank.layer import adapters
 from pinn_odelora.lowrank.start import zero
 from pinn_odelora.manifolds.factors import balance_defect
 from pinn_odelora.manifolds.variables import LowRankPair
-from pinn_odelora.objective import Evaluator
-from pinn_odelora.optim import ImplicitODELoRA, factor_pairs
+from pinn_odelora.objective import Batch, Objective
+from pinn_odelora.optim import ODELoRA, factor_pairs
 from pinn_odelora.optim.methods import lora_gd, odelora, scaled_gd
-from pinn_odelora.sampling.sampler import PointStream
-from pinn_odelora.system import Solution, System
+from pinn_odelora.system import Solution, System, draw_points
 from problems.burgers import Burgers
 
 
-def evaluator_of(net, n=60, conditions="soft"):
+def objective_of(net, n=60, conditions="soft"):
     problem = Burgers(conditions=conditions)
     system = System(problem, Solution(problem, net))
-    stream = PointStream(system.terms, n, 12, seed=3)
     parameters = [p for group in factor_pairs(net) for p in group["params"]]
-    made = Evaluator(system, parameters, adapters(net))
-    made.begin(stream.draw(0))
+    made = Objective(system, parameters, adapters(net))
+    made.begin(Batch(0, draw_points(system.terms, n, 12, seed=3)))
     return made
 
 
-def step(net, metric="weights", **settings):
+def odelora_of(net, integrator=None, flow=balanced_flow):
+    return ODELoRA(factor_pairs(net), integrator=integrator or LinearlyImplicit(), flow=flow)
+
+
+def step(net, flow=balanced_flow, **settings):
     """One step of a copy: its products, and the optimiser."""
     moved = copy.deepcopy(net)
-    optimizer = ImplicitODELoRA(factor_pairs(moved), LinearlyImplicit(**settings), metric)
-    optimizer.step(evaluator_of(moved))
+    optimizer = odelora_of(moved, LinearlyImplicit(**settings), flow)
+    optimizer.step(objective_of(moved))
     return products(moved), optimizer, moved
 
 
-WAYS = [(1e-2, None, torch.float32), (1e-6, None, torch.float64), (1e-17, "qr", torch.float64)]
+SOLVERS = [(1e-2, None, torch.float32), (1e-6, None, torch.float64), (1e-17, "qr", torch.float64)]
 
 
 def least_squares(shape, generator):
@@ -60,8 +64,8 @@ def stacked_solution(J, w, mu):
 
 
 @pytest.mark.parametrize("shape", [(30, 20), (20, 30)])
-@pytest.mark.parametrize(("mu", "form", "dtype"), WAYS)
-def test_damped_least_squares_in_every_way(shape, mu, form, dtype, generator):
+@pytest.mark.parametrize(("mu", "form", "dtype"), SOLVERS)
+def test_damped_least_squares_by_every_solver(shape, mu, form, dtype, generator):
     J, w = least_squares(shape, generator)
     expected, S = stacked_solution(J, w, mu), Damped(J)
     assert linalg.vector_norm(S(w, mu) - expected) < 1e-8 * linalg.vector_norm(expected)
@@ -103,30 +107,30 @@ def test_a_gram_matrix_that_rounding_has_made_indefinite_is_not_trusted(generato
 
 
 def test_the_evaluation_of_a_linearisation_is_that_of_the_gradient():
-    by_gradient, by_rows = evaluator_of(net := adapted()), evaluator_of(net)
+    by_gradient, by_linearisation = objective_of(net := adapted()), objective_of(net)
     by_gradient()
-    by_rows.linearise()
-    a, b = by_gradient.first, by_rows.first
+    by_linearisation.linearise()
+    a, b = by_gradient.first, by_linearisation.first
     torch.testing.assert_close(b.total, a.total, rtol=1e-13, atol=0)
     assert list(a.terms) == list(b.terms) == ["pde", "ic", "bc"]
     for x, y in zip([*a.terms.values(), *a.gradients], [*b.terms.values(), *b.gradients], strict=True):
         torch.testing.assert_close(y, x, rtol=1e-11, atol=1e-14)
     for name in a.weights:
         torch.testing.assert_close(b.weights[name], a.weights[name], rtol=1e-11, atol=1e-14)
-    torch.testing.assert_close(by_rows.rows().square().sum() / 2, a.total, rtol=1e-13, atol=0)
-    assert by_rows.count == 2
+    torch.testing.assert_close(by_linearisation.residuals().square().sum() / 2, a.total, rtol=1e-13, atol=0)
+    assert by_linearisation.count == 2
 
 
 def test_a_small_step_is_the_projected_flow_and_a_step_in_factors_is_plain_lora():
     net, h = adapted(), 1e-7
-    made = evaluator_of(net)
+    made = objective_of(net)
     made()
-    for metric in ("weights", "factors"):
-        moved, _, _ = step(net, metric, h=h, correction=False)
+    for flow in (balanced_flow, gradient_flow):
+        moved, _, _ = step(net, flow, h=h, correction=False)
         velocity = []
         for name, layer in adapters(net).items():
             G, (A, B) = made.first.weights[name], (x.detach() for x in layer.factors)
-            if metric == "weights":
+            if flow is balanced_flow:
                 P_B, P_A = B @ linalg.pinv(B), linalg.pinv(A) @ A
                 velocity.append(-(P_B @ G + G @ P_A - P_B @ G @ P_A))
             else:
@@ -155,7 +159,7 @@ def test_a_step_on_the_manifold_sees_neither_gauge_nor_scale(correction, generat
 
 
 def test_a_step_in_the_factors_sees_no_rotation_of_them_but_every_other_change(generator):
-    expected, _, _ = step(adapted(), "factors", h=3.0)
+    expected, _, _ = step(adapted(), gradient_flow, h=3.0)
 
     def after(P):
         net = adapted()
@@ -163,7 +167,7 @@ def test_a_step_in_the_factors_sees_no_rotation_of_them_but_every_other_change(g
             for layer in adapters(net).values():
                 layer.A.copy_(linalg.solve(P, layer.A))
                 layer.B.copy_(layer.B @ P)
-        return step(net, "factors", h=3.0)[0]
+        return step(net, gradient_flow, h=3.0)[0]
 
     P = torch.randn(2, 2, generator=generator, dtype=torch.float64) + 2 * torch.eye(2)
     torch.testing.assert_close(after(linalg.qr(P).Q), expected, rtol=1e-7, atol=1e-9)
@@ -173,14 +177,14 @@ def test_a_step_in_the_factors_sees_no_rotation_of_them_but_every_other_change(g
 def descended(A, B, correction, steps=3):
     """Products of the layer after a few steps with momentum from these factors."""
     net = adapted()
-    made = evaluator_of(net)
+    made = objective_of(net)
     with torch.no_grad():
         for layer, a, b in zip(adapters(net).values(), A, B, strict=True):
             layer.A.copy_(a)
             layer.B.copy_(b)
-    optimizer = ImplicitODELoRA(factor_pairs(net), LinearlyImplicit(h=30.0, momentum=0.8, correction=correction))
+    optimizer = odelora_of(net, LinearlyImplicit(h=30.0, momentum=0.8, correction=correction))
     for _ in range(steps):
-        made.begin(made.draw)
+        made.begin(made.batch)
         optimizer.step(made)
     return products(net)
 
@@ -196,17 +200,17 @@ def test_momentum_is_carried_along_the_manifold_whatever_the_gauge(correction, g
 
 
 class LeastSquares:
-    """Rows J y - b in a flat space; an ``integrators.implicit.Residual``."""
+    """Residuals J y - b in a flat space; an ``integrators.base.ResidualFlow``."""
 
     def __init__(self, J, b):
         self.J, self.b = J, b
 
-    def rows(self, y):
+    def residuals(self, y):
         return self.J @ y - self.b
 
     def linearise(self, y):
         same = lambda z: z
-        return implicit.Local(self.rows(y), self.J, lambda z: y + z, vector=same, coordinates=same)
+        return Local(self.residuals(y), self.J, lambda z: y + z, vector=same, coordinates=same)
 
 
 @pytest.mark.parametrize("shape", [(30, 12), (12, 30)])
@@ -215,33 +219,35 @@ def test_a_step_with_momentum_is_the_nearest_to_what_is_carried(shape, generator
     J, b = least_squares(shape, generator)
     y, last = (torch.randn(shape[1], generator=generator, dtype=torch.float64) for _ in range(2))
     h, beta = 3.0, 0.6
-    taken = LinearlyImplicit(h=h, momentum=beta).step(LeastSquares(J, b), y, {"last": last})
+    taken = LinearlyImplicit(h=h, momentum=beta).step(LeastSquares(J, b), y, ImplicitState(last=last))
     stacked = torch.cat([J, torch.eye(shape[1], dtype=torch.float64) / math.sqrt(h)])
     wanted = torch.cat([b - J @ y, beta * last / math.sqrt(h)])
     d = linalg.lstsq(stacked, wanted[:, None]).solution[:, 0]
     torch.testing.assert_close(taken.y - y, d, rtol=1e-8, atol=1e-10)
-    torch.testing.assert_close(taken.memory["last"], taken.y - y, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(taken.state.last, taken.y - y, rtol=1e-10, atol=1e-12)
 
 
 class Curved(LeastSquares):
-    """Rows that bend: J y - b + ¼ (J y)²."""
+    """Residuals that bend: J y - b + ¼ (J y)²."""
 
-    def rows(self, y):
+    def residuals(self, y):
         return self.J @ y - self.b + (self.J @ y).square() / 4
 
     def linearise(self, y):
         same, bent = lambda z: z, self.J * (1 + self.J @ y / 2)[:, None]
-        return implicit.Local(self.rows(y), bent, lambda z: y + z, vector=same, coordinates=same)
+        return Local(self.residuals(y), bent, lambda z: y + z, vector=same, coordinates=same)
 
 
 def test_what_is_carried_on_is_the_whole_step_its_correction_included(generator):
     J = torch.randn(8, 5, generator=generator, dtype=torch.float64)
     y, b = torch.randn(5, generator=generator, dtype=torch.float64), torch.full((8,), 0.5, dtype=torch.float64)
-    taken = LinearlyImplicit(h=0.1, momentum=0.5).step(Curved(J, b), y, {})
-    plain = LinearlyImplicit(h=0.1, correction=False).step(Curved(J, b), y, {})
-    assert taken.corrected
-    torch.testing.assert_close(taken.memory["last"], taken.y - y, rtol=1e-10, atol=1e-12)
+    taken = LinearlyImplicit(h=0.1, momentum=0.5).step(Curved(J, b), y, ImplicitState())
+    plain = LinearlyImplicit(h=0.1, correction=False).step(Curved(J, b), y, ImplicitState())
+    assert taken.report.corrected
+    torch.testing.assert_close(taken.state.last, taken.y - y, rtol=1e-10, atol=1e-12)
     assert float((taken.y - plain.y).norm()) > 1e-3 * float((plain.y - y).norm())
+    chosen = LinearlyImplicit(momentum=0.5).step(Curved(J, b), y, ImplicitState(mu=10.0))
+    torch.testing.assert_close(chosen.state.last, chosen.y - y, rtol=1e-10, atol=1e-12)
 
 
 def test_momentum_moves_soft_directions_faster_and_stiff_ones_as_before():
@@ -249,10 +255,10 @@ def test_momentum_moves_soft_directions_faster_and_stiff_ones_as_before():
     J = torch.diag(torch.tensor([1e2, 1e-2], dtype=torch.float64))
     ends = {}
     for beta in (0.0, 0.75):
-        scheme, y, memory = LinearlyImplicit(h=1.0, momentum=beta, correction=False), torch.ones(2).double(), {}
+        scheme, y = LinearlyImplicit(h=1.0, momentum=beta, correction=False), torch.ones(2).double()
+        state = scheme.init()
         for _ in range(500):
-            taken = scheme.step(LeastSquares(J, torch.zeros(2).double()), y, memory)
-            y, memory = taken.y, taken.memory
+            y, state, _ = scheme.step(LeastSquares(J, torch.zeros(2).double()), y, state)
         ends[beta] = y
     slow, fast = (-math.log(float(ends[beta][1])) for beta in (0.0, 0.75))
     assert fast / slow == pytest.approx(4.0, rel=0.02)
@@ -263,37 +269,51 @@ def test_momentum_is_dropped_where_it_leads_up():
     """After a very long step the wrong way three trials end higher, and the step taken is one without momentum."""
     J, b = torch.eye(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
     y = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
-    system, memory = LeastSquares(J, b), {"mu": 1.0, "last": 1e4 * y}
-    taken = LinearlyImplicit().step(system, y, memory)
+    taken = LinearlyImplicit().step(LeastSquares(J, b), y, ImplicitState(mu=1.0, last=1e4 * y))
     torch.testing.assert_close(taken.y, y * (1 - 1 / (1 + 64.0)), rtol=1e-10, atol=0)
-    assert taken.loss < float(y @ y) / 2
+    assert taken.report.loss_after < taken.report.loss == float(y @ y) / 2
+    assert taken.report.rejected == linearly_implicit.PATIENCE
 
 
 def test_momentum_is_that_of_the_default_only_where_h_is_free():
-    assert (LinearlyImplicit().beta, LinearlyImplicit(h=0.1).beta) == (implicit.MOMENTUM, 0.0)
-    assert (LinearlyImplicit(momentum=0.0).beta, LinearlyImplicit(h=0.1, momentum=0.5).beta) == (0.0, 0.5)
+    """A step is carried on to the next one only where there is momentum; what is carried then changes that step."""
+    flow = LeastSquares(torch.diag(torch.tensor([1.0, 0.1], dtype=torch.float64)), torch.zeros(2).double())
+    y, last = torch.ones(2).double(), torch.tensor([-0.05, 0.1], dtype=torch.float64)
+
+    def carries(scheme, h=None):
+        first, second = (scheme.step(flow, y, ImplicitState(1.0, x), h) for x in (last, None))
+        assert (first.state.last is not None) == (not torch.equal(first.y, second.y))
+        return first.state.last is not None
+
+    assert carries(LinearlyImplicit())
+    assert not carries(LinearlyImplicit(), h=0.1)
+    assert not carries(LinearlyImplicit(h=0.1))
+    assert not carries(LinearlyImplicit(momentum=0.0))
+    assert carries(LinearlyImplicit(h=0.1, momentum=0.5))
+    default, stated = (LinearlyImplicit(momentum=x).step(flow, y, ImplicitState(1.0, last)) for x in (None, 0.7))
+    assert torch.equal(default.y, stated.y)
 
 
 @pytest.mark.parametrize("scheme", [LinearlyImplicit, ROS2])
-def test_the_way_of_a_step_whose_size_is_found_is_told(scheme):
+def test_the_solver_of_a_step_whose_size_is_chosen_is_reported(scheme):
     net = adapted()
-    optimizer = ImplicitODELoRA(factor_pairs(net), scheme(gram_dtype="float64"))
-    optimizer.step(evaluator_of(net))
-    assert (optimizer.param_groups[0]["memory"]["bits"], optimizer.param_groups[0]["memory"]["fallback"]) == (64, False)
+    optimizer = odelora_of(net, scheme(gram_dtype="float64"))
+    optimizer.step(objective_of(net))
+    assert (optimizer.report.solver.bits, optimizer.report.solver.fallback) == (64, False)
 
 
 @pytest.mark.parametrize("scheme", [LinearlyImplicit, ROS2])
-def test_the_precision_of_gram_matrices_can_be_fixed_and_is_told(scheme):
-    said = {}
+def test_the_precision_of_gram_matrices_can_be_fixed_and_is_reported(scheme):
+    found = {}
     for precision in ("float32", "float64"):
         net = adapted()
-        optimizer = ImplicitODELoRA(factor_pairs(net), scheme(h=1e-3, gram_dtype=precision))
-        optimizer.step(evaluator_of(net))
-        memory = optimizer.param_groups[0]["memory"]
-        said[precision] = (memory["bits"], memory["fallback"], products(net))
-    assert said["float32"][:2] == (32, False)
-    assert said["float64"][:2] == (64, False)
-    torch.testing.assert_close(said["float32"][2], said["float64"][2], rtol=1e-8, atol=1e-10)
+        optimizer = odelora_of(net, scheme(h=1e-3, gram_dtype=precision))
+        optimizer.step(objective_of(net))
+        solver = optimizer.report.solver
+        found[precision] = (solver.bits, solver.fallback, products(net))
+    assert found["float32"][:2] == (32, False)
+    assert found["float64"][:2] == (64, False)
+    torch.testing.assert_close(found["float32"][2], found["float64"][2], rtol=1e-8, atol=1e-10)
 
 
 def test_the_factors_start_at_rest_where_plain_lora_does_and_the_manifold_needs_no_full_rank():
@@ -306,72 +326,74 @@ def test_the_factors_start_at_rest_where_plain_lora_does_and_the_manifold_needs_
 
 def test_the_loss_falls_and_h_is_found():
     net = adapted()
-    made, optimizer = evaluator_of(net), ImplicitODELoRA(factor_pairs(net))
+    made, optimizer = objective_of(net), odelora_of(net)
     losses = []
     for _ in range(12):
-        made.begin(made.draw)
+        made.begin(made.batch)
         losses.append(float(optimizer.step(made)))
     assert all(b < a for a, b in pairwise(losses))
     assert losses[-1] < 0.2 * losses[0]
-    assert optimizer.param_groups[0]["memory"]["discarded"] >= 0
+    assert optimizer.report.discarded >= 0
 
 
 def test_an_optimiser_goes_on_from_its_state_as_if_it_had_never_stopped():
     net = adapted()
-    made, optimizer = evaluator_of(net), ImplicitODELoRA(factor_pairs(net))
+    made, optimizer = objective_of(net), odelora_of(net)
     for _ in range(3):
-        made.begin(made.draw)
+        made.begin(made.batch)
         optimizer.step(made)
     there = copy.deepcopy(net)
-    other, again = evaluator_of(there), ImplicitODELoRA(factor_pairs(there))
+    other, again = objective_of(there), odelora_of(there)
     again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    for evaluator, o in ((made, optimizer), (other, again)):
-        evaluator.begin(made.draw)
-        o.step(evaluator)
+    for objective, o in ((made, optimizer), (other, again)):
+        objective.begin(made.batch)
+        o.step(objective)
     assert bool((products(there) == products(net)).all())
 
 
 def test_a_trial_that_overflows_is_shortened_and_a_point_that_does_is_refused():
     net = adapted()
-    made = evaluator_of(net)
-    rows, calls = made.rows, []
+    made = objective_of(net)
+    residuals, calls = made.residuals, []
 
     def overflowing():
-        calls.append(rows())
+        calls.append(residuals())
         return calls[-1] * math.nan if len(calls) < 6 else calls[-1]
 
-    made.rows = overflowing
-    loss = ImplicitODELoRA(factor_pairs(net)).step(made)
+    made.residuals = overflowing
+    optimizer = odelora_of(net)
+    loss = optimizer.step(made)
     assert len(calls) >= 6
-    assert rows().square().sum() / 2 < loss
+    assert optimizer.report.rejected > 0
+    assert residuals().square().sum() / 2 < loss
     before = products(net)
     made.system.solution.net.linears[0].bias.data[0] = math.nan
-    made.begin(made.draw)
+    made.begin(made.batch)
     with pytest.raises(FloatingPointError, match="loss term 'pde'"):
-        ImplicitODELoRA(factor_pairs(net)).step(made)
+        odelora_of(net).step(made)
     torch.testing.assert_close(products(net), before, rtol=0, atol=0)
 
 
 def test_a_gradient_that_is_not_finite_is_named_though_a_step_keeps_no_graph(monkeypatch):
     net = adapted()
-    made = evaluator_of(net)
+    made = objective_of(net)
     A = net.linears[1].A
     A.register_hook(lambda g: g * math.inf)
     pulled_back = made._pulled_back
     infinite = lambda G: [g * math.inf if p is A else g for p, g in zip(made.parameters, pulled_back(G), strict=True)]
     monkeypatch.setattr(made, "_pulled_back", infinite)
     with pytest.raises(NonFiniteError, match="The gradient of loss term 'pde'"):
-        ImplicitODELoRA(factor_pairs(net)).step(made)
+        odelora_of(net).step(made)
     assert made.count == 1
 
 
 @pytest.mark.parametrize("integrator", [LinearlyImplicit(), LinearlyImplicit(h=0.1, correction=False), ROS2()])
-def test_a_step_tells_the_loss_where_it_ended_on_its_own_points(integrator):
+def test_a_step_reports_the_loss_where_it_ended_on_its_own_points(integrator):
     net = adapted()
-    optimizer = ImplicitODELoRA(factor_pairs(net), integrator)
-    began = optimizer.step(evaluator_of(net))
-    ended = optimizer.param_groups[0]["memory"]["ended"]
-    assert ended == pytest.approx(float(evaluator_of(net)()), rel=1e-12)
+    optimizer = odelora_of(net, integrator)
+    began = optimizer.step(objective_of(net))
+    ended = optimizer.report.loss_after
+    assert ended == pytest.approx(float(objective_of(net)()), rel=1e-12)
     assert ended != pytest.approx(float(began), rel=1e-3)
 
 
@@ -385,7 +407,7 @@ def test_the_discarded_part_is_that_of_the_trial_that_is_taken(monkeypatch):
 
     monkeypatch.setattr(LowRankPair, "move", recording)
     # Both trials are always made, so that the second may be the one that is not taken.
-    monkeypatch.setattr(implicit, "MOSTLY_GONE", 0.0)
+    monkeypatch.setattr(linearly_implicit, "MOSTLY_GONE", 0.0)
     last = []
     for seed, h in itertools.product((1, 2, 3), (0.1, 3.0)):
         reached.clear()
@@ -396,7 +418,7 @@ def test_the_discarded_part_is_that_of_the_trial_that_is_taken(monkeypatch):
             own = [m for m in reached if m.point.matrix().shape == product.shape]
             parts.append(min(own, key=lambda m: float((m.point.matrix() - product).norm())))
             assert float((parts[-1].point.matrix() - product).norm()) < 1e-12
-        found = optimizer.param_groups[0]["memory"]["discarded"]
+        found = optimizer.report.discarded
         assert found == pytest.approx(math.hypot(*(float(m.discarded) for m in parts)), rel=1e-9)
         last.append(parts[-1] is reached[-1])
     assert any(last)
@@ -420,29 +442,42 @@ def test_a_pair_in_single_precision_moves_in_double(generator):
 
 
 def test_bad_settings_are_refused():
-    with pytest.raises(InputError, match=r"integrator.h is -1"):
+    with pytest.raises(InputError, match=r"^h is -1"):
         LinearlyImplicit(h=-1)
-    with pytest.raises(InputError, match=r"integrator.momentum is 1.0, but it must be at least 0 and below 1"):
+    with pytest.raises(InputError, match=r"^momentum is 1.0, but it must be a number of at least 0 and below 1"):
         LinearlyImplicit(momentum=1.0)
     for scheme in (LinearlyImplicit, ROS2):
-        with pytest.raises(InputError, match="allowed: float32, float64"):
+        with pytest.raises(InputError, match="must be float32 or float64"):
             scheme(gram_dtype="float16")
-    with pytest.raises(InputError, match="allowed: factors, weights"):
-        ImplicitODELoRA(factor_pairs(adapted()), metric="angles")
 
 
 @pytest.mark.parametrize(
     ("method", "integrator", "settings", "sentence"),
     [
-        (odelora, LinearlyImplicit(metric="factors"), {}, "choose method=lora_gd"),
         (odelora, LinearlyImplicit(), {"retract": False}, "always balanced"),
-        (odelora, RungeKutta(EULER, chart="manifold"), {"retract": False}, "always balanced"),
-        (lora_gd, ROS2(metric="weights"), {}, "choose method=odelora"),
-        (lora_gd, RungeKutta(EULER, chart="manifold"), {}, "choose method=odelora"),
-        (scaled_gd, LinearlyImplicit(), {}, "choose an explicit one"),
-        (scaled_gd, RungeKutta(EULER, chart="manifold"), {}, "choose method=odelora"),
+        (odelora, RungeKutta(EULER), {"retract": False, "chart": "manifold"}, "always balanced"),
+        (odelora, LinearlyImplicit(), {"chart": "factors"}, "works on the manifold"),
+        (odelora, ROS2(), {"chart": "angles"}, "chart is 'angles', but it must be factors or manifold or None"),
+        (scaled_gd, LinearlyImplicit(), {}, "choose an explicit integrator"),
     ],
 )
 def test_a_flow_is_not_labelled_as_another(method, integrator, settings, sentence):
     with pytest.raises(InputError, match=sentence):
         method(integrator, **settings)
+
+
+@pytest.mark.parametrize(
+    ("method", "integrator", "flow", "chart"),
+    [
+        (odelora, LinearlyImplicit(), balanced_flow, "manifold"),
+        (odelora, RungeKutta(EULER), balanced_flow, "factors"),
+        (odelora, RKC(), balanced_flow, "manifold"),
+        (lora_gd, LinearlyImplicit(), gradient_flow, "manifold"),
+        (lora_gd, RungeKutta(EULER), gradient_flow, "factors"),
+        (lora_gd, RKC(), gradient_flow, "factors"),
+        (scaled_gd, RKC(), scaled_flow, "factors"),
+    ],
+)
+def test_a_method_follows_its_own_flow_by_any_scheme(method, integrator, flow, chart):
+    optimizer = method(integrator).optimizer(factor_pairs(adapted()))
+    assert (optimizer.flow, optimizer.chart) == (flow, chart)

@@ -25,7 +25,7 @@ from pinn_odelora.formulation import Problem, Term, parameter
 from pinn_odelora.geometry import Box
 from pinn_odelora.lowrank.layer import adapters
 from pinn_odelora.lowrank.start import orthonormal
-from pinn_odelora.lowrank.targets import adapt, linear_targets
+from pinn_odelora.lowrank.targets import linear_targets, put_factors
 from pinn_odelora.nets.mlp import ACTIVATIONS, MLP
 from pinn_odelora.points import Points
 from pinn_odelora.system import Solution, System, draw_points
@@ -279,6 +279,14 @@ def test_every_rule_is_tested():
     assert RULES.keys() == {key.partition(",")[0] for key in POINTWISE} | STRUCTURAL.keys()
 
 
+def glorot(n, m, generator):
+    """A linear layer with Glorot-uniform weights and no bias yet."""
+    layer = nn.Linear(n, m, dtype=torch.float64)
+    nn.init.xavier_uniform_(layer.weight, generator=generator)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
 class Within(nn.Module):
     """x ↦ f(c + r sin(W x + b)) layer by layer: the argument of f stays where f is smooth."""
 
@@ -286,7 +294,7 @@ class Within(nn.Module):
         super().__init__()
         self.function, self.centre, self.radius = function, (low + high) / 2, (high - low) / 2
         sizes = [2, *(integer(generator, 3, 7) for _ in range(integer(generator, 1, 3))), integer(generator, 1, 2)]
-        self.linears = nn.ModuleList(MLP(n, m, depth=0, generator=generator).linears[0] for n, m in pairwise(sizes))
+        self.linears = nn.ModuleList(glorot(n, m, generator) for n, m in pairwise(sizes))
         randomize(self, generator)
 
     def forward(self, p):
@@ -359,7 +367,7 @@ def test_what_has_no_rule_says_so(generator):
         (lambda: jet @ jet, "matrix product"),
         (lambda: jet**jet, "exponent"),
         (lambda: functional.linear(p.x, jet), "weight of a linear layer"),
-        (lambda: functional.dropout(jet, 0.5, training=True), "draws anew"),
+        (lambda: functional.dropout(jet, 0.5, training=True), "draws other numbers at every call"),
     ]:
         with pytest.raises(NoJetRule, match=what):
             use()
@@ -418,7 +426,7 @@ class Hidden(nn.Module):
 
     def __init__(self, inputs, outputs, width, depth, activation, generator):
         super().__init__()
-        layers = lambda n, m, k: nn.ModuleList(MLP(n, m, depth=0, generator=generator).linears[0] for _ in range(k))
+        layers = lambda n, m, k: nn.ModuleList(glorot(n, m, generator) for _ in range(k))
         self.activation = ACTIVATIONS[activation]
         self.first = layers(inputs, width, 3)
         self.hidden = layers(width, width, depth)
@@ -476,7 +484,7 @@ def lora(inputs, outputs, width, depth, activation, generator):
     """Adapted layers away from their start, s ≠ 1."""
     net = mlp(inputs, outputs, width, depth, activation, generator)
     randomize(net, generator)
-    adapt(net, linear_targets(net, "*" if depth == 1 else None), 1, 0.6, orthonormal, generator)
+    put_factors(net, linear_targets(net, "*" if depth == 1 else None), 1, 0.6, orthonormal, generator)
     for layer in adapters(net).values():
         with torch.no_grad():
             layer.A.add_(uniform(generator, *layer.A.shape))
@@ -551,8 +559,8 @@ def test_loss_and_gradient_of_every_problem(problem, generator):
     p = draw_points(jets.terms, interior=16, boundary=8, seed=3)
     a, b = (system.loss(p) for system in (jets, reverse))
     for key in b.terms:
-        assert jets.engine(key, p[key]).plan is not None
-        assert reverse.engine(key, p[key]).plan is None
+        assert jets.engine(key).plan is not None
+        assert reverse.engine(key).plan is None
         assert distance(a.terms[key], b.terms[key]) < 1e-12
     for x, y in zip(*(torch.autograd.grad(loss.total, weights) for loss in (a, b)), strict=True):
         assert distance(x, y) < 1e-12

@@ -15,6 +15,8 @@ from convergence import rates, results, sections, setups, starts, theory, verdic
 from convergence.running import run
 from convergence.setups import CONTENDERS, RANK, Setup, enter
 
+from pinn_odelora import Budget, loop
+
 SETUPS = [Setup(problem=p, condition=k, seed=4) for p in ("sensing", "regression") for k in (1.0, 30.0)]
 on_setups = pytest.mark.parametrize("setup", SETUPS, ids=lambda s: f"{s.problem} {s.condition:g}")
 
@@ -70,8 +72,8 @@ def test_a_step_multiplies_an_eigenvector_as_theory_says(end, name, setup):
     D, value = (modes.slowest, modes.eigenvalues[0]) if end == "slowest" else (modes.fastest, modes.eigenvalues[-1])
     W = setup.posed().matrix
     W0 = starts.truncated(W + 1e-6 * float(linalg.svdvals(W)[RANK - 1]) * D, RANK)
-    layer, evaluator, optimizer = enter(setup, contender.method(h), W0)
-    optimizer.step(evaluator)
+    layer, training = enter(setup, contender.method(h), W0)
+    next(loop.steps(training, Budget(steps=1)))
     expected = contender.factor(-h * value) * (W0 - W)
     assert float((layer.weight.detach() - W - expected).norm()) < 1e-4 * float((W0 - W).norm())
 

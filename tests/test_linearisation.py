@@ -8,7 +8,6 @@ sides, factors and biases are generic, s is not 1, and neither are the loss weig
 import copy
 import dataclasses
 import re
-import sys
 import weakref
 from itertools import pairwise
 from pathlib import Path
@@ -21,24 +20,20 @@ from torch.func import functional_call, grad, jacrev, vmap
 
 from pinn_odelora.errors import InputError
 from pinn_odelora.formulation import Term
-from pinn_odelora.geometry import Box
-from pinn_odelora.linalg import gram
+from pinn_odelora.geometry import Box, Cloud
+from pinn_odelora.linalg.gram import gram
 from pinn_odelora.linearisation import Linearisation, Sweep
-from pinn_odelora.lowrank.layer import Factors
 from pinn_odelora.lowrank.start import orthonormal
-from pinn_odelora.lowrank.targets import adapt, linear_targets
+from pinn_odelora.lowrank.targets import linear_targets, put_factors
+from pinn_odelora.manifolds.factors import Factors
 from pinn_odelora.manifolds.fixed_rank import frame
 from pinn_odelora.matrix_problem import MatrixProblem
-from pinn_odelora.measurements import Cloud
 from pinn_odelora.points import Points
 from pinn_odelora.system import Solution, System, draw_points
 from problems.burgers import Burgers
 from problems.heat import Heat
 from problems.kovasznay import Kovasznay
 from problems.poisson import Poisson
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-import jacobian
 
 SCALE = 0.7
 LINEAR = Box(x=(-1, 1), t=(0, 1))
@@ -95,7 +90,7 @@ class Case:
     def __init__(self, problem, net, generator, extra=None, derivatives="jets", dtype=torch.float64):
         self.problem, self.net = problem, net
         self.plain = copy.deepcopy(net)
-        self.adapted = adapt(net, linear_targets(net), 2, SCALE, orthonormal, generator)
+        self.adapted = put_factors(net, linear_targets(net), 2, SCALE, orthonormal, generator)
         for name, layer in self.adapted.items():
             for x in layer.factors:
                 x.data += 0.3 * torch.randn(x.shape, generator=generator, dtype=x.dtype)
@@ -189,7 +184,7 @@ def test_the_linearisation_is_the_dense_jacobian(problem, activation, generator)
     r, J = case.dense()
     a = case.linearised()
     assert_linearises(a, r, J, generator)
-    assert all(a._sweep.paired(name, p) for name, p in case.points.items())
+    assert all(a._sweep.paired(name) for name in case.points)
     frames, basis = tangent(case)
     assert a.width(frames) == basis.shape[1]
     assert_near(a.columns(frames), J @ basis)
@@ -303,7 +298,7 @@ def test_a_coefficient_of_the_equation_is_one_more_column(generator):
     assert_linearises(case.linearised({}, {"kappa": KAPPA}), r, J[:, -2:], generator)
     assert float(J[case.linearised().terms["ic"], -2:].abs().max()) == 0
     system = System(case.problem, Solution(case.problem, case.plain), derivatives="autograd")
-    f = system.engine("pde", case.points["pde"]).field(case.points["pde"])
+    f = system.engine("pde").field(case.points["pde"])
     by_hand = torch.cat([-f.u_xx, 2 * KAPPA[1] * f.u * f.u_x], dim=1).detach() * (2 * 0.3 / 7) ** 0.5
     assert_near(J[:7, -2:], by_hand)
 
@@ -320,7 +315,7 @@ def test_a_row_may_read_two_evaluations_of_its_own(generator):
     term = Term(LINEAR.face(x=-1.0), periodic, 1.7)
     case = make(weighted(Burgers(conditions="soft")), generator, extra={"periodic": term})
     a = case.linearised()
-    assert a._sweep.paired("periodic", case.points["periodic"])
+    assert a._sweep.paired("periodic")
     assert_linearises(a, *case.dense(), generator)
 
 
@@ -365,7 +360,7 @@ class Watched(torch.autograd.Function):
 def test_a_network_without_jet_rules_has_the_same_linearisation(activation, chunk, generator):
     case = make(weighted(Burgers(conditions="soft")), generator, activation, derivatives="auto")
     a = case.linearised(chunk=chunk)
-    assert all(case.system.engine(name, p).plan is None for name, p in case.points.items())
+    assert all(case.system.engine(name).plan is None for name in case.points)
     assert_linearises(a, *case.dense(), generator)
     frames, basis = tangent(case)
     assert_near(a.columns(frames), a.columns() @ basis)
@@ -427,7 +422,7 @@ def test_a_layer_passed_twice_keeps_its_pairs(generator):
 
     case = make(PROBLEMS[0], generator, net=Twice)
     a = case.linearised()
-    assert all(a._sweep.paired(name, p) for name, p in case.points.items())
+    assert all(a._sweep.paired(name) for name in case.points)
     assert_linearises(a, *case.dense(), generator)
 
 
@@ -494,7 +489,7 @@ def test_what_cannot_be_a_variable_is_refused(generator):
     for layers, others, sentence in [
         ({}, {"b": 2 * torch.ones(2, requires_grad=True)}, "b is not a parameter"),
         ({}, {"n": torch.arange(3)}, "n is not a parameter"),
-        ({"a": layer}, {"a": bias}, "a names a layer and another variable"),
+        ({"a": layer}, {"a": bias}, "a is the name of a layer and of another variable"),
         ({"a": layer, "b": layer}, {}, "One tensor is given as two variables"),
         ({"a": layer}, {"b": layer.weight}, "One tensor is given as two variables"),
         ({"a": normed}, {}, "computed by a parametrization"),
@@ -508,8 +503,8 @@ def test_wrong_names_shapes_and_sizes_are_refused(generator):
     W = torch.zeros(7, 5, dtype=torch.float64)
     for ask, sentence in [
         (lambda: a.matvec({"linears.9": W}), "Unknown variable 'linears.9'"),
-        (lambda: a.matvec({"linears.1": W.mT}), r"linears.1 has shape \(7, 5\), not \(5, 7\)"),
-        (lambda: a.rmatvec(a.r[1:]), "There are .* rows"),
+        (lambda: a.matvec({"linears.1": W.mT}), r"linears.1 has shape \(5, 7\), but it must be \(7, 5\)"),
+        (lambda: a.rmatvec(a.r[1:]), "there are .* residuals"),
         (lambda: a.kernel("pd"), "Unknown term 'pd' .did you mean 'pde'"),
         (lambda: a.kernel("pde", "no"), "Unknown term 'no'"),
         (lambda: Linearisation(a._sweep, a.points, memory=0), "memory is 0"),
@@ -607,27 +602,7 @@ def test_a_step_is_defined_where_the_product_has_lost_rank(generator):
     assert all(bool(torch.isfinite(D).all()) for D in step.values())
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
-def test_a_compiled_sweep_finds_the_same_at_every_point(generator, caplog):
-    case = make(weighted(Burgers()), generator, data=False)
-    sweep = Sweep(case.system, case.layers, compile=True)
-    Linearisation(sweep, case.points)
-    for name, layer in case.adapted.items():
-        layer.B.data += 0.1
-        case.plain.get_submodule(name).weight.data = layer.weight.data
-    a, (r, J) = Linearisation(sweep, case.points), case.dense()
-    assert_linearises(a, r, J[:, : a.width()], generator)
-    assert not [x for x in caplog.records if x.name.startswith("pinn_odelora")]
-
-
-def test_with_further_variables_a_sweep_stays_eager(generator):
-    case = make(PROBLEMS[0], generator)
-    assert Sweep(case.system, case.layers, compile=True).compile
-    assert not Sweep(case.system, case.layers, case.others, compile=True).compile
-
-
-# The document and the benchmark.
+# The document.
 
 
 def test_the_example_of_the_document_finds_the_spectrum_of_the_kernel():
@@ -639,32 +614,6 @@ def test_the_example_of_the_document_finds_the_spectrum_of_the_kernel():
     spectrum, a = found["spectrum"], found["a"]
     assert_near(spectrum.sum(), a.diagonal().sum(), 1e-12)
     assert float(spectrum[-1]) > 1e3 * float(spectrum[0].abs())
-
-
-# Importing jvp's rules, torch calls what it calls deprecated.
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
-def test_the_rivals_of_the_benchmark_form_the_same_jacobian():
-    case = jacobian.Case(6, torch.float64, "cpu", number=20)
-    assert max(jacobian.check(case).values()) < 1e-12
-    before = [x.clone() for layer in case.layers.values() for x in layer.factors]
-    assert 0 < case.step() < 1e3 * float(case.here.loss)
-    assert all(map(torch.equal, before, [x for layer in case.layers.values() for x in layer.factors]))
-
-
-def test_the_benchmark_says_what_is_short():
-    laps = {
-        "jets": [2.0, 2.0],
-        "compiled": [1.0, 1.5],
-        "reverse": [3.0, 3.0],
-        "sweep": [1.2, 1.8],
-        "columns": [0.8, 1.2],
-    }
-    laps |= {"gram": [4.0, 6.0], "step": [5.5, 8.25], "vmap_reverse": [10.0, 15.0], "vmap_forward": [20.0, 30.0]}
-    assert jacobian.unit(laps) == "compiled"
-    assert jacobian.shortfalls(40, laps) == [
-        "width 40: sweep costs 1.20 gradients, above 1.1.",
-        "width 40: sweep and columns are 5.0 times as fast as vmap_reverse, not 6.",
-    ]
 
 
 @pytest.mark.gpu

@@ -11,20 +11,18 @@ import pytest
 import torch
 from torch import linalg
 
-from pinn_odelora import diagnostics as measure
-from pinn_odelora.config import build
+from pinn_odelora.config.build import experiment
+from pinn_odelora.diagnostics import errors
 from pinn_odelora.errors import InputError
 from pinn_odelora.geometry import sobol
 from pinn_odelora.integrators import LinearlyImplicit
 from pinn_odelora.lowrank.start import named
-from pinn_odelora.lowrank.targets import adapt as put_factors
+from pinn_odelora.lowrank.targets import put_factors
 from pinn_odelora.manifolds.tangent import Frame
 from pinn_odelora.matrices import GaussianMatrices, UnitMatrices, entry_names, matrix_points, orthonormal
 from pinn_odelora.nets import MatrixFunctional
-from pinn_odelora.objective import Draw, Evaluator
+from pinn_odelora.objective import Batch, Objective
 from pinn_odelora.optim.methods import odelora
-from pinn_odelora.runs import conclude
-from pinn_odelora.runs.history import History
 from pinn_odelora.system import Solution, System, draw_points
 from problems.burgers import Burgers
 from problems.matrix_regression import MatrixRegression
@@ -77,7 +75,7 @@ def test_the_network_starts_at_the_source_and_moves_no_generator():
 def test_the_error_at_unit_matrices_is_the_frobenius_ratio(generator):
     problem = MatrixSensing(rows=4, columns=6)
     W = normal(generator, 4, 6)
-    found = measure.errors(problem, at(problem, W), 3)
+    found = errors(problem, at(problem, W), 3)
     gap = W - problem.matrix
     assert found["error/rel_l2"] == pytest.approx(float(gap.norm() / problem.matrix.norm()), rel=1e-13)
     assert found["error/max"] == pytest.approx(float(gap.abs().max()), rel=1e-13)
@@ -185,21 +183,21 @@ def test_the_loss_of_regression_is_half_the_weighted_square(generator):
 
 
 def adapted(problem, r, generator, start="pissa"):
-    """Factors beside the source matrix, with the evaluator and the optimiser of the default method."""
+    """Factors beside the source matrix, with the objective and the optimiser of the default method."""
     net = MatrixFunctional(problem.at_source(rank=r))
     layers = put_factors(net, {"W": net.W}, r, 1.0, named(start, 0.1), generator)
     solution = Solution(problem, net)
     method = odelora(LinearlyImplicit())
     groups = method.groups(solution)
-    evaluator = Evaluator(System(problem, solution), [p for g in groups for p in g["params"]], layers)
-    evaluator.begin(Draw(0, points_of(problem)))
-    return net.W, evaluator, method.optimizer(groups)
+    objective = Objective(System(problem, solution), [p for g in groups for p in g["params"]], layers)
+    objective.begin(Batch(0, points_of(problem)))
+    return net.W, objective, method.optimizer(groups)
 
 
 def test_the_jacobian_in_tangent_coordinates_is_that_of_the_inner_product(generator):
     """Row i is √(2/R) ⟨M_i, U X + U⊥ K V⟩, (X, K) one coordinate after the other."""
     problem = MatrixSensing(rows=6, columns=5, rank=2)
-    layer, evaluator, _ = adapted(problem, 2, generator)
+    layer, objective, _ = adapted(problem, 2, generator)
     U, _, V = linalg.svd((layer.B @ layer.A).detach())
     frame = Frame(U[:, :2], U[:, 2:], V[:2])
     p = problem.measured()
@@ -208,8 +206,8 @@ def test_the_jacobian_in_tangent_coordinates_is_that_of_the_inner_product(genera
     for z in torch.eye(frame.dimension, dtype=torch.float64):
         X, K = frame.split(z)
         expected.append(math.sqrt(2 / p.number) * M @ (U[:, :2] @ X + U[:, 2:] @ K @ V[:2]).flatten())
-    J = evaluator.linearise().columns({"W": frame})
-    assert evaluator.sweep.paired("measured", p)
+    J = objective.linearise().columns({"W": frame})
+    assert objective.sweep.paired("measured")
     assert J.shape == (p.number, 2 * (6 + 5 - 2))
     assert torch.allclose(J, torch.stack(expected, dim=1), rtol=1e-11, atol=1e-13)
 
@@ -229,11 +227,11 @@ def test_the_adapter_carries_the_whole_matrix(cls, generator):
 @pytest.mark.parametrize("seed", range(1, 7))
 def test_the_default_recovers_the_target_and_ends_quadratically(cls, seed, generator):
     problem = cls(seed=seed)
-    layer, evaluator, optimizer = adapted(problem, 3, generator)
+    layer, objective, optimizer = adapted(problem, 3, generator)
     W, errors = problem.matrix, []
     for step in range(20):
-        evaluator.begin(Draw(step, evaluator.draw.points))
-        optimizer.step(evaluator)
+        objective.begin(Batch(step, objective.batch.points))
+        optimizer.step(objective)
         errors.append(float((layer.weight.detach() - W).norm() / W.norm()))
         if errors[-1] < 1e-10:
             break
@@ -247,19 +245,19 @@ def test_the_default_recovers_the_target_and_ends_quadratically(cls, seed, gener
 
 def test_more_factors_than_the_target_has_rank_recover_it_too(generator):
     problem = MatrixSensing()
-    layer, evaluator, optimizer = adapted(problem, 5, generator)
+    layer, objective, optimizer = adapted(problem, 5, generator)
     for step in range(30):
-        evaluator.begin(Draw(step, evaluator.draw.points))
-        optimizer.step(evaluator)
+        objective.begin(Batch(step, objective.batch.points))
+        optimizer.step(objective)
     assert float((layer.weight.detach() - problem.matrix).norm() / problem.matrix.norm()) < 1e-10
 
 
 def test_too_few_measurements_are_met_by_another_matrix(generator):
     problem = MatrixSensing(measurements=60)
-    layer, evaluator, optimizer = adapted(problem, 3, generator)
+    layer, objective, optimizer = adapted(problem, 3, generator)
     for step in range(30):
-        evaluator.begin(Draw(step, evaluator.draw.points))
-        loss = optimizer.step(evaluator)
+        objective.begin(Batch(step, objective.batch.points))
+        loss = optimizer.step(objective)
     assert float(loss) < 1e-8
     assert float((layer.weight.detach() - problem.matrix).norm() / problem.matrix.norm()) > 0.1
 
@@ -267,10 +265,10 @@ def test_too_few_measurements_are_met_by_another_matrix(generator):
 def test_noise_is_averaged_over_the_measurements(generator):
     """The best matrix of rank r misses W* by about noise · √(freedoms / R) · ‖W*‖ (Candès and Plan, 2011)."""
     problem = MatrixSensing(noise=0.01)
-    layer, evaluator, optimizer = adapted(problem, 3, generator)
+    layer, objective, optimizer = adapted(problem, 3, generator)
     for step in range(25):
-        evaluator.begin(Draw(step, evaluator.draw.points))
-        optimizer.step(evaluator)
+        objective.begin(Batch(step, objective.batch.points))
+        optimizer.step(objective)
     error = float((layer.weight.detach() - problem.matrix).norm() / problem.matrix.norm())
     assert error == pytest.approx(0.01 / math.sqrt(5), rel=0.3)
 
@@ -299,31 +297,28 @@ def composed_for_a_matrix(compose, *overrides):
         ["problem=matrix_sensing", "method=lora_gd"],
         ["problem=matrix_sensing", "method=scaled_gd"],
         ["problem=matrix_sensing", "integrator=rk4"],
-        ["problem=matrix_sensing", "integrator=rk4", "integrator.chart=manifold"],
+        ["problem=matrix_sensing", "integrator=rk4", "method.chart=manifold"],
         ["problem=matrix_sensing", "method=lora_adam", "method.lr=0.03"],
         ["problem=matrix_regression", "method=lora_gd"],
         ["problem=matrix_regression", "integrator=ros2"],
     ],
     ids=" ".join,
 )
-def test_every_flow_comes_nearer(overrides, compose, adapt):
-    cfg = composed_for_a_matrix(compose, *overrides)
-    module, facts = adapt(cfg)
-    assert module.failure is None
-    assert conclude.summary(cfg, module, facts)["rel_l2"] < 0.9 * facts["rel_l2_before"]
+def test_every_flow_makes_the_error_smaller(overrides, compose, run):
+    result = run(composed_for_a_matrix(compose, *overrides)).result
+    assert not result.failure
+    assert result.rel_l2 < 0.9 * result.rel_l2_before
 
 
-def test_regression_over_all_weights_is_convex_and_needs_no_rank(compose, adapt):
+def test_regression_over_all_weights_is_convex_and_needs_no_rank(compose, run):
     cfg = composed_for_a_matrix(compose, "problem=matrix_regression", "method=full_implicit")
-    module, facts = adapt(cfg)
-    assert conclude.summary(cfg, module, facts)["rel_l2"] < 1e-10
+    assert run(cfg).result.rel_l2 < 1e-10
 
 
-def test_held_out_measurements_are_fresh(compose, adapt):
+def test_held_out_measurements_are_fresh(compose, run):
     """Fewer measurements than freedoms are met exactly, and others are not."""
     cfg = composed_for_a_matrix(compose, "problem=matrix_sensing", "problem.measurements=60", "log.every=1")
-    adapt(cfg)
-    last = History(Path(cfg.output_dir) / "history.csv").rows[-1]
+    last = run(cfg).adaptation.history[-1]
     assert last["loss"] < 1e-3 * last["stability/heldout_loss"]
 
 
@@ -340,19 +335,19 @@ def test_the_source_has_the_rank_of_the_factors(compose):
 @pytest.mark.parametrize(
     ("cls", "values", "said"),
     [
-        (MatrixSensing, {"rank": 21}, "problem.rank is 21, but a 20 × 20 matrix has at most rank 20."),
-        (MatrixSensing, {"rank": 0}, "problem.rank is 0, but it must be an integer above 0."),
-        (MatrixSensing, {"noise": -0.1}, "problem.noise is -0.1, but it must be a finite number of at least 0."),
-        (MatrixSensing, {"noise": math.inf}, "problem.noise is inf, but it must be a finite number of at least 0."),
-        (MatrixSensing, {"measurements": 0}, "problem.measurements is 0, but it must be a whole number of at least 1."),
-        (MatrixSensing, {"rows": 0}, "problem.rows is 0, but it must be a whole number of at least 1."),
-        (MatrixSensing, {"columns": 2.5}, "problem.columns is 2.5, but it must be a whole number of at least 1."),
-        (MatrixSensing, {"rows": 300}, "problem.rows is 300 and problem.columns is 20, but a matrix may have at most"),
-        (MatrixRegression, {"condition": 0.5}, "problem.condition is 0.5, but a condition number is at least 1."),
+        (MatrixSensing, {"rank": 21}, "rank is 21, but it must be at most 20 for a 20 × 20 matrix."),
+        (MatrixSensing, {"rank": 0}, "rank is 0, but it must be a whole number of at least 1."),
+        (MatrixSensing, {"noise": -0.1}, "noise is -0.1, but it must be a finite number of at least 0."),
+        (MatrixSensing, {"noise": math.inf}, "noise is inf, but it must be a finite number of at least 0."),
+        (MatrixSensing, {"measurements": 0}, "measurements is 0, but it must be a whole number of at least 1."),
+        (MatrixSensing, {"rows": 0}, "rows is 0, but it must be a whole number of at least 1."),
+        (MatrixSensing, {"columns": 2.5}, "columns is 2.5, but it must be a whole number of at least 1."),
+        (MatrixSensing, {"rows": 300}, "rows is 300, but it must be at most 204 with 20 columns: a matrix has 4096"),
+        (MatrixRegression, {"condition": 0.5}, "condition is 0.5, but it must be a finite number of at least 1."),
         (
             MatrixRegression,
             {"curvature": 0.5},
-            "problem.curvature is 0.5, but it must be a finite number of at least 1",
+            "curvature is 0.5, but it must be a finite number of at least 1",
         ),
     ],
     ids=str,
@@ -360,7 +355,7 @@ def test_the_source_has_the_rank_of_the_factors(compose):
 def test_refusals(cls, values, said):
     with pytest.raises(InputError) as refusal:
         cls(**values)
-    assert said in str(refusal.value)
+    assert str(refusal.value).startswith(said)
 
 
 def test_what_describes_the_target_cannot_be_found(compose, tmp_path):
@@ -370,4 +365,4 @@ def test_what_describes_the_target_cannot_be_found(compose, tmp_path):
     overrides = ["problem=matrix_sensing", "problem.rows=2", "problem.columns=2", "problem.rank=1"]
     cfg = compose(*overrides, "problem.condition=unknown", f"data.file={tmp_path / 'data.csv'}")
     with pytest.raises(InputError, match="no residual of this problem depends on it"):
-        build.experiment(cfg)
+        experiment(cfg)

@@ -130,8 +130,8 @@ BAD = {
     "negative weight": (changed("weight", 0, -0.5), r"Column 'weight' of .* is -0.5 in row 1; weights are at least 0"),
     "no weight": (columns() | {"weight": np.zeros(N)}, r"Column 'weight' of .* is 0 in every row"),
     "unknown": (columns("x y u z"), r"Unknown column of .*data.*: 'z'; allowed: p, u, v, weight, x, y"),
-    "no coordinate": (without("y"), r"has no column 'y'; needed are all the coordinates x, y"),
-    "no field": (without("u", "p"), r"has no measured field; needed is at least one of u, v, p"),
+    "no coordinate": (without("y"), r"has no column 'y'; it must have all coordinates, x, y"),
+    "no field": (without("u", "p"), r"has no measured field; it must have at least one of u, v, p"),
     "no rows": ({name: values[:0] for name, values in columns().items()}, r"has no rows"),
 }
 

@@ -329,7 +329,7 @@ def test_a_layer_that_says_that_it_adds_something_else(generator):
     assert len(groups_of(model)) == 1
     own = layer.get_delta_weight
     layer.get_delta_weight = lambda adapter: own(adapter) * torch.tensor([1.0, 1.001] * 4)
-    with pytest.raises(InputError, match=r"'base_model.model.0' changes the weight by another matrix than s·B A"):
+    with pytest.raises(InputError, match=r"'base_model.model.0' changes the weight by a matrix other than s·B A"):
         factor_pairs(model)
 
 
@@ -337,7 +337,7 @@ def test_a_layer_that_says_that_it_adds_something_else(generator):
 def test_one_trained_factor_is_refused(letter):
     model = adapted()
     getattr(model.base_model.model[0], f"lora_{letter}").requires_grad_(False)
-    with pytest.raises(InputError, match=f"one trained factor alone \\({'BA'['AB'.index(letter)]}\\)"):
+    with pytest.raises(InputError, match=f"has only one trained factor \\({'BA'['AB'.index(letter)]}\\)"):
         factor_pairs(model)
 
 

@@ -1,4 +1,4 @@
-"""The dry run: what a residual asks for, which engine answers it, and what is refused rather than answered wrongly."""
+"""The dry run: what a residual requests, which engine evaluates it, and which residuals are rejected."""
 
 import logging
 import math
@@ -17,6 +17,7 @@ from pinn_odelora.geometry import Box
 from pinn_odelora.nets import MLP
 from pinn_odelora.points import Points
 from pinn_odelora.system import Solution, System
+from problems.burgers import Burgers
 
 N = 20
 
@@ -253,11 +254,11 @@ def test_coefficients_by_place_are_collapsed():
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (lambda f: f.u_xx, r"asks for u_xx, which it did not ask for in the dry run \(x\)"),
+        (lambda f: f.u_xx, r"requests u_xx, which it did not request in the dry run \(x\)"),
         (lambda f: f.u_x + f.op("u", {"t": 1, "xx": -0.5}), "'t': 1, 'xx': -0.5.*must not depend on values"),
         (lambda f: f.u_x + f.op("u", {"t": 1}), "must not depend on values"),
         (lambda f: 2 * (f.u_x + f.op("u", {"t": 1, "xx": -0.1})) + f.op("u", {"t": 1, "xx": -0.1}), "must not depend"),
-        (lambda f: f.at(x=f.x + 1).u, "moved points that it did not ask for"),
+        (lambda f: f.at(x=f.x + 1).u, "at moved points.*more often than in the dry run"),
     ],
     ids=["derivative", "number", "operator", "one more", "place"],
 )
@@ -495,8 +496,8 @@ def test_ansatz_and_embedding_without_rules_work_through_jets(generator):
     points = {"pde": p, "mean": p}
     jets, reverse = (System(problem, solution, derivatives=engine) for engine in ("jets", "autograd"))
     a, b = jets.loss(points), reverse.loss(points)
-    assert jets.engine("pde", p).plan.carried == 4
-    assert reverse.engine("pde", p).plan is None
+    assert jets.engine("pde").plan.carried == 4
+    assert reverse.engine("pde").plan is None
     for name in ("pde", "mean"):
         assert_close(a.terms[name], b.terms[name])
     weights = list(net.parameters())
@@ -511,16 +512,56 @@ def test_ansatz_and_embedding_without_rules_work_through_jets(generator):
         assert_close(x, y)
 
 
-def test_a_term_must_declare_that_it_is_coupled(generator):
-    @dataclass(frozen=True, kw_only=True)
-    class Undeclared(Sector):
-        def terms(self):
-            return {name: term._replace(coupled=False) for name, term in super().terms().items()}
+@dataclass(frozen=True, kw_only=True)
+class Undeclared(Sector):
+    """The same, without the word that one of its terms is coupled."""
 
+    def terms(self):
+        return {name: term._replace(coupled=False) for name, term in super().terms().items()}
+
+
+def test_a_term_must_declare_that_it_is_coupled(generator):
     solution = Solution(Undeclared(), network("xy", "u", generator))
     p = columns("xy", generator)
     with pytest.raises(InputError, match="'mean' depends on points other than its own"):
         System(Undeclared(), solution).loss({"pde": p, "mean": p})
+
+
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("module", [nn.Sequential, OwnBackward])
+def test_the_engine_does_not_depend_on_what_is_trained_at_that_moment(module, trained, generator):
+    """By jets the network with a backward pass of its own has the right values and no gradient."""
+    net = module(network("xt", "u", generator)).requires_grad_(trained)
+    problem = Burgers()
+    system = System(problem, Solution(problem, net))
+    with torch.no_grad():
+        system.loss({"pde": columns("xt", generator)})
+    assert (system.engine("pde").plan is None) == (module is OwnBackward)
+    assert all(x.requires_grad == trained for x in net.parameters())
+    net.requires_grad_(True)
+    loss, exact = (
+        s.loss({"pde": columns("xt", torch.Generator().manual_seed(1))}).total
+        for s in (system, System(problem, Solution(problem, net), derivatives="autograd"))
+    )
+    for a, b in zip(grad(loss, [*net.parameters()]), grad(exact, [*net.parameters()]), strict=True):
+        assert_close(a, b)
+
+
+def test_the_engine_does_not_depend_on_the_points_of_a_step(generator):
+    """One point cannot show that residuals depend on each other, and points where nothing is finite show nothing."""
+    p = columns("xy", generator)
+    alone = Points({name: x[:1] for name, x in p.items()})
+    singular = Points({name: torch.full_like(x, math.nan) for name, x in p.items()})
+    plans = []
+    for first in (p, alone, singular):
+        problem = Sector()
+        system = System(problem, Solution(problem, network("xy", "u", torch.Generator().manual_seed(2))))
+        system.loss({"pde": first, "mean": first})
+        plans.append([system.engine(name).plan for name in ("pde", "mean")])
+        undeclared = Undeclared()
+        with pytest.raises(InputError, match="'mean' depends on points other than its own"):
+            System(undeclared, Solution(undeclared, network("xy", "u", generator))).loss({"mean": first})
+    assert plans[0] == plans[1] == plans[2]
 
 
 def test_nested_reverse_mode_differentiates_where_gradients_are_switched_off(generator):

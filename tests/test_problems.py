@@ -250,7 +250,7 @@ def test_conditions_and_weights_are_checked(cls):
     with pytest.raises(InputError, match=rf"did you mean '{term}'\?"):
         cls(weights={term[:-1]: 1.0})
     for weight in (0.0, -1.0, math.nan, math.inf, "one"):
-        with pytest.raises(InputError, match="positive"):
+        with pytest.raises(InputError, match=rf"weights.{term} is .*, but it must be a finite number above 0"):
             cls(weights={term: weight})
     for absent in {"hard", "soft"} - set(cls.supports):
         with pytest.raises(InputError, match=absent):

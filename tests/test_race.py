@@ -18,8 +18,8 @@ from racing.plan import SWEEP_SEED, Job, best_rate, finished, jobs
 from racing.results import Results
 from racing.verdict import verdicts
 
-from pinn_odelora import loop as step
-from pinn_odelora.selection.best_iterate import Candidate, Incumbent
+from pinn_odelora.config import build
+from pinn_odelora.selection.best_iterate import BestIterate, Iterate
 
 TINY = Case(
     "burgers",
@@ -40,10 +40,6 @@ def ticking(seconds=1.0):
     return itertools.count(0.0, seconds).__next__
 
 
-def looks(entry):
-    return step.looks(running.Steps(entry).optimizer, entry.stream)
-
-
 @pytest.fixture
 def enter(tmp_path):
     return lambda contender, seed=0: running.enter(TINY, contender, seed, tmp_path / "cache")
@@ -55,14 +51,14 @@ def enter(tmp_path):
 @pytest.mark.parametrize("contender", ABLE)
 def test_every_contender_takes_steps(enter, contender):
     entry = enter(contender)
-    before, _ = entry.module.evaluator.standing()
-    # A second for every step, and for every look at the best point where a run ends with that.
-    seconds = 5.0 if looks(entry) else 2.0
+    before, _ = entry.training.objective.snapshot()
+    # A second for every step, and for every validation loss where a run returns the best iterate.
+    seconds = 5.0 if entry.training.returns_best else 2.0
     made = running.race(entry, seconds, rate=1e-3 if contender.rates else None, clock=ticking())
     assert made["failure"] is None
     assert made["marks"][-1]["steps"] == 2
     assert made["marks"][-1]["evaluations"] >= 2
-    assert any(not torch.equal(x, p) for x, p in zip(before, entry.module.evaluator.parameters, strict=True))
+    assert any(not torch.equal(x, p) for x, p in zip(before, entry.training.objective.parameters, strict=True))
 
 
 def test_the_error_at_a_mark_is_that_of_the_iterate_that_was_there(enter):
@@ -81,61 +77,57 @@ def test_looking_back_leaves_the_run_as_it_is(enter):
     adam = CONTENDERS["full_adam"]
     looked, unlooked = enter(adam), enter(adam)
     running.race(looked, 3.5, 1e-2, ticking())
-    steps = running.Steps(unlooked, ticking())
-    for _ in range(4):
-        steps.take(running.cosine(1e-2, steps.seconds, 3.5))
-    for p, q in zip(looked.module.evaluator.parameters, unlooked.module.evaluator.parameters, strict=True):
+    unlooked.training.clock = ticking()
+    for _ in itertools.islice(running.records(unlooked, 3.5, 1e-2), 4):
+        pass
+    for p, q in zip(looked.training.objective.parameters, unlooked.training.objective.parameters, strict=True):
         assert torch.equal(p, q)
 
 
-def test_a_mark_has_the_error_of_the_best_point_that_there_was(enter, monkeypatch):
+def test_a_mark_has_the_error_of_the_best_iterate_so_far(enter, monkeypatch):
     """The second iterate is the best, whatever follows."""
     entry, errors = enter(CONTENDERS[OURS]), []
-    yardstick = entry.module.yardstick
+    reference = entry.reference
 
-    def look(incumbent, evaluator, few):
-        errors.append(yardstick.errors()["error/rel_l2"])
+    def consider(best, objective, small):
+        errors.append(reference.errors()["error/rel_l2"])
         if len(errors) <= 3:
-            incumbent.challenger = Candidate(*evaluator.standing())
+            best.candidate = Iterate(*objective.snapshot())
 
-    def close(incumbent, evaluator, V):
-        incumbent.best = incumbent.challenger
+    def close(best, objective, V):
+        best.best = best.candidate
 
-    monkeypatch.setattr(Incumbent, "look", look)
-    monkeypatch.setattr(Incumbent, "close", close)
+    monkeypatch.setattr(BestIterate, "consider", consider)
+    monkeypatch.setattr(BestIterate, "close", close)
     made = running.race(entry, 15.0, clock=ticking())
     by_time = {mark["seconds"]: mark["rel_l2"] for mark in made["marks"]}
     assert [by_time[t] for t in (2, 3, 5, 10, 15)] == [errors[0], errors[1], errors[2], errors[2], errors[2]]
-    assert yardstick.errors()["error/rel_l2"] == errors[2]
+    assert reference.errors()["error/rel_l2"] == errors[2]
     assert len(set(errors)) == len(errors) == 9
 
 
 def test_the_clock_stands_while_things_are_measured(enter, monkeypatch):
     entry = enter(CONTENDERS["full_adam"])
     now = [0.0]
-    look = entry.module.yardstick.errors
-    monkeypatch.setattr(entry.module.yardstick, "errors", lambda: now.__setitem__(0, now[0] + 100) or look())
-    ask = entry.module.evaluator.__class__.__call__
-    monkeypatch.setattr(
-        entry.module.evaluator.__class__, "__call__", lambda self: now.__setitem__(0, now[0] + 1) or ask(self)
-    )
+    reference, objective = entry.reference, type(entry.training.objective)
+    errors, ask = reference.errors, objective.__call__
+    monkeypatch.setattr(reference, "errors", lambda: now.__setitem__(0, now[0] + 100) or errors())
+    monkeypatch.setattr(objective, "__call__", lambda self: now.__setitem__(0, now[0] + 1) or ask(self))
     made = running.race(entry, 2.5, 1e-3, clock=lambda: now[0])
     assert made["spent"] == 3.0
 
 
 def test_failing_numbers_end_a_run_and_keep_the_last_error(enter, monkeypatch):
     entry = enter(CONTENDERS["full_adam"])
-    steps = []
-    take = running.Steps.take
+    objective, begin = entry.training.objective, entry.training.objective.begin
 
-    def failing(self, rate):
-        if len(steps) == 2:
+    def failing(batch):
+        if entry.training.progress.step == 2:
             with torch.no_grad():
-                entry.module.evaluator.parameters[0].fill_(math.nan)
-        steps.append(rate)
-        take(self, rate)
+                objective.parameters[0].fill_(math.nan)
+        begin(batch)
 
-    monkeypatch.setattr(running.Steps, "take", failing)
+    monkeypatch.setattr(objective, "begin", failing)
     made = running.race(entry, 5.0, 1e-3, ticking())
     assert made["diverged"]
     assert "NaN" in made["failure"]
@@ -145,11 +137,9 @@ def test_failing_numbers_end_a_run_and_keep_the_last_error(enter, monkeypatch):
     assert math.isfinite(errors[5.0])
 
 
-def test_a_run_that_asks_for_nothing_new_holds_its_error(enter, monkeypatch):
+def test_a_run_that_asks_for_nothing_new_holds_its_error(enter):
     entry = enter(CONTENDERS["full_lbfgs"])
-    evaluator = entry.module.evaluator
-    still = torch.optim.SGD(evaluator.parameters, lr=0.0)
-    monkeypatch.setattr(running.Steps, "_new_optimizer", lambda self: still)
+    entry.training.optimizer = torch.optim.SGD(entry.training.objective.parameters, lr=0.0)
     made = running.race(entry, 30.0, None, ticking())
     assert made["stalled"]
     assert made["marks"][-1]["evaluations"] == 1
@@ -158,29 +148,30 @@ def test_a_run_that_asks_for_nothing_new_holds_its_error(enter, monkeypatch):
 
 def test_resampling_means_new_points_and_an_empty_memory(enter):
     entry = enter(CONTENDERS["full_lbfgs_resampled"]._replace(renewed=7))
-    steps = running.Steps(entry, ticking())
-    draws, optimizers, counts = [], [], []
-    for _ in range(20):
-        steps.take(None)
-        draws.append(steps.evaluator.draw)
-        optimizers.append(steps.optimizer)
-        counts.append(steps.evaluator.count)
-    numbers = [draw.number for draw in draws]
+    training = entry.training
+    batches, optimizers, counts = [], [training.optimizer], []
+    for _ in itertools.islice(running.records(entry, 1.0), 20):
+        batches.append(training.objective.batch)
+        optimizers.append(training.optimizer)
+        counts.append(training.objective.count)
+    del optimizers[-1]  # of a step that is not taken
+    numbers = [batch.number for batch in batches]
     assert numbers[0] == 0
     assert numbers[-1] >= 2
     same_points = [a == b for a, b in itertools.pairwise(numbers)]
     assert same_points == [p is q for p, q in itertools.pairwise(optimizers)]
     last = dict(zip(numbers, counts, strict=True))
     assert all(b - a >= 7 for a, b in itertools.pairwise([0, *last.values()][:-1]))
-    first, second = (next(d for d in draws if d.number == n).points["pde"] for n in (0, 1))
+    first, second = (next(b for b in batches if b.number == n).points["pde"] for n in (0, 1))
     assert not torch.equal(first["x"], second["x"])
 
 
 def test_points_are_those_of_a_run_of_the_program(enter):
     entry = enter(CONTENDERS[OURS], seed=3)
-    stream = running.run.stream(entry.cfg, entry.module.evaluator.system)
-    assert entry.cfg.seed == stream.seed == 3
-    assert torch.equal(entry.stream.draw(5).points["pde"]["x"], stream.draw(5).points["pde"]["x"])
+    own = entry.training.sampler
+    sampler = build.experiment(entry.cfg).adaptation.training.sampler
+    assert entry.cfg.seed == sampler.seed == own.seed == 3
+    assert torch.equal(own.draw(5).points["pde"]["x"], sampler.draw(5).points["pde"]["x"])
 
 
 def test_cosine():
@@ -205,13 +196,14 @@ def test_rivals_train_what_their_names_say(enter):
     kinds = {"adam": "Adam", "soap": "SOAP", "lbfgs": "LBFGS"}
     for name in RIVALS:
         if not CONTENDERS[name].missing:
-            module = enter(CONTENDERS[name]).module
-            trained = [n for n, p in module.solution.named_parameters() if p.requires_grad]
+            entry = enter(CONTENDERS[name])
+            solution, training = entry.adaptation.solution, entry.training
+            trained = [n for n, p in solution.named_parameters() if p.requires_grad]
             in_factors = [n for n in trained if "lora_" in n]
             assert len(in_factors) == (0 if name.startswith("full") else 6)
             assert len(trained) == 10 or not name.startswith("full")
-            assert len(module.evaluator.parameters) == sum(p.requires_grad for p in module.solution.parameters())
-            kind = type(module.method.optimizer(module.groups)).__name__
+            assert len(training.objective.parameters) == sum(p.requires_grad for p in solution.parameters())
+            kind = type(training.optimizer).__name__
             assert kind.endswith(kinds[name.split("_")[1]])
 
 

@@ -8,7 +8,7 @@ from torch import linalg, nn
 
 from pinn_odelora.errors import InputError
 from pinn_odelora.lowrank.start import orthonormal
-from pinn_odelora.lowrank.targets import adapt, linear_targets, thaw
+from pinn_odelora.lowrank.targets import linear_targets, put_factors, thaw
 from pinn_odelora.nets import MLP
 from pinn_odelora.optim.methods import lora_muon, lora_plus
 from pinn_odelora.system import Solution
@@ -19,7 +19,7 @@ from problems.heat import Heat
 def trained(generator):
     """A network with two adapted layers, whose last layer and biases are trained too; its groups and a closure."""
     net = MLP(4, 1, width=9, depth=3, generator=generator)
-    adapt(net, linear_targets(net), 2, 1.0, orthonormal, generator)
+    put_factors(net, linear_targets(net), 2, 1.0, orthonormal, generator)
     thaw(net, ["last", "biases"])
     problem = Heat()
 
@@ -124,5 +124,5 @@ def test_muon_continues_from_its_state_with_the_same_bits(trained, generator):
 
 
 def test_muon_refuses_a_momentum_that_never_moves():
-    with pytest.raises(InputError, match=r"method\.momentum is 1, but it must be at least 0 and below 1"):
+    with pytest.raises(InputError, match=r"momentum is 1\.0, but it must be a number of at least 0 and below 1"):
         lora_muon(momentum=1.0)

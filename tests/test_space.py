@@ -4,16 +4,15 @@ import math
 
 import pytest
 import torch
-from pinn_odelora.integrators.chebyshev import Chebyshev, chebyshev_step
 from torch import linalg
 from toys import Layers, Rotating, Sensing, ambient, followed, normal, point
 
-from pinn_odelora.integrators import RungeKutta, Tableau, rk_step, tableau
+from pinn_odelora.integrators import RKC, Field, RungeKutta, Tableau, rk_step, tableau
+from pinn_odelora.integrators.rkc import rkc_step
 from pinn_odelora.integrators.stability import largest_eigenvalue
-from pinn_odelora.lowrank.layer import Factors
-from pinn_odelora.manifolds.factors import balance_defect
-from pinn_odelora.manifolds.fixed_rank import low_rank, retract
-from pinn_odelora.manifolds.projected import FixedRank, Thin, project, truncate
+from pinn_odelora.manifolds.factors import Factors, balance_defect
+from pinn_odelora.manifolds.fixed_rank import Thin, low_rank, retract, truncate
+from pinn_odelora.manifolds.projected import FixedRank, project
 from pinn_odelora.manifolds.space import FLAT
 
 TABLEAUX = {name: value for name, value in vars(tableau).items() if isinstance(value, Tableau)}
@@ -21,12 +20,12 @@ FIXED = FixedRank()
 
 
 def rk(scheme):
-    return lambda f, y, h, space: rk_step(f, y, h, scheme, space)
+    return lambda f, y, h, space: rk_step(f, y, h, scheme, f(y), space)
 
 
 def rkc(order, s):
-    scheme = Chebyshev(order).scheme(s)
-    return lambda f, y, h, space: chebyshev_step(f, y, h, scheme, f(y), space)
+    scheme = RKC(order).scheme(s)
+    return lambda f, y, h, space: rkc_step(f, y, h, scheme, f(y), space)
 
 
 # Every explicit scheme: a step of given size, and its order.
@@ -48,7 +47,7 @@ def charts(toy):
 def layers():
     """A smooth flow on two matrices of rank 2 and a bias, and where it is after a while."""
     toy, time = Layers.random(torch.Generator().manual_seed(7)), 2.0
-    step = lambda y: rk_step(toy.velocity, y, time / 60, tableau.DORMAND_PRINCE, FIXED)
+    step = lambda y: rk(tableau.DORMAND_PRINCE)(toy.velocity, y, time / 60, FIXED)
     return toy, time, ambient(followed(step, toy.start, 60))
 
 
@@ -127,9 +126,10 @@ def errors(sigma, eps, growth, scheme, numbers, chart="manifold"):
 
     def error(n):
         if chart == "manifold":
-            Y = followed(lambda y: rk_step(toy.velocity, y, 1 / n, scheme, FIXED), [y, clock], n)[0].matrix()
+            Y = followed(lambda y: rk(scheme)(toy.velocity, y, 1 / n, FIXED), [y, clock], n)[0].matrix()
         else:
-            A, B, _ = followed(lambda y: rk_step(toy.factors_velocity, y, 1 / n, scheme), [*y.factors(1.0), clock], n)
+            step = lambda y: rk(scheme)(toy.factors_velocity, y, 1 / n, FLAT)
+            A, B, _ = followed(step, [*y.factors(1.0), clock], n)
             Y = B @ A
         return float(linalg.matrix_norm(Y - exact))
 
@@ -244,7 +244,7 @@ def test_a_step_changes_the_function_by_the_discarded_part_only(generator):
     full = y.matrix() + h * slope[0].matrix()
     assert float(linalg.matrix_norm(reached.matrix() - full)) == pytest.approx(float(lost[-1]), rel=1e-10)
     assert float(lost[-1]) > 1e-3
-    change = linalg.vector_norm(toy.rows_at(reached.matrix()) - toy.rows_at(full))
+    change = linalg.vector_norm(toy.residuals_at(reached.matrix()) - toy.residuals_at(full))
     assert float(change) <= float(linalg.matrix_norm(toy.M.flatten(1), ord=2)) * float(lost[-1])
 
 
@@ -300,7 +300,8 @@ def test_the_largest_eigenvalue_is_that_of_the_tangent_flow(generator):
     eye = torch.eye(frame.dimension, dtype=torch.float64)
     J = torch.stack([(along(t * e) - along(-t * e)) / (2 * t) for e in eye], dim=1)
     expected = float(linalg.eigvalsh((J + J.mT) / 2).abs().max())
-    found = largest_eigenvalue(toy.velocity, [y], toy.velocity([y]), iterations=60, space=FIXED)
+    flow = Field(toy.velocity, FIXED)
+    found = largest_eigenvalue(flow, [y], flow.velocity([y]), iterations=60)
     assert found == pytest.approx(expected, rel=0.02)
 
 
@@ -308,20 +309,21 @@ def test_the_largest_eigenvalue_is_that_of_the_tangent_flow(generator):
 @pytest.mark.parametrize("rtol", [1e-3, 1e-6])
 def test_an_embedded_pair_meets_its_tolerance_on_the_manifold(scheme, rtol):
     y, toy, _ = rotated(SMALL, 0, 0.5)
-    state, memory, t = [y, torch.zeros((), dtype=torch.float64)], {}, 0.0
     integrator = RungeKutta(scheme, rtol=rtol, atol=rtol)
+    reached, state, t = [y, torch.zeros((), dtype=torch.float64)], integrator.init(), 0.0
     while t < 1:
-        state, h, memory = integrator.step(toy.velocity, state, None, memory, FIXED)
-        t += h
-    defect = state[0].matrix() - toy.exact(y.matrix(), t)
+        reached, state, report = integrator.step(Field(toy.velocity, FIXED), reached, state)
+        t += report.h
+    defect = reached[0].matrix() - toy.exact(y.matrix(), t)
     assert float(linalg.matrix_norm(defect)) / defect.numel() ** 0.5 < 10 * rtol
 
 
 def test_a_scheme_without_pair_stays_stable_on_the_manifold(generator):
     toy, y = Sensing.random(40, 7, 5, generator), [point(7, 5, [1.0, 0.4], generator)]
-    losses, memory = [], {}
+    integrator, losses = RungeKutta(tableau.HEUN), []
+    state = integrator.init()
     for _ in range(60):
-        losses.append(float(toy.rows(y[0]).square().sum()))
-        y, _, memory = RungeKutta(tableau.HEUN).step(toy.velocity, y, None, memory, FIXED)
+        losses.append(float(toy.residuals(y[0]).square().sum()))
+        y, state, _ = integrator.step(Field(toy.velocity, FIXED), y, state)
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < 0.9 * losses[0]

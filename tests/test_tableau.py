@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from pinn_odelora.integrators import RungeKutta, Tableau, rk_step, tableau
+from pinn_odelora.integrators import Field, RungeKutta, Tableau, rk_step, tableau
+from pinn_odelora.integrators.runge_kutta import ExplicitState
 from pinn_odelora.integrators.stability import largest_eigenvalue
 
 TABLEAUX = {name: value for name, value in vars(tableau).items() if isinstance(value, Tableau)}
@@ -32,7 +33,7 @@ def test_order_shows_as_a_slope_on_a_nonlinear_equation(scheme):
         y = [torch.tensor([2.0, 0.3], dtype=torch.float64)]
         swing = lambda y: [torch.stack([y[0][1], -torch.sin(y[0][0]) - 0.1 * y[0][1]])]
         for _ in range(n):
-            y = rk_step(swing, y, 2 / n, scheme)
+            y = rk_step(swing, y, 2 / n, scheme, swing(y))
         return y[0]
 
     exact = end(512)
@@ -65,8 +66,9 @@ def test_real_stability_interval(scheme, limit):
     assert scheme.real_stability == pytest.approx(limit, abs=1e-6)
 
     def growth(x):
-        y = rk_step(lambda y: [-x * y[0]], [torch.ones(1, dtype=torch.float64)], 1.0, scheme)
-        return abs(float(y[0]))
+        f = lambda y: [-x * y[0]]
+        y = [torch.ones(1, dtype=torch.float64)]
+        return abs(float(rk_step(f, y, 1.0, scheme, f(y))[0]))
 
     assert growth(0.999 * limit) < 1 < growth(1.001 * limit)
 
@@ -89,7 +91,8 @@ EXPONENTIAL = [1 / math.factorial(k) for k in range(6)]
 )
 def test_stability_function_on_the_linear_test_equation(scheme, coefficients):
     z = torch.linspace(-5, 1, 61, dtype=torch.float64)
-    (reached,) = rk_step(lambda y: [z * y[0]], [torch.ones_like(z)], 1.0, TABLEAUX[scheme])
+    f, y = lambda y: [z * y[0]], [torch.ones_like(z)]
+    (reached,) = rk_step(f, y, 1.0, TABLEAUX[scheme], f(y))
     assert torch.allclose(reached, sum(c * z**k for k, c in enumerate(coefficients)), rtol=1e-12, atol=1e-12)
 
 
@@ -106,8 +109,8 @@ def stiff(generator):
 def test_an_embedded_pair_meets_its_tolerance(scheme, rtol, generator):
     M, flow = stiff(generator)
     y0 = torch.randn(6, generator=generator, dtype=torch.float64)
-    integrator, y, t, memory = RungeKutta(scheme, rtol=rtol, atol=rtol), [y0], 0.0, {}
-    evaluations = 0
+    integrator, y, t = RungeKutta(scheme, rtol=rtol, atol=rtol), [y0], 0.0
+    state, evaluations = integrator.init(), 0
 
     def f(y):
         nonlocal evaluations
@@ -115,8 +118,8 @@ def test_an_embedded_pair_meets_its_tolerance(scheme, rtol, generator):
         return [M @ y[0]]
 
     while t < 1:
-        y, h, memory = integrator.step(f, y, None, memory)
-        t += h
+        y, state, report = integrator.step(Field(f), y, state)
+        t += report.h
     assert float((y[0] - flow(t, y0)).abs().max()) < 10 * rtol
     assert evaluations < 3000
 
@@ -130,17 +133,19 @@ def test_a_trial_step_that_is_not_finite_is_retried_with_a_smaller_one():
         return [1 / (1 - y[0])]
 
     integrator = RungeKutta(tableau.DORMAND_PRINCE)
-    step = integrator.step(f, [torch.zeros(1, dtype=torch.float64)], None, {"h": 5.0, "error": 1.0})
-    assert 0 < step.h < 0.5
-    assert float(step.y[0]) == pytest.approx(1 - math.sqrt(1 - 2 * step.h), rel=1e-3)
+    y, _, report = integrator.step(Field(f), [torch.zeros(1, dtype=torch.float64)], ExplicitState(h=5.0))
+    assert 0 < report.h < 0.5
+    assert report.rejected > 0
+    assert float(y[0]) == pytest.approx(1 - math.sqrt(1 - 2 * report.h), rel=1e-3)
 
 
 def test_largest_eigenvalue_is_found_and_a_scheme_without_pair_stays_stable(generator):
     M, _ = stiff(generator)
-    f = lambda y: [M @ y[0]]
+    flow = Field(lambda y: [M @ y[0]])
     y = [torch.randn(6, generator=generator, dtype=torch.float64)]
-    assert largest_eigenvalue(f, y, f(y)) == pytest.approx(300, rel=0.05)
-    integrator, memory = RungeKutta(tableau.HEUN), {}
+    assert largest_eigenvalue(flow, y, flow.velocity(y)) == pytest.approx(300, rel=0.05)
+    integrator = RungeKutta(tableau.HEUN)
+    state = integrator.init()
     for _ in range(200):
-        y, _, memory = integrator.step(f, y, None, memory)
+        y, state, _ = integrator.step(flow, y, state)
     assert float(y[0].abs().max()) < 0.6

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations
 from pinn_odelora.errors import InputError
 from pinn_odelora.lowrank import adapters
 from pinn_odelora.lowrank.start import named, orthonormal, pissa, zero
-from pinn_odelora.lowrank.targets import adapt, linear_layers, linear_targets
+from pinn_odelora.lowrank.targets import linear_layers, linear_targets, put_factors
 from pinn_odelora.nets import MLP
 
 STARTS = {"zero": zero, "orthonormal": partial(orthonormal, size=0.3), "pissa": pissa}
@@ -31,7 +31,7 @@ def uneven(generator):
 
 
 def adapted(net, generator, start=zero, rank=RANK, scale=SCALE, patterns=None):
-    return adapt(net, linear_targets(net, patterns), rank, scale, start, generator)
+    return put_factors(net, linear_targets(net, patterns), rank, scale, start, generator)
 
 
 @pytest.mark.parametrize(
@@ -58,9 +58,9 @@ def test_a_pattern_without_a_layer_lists_the_layers(patterns):
 
 
 def test_no_pattern_and_no_hidden_layer():
-    with pytest.raises(InputError, match=r"lora.targets is empty; allowed: patterns matching linears.0"):
+    with pytest.raises(InputError, match=r"targets is empty; allowed: patterns matching linears.0"):
         linear_targets(MLP(2, 1, depth=2), [])
-    with pytest.raises(InputError, match=r"no hidden linear layer .*\(it has linears.0, linears.1\); set lora.targets"):
+    with pytest.raises(InputError, match=r"no hidden linear layer .*\(it has linears.0, linears.1\); set targets"):
         linear_targets(MLP(2, 1, depth=1))
     with pytest.raises(InputError, match=r"\(it has none\)"):
         linear_targets(nn.Linear(2, 2))
@@ -160,18 +160,18 @@ def test_only_factors_are_trained_and_weights_stay(generator):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"rank": 0}, r"lora.rank is 0, but it must be a whole number of at least 1"),
-        ({"rank": -2}, r"lora.rank is -2"),
-        ({"rank": 2.0}, r"lora.rank is 2\.0, but"),
-        ({"rank": True}, r"lora.rank is True"),
-        ({"rank": "4"}, r"lora.rank is '4'"),
-        ({"rank": 2, "patterns": "*"}, r"lora.rank is 2, but layer linears.4 of shape \(1, 5\) allows at most 1"),
-        ({"rank": 6}, r"lora.rank is 6, but layer linears.1 of shape \(5, 5\) allows at most 5"),
-        ({"scale": 0.0}, r"lora.scale is 0\.0, but it must be a positive finite number"),
-        ({"scale": -1}, r"lora.scale is -1"),
-        ({"scale": math.inf}, r"lora.scale is inf"),
-        ({"scale": math.nan}, r"lora.scale is nan"),
-        ({"scale": "1"}, r"lora.scale is '1'"),
+        ({"rank": 0}, r"^rank is 0, but it must be a whole number of at least 1"),
+        ({"rank": -2}, r"^rank is -2, but"),
+        ({"rank": 2.5}, r"^rank is 2\.5, but"),
+        ({"rank": True}, r"^rank is True, but"),
+        ({"rank": "4"}, r"^rank is '4', but"),
+        ({"rank": 2, "patterns": "*"}, r"^rank is 2, but it must be at most 1 for layer linears.4 of shape \(1, 5\)"),
+        ({"rank": 6}, r"^rank is 6, but it must be at most 5 for layer linears.1 of shape \(5, 5\)"),
+        ({"scale": 0.0}, r"^scale is 0\.0, but it must be a finite number above 0"),
+        ({"scale": -1}, r"^scale is -1, but"),
+        ({"scale": math.inf}, r"^scale is inf, but"),
+        ({"scale": math.nan}, r"^scale is nan, but"),
+        ({"scale": "1"}, r"^scale is '1', but"),
     ],
 )
 def test_bad_rank_or_scale_changes_nothing(change, reason, generator):
@@ -186,6 +186,8 @@ def test_the_largest_rank_is_allowed(generator):
     net = MLP(2, 1, width=5, depth=4)
     assert adapted(net, generator, rank=1, scale=1, patterns="*")["linears.4"].rank == 1
     assert adapted(MLP(2, 1, width=5, depth=4), generator, rank=5)["linears.2"].rank == 5
+    # A whole number, however it is written.
+    assert adapted(MLP(2, 1, width=5, depth=4), generator, rank=5.0)["linears.2"].rank == 5
 
 
 def test_an_adapted_network_is_not_adapted_again(generator):

@@ -2,8 +2,8 @@
 
 ``Rotating``   W' = Ω₁W + WΩ₂ + εE + …: of rank r but for ε, singular values as small as one likes, exact solution.
 ``Layers``     a two-layer network with low-rank weights and a bias: a smooth gradient flow on a product of spaces.
-``Sensing``    rows ⟨M_i, Y⟩ - b_i, bent by a smooth function on demand, for one matrix of fixed rank.
-``Linear``     rows D z - b in a flat space: the linear test equation when D is diagonal.
+``Sensing``    residuals ⟨M_i, Y⟩ - b_i, bent by a smooth function on demand, for one matrix of fixed rank.
+``Linear``     residuals D z - b in a flat space: the linear test equation when D is diagonal.
 """
 
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, linalg
 
 from pinn_odelora.flows import balanced_flow
-from pinn_odelora.integrators.implicit import Local
-from pinn_odelora.lowrank.layer import Factors
+from pinn_odelora.integrators import Local
+from pinn_odelora.manifolds.factors import Factors
 from pinn_odelora.manifolds.fixed_rank import LowRank, retract
 from pinn_odelora.manifolds.projected import Thin, project
 
@@ -133,33 +133,33 @@ class Layers:
 
 @dataclass
 class Sensing:
-    """Rows r_i = ⟨M_i, Y⟩ + c sin⟨M_i, Y⟩ - b_i at Y of rank r."""
+    """Residuals r_i = ⟨M_i, Y⟩ + c sin⟨M_i, Y⟩ - b_i at Y of rank r."""
 
     M: Tensor
     b: Tensor
     bent: float = 0.0
 
     @classmethod
-    def random(cls, rows, m, n, generator, bent=0.0):
-        return cls(normal(rows, m, n, generator=generator) / rows**0.5, normal(rows, generator=generator), bent)
+    def random(cls, number, m, n, generator, bent=0.0):
+        return cls(normal(number, m, n, generator=generator) / number**0.5, normal(number, generator=generator), bent)
 
-    def rows_at(self, Y):
+    def residuals_at(self, Y):
         x = torch.einsum("imn,mn->i", self.M, Y)
         return x + self.bent * torch.sin(x) - self.b
 
     def gradient(self, Y):
         x = torch.einsum("imn,mn->i", self.M, Y)
-        return torch.einsum("i,imn->mn", self.rows_at(Y) * (1 + self.bent * torch.cos(x)), self.M)
+        return torch.einsum("i,imn->mn", self.residuals_at(Y) * (1 + self.bent * torch.cos(x)), self.M)
 
-    def rows(self, y):
-        return self.rows_at(y.matrix())
+    def residuals(self, y):
+        return self.residuals_at(y.matrix())
 
     def linearise(self, y):
         frame = y.frame
         x = torch.einsum("imn,mn->i", self.M, y.matrix())
         slopes = (1 + self.bent * torch.cos(x))[:, None, None] * self.M
         return Local(
-            self.rows(y),
+            self.residuals(y),
             torch.stack([frame.coordinates(D) for D in slopes]),
             lambda z: retract(y, frame, z).point,
             frame.vector,
@@ -173,17 +173,17 @@ class Sensing:
 
 @dataclass
 class Linear:
-    """Rows D z - b in the flat space of z."""
+    """Residuals D z - b in the flat space of z."""
 
     D: Tensor
     b: Tensor
 
-    def rows(self, y):
+    def residuals(self, y):
         return self.D @ y - self.b
 
     def linearise(self, y):
         same = lambda z: z
-        return Local(self.rows(y), self.D, lambda z: y + z, same, same)
+        return Local(self.residuals(y), self.D, lambda z: y + z, same, same)
 
 
 def followed(step, y, steps):

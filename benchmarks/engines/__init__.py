@@ -19,10 +19,9 @@ ENGINES = {
     "jax_jvp": ("jax_step", {"form": "jvp"}),
     "jax_jet": ("jax_step", {"form": "jet"}),
     "autograd": ("our_step", {"derivatives": "autograd"}),
-    "eager": ("our_step", {"derivatives": "jets"}),
-    "compiled": ("our_step", {"derivatives": "jets", "compile": True}),
+    "jets": ("our_step", {"derivatives": "jets"}),
 }
-"""Engine by name: its module and options. The last three are ours."""
+"""Engine by name: its module and options. The last two are ours."""
 JAX = ("jax_grad", "jax_jvp", "jax_jet")
 
 

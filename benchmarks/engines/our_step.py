@@ -10,10 +10,10 @@ from pinn_odelora.gradient import Gradient
 from pinn_odelora.system import Solution, System
 
 
-def build(case: Case, device: str, derivatives: str, compile: bool = False) -> Step:
+def build(case: Case, device: str, derivatives: str) -> Step:
     problem, net = WORKLOADS[case.workload].problem, network(case).to(device)
     system = System(problem, Solution(problem, net), derivatives=derivatives)
-    step = Gradient(system, list(net.parameters()), compile=compile)
+    step = Gradient(system, list(net.parameters()))
     where = {"pde": points(case).to(device)}
 
     def run():

@@ -3,7 +3,7 @@
 A rival with a learning rate gets the best of several, found on a seed that is not reported, and lets it fall to zero by
 a cosine over its time. L-BFGS chooses its steps by a strong Wolfe line search and has nothing to sweep; it needs points
 that stay, either for ever or, ``resampled``, for a while, after which it starts with new points and an empty memory.
-Rivals on factors have rank 4 everywhere: what makes rank 8 the default's is how rows of its own steps rest.
+Rivals on factors have rank 4 everywhere: rank 8 is the default's where its own batches stay under-determined.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from torch import Tensor
-
+from pinn_odelora.optim.groups import parameters
 from pinn_odelora.optim.lbfgs import LBFGS
 from pinn_odelora.optim.methods import Method
 
@@ -55,22 +54,9 @@ class Contender(NamedTuple):
         return None
 
 
-class FactorLBFGS(LBFGS):
-    """L-BFGS for gradients by factors, which come out of their products with the columns in a row."""
-
-    def step(self, closure: Callable[[], Tensor]) -> Tensor:
-        def by_rows() -> Tensor:
-            loss = closure()
-            for p in self.param_groups[0]["params"]:
-                p.grad = p.grad.contiguous()
-            return loss
-
-        return super().step(by_rows)
-
-
 def lora_lbfgs(history: int = 100) -> Method:
     """L-BFGS on the factors, otherwise as ``full_lbfgs``."""
-    return Method("factors", lambda groups: FactorLBFGS(_parameters(groups), history))
+    return Method("lora_lbfgs", "factors", lambda groups: LBFGS(parameters(groups), history))
 
 
 def full_soap() -> Method:
@@ -82,11 +68,7 @@ def full_soap() -> Method:
     from pytorch_optimizer import SOAP
 
     settings = {"betas": (0.95, 0.95), "precondition_frequency": 10, "weight_decay": 0}
-    return Method("weights", lambda groups: SOAP(_parameters(groups), **settings))
-
-
-def _parameters(groups):
-    return [p for group in groups for p in group["params"]]
+    return Method("full_soap", "weights", lambda groups: SOAP(parameters(groups), **settings))
 
 
 OURS = "odelora"
@@ -98,7 +80,7 @@ EXPLICIT = {
     "euler": ("integrator=euler",),
     "heun": ("integrator=heun",),
     "rk4": ("integrator=rk4",),
-    "rk4_manifold": ("integrator=rk4", "integrator.chart=manifold"),
+    "rk4_manifold": ("integrator=rk4", "method.chart=manifold"),
     "bogacki_shampine": ("integrator=bogacki_shampine",),
     "rkc1": ("integrator=rkc1",),
     "rkc2": ("integrator=rkc2",),
@@ -114,14 +96,14 @@ SCHEMES = {
 }
 """Other discretisations of the flow that our default follows, which find their step sizes themselves; ``no_correction``
 and ``no_momentum`` are the default scheme without one of its two additions. They show what stability costs, and are no
-rivals. Explicit ones keep to rank 4: their step does not depend on what lets implicit ones rest at rank 8.
+rivals. Explicit ones keep to rank 4: the reason for rank 8, an under-determined batch, does not concern their steps.
 """
 NATURAL, NATURAL_EVEN = "full_natural", "full_natural_even"
 """Natural gradient on all weights in kernel form, with our correction. ``full_natural_even``: with nothing else of
-ours, 1,000 even points at every step, and ended with the last iterate. ``full_natural``: with our growing rows and
-points, ended with the best iterate, too, at most 1,000 rows, the best for it of 1,000, 2,000 and 4,000 on Burgers,
-Helmholtz and the wide Burgers with seed 101. ``full_natural_momentum``: with our momentum as well, so that what is left
-of the difference is the manifold, and the most rows.
+ours, 1,000 even points at every step, and the last iterate returned. ``full_natural``: with our adaptive batch size,
+residual-based sampling and best iterate, too, and a largest batch of 1,000 residuals, the best for it of 1,000, 2,000
+and 4,000 on Burgers, Helmholtz and the wide Burgers with seed 101. ``full_natural_momentum``: with our momentum as
+well, so that what is left of the difference is the manifold, and the largest batch.
 """
 CONTENDERS = {
     contender.name: contender
@@ -133,12 +115,12 @@ CONTENDERS = {
         Contender("lora_lbfgs", ("method=lora_adam", "points=fixed", "lora.rank=4"), lora_lbfgs),
         Contender("full_lbfgs", ("method=full_lbfgs",)),
         Contender("full_lbfgs_resampled", ("method=full_lbfgs", "points.fresh=true"), renewed=100),
-        Contender(NATURAL, ("method=full_implicit", "points.rows=1000", "integrator.momentum=0")),
+        Contender(NATURAL, ("method=full_implicit", "points.batch_size=1000", "integrator.momentum=0")),
         Contender(
             NATURAL_EVEN,
-            ("method=full_implicit", "points=fresh", "points.validation=false", "integrator.momentum=0"),
+            ("method=full_implicit", "points=fresh", "points.best_iterate=false", "integrator.momentum=0"),
         ),
-        Contender("full_natural_momentum", ("method=full_implicit", "points.rows=1000"), cases=MOMENTUM_CASES),
+        Contender("full_natural_momentum", ("method=full_implicit", "points.batch_size=1000"), cases=MOMENTUM_CASES),
         *SCHEMES.values(),
     )
 }

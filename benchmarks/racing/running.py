@@ -1,13 +1,12 @@
-"""One run: a plain loop of steps on the evaluator and the points of a run of ``train.py``, against the clock.
+"""One run of the race: the steps of a run of ``train.py``, taken from the one loop and timed by a clock of their own.
 
-The clock is the CPU time of the one thread that does the work, so that whatever else the machine does costs a
-contender little. It runs, as the clock of ``train.py`` does, while a step chooses its points and is taken, and while
-the best point is found where a run ends with that; drawing candidates, which costs every step the same, and measuring
-stand outside.
+The clock is the CPU time of the thread that does the work, so that whatever else the machine does costs a contender
+little. As in ``train.py`` it runs while a step chooses its points and is taken, and while the best iterate is found
+where a run returns that; drawing candidates, which costs every step the same, and measuring are not timed.
 
-The error at a mark is that of the point that a run would have ended with then, which is the iterate or, where
-``training.incumbent`` says so, the best of them: a step that is under way counts when it is done. A run
-whose numbers fail, or that asks for nothing new, keeps its last error until the end.
+The error at a mark is that of the iterate that a run would have returned then: the last one or, where
+``Training.returns_best`` says so, the best one. A step under way counts when it is done. A run whose numbers fail, or
+that asks for nothing new, keeps its last error until the end.
 """
 
 from __future__ import annotations
@@ -16,26 +15,21 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
-from torch.optim import Optimizer
 
-from pinn_odelora import config as commandline
-from pinn_odelora import loop as step
-from pinn_odelora.config import build, run
-from pinn_odelora.errors import InputError
-from pinn_odelora.lightning.module import Adaptation
-from pinn_odelora.objective import Standing
+from pinn_odelora import config, loop
+from pinn_odelora.adaptation import Adaptation
+from pinn_odelora.budget import Budget
+from pinn_odelora.config import build
+from pinn_odelora.diagnostics import Reference
+from pinn_odelora.loop import Row, StepRecord, Training
+from pinn_odelora.objective import Snapshot
 from pinn_odelora.pretraining.pretrain import pretrained
-from pinn_odelora.sampling.batch_size import Growth
-from pinn_odelora.sampling.sampler import PointStream
-from pinn_odelora.selection.best_iterate import Incumbent
+from pinn_odelora.system import Solution, System
 from racing.cases import Case
 from racing.contenders import CONFIGS, Contender
 
@@ -44,15 +38,25 @@ MARKS = (0.3, 1, 2, 3, 5, 10, 15, 20, 30, 50, 100, 150, 200, 300)
 TEST_POINTS = 4096
 SETTLED = 5
 """Steps after which a rise of the held-out loss counts."""
+ENDLESS = Budget(steps=10**9)
+"""The marks end a run, not its budget: the step that passes the last one is taken, and does not count."""
 
 
 class Entry(NamedTuple):
-    """A contender at the start: the pretrained network with what is trained, and the points of its steps."""
+    """A contender at the start: the pretrained network with what is trained, and the points of its steps.
+
+    ``renewed``: evaluations after which points and optimiser are new; None for points as configured.
+    """
 
     cfg: DictConfig
-    module: Adaptation
-    stream: PointStream
+    adaptation: Adaptation
+    training: Training
     renewed: int | None
+
+    @property
+    def reference(self) -> Reference:
+        """What its solution is compared with."""
+        return self.adaptation.diagnostics.reference
 
 
 class Mark(NamedTuple):
@@ -67,10 +71,10 @@ class Mark(NamedTuple):
 def configuration(case: Case, contender: Contender, seed: int, cache: Path | None = None) -> DictConfig:
     """As the command line composes it."""
     cache_key = [] if cache is None else [f"pretrain.cache={cache}"]
-    by_lbfgs = ["pretrain.finish=lbfgs", "pretrain.adam_steps=500"]
+    by_lbfgs = ["pretrain.second_stage=lbfgs", "pretrain.adam_steps=500"]
     own = ["logger=csv", "output_dir=unused", "trainer.accelerator=cpu", f"seed={seed}"]
     measured = [f"log.test={TEST_POINTS}", f"log.heldout={TEST_POINTS}"]
-    commandline.register()
+    config.register()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         return compose("train", [*own, *by_lbfgs, *measured, *cache_key, *case.overrides, *contender.overrides])
 
@@ -79,12 +83,13 @@ def enter(case: Case, contender: Contender, seed: int, cache: Path | None = None
     """Compose, pretrain (or take from the cache) and put in what is trained."""
     cfg = configuration(case, contender, seed, cache)
     built = build.experiment(cfg)
+    source = System(built.source, Solution(built.source, built.net))
+    pretrained(source, built.pretraining, cfg.pretrain.checkpoint, cache, lambda line: None)
+    adaptation = built.adaptation
     if contender.method is not None:
-        built = built._replace(method=contender.method())
-    pretrained(built.source, built.net, build.pretraining(cfg), cfg.pretrain.checkpoint, cache, lambda line: None)
-    module = run.adaptation(cfg, built, lambda row: None)
-    module.yardstick.to(torch.device("cpu"), run.DTYPES[cfg.precision])
-    return Entry(cfg, module, run.stream(cfg, module.evaluator.system), contender.renewed)
+        adaptation.method = contender.method()
+    adaptation.error_before = math.nan  # the first mark has it
+    return Entry(cfg, adaptation, adaptation.training, contender.renewed)
 
 
 def cosine(rate: float, spent: float, seconds: float) -> float:
@@ -92,89 +97,55 @@ def cosine(rate: float, spent: float, seconds: float) -> float:
     return rate * (1 + math.cos(math.pi * min(spent / seconds, 1.0))) / 2
 
 
-class Steps:
-    """The steps of an entry, and what they cost.
+def records(
+    entry: Entry, seconds: float, rate: float | None = None, observer: loop.Observer | None = None
+) -> Iterator[StepRecord]:
+    """The steps of an entry without end, their learning rate, points and optimiser changed between them.
 
     Args:
-        entry: who runs.
-        clock: seconds of work; by default the CPU time of this thread.
+        entry: who runs; its network is changed.
+        seconds: after which the learning rate is zero.
+        rate: the learning rate at the start, for a contender that takes one.
+        observer: see ``loop.Observer``.
     """
+    training, renewed_at, draw = entry.training, 0, 0
+    _set_rate(training, rate, seconds)
+    while True:
+        for record in loop.steps(training, ENDLESS, observer):
+            if entry.renewed is not None:
+                count = training.objective.count
+                if training.stalled or count - renewed_at >= entry.renewed:
+                    training.optimizer = training.method.optimizer(entry.adaptation.groups)
+                    renewed_at, draw = count, draw + 1
+                training.draw = draw
+            _set_rate(training, rate, seconds)
+            yield record
+        if entry.renewed is None or training.failure is not None:
+            return
+        training.stalled = False  # on these points alone
 
-    def __init__(self, entry: Entry, clock: Callable[[], float] = time.thread_time) -> None:
-        self.entry = entry
-        self.clock = clock
-        self.evaluator = entry.module.evaluator
-        self.optimizer = self._new_optimizer()
-        self.seconds = 0.0
-        self.process_seconds = 0.0
-        self.done = 0
-        self.draw = 0
-        self.growth = Growth(entry.stream.first)
-        self.incumbent = Incumbent()
-        self.renewed_at = 0
-        self.stalled = False
-        self.failure: str | None = None
 
-    @property
-    def over(self) -> bool:
-        return self.stalled or self.failure is not None
+def _set_rate(training: Training, rate: float | None, seconds: float) -> None:
+    if rate is not None:
+        for group in training.optimizer.param_groups:
+            group["lr"] = cosine(rate, training.progress.seconds, seconds)
 
-    def look(self) -> Callable[[], Standing]:
-        """Where the run would end here, found when asked for."""
-        if not step.looks(self.optimizer, self.entry.stream):
-            return partial(Standing, *self.evaluator.standing())
-        with self._timed():
-            step.look(self.incumbent, self.evaluator, self.entry.stream, self.done)
-        return partial(self._end, copy.copy(self.incumbent))
 
-    def _end(self, incumbent: Incumbent) -> Standing:
-        """As a run does at its end, which its seconds and evaluations do not have."""
-        count = self.evaluator.count
-        step.close(incumbent, self.evaluator, self.entry.stream)
-        self.evaluator.count = count
-        return incumbent.standing or self.evaluator.standing()
+def ending(training: Training) -> Callable[[], Snapshot]:
+    """What the run would return here, found when asked for; this changes neither the run nor its cost."""
+    objective, sampler = training.objective, training.sampler
+    if not training.returns_best:
+        here = objective.snapshot()
+        return lambda: here
+    best, device = copy.copy(training.best), objective.parameters[0].device
 
-    def take(self, rate: float | None) -> None:
-        """One step, with that learning rate if it takes one."""
-        self._renew()
-        stream = self.entry.stream
-        candidates = stream.draw(self.draw, self.growth.rows)
-        if rate is not None:
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-        asked = self.evaluator.count
-        with self._timed():
-            try:
-                step.advance(self.evaluator, self.optimizer, stream, candidates, self.entry.module.ranks)
-            except (FloatingPointError, InputError) as failure:
-                self.failure = str(failure)
-                self.evaluator.restore()
-                return
-        self.done += 1
-        step.look_back(self.growth, self.evaluator, self.optimizer, stream)
-        if self.entry.renewed is None:
-            self.draw += 1
-            self.stalled = self.evaluator.count == asked
-        elif self.evaluator.count == asked:
-            self.renewed_at = -math.inf
+    def closed() -> Snapshot:
+        count = objective.count
+        best.close(objective, lambda times: sampler.validation(times * sampler.total, device))
+        objective.count = count
+        return best.snapshot or objective.snapshot()
 
-    def _renew(self) -> None:
-        if self.entry.renewed is not None and self.evaluator.count - self.renewed_at >= self.entry.renewed:
-            self.optimizer = self._new_optimizer()
-            self.renewed_at = self.evaluator.count
-            self.draw += 1
-
-    def _new_optimizer(self) -> Optimizer:
-        return self.entry.module.method.optimizer(self.entry.module.groups)
-
-    @contextmanager
-    def _timed(self) -> Iterator[None]:
-        start, everywhere = self.clock(), time.process_time()
-        try:
-            yield
-        finally:
-            self.seconds += self.clock() - start
-            self.process_seconds += time.process_time() - everywhere
+    return closed
 
 
 class Heldout:
@@ -194,6 +165,36 @@ class Heldout:
         self.settled = step >= SETTLED
 
 
+class Watch:
+    """Notes where each step starts, and now and then the held-out loss there; an ``Observer`` of the loop.
+
+    Args:
+        reference: the held-out points.
+        every: steps between two looks at the held-out loss.
+
+    Attributes:
+        ending: what the run would have returned where the last step started.
+        evaluations, steps: spent until then.
+        iterates, returned: held-out losses of the iterates, and of what would have been returned.
+    """
+
+    def __init__(self, reference: Reference, every: int) -> None:
+        self.reference = reference
+        self.every = every
+        self.iterates, self.returned = Heldout(), Heldout()
+
+    def before(self, training: Training) -> Row | None:
+        self.ending = ending(training)
+        self.evaluations, self.steps = training.objective.count, training.progress.step
+        if self.steps % self.every == 0:
+            self.iterates.look(self.steps, self.reference.loss())
+            self.returned.look(self.steps, measured(training, self.ending(), self.reference.loss))
+        return None
+
+    def after(self, training: Training, record: StepRecord, row: Row) -> Row:
+        return row
+
+
 def race(
     entry: Entry, seconds: float, rate: float | None = None, clock: Callable[[], float] = time.thread_time
 ) -> dict[str, Any]:
@@ -203,45 +204,50 @@ def race(
         entry: who runs; its network is changed.
         seconds: its time. A step that starts within it and ends after it does not count.
         rate: the learning rate at the start, for a contender that takes one.
-        clock: see ``Steps``.
+        clock: seconds of work; by default the CPU time of this thread.
     """
-    steps, heldout, yardstick = Steps(entry, clock), Heldout(), entry.module.yardstick
-    error = lambda: yardstick.errors()["error/rel_l2"]
+    training, reference = entry.training, entry.reference
+    training.clock = clock
+    watch, progress = Watch(reference, entry.cfg.log.every), training.progress
+    error = lambda: reference.errors()["error/rel_l2"]
     marks = [Mark(0.0, error(), 0, 0)]
     left = [t for t in MARKS if t < seconds] + [seconds]
-    shown, iterates = steps.look(), Heldout()
-    while left and not steps.over:
-        if steps.done % entry.cfg.log.every == 0:
-            iterates.look(steps.done, yardstick.loss())
-            heldout.look(steps.done, measured(steps, shown(), yardstick.loss))
-        before, evaluations, done = shown, steps.evaluator.count, steps.done
-        steps.take(None if rate is None else cosine(rate, steps.seconds, seconds))
-        shown = steps.look()
-        while left and steps.seconds > left[0] and not steps.over:
-            marks.append(Mark(left.pop(0), measured(steps, before(), error), evaluations, done))
-    steps.evaluator.stand(shown())
-    heldout.look(steps.done, yardstick.loss())
-    marks += [Mark(t, error(), steps.evaluator.count, steps.done) for t in left]
+    thread, process = time.thread_time(), time.process_time()
+    for _ in records(entry, seconds, rate, watch):
+        while left and progress.seconds > left[0] and not _stuck(entry):
+            marks.append(Mark(left.pop(0), measured(training, watch.ending(), error), watch.evaluations, watch.steps))
+        if not left:
+            break
+    cores = (time.process_time() - process) / (time.thread_time() - thread)
+    training.objective.restore(ending(training)())
+    watch.returned.look(progress.step, reference.loss())
+    marks += [Mark(t, error(), training.objective.count, progress.step) for t in left]
+    heldout = watch.returned
     fell = math.isfinite(heldout.last) and heldout.last <= heldout.first
     return {
         "marks": [mark._asdict() for mark in marks],
-        "spent": steps.seconds,
-        "cores": steps.process_seconds / steps.seconds if steps.seconds else math.nan,
-        "trained": sum(p.numel() for p in steps.evaluator.parameters),
+        "spent": progress.seconds,
+        "cores": cores,
+        "trained": sum(p.numel() for p in training.objective.parameters),
         "heldout_first": heldout.first,
         "heldout_last": heldout.last,
         "largest_rise": heldout.largest_rise,
-        "largest_rise_of_iterates": iterates.largest_rise,
-        "diverged": steps.failure is not None or not fell or not math.isfinite(marks[-1].rel_l2),
-        "stalled": steps.stalled,
-        "failure": steps.failure,
+        "largest_rise_of_iterates": watch.iterates.largest_rise,
+        "diverged": training.failure is not None or not fell or not math.isfinite(marks[-1].rel_l2),
+        "stalled": _stuck(entry),
+        "failure": None if training.failure is None else str(training.failure),
         "settings": settings(entry.cfg),
     }
 
 
-def measured(steps: Steps, there: Standing, measure: Callable[[], float]) -> float:
+def _stuck(entry: Entry) -> bool:
+    """Whether the last step asked for nothing new, and new points will not help."""
+    return entry.renewed is None and entry.training.stalled
+
+
+def measured(training: Training, there: Snapshot, measure: Callable[[], float]) -> float:
     """What the network has there."""
-    with steps.evaluator.standing_at(there):
+    with training.objective.restored(there):
         return measure()
 
 

@@ -19,20 +19,10 @@ use, so that ``load`` needs no Hydra where it builds nothing.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from pinn_odelora.config.application import register as register
-    from pinn_odelora.config.folders import has_pretrained as has_pretrained
-    from pinn_odelora.config.program import begin as begin
-    from pinn_odelora.config.program import run as run
-    from pinn_odelora.config.request import Request as Request
-    from pinn_odelora.runs.configuration import save_config as save_config
+from typing import Any
 
 _HOMES = {
-    "Request": "pinn_odelora.config.request",
     "begin": "pinn_odelora.config.program",
-    "has_pretrained": "pinn_odelora.config.folders",
     "register": "pinn_odelora.config.application",
     "run": "pinn_odelora.config.program",
     "save_config": "pinn_odelora.runs.configuration",

@@ -73,8 +73,9 @@ def settings(config: Mapping[str, Any], key: str) -> Any:
     cls, held = resolve_name(CLASSES[key]), section(config, key)
     below = [name for name in held if f"{key}.{name}" in CLASSES]
     values = {name: value for name, value in held.items() if name in signature(cls).parameters}
+    parts = {name: settings(config, f"{key}.{name}") for name in below}
     with within(key):
-        return cls(**values | {name: settings(config, f"{key}.{name}") for name in below})
+        return cls(**values | parts)
 
 
 def section(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:

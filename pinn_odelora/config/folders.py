@@ -37,10 +37,7 @@ def resumed(cfg: DictConfig, request: Request) -> DictConfig:
         raise InputError(f"{other[0]} cannot change when a run is resumed; allowed: {', '.join(CONTINUABLE)}.")
     kept = saved_config(folder)
     if (folder / SUMMARY).exists() and not (folder / STATE).exists():
-        raise InputError(
-            f"resume={folder} is a finished run without {STATE}, the state to continue from; "
-            f"its {CONFIG} repeats it in another output_dir."
-        )
+        raise InputError(f"{folder} is a finished run without {STATE} to continue from; its {CONFIG} can repeat it.")
     with open_dict(kept):
         for key in request.gives(*CONTINUABLE):
             OmegaConf.update(kept, key, OmegaConf.select(cfg, key), merge=False)

@@ -1,4 +1,4 @@
-"""Derivatives of a solution, asked for by name."""
+"""Derivatives of a solution, requested by name."""
 
 from pinn_odelora.derivatives import rules as _rules  # noqa: F401  fills the table of jet rules
 from pinn_odelora.derivatives.autograd import AutogradField

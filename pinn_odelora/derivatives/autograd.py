@@ -1,4 +1,4 @@
-"""Derivatives of any differentiable solution by nested reverse mode: ∂u/∂c of Σ_i u(p_i), row by row independent."""
+"""Derivatives of any differentiable solution by nested reverse mode: ∂/∂c of Σ_i u(p_i), whose rows are independent."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from pinn_odelora.points import Points
 class AutogradField(Field):
     """A field whose derivatives come from ``torch.autograd.grad`` of the summed column.
 
-    Exact when row i of the solution depends on point i alone; a layer that mixes rows (batch normalisation) would
-    make it silently wrong, so such networks are not allowed here.
+    Exact if row i of the solution depends on point i alone. A layer that mixes rows, such as batch normalisation,
+    would give wrong derivatives without an error; ``rehearse`` rejects such networks.
 
     Args:
         solution: the map Points -> (N, fields).
-        points: where; coordinate columns become fresh leaves, so the caller's tensors are untouched.
+        points: evaluation points; their coordinate columns are copied to new leaves of the graph.
+        fields: names of the solution's components, in order.
+        coords: names of the coordinates, one letter each.
     """
 
     def __init__(
@@ -42,7 +44,7 @@ class AutogradField(Field):
         return self._known[key]
 
     def _differentiate(self, field: str, along: str) -> None:
-        """Fill in every first derivative of one known column: one reverse sweep gives them all."""
+        """Differentiate a known column with respect to every coordinate, in one reverse sweep."""
         column = self.derivative(field, along)
         leaves = [self.points[c] for c in self.coords]
         if column.requires_grad:

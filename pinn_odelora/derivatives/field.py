@@ -1,6 +1,6 @@
-"""What a residual may ask of a solution: ``f.x``, ``f.u``, ``f.u_t``, ``f.u_xx`` by name, whatever engine answers.
+"""The solution as a residual reads it: ``f.x``, ``f.u``, ``f.u_t``, ``f.u_xx``, independent of the derivative engine.
 
-Problems are written against this class alone, so that an engine can be replaced without touching an equation.
+Equations are written in terms of this class alone, so that the engine can be exchanged without changing them.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ class Field(ABC):
     """The fields of a solution at given points; every quantity is a column (N, 1).
 
     ``f.x`` is a coordinate (or an extra column of the points), ``f.u`` a field, ``f.u_xt`` its derivative along
-    one-letter coordinates. A name that is neither raises ``AttributeError`` saying what exists.
+    one-letter coordinates. Any other name raises ``AttributeError`` with the names that exist.
 
     Args:
-        points: where; the columns named in ``coords`` are the coordinates.
+        points: evaluation points; the columns named in ``coords`` are the coordinates.
         fields: names of the solution's components, in order.
         coords: names of the coordinates, one letter each.
     """
@@ -32,13 +32,21 @@ class Field(ABC):
 
     @abstractmethod
     def derivative(self, field: str, along: str) -> Tensor:
-        """∂^k field / ∂along₁ … ∂along_k, (N, 1); ``along`` is empty for the value."""
+        """∂^k field / ∂along₁ … ∂along_k, (N, 1).
+
+        Args:
+            field: name of the component.
+            along: coordinates by letter, in any order, ``"xxt"``; empty for the value.
+        """
 
     @abstractmethod
     def at(self, **columns: Tensor) -> Field:
         """The same solution at the same points with some columns replaced: ``f.at(x=f.x + period)``.
 
-        Row i of the residual may read both fields at row i, as a soft periodic condition does.
+        Row i of the residual may read both fields at row i, as in a soft periodic condition.
+
+        Args:
+            columns: new values of coordinates or other columns, each (N, 1).
         """
 
     def __getattr__(self, name: str) -> Tensor:
@@ -59,10 +67,14 @@ class Field(ABC):
         return self.op(field, {2 * c: 1.0 for c in along or self.coords})
 
     def op(self, field: str, coefficients: Mapping[str, float | Tensor]) -> Tensor:
-        """The linear operator Σ c·∂_key field; ``op("u", {"t": 1, "xx": -nu})`` is u_t − ν u_xx.
+        """The linear operator Σ c·∂_key field, (N, 1); ``op("u", {"t": 1, "xx": -nu})`` is u_t − ν u_xx.
 
-        Coefficients are numbers or columns (N, 1), which may be trained but not depend on the solution; the key ``""``
-        is the field itself. Written as one operator, a linear part costs less than its derivatives asked one by one.
+        A linear part written as one operator costs less than its derivatives taken one by one.
+
+        Args:
+            field: name of the component.
+            coefficients: c by multi-index, numbers or columns (N, 1), which may be trained but may not depend on the
+                solution. The key ``""`` stands for the field itself.
         """
         terms = [c * self.derivative(field, along) for along, c in coefficients.items()]
         return sum(terms[1:], terms[0])

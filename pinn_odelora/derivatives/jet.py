@@ -1,17 +1,17 @@
-"""Jets: a tensor together with its derivatives along the coordinates, carried forward through a computation.
+"""Jets: a tensor together with its derivatives along the coordinates, propagated forward through a computation.
 
-A jet holds one tensor for each channel: the value z, the derivatives z_α of its plan, and images z_M = M z under
-linear operators M = Σ_α c_α ∂_α of order one or more. An operator travels as one channel, however many derivatives it
-has, because all rules are linear in the highest one: through f = s(z)
+A jet holds one tensor per channel: the value z, derivatives z_α, and images z_M = M z under linear operators
+M = Σ_α c_α ∂_α of order one or higher. An operator takes a single channel, however many derivatives it contains,
+because every rule is linear in the highest derivative: for f = s(z)
 
-    f_M = s'(z) · z_M + Σ_α c_α · (the summands of f_α with two derivatives or more),
+    f_M = s'(z) · z_M + Σ_α c_α · (summands of f_α with at least two derivatives),
 
-and through a product  (f g)_M = f_M g + f g_M + Σ_α c_α · (the summands of (f g)_α with both factors differentiated).
-The channels z_t and z_xx of the heat operator ∂_t - κ∂_xx are never formed. For M = Δ it is the forward Laplacian
-(Li et al., 2023, arXiv 2307.08214); in general, collapsed Taylor mode (Dangel et al., 2025, arXiv 2505.13644).
+and for a product  (f g)_M = f_M g + f g_M + Σ_α c_α · (summands of (f g)_α in which both factors are differentiated).
+The channels z_t and z_xx of the heat operator ∂_t - κ∂_xx are never formed. For M = Δ this is the forward Laplacian
+(Li et al., 2023, arXiv 2307.08214), and in general collapsed Taylor mode (Dangel et al., 2025, arXiv 2505.13644).
 
-A jet is no tensor but stands for one in torch's functions: ``torch.tanh(jet)`` looks up the rule of ``tanh``. Any
-network made of functions with a rule can therefore be differentiated, without being taken apart. An absent channel is
+A jet is not a tensor but can take its place in torch's functions: ``torch.tanh(jet)`` applies the jet rule of ``tanh``.
+Any network composed of functions with a jet rule can therefore be differentiated as it stands. An absent channel is
 identically zero; a function without a rule raises ``NoJetRule``.
 """
 
@@ -28,21 +28,21 @@ from pinn_odelora.derivatives.multiindex import Word, partitions, splits
 
 Coefficient = float | Tensor
 Channel = Word | int
-"""A derivative by its word, or an operator by its number; the empty word is the value."""
+"""A derivative, by its multi-index, or an operator, by its number; the empty multi-index is the value."""
 Monomials = dict[int, list[tuple[Coefficient, tuple[Word, ...]]]]
-"""Products of derivatives with their coefficients, by the number of factors."""
+"""Products of derivatives with their coefficients, by number of factors."""
 
 
 RULES: dict[str, Callable[..., Any]] = {}
-"""What torch's functions do to jets, by their names in torch; filled in ``rules``."""
+"""The jet rules of torch's functions, by name in torch; filled in ``rules``."""
 
 
-class NoJetRule(NotImplementedError):  # noqa: N818  a statement of fact, mostly caught
-    """A computation uses something that has no jet rule."""
+class NoJetRule(NotImplementedError):  # noqa: N818  usually caught, and then not an error
+    """A computation uses a function without a jet rule."""
 
 
 class Passage(NamedTuple):
-    """One passage through a linear layer: its weight (m, n), and the channels in, (N, n), and out, (N, m)."""
+    """One evaluation of a linear layer: weight W (m, n), bias, channels H_c (N, n) in and Z_c (N, m) out."""
 
     weight: Tensor
     bias: Tensor | None
@@ -52,13 +52,13 @@ class Passage(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Channels:
-    """What every jet of one evaluation carries.
+    """The channels that every jet of one evaluation carries.
 
     Args:
-        derivatives: words in the order of their length, each after all that its chain rule reads.
-        operators: coefficients by word for each operator; everything that their chain rules read, apart from the
-            words themselves, is among the derivatives.
-        tape: receives every passage through a linear layer, if given.
+        derivatives: multi-indices by increasing order, closed under the chain rule.
+        operators: coefficients by multi-index, for each operator; the lower-order derivatives that their chain rules
+            need are among ``derivatives``.
+        tape: receives a ``Passage`` for every evaluation of a linear layer, if given.
     """
 
     derivatives: tuple[Word, ...] = ()
@@ -75,7 +75,7 @@ class Channels:
         object.__setattr__(self, "chain", chain)
 
     def split(self, channel: Channel) -> list[tuple[Coefficient, Channel, Channel]]:
-        """The summands of a channel of a product."""
+        """The summands (c, left, right) of this channel of a product."""
         if isinstance(channel, str):
             return list(splits(channel))
         crossed = [
@@ -100,12 +100,15 @@ def _times(c: Coefficient, count: int) -> Coefficient:
 
 
 class Jet:
-    """A tensor and its channels; see the module.
+    """A tensor and its derivative channels; see the module's docstring.
 
     Args:
-        parts: a tensor for each channel that is not identically zero, of the value's shape, or of one row where the
-            channel is the same at all points.
-        channels: what is carried.
+        parts: a tensor for each channel that is not identically zero, of the value's shape, or with a single row if
+            the channel is the same at all points.
+        channels: the channels of this evaluation.
+
+    Raises:
+        NoJetRule: when a function or method without a jet rule is applied to it.
     """
 
     __slots__ = ("channels", "parts")
@@ -125,37 +128,42 @@ class Jet:
 
     @property
     def value(self) -> Tensor:
+        """The tensor itself, without its derivatives."""
         return self.parts[""]
 
     @property
     def shape(self) -> torch.Size:
+        """Shape of the value."""
         return self.value.shape
 
     @property
     def dtype(self) -> torch.dtype:
+        """Dtype of the value."""
         return self.value.dtype
 
     @property
     def device(self) -> torch.device:
+        """Device of the value."""
         return self.value.device
 
     @property
     def ndim(self) -> int:
+        """Number of dimensions of the value."""
         return self.value.ndim
 
     def part(self, channel: Channel) -> Tensor:
-        """A channel as a tensor of the value's rows, zeros where it is absent."""
+        """A channel expanded to the value's shape; zero if absent."""
         found = self.parts.get(channel)
         if found is None:
             return torch.zeros_like(self.value)
         return found if found.shape == self.value.shape else found.expand(self.value.shape)
 
     def map(self, linear: Callable[[Tensor], Tensor]) -> Jet:
-        """The image under a linear map that does not depend on the coordinates."""
+        """The image under a linear map that does not depend on the coordinates, channel by channel."""
         return Jet({channel: linear(x) for channel, x in self.parts.items()}, self.channels)
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        """A tensor's method, ``jet.square()``, by the rule of the function of that name."""
+        """A tensor method, as in ``jet.square()``, by the rule of the function of the same name."""
         if name.startswith("__") or not callable(getattr(torch.Tensor, name, None)):
             raise AttributeError(f"a jet has no attribute {name!r}")
         if name not in RULES:
@@ -217,10 +225,11 @@ class Jet:
 
 
 def compose(z: Jet, derivatives: Callable[[Tensor, int], Sequence[Tensor]]) -> Jet:
-    """s(z) for a pointwise s.
+    """s(z) for a pointwise s, by the formula of Faà di Bruno.
 
     Args:
-        derivatives: ``derivatives(z, k)`` gives s(z), s'(z), …, s^(k)(z) at least.
+        z: the argument.
+        derivatives: ``derivatives(z, k)`` returns s(z), s'(z), …, s^(k)(z), and possibly more.
     """
     product = _Products(z.parts)
     channels = {}
@@ -237,7 +246,7 @@ def compose(z: Jet, derivatives: Callable[[Tensor, int], Sequence[Tensor]]) -> J
 
 
 def multiply(f: Jet, g: Jet) -> Jet:
-    """The product of two jets, value and channels by Leibniz' rule."""
+    """The product of two jets, by the Leibniz rule."""
     found: dict[Channel, Tensor] = {"": f.value * g.value}
     for channel in f.channels.chain:
         terms = [
@@ -265,7 +274,7 @@ class _Products:
         return self.known[blocks]
 
     def sum(self, terms: list[tuple[Coefficient, tuple[Channel, ...]]]) -> tuple[Coefficient, Tensor] | None:
-        """Σ c·Π z_β as a coefficient and a tensor, or None if it is zero."""
+        """Σ c·Π z_β as a pair (coefficient, tensor), or None if it is zero."""
         present = [(c, P) for c, blocks in terms if (P := self(blocks)) is not None]
         if len(present) > 1:
             return 1.0, _total(present)
@@ -281,7 +290,7 @@ def _total(terms: list[tuple[Coefficient, Tensor]]) -> Tensor:
 
 
 def combine(terms: Iterable[tuple[Coefficient, Tensor, Tensor]], start: Tensor | None = None) -> Tensor:
-    """start + Σ c·a·b, a coefficient that is a number at no cost of its own; there is a term or a start."""
+    """start + Σ c·a·b, with numerical coefficients fused into the product; needs at least one term or a start."""
     total = start
     for c, a, b in terms:
         if not isinstance(c, float | int):

@@ -1,4 +1,4 @@
-"""Derivatives of a solution by jets: one forward pass that carries all channels of a plan at once."""
+"""Derivatives of a solution by jets: one forward pass with all channels of a plan."""
 
 from __future__ import annotations
 
@@ -20,15 +20,20 @@ Solved = Callable[[Points], Tensor]
 
 
 class JetField(Field):
-    """A field that answers what its plan foresees, and refuses everything else.
+    """A field whose derivatives are those of a plan, from one forward pass.
 
     Args:
-        solution: the map Points -> (N, fields), made of functions that have jet rules.
-        points: where.
-        plan: what will be asked.
-        asked: the operator requests of this evaluation with their coefficients; those of the plan where all are
-            numbers.
-        tape: receives every passage through a linear layer, if given.
+        solution: the map Points -> (N, fields), composed of functions with jet rules.
+        points: evaluation points.
+        fields: names of the solution's components, in order.
+        coords: names of the coordinates, one letter each.
+        plan: the requests of the residual.
+        asked: the operator requests of this evaluation with their coefficients; None if these are all numbers, and so
+            those of the plan.
+        tape: receives a ``Passage`` for every evaluation of a linear layer, if given.
+
+    Raises:
+        InputError: at a request that is not in the plan.
     """
 
     def __init__(
@@ -53,7 +58,7 @@ class JetField(Field):
     def _propagate(self) -> Jet:
         if self.asked is not None or self.tape is not None:
             return self.solution(self._seeded())
-        # The plan goes with its number, which belongs to another one as soon as it is gone.
+        # Keeping the plan alive keeps its id unique.
         _, jets = self.points.kept(("jets", id(self.plan)), lambda: (self.plan, LastingJets(self._seeded())))
         return self.solution(jets)
 
@@ -66,7 +71,7 @@ class JetField(Field):
         alpha = word(along)
         if alpha and alpha not in self.plan.derivatives:
             raise InputError(
-                f"The residual asks for {field}_{along}, which it did not ask for in the dry run "
+                f"The residual requests {field}_{along}, which it did not request in the dry run "
                 f"({', '.join(self.plan.derivatives) or 'no derivative'}); its requests must not depend on values."
             )
         return self._column(field, alpha)
@@ -84,13 +89,13 @@ class JetField(Field):
         return image + request.coefficients[""] * self._column(field, "") if "" in request.coefficients else image
 
     def _answer(self, request: Operator) -> int | None:
-        """The channel that answers the next operator request, which must be the one that was planned."""
+        """The channel of the next operator request, which must be the planned one; None if it has none of its own."""
         place = self._operators
         self._operators += 1
         if place >= len(self.plan.operators) or not self.plan.operators[place].like(request):
             raise InputError(
-                f"The residual applies {_shown(request)}, which it did not in the dry run; its operators, their order "
-                "and their numbers must not depend on values."
+                f"The residual applies {_shown(request)}, which it did not apply in the dry run; its operators, their "
+                "order and their constant coefficients must not depend on values."
             )
         return self.plan.channel[place]
 
@@ -98,7 +103,10 @@ class JetField(Field):
         place = self._moved
         self._moved += 1
         if place >= len(self.plan.moved):
-            raise InputError("The residual asks for moved points that it did not ask for in the dry run.")
+            raise InputError(
+                "The residual evaluates the solution at moved points, f.at(...), more often than in the dry run; its "
+                "requests must not depend on values."
+            )
         asked = None if self.asked is None else self.asked.moved[place]
         points = Points({**self.points, **columns})
         return JetField(self.solution, points, self.fields, self.coords, self.plan.moved[place], asked, self.tape)
@@ -113,14 +121,19 @@ def _shown(request: Operator) -> str:
 
 
 class LastingJets(Points):
-    """Coordinates as jets that serve every evaluation at the same points: nothing that makes them is trained."""
+    """Coordinates as jets, reused at every evaluation at the same points: they depend on no trained tensor."""
 
 
 def seeded(points: Points, coords: Sequence[str], channels: Channels) -> Points:
-    """The points with each coordinate as a jet: itself, and one for its own first derivative.
+    """The points with each coordinate x_c as a jet: value x_c, derivative ∂x_c/∂x_c = 1.
 
-    A channel that is the same at all points has one row, which the first layer then passes on at the price of one
-    point; on a tape every row has its own.
+    A channel that is the same at all points has a single row, which the first layer then propagates at the cost of one
+    point. A tape needs all rows, so there it is expanded.
+
+    Args:
+        points: columns (N, 1).
+        coords: names of the coordinates.
+        channels: the channels to carry.
     """
     columns: dict[str, Any] = dict(points)
     for c in coords:
@@ -137,13 +150,17 @@ def seeded(points: Points, coords: Sequence[str], channels: Channels) -> Points:
 
 
 def lifted(function: Callable[[Points], Any], p: Points) -> Any:
-    """``function(p)``, whatever it is made of: where jets cannot pass, its channels come from nested reverse mode.
+    """``function(p)`` for jets in p; if the function has no jet rule, its channels come from nested reverse mode.
 
-    For functions of the coordinates alone, such as an ansatz; several tensors may come out.
+    Meant for functions of the coordinates alone, such as an ansatz.
+
+    Args:
+        function: Points -> (N, k), or a tuple of such tensors.
+        p: points whose coordinates may be jets.
     """
     try:
         return function(p)
-    except Exception:  # What works on tensors may fail on jets in any way.
+    except Exception:  # Code written for tensors can fail on jets in any way.
         coords = {name: x for name, x in p.items() if isinstance(x, Jet)}
         if not coords:
             raise

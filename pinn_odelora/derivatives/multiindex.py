@@ -1,10 +1,11 @@
-"""Derivative multi-indices as sorted words, and the combinatorics of the chain and product rules.
+"""Derivative multi-indices as sorted strings, and the combinatorics of the chain and product rules.
 
-``"xxt"`` stands for ∂³/∂x²∂t, the empty word for the value. For f = s(z), s acting pointwise,
+``"txx"`` stands for ∂³/∂t∂x², the empty string for the value. For f = s(z) with a pointwise s,
 
     f_α = Σ_π  s^(|π|)(z) · Π_{β ∈ π} z_β ,     π over the set partitions of the letters of α   (Faà di Bruno),
 
-and for a product  (f g)_α = Σ_S f_S g_{α∖S},  S over the subsets of the letters (Leibniz). Equal summands are counted.
+and for a product  (f g)_α = Σ_S f_S g_{α∖S},  S over the subsets of the letters (Leibniz). Equal summands are stored
+once with their multiplicity.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ Word = str
 
 
 def word(letters: Iterable[str]) -> Word:
-    """The multi-index of some letters, in any order."""
+    """The multi-index of letters given in any order."""
     return "".join(sorted(letters))
 
 
 @cache
 def partitions(alpha: Word) -> tuple[tuple[int, tuple[Word, ...]], ...]:
-    """The set partitions of the letters of α as (how many equal ones, blocks): xx -> (1, (xx,)), (1, (x, x))."""
+    """The set partitions of the letters of α as (multiplicity, blocks): xx -> (1, (xx,)), (1, (x, x))."""
     return tuple((count, blocks) for blocks, count in Counter(_partitions(alpha)).items())
 
 
@@ -42,7 +43,7 @@ def _partitions(alpha: Word) -> list[tuple[Word, ...]]:
 
 @cache
 def splits(alpha: Word) -> tuple[tuple[int, Word, Word], ...]:
-    """The ways to deal the letters of α to two factors as (how many equal ones, left, right)."""
+    """The ways to split the letters of α between two factors, as (multiplicity, left, right)."""
     places = range(len(alpha))
     dealt = Counter(
         (word(alpha[i] for i in left), word(alpha[i] for i in places if i not in left))
@@ -53,11 +54,11 @@ def splits(alpha: Word) -> tuple[tuple[int, Word, Word], ...]:
 
 
 def parts(alpha: Word) -> set[Word]:
-    """All words that the chain rule of α reads: the non-empty sub-words, α itself included."""
+    """All multi-indices in the chain rule of α: its non-empty sub-words, α included."""
     return {block for _, blocks in partitions(alpha) for block in blocks}
 
 
 def closed(words: Iterable[Word]) -> tuple[Word, ...]:
-    """The words with everything that their chain rules read, without the value, lowest order first."""
+    """The closure of multi-indices under the chain rule, without the value, by increasing order."""
     needed = set().union(*(parts(alpha) for alpha in words))
     return tuple(sorted(needed, key=lambda alpha: (len(alpha), alpha)))

@@ -1,13 +1,13 @@
-"""What a residual asks of its field, found by one dry run, and how jets will answer it.
+"""The derivatives that a residual requests, found in a dry run, and the jet channels that provide them.
 
-The dry run evaluates the residual at a few points by nested reverse mode, which works for any network, and writes
-down every request. The plan closes the words downwards, since the chain rule of u_xx reads u_x, and lets a linear
-operator travel as one channel wherever that makes fewer channels than its derivatives would.
+The dry run evaluates the residual at a few points by nested reverse mode, which works for any network, and records
+every request. The plan closes the multi-indices under the chain rule (u_xx needs u_x), and gives a linear operator a
+channel of its own wherever that takes fewer channels than its derivatives.
 
-Cost is counted in products of the points with a hidden weight. Jets need one for each channel. Nested reverse mode
-needs one for the value, and to differentiate a column of order k once more as many as that column cost, 2^k: four for
-u_t, u_x, u_xx of a scalar, where jets need three or four; twelve for steady Navier-Stokes, where jets need four; but
-two for the gradient of a scalar in any number of dimensions, where jets need one more than those.
+Cost is counted in products of the points with a hidden weight. Jets need one per channel. Nested reverse mode needs
+one for the value, and differentiating a column of order k once more costs as much as that column, 2^k: four for
+u_t, u_x, u_xx of a scalar, where jets need three or four; twelve for steady Navier–Stokes, where jets need four; but
+two for the gradient of a scalar in d dimensions, where jets need d + 1.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from pinn_odelora.points import Points
 
 
 class Operator(NamedTuple):
-    """A request ``f.op(field, coefficients)``, its words sorted."""
+    """A request ``f.op(field, coefficients)``, with sorted multi-indices."""
 
     field: str
     coefficients: dict[Word, Coefficient]
 
     @property
     def numeric(self) -> bool:
-        """Whether all coefficients are numbers, and so the same at every evaluation."""
+        """Whether all coefficients are numbers, hence the same at every evaluation."""
         return all(isinstance(c, float | int) for c in self.coefficients.values())
 
     @property
     def differential(self) -> dict[Word, Coefficient]:
-        """The part of order one or more."""
+        """The part of order one or higher."""
         return {alpha: c for alpha, c in self.coefficients.items() if alpha}
 
     def like(self, other: Operator) -> bool:
-        """Whether the two ask the same, apart from the values of coefficients that are tensors."""
+        """Whether the two are the same request, up to the values of tensor coefficients."""
         if self.field != other.field or self.coefficients.keys() != other.coefficients.keys():
             return False
         return all(
@@ -52,7 +52,7 @@ class Operator(NamedTuple):
 
 
 def operator(field: str, coefficients: Mapping[str, Coefficient]) -> Operator:
-    """A request in its normal form: words sorted, equal ones added."""
+    """A request in normal form: multi-indices sorted, coefficients of equal ones added."""
     found: dict[Word, Coefficient] = {}
     for along, c in coefficients.items():
         alpha = word(along)
@@ -61,7 +61,7 @@ def operator(field: str, coefficients: Mapping[str, Coefficient]) -> Operator:
 
 
 class Recorder(Field):
-    """A field that answers from another one and writes down what is asked."""
+    """A field that records every request and passes it on to ``inner``."""
 
     def __init__(self, inner: Field) -> None:
         super().__init__(inner.points, inner.fields, inner.coords)
@@ -84,7 +84,7 @@ class Recorder(Field):
 
 
 class Blank(Field):
-    """A field that answers every request with ones: enough to learn coefficients that do not depend on the solution."""
+    """A field equal to one everywhere, to evaluate coefficients that do not depend on the solution."""
 
     def derivative(self, field: str, along: str) -> Tensor:
         return torch.ones_like(self.points[self.coords[0]])
@@ -94,11 +94,11 @@ class Blank(Field):
 
 
 class Unknown(Tensor):
-    """What is not known yet: whatever torch computes from it, a comparison included, is unknown too."""
+    """A marked tensor: every result that torch computes from it, comparisons included, carries the same mark."""
 
 
 class Unsolved(Blank):
-    """A blank field whose answers are marked, so that coefficients show whether they depend on the solution."""
+    """A blank field with marked values, which reveal the coefficients that depend on the solution."""
 
     def derivative(self, field: str, along: str) -> Tensor:
         return super().derivative(field, along).as_subclass(Unknown)
@@ -109,15 +109,15 @@ class Unsolved(Blank):
 
 @dataclass(frozen=True)
 class Plan:
-    """How jets answer one evaluation of a residual.
+    """The jet channels for one evaluation of a residual.
 
     Args:
-        words: the derivatives that were asked by name.
-        derivatives: all that are carried, lowest order first.
-        operators: every operator request in the order asked.
-        channel: for each of them the number of the operator channel that answers it, None where its derivatives do.
-        moved: the plans of the fields at moved points, in the order asked.
-        reverse: cost of the same by nested reverse mode.
+        words: the derivatives requested by name.
+        derivatives: all derivatives carried, by increasing order.
+        operators: all operator requests, in order.
+        channel: for each of them the number of its operator channel; None if it is assembled from derivatives.
+        moved: the plans of the fields at moved points, in order.
+        reverse: cost by nested reverse mode, see the module's docstring.
     """
 
     words: frozenset[Word]
@@ -129,18 +129,18 @@ class Plan:
 
     @property
     def carried(self) -> int:
-        """Channels of this evaluation and the moved ones: the cost by jets."""
+        """Number of channels, those at moved points included: the cost by jets."""
         own = {number for number in self.channel if number is not None}
         return 1 + len(self.derivatives) + len(own) + sum(plan.carried for plan in self.moved)
 
     @property
     def blind(self) -> bool:
-        """Whether every operator's coefficients are numbers, here and at the moved points."""
+        """Whether all operators have numerical coefficients, at moved points as well."""
         return all(o.numeric for o in self.operators) and all(plan.blind for plan in self.moved)
 
     @property
     def leaders(self) -> dict[int, int]:
-        """For each operator channel the first request that it answers."""
+        """The first request of each operator channel."""
         first: dict[int, int] = {}
         for request, number in enumerate(self.channel):
             if number is not None:
@@ -149,10 +149,11 @@ class Plan:
 
 
 def plan(recorder: Recorder, collapsible: Sequence[bool]) -> Plan:
-    """The plan for what a recorder has seen.
+    """The plan for the recorded requests.
 
     Args:
-        collapsible: for each operator request whether its coefficients do not depend on the solution.
+        recorder: the field of the dry run.
+        collapsible: for each operator request whether its coefficients are independent of the solution.
     """
     words = frozenset(alpha for _, alpha in recorder.words)
     carried = set(closed(words))
@@ -181,7 +182,7 @@ def plan(recorder: Recorder, collapsible: Sequence[bool]) -> Plan:
 
 
 def _same_numbers(a: Operator, b: Operator) -> bool:
-    """Whether one channel answers both; a tensor may have the number's value, but it has its own gradient."""
+    """Whether both can share a channel; tensors cannot, since equal values may have different gradients."""
     return a.numeric and b.numeric and a.differential == b.differential
 
 

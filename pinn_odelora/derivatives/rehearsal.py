@@ -1,10 +1,9 @@
-"""The dry run: which engine answers a residual, and whether its rows belong to one point each.
+"""The dry run: choose the derivative engine of a residual, and check that row i depends on point i alone.
 
-At a few points the residual is evaluated by nested reverse mode, which works for any network. That tells what it asks
-for, hence the plan of the jets; jets are then tried and must give the same residual and the same gradient. One point
-is moved: a row of another point that changes reads more than its own point, which has to be declared
-(``Term.coupled``), since whatever is built on rows, from resampling to the linearisation, would be wrong without a
-sign.
+The residual is evaluated at a few points by nested reverse mode, which works for any network and yields the plan of
+the jets. Jets must then reproduce the residual and its gradient. Finally one point is moved: if the residual at another
+point changes, the term must be declared ``coupled``, because everything that treats points separately, from residual
+sampling to the linearisation, would otherwise be silently wrong.
 """
 
 from __future__ import annotations
@@ -28,20 +27,20 @@ log = logging.getLogger(__name__)
 
 ENGINES = ("auto", "jets", "autograd")
 SAMPLE = 6
-"""How many points a dry run takes."""
+"""Points of a dry run."""
 Rows = Callable[[Field], Tensor]
 
 
 @dataclass(frozen=True)
 class Engine:
-    """How the derivatives of one residual are found: by jets where there is a plan, by nested reverse mode elsewhere.
+    """The evaluation of one residual with its derivatives: by jets if there is a plan, else by nested reverse mode.
 
     Args:
         solution: the map Points -> (N, fields).
-        fields, coords: names.
+        fields, coords: names of the solution's components and of the coordinates.
         rows: the residual, Field -> (N, components).
-        plan: of the jets.
-        reason: why there is none.
+        plan: the plan of the jets, or None.
+        reason: why there is no plan.
     """
 
     solution: Solved
@@ -52,7 +51,12 @@ class Engine:
     reason: str = ""
 
     def field(self, p: Points, tape: list[Passage] | None = None) -> Field:
-        """The solution at p with its derivatives; ``tape`` collects passages through linear layers."""
+        """The solution at p with its derivatives.
+
+        Args:
+            p: evaluation points, columns (N, 1).
+            tape: receives a ``Passage`` for every evaluation of a linear layer, if given; used by jets alone.
+        """
         if self.plan is None:
             return AutogradField(self.solution, p, self.fields, self.coords)
         asked = None
@@ -62,7 +66,7 @@ class Engine:
         return JetField(self.solution, p, self.fields, self.coords, self.plan, asked, tape)
 
     def residual(self, p: Points, tape: list[Passage] | None = None) -> Tensor:
-        """The residual at p, (N, components)."""
+        """The residual at p, (N, components); arguments as for ``field``."""
         return self.rows(self.field(p, tape))
 
 
@@ -77,15 +81,20 @@ def rehearse(
     engine: str = "auto",
     coupled: bool = False,
 ) -> Engine:
-    """Choose the engine of a residual by a dry run at the first few of its points.
+    """Choose the engine of a residual by a dry run at its first ``SAMPLE`` points.
 
     Args:
-        name: of the residual, for messages.
-        engine: ``autograd``, ``jets``, or ``auto``: jets where they can and cost no more.
-        coupled: whether a row may read other points than its own.
+        name: name of the residual, for messages.
+        rows: the residual, Field -> (N, components).
+        solution: the map Points -> (N, fields).
+        points: columns (N, 1).
+        fields, coords: names of the solution's components and of the coordinates.
+        engine: ``autograd``, ``jets``, or ``auto``: jets where they apply and cost no more.
+        coupled: whether row i of the residual may depend on points other than point i.
 
     Raises:
-        InputError: if the engine is unknown, jets are demanded and cannot, or a row reads other points undeclared.
+        InputError: if the engine is unknown, ``jets`` is requested but does not apply, the network mixes rows, or the
+            residual couples points without being declared so.
     """
     if engine not in ENGINES:
         raise unknown("derivatives engine", engine, ENGINES)
@@ -102,7 +111,7 @@ def rehearse(
         return _accepted(name, Engine(solution, tuple(fields), tuple(coords), rows, made), recorder, r, engine)
     except InputError:
         raise
-    except Exception as failure:  # What works on tensors may fail on jets in any way.
+    except Exception as failure:  # Code written for tensors can fail on jets in any way.
         missing = next(iter(str(failure).splitlines()), type(failure).__name__)
         if engine == "jets":
             raise InputError(f"derivatives=jets cannot differentiate the solution in {name!r}: {missing}.") from failure
@@ -111,7 +120,7 @@ def rehearse(
 
 
 def _accepted(name: str, jets: Engine, recorder: Recorder, r: Tensor, engine: str) -> Engine:
-    """The engine by jets, tried; or by reverse mode where that is cheaper and there is a choice."""
+    """The jet engine, verified; the reverse-mode one if that is cheaper and the choice is free."""
     assert jets.plan is not None
     if engine == "auto" and jets.plan.carried > jets.plan.reverse:
         reason = f"nested reverse mode needs {jets.plan.reverse} products a layer, jets {jets.plan.carried}"
@@ -122,7 +131,7 @@ def _accepted(name: str, jets: Engine, recorder: Recorder, r: Tensor, engine: st
         tried = jets.residual(p)
     if not _near(tried, r):
         raise NoJetRule(f"its residual by jets differs by {float((tried - r).detach().abs().max()):.1e}")
-    # A function of the user's with a backward pass of its own has the right value under jets, but no gradient.
+    # A user-defined function with a custom backward pass has the right value under jets, but not its gradient.
     weights = _leaves(r) - _coordinates(recorder)
     if not all(map(_near, _gradient(tried, weights), _gradient(r, weights))):
         raise NoJetRule("the gradient of its residual by jets differs")
@@ -137,13 +146,13 @@ def _near(tried: Tensor, exact: Tensor) -> bool:
 def _gradient(r: Tensor, leaves: set[Tensor]) -> Sequence[Tensor]:
     if not (leaves and r.requires_grad):
         return [torch.zeros_like(x) for x in leaves]
-    # The graph may be in use elsewhere: effective weights are formed once for all terms of a loss.
+    # Other terms of the loss may share the graph: effective weights are formed once for all of them.
     options = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
     return torch.autograd.grad(r, tuple(leaves), torch.ones_like(r), **options)
 
 
 def _leaves(r: Tensor) -> set[Tensor]:
-    """The tensors that the graph of r ends in."""
+    """The leaves of the graph of r."""
     leaves, seen, ahead = set(), set(), [r.grad_fn]
     while ahead:
         node = ahead.pop()
@@ -161,7 +170,7 @@ def _coordinates(recorder: Recorder) -> set[Tensor]:
 
 
 def _collapsible(recorder: Recorder, rows: Rows, p: Points) -> list[bool]:
-    """For each operator request whether its coefficients have nothing to do with the solution."""
+    """For each operator request whether its coefficients are independent of the solution."""
     blank = Recorder(Unsolved(p, recorder.fields, recorder.coords))
     rows(blank)
     if len(blank.operators) != len(recorder.operators):
@@ -187,7 +196,7 @@ def _check_rows(name: str, engine: Engine, p: Points, r: Tensor, coupled: bool) 
     if not _same(values, others):
         raise InputError(
             f"Moving one point changes the solution at others (in {name!r}): a layer mixes rows, as batch "
-            "normalisation does, and the derivatives of such a network are not defined point by point."
+            "normalisation does, so the network has no pointwise derivatives."
         )
     if not coupled and not _same(r[1:], engine.residual(moved).detach()[1:]):
         raise InputError(
@@ -201,5 +210,5 @@ def _first_moved(x: Tensor) -> Tensor:
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    # Kernels may sum in another order when the batch changes, so a few roundings are no dependence.
+    # Summation order may depend on the batch, so differences at rounding level do not count.
     return torch.allclose(a, b, rtol=0, atol=100 * torch.finfo(a.dtype).eps * (1 + float(a.abs().max())))

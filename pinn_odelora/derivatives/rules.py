@@ -1,8 +1,8 @@
-"""The table of jet rules: what torch's functions do to the channels of a jet.
+"""The table of jet rules: how torch's functions act on the channels of a jet.
 
-``RULES`` maps a function's name in torch to its rule. A pointwise function needs its derivatives up to the order
-asked, given or found by autograd; a linear map acts on every channel alike; sums and products have the rules of
-calculus. A rule more is a line:
+``RULES`` maps a function's name in torch to its rule. A pointwise function needs its derivatives up to the highest
+order carried, in closed form or by autograd; a linear map acts on each channel separately; sums and products follow the
+rules of calculus. A new rule takes one line:
 
     RULES["erf"] = pointwise(by_autograd(torch.erf))
 """
@@ -33,16 +33,16 @@ from pinn_odelora.derivatives.jet import (
 
 Rule = Callable[..., Any]
 Derivatives = Callable[..., Sequence[Tensor]]
-"""``derivatives(z, k, …)``: s(z), s'(z), …, s^(k)(z) at least, with the further arguments of s."""
+"""``derivatives(z, k, …)``: s(z), s'(z), …, s^(k)(z) and possibly more, with the further arguments of s."""
 
 
 def pointwise(derivatives: Derivatives) -> Rule:
-    """The rule of a function that acts on every number by itself."""
+    """The rule of an elementwise function with the given derivatives."""
     return lambda z, *args, **kwargs: compose(z, lambda x, k: derivatives(x, k, *args, **kwargs))
 
 
 def by_autograd(function: Callable[..., Tensor]) -> Derivatives:
-    """The derivatives of a pointwise function by differentiating it again and again."""
+    """The derivatives of an elementwise function, by repeated automatic differentiation."""
 
     def derivatives(z: Tensor, k: int, *args: Any, **kwargs: Any) -> Sequence[Tensor]:
         graph = torch.is_grad_enabled() and z.requires_grad
@@ -58,7 +58,7 @@ def by_autograd(function: Callable[..., Tensor]) -> Derivatives:
 
 
 def linear_map(function: Callable[..., Any]) -> Rule:
-    """The rule of a function linear in its first argument; several tensors may come out, as from ``chunk``."""
+    """The rule of a function linear in its first argument; it may return several tensors, as ``chunk`` does."""
 
     def rule(z: Jet, *args: Any, **kwargs: Any) -> Jet | tuple[Jet, ...]:
         images = {channel: function(z.part(channel), *args, **kwargs) for channel in z.parts}
@@ -71,11 +71,12 @@ def linear_map(function: Callable[..., Any]) -> Rule:
 
 
 def value_only(function: Callable[..., Any]) -> Rule:
-    """The rule of a function that is locally constant, such as a comparison: its result is no jet."""
+    """The rule of a locally constant function, such as a comparison; the result is a plain tensor."""
     return lambda *args, **kwargs: function(*(x.value if isinstance(x, Jet) else x for x in args), **kwargs)
 
 
 def tanh(z: Tensor, k: int) -> Sequence[Tensor]:
+    """tanh and its derivatives: s' = 1 - s², s'' = -2 s s', s''' = s' (4 - 6 s'), s'''' = s'' (4 - 12 s')."""
     a = torch.tanh(z)
     s = [a]
     if k > 0:
@@ -92,8 +93,8 @@ def tanh(z: Tensor, k: int) -> Sequence[Tensor]:
 def tanh_of(z: Jet) -> Jet:
     """tanh z by  tanh'' = -2 tanh tanh':  with f_α = s' z_α already formed,  s'' z_α z_β = -2 f (f_α z_β).
 
-    Neither s'' nor the products z_α z_β are formed, which spares a fifth of the passes over memory. From the third
-    order on the general rule does as well, and in the first layer better.
+    Neither s'' nor the products z_α z_β are formed, which saves a fifth of the memory traffic. From third order on the
+    general rule is as fast, and in the first layer it is faster.
     """
     if any(k > 2 for monomials in z.channels.chain.values() for k in monomials) or _first_layer(z):
         return compose(z, tanh)
@@ -108,14 +109,14 @@ def tanh_of(z: Jet) -> Jet:
 
 
 def _first_layer(z: Jet) -> bool:
-    """Whether all channels but the value are the same at all points, their products then almost for nothing."""
+    """Whether all channels but the value are the same at all points, so that their products cost next to nothing."""
     return all(len(x) == 1 for c, x in z.parts.items() if c != "")
 
 
 def _curved(
     pairs: Sequence[tuple[Coefficient, Channel, Channel]], first: dict[Channel, Tensor], z: Jet, a: Tensor
 ) -> list[tuple[Coefficient, Tensor, Tensor]]:
-    """-2 a Σ c f_α z_β, the sum first."""
+    """-2 a Σ c f_α z_β as summands, with the sum evaluated first."""
     if len(pairs) == 1:
         ((c, alpha, beta),) = pairs
         return [(-2 * c, a, first[alpha] * z.parts[beta])]
@@ -123,6 +124,7 @@ def _curved(
 
 
 def sin(z: Tensor, k: int) -> Sequence[Tensor]:
+    """sin and its derivatives, s'' = -s."""
     s = [torch.sin(z)]
     if k > 0:
         s.append(torch.cos(z))
@@ -132,6 +134,7 @@ def sin(z: Tensor, k: int) -> Sequence[Tensor]:
 
 
 def cos(z: Tensor, k: int) -> Sequence[Tensor]:
+    """cos and its derivatives, s'' = -s."""
     s = [torch.cos(z)]
     if k > 0:
         s.append(-torch.sin(z))
@@ -141,10 +144,12 @@ def cos(z: Tensor, k: int) -> Sequence[Tensor]:
 
 
 def exp(z: Tensor, k: int) -> Sequence[Tensor]:
+    """exp and its derivatives, all equal."""
     return [torch.exp(z)] * (k + 1)
 
 
 def sigmoid(z: Tensor, k: int) -> Sequence[Tensor]:
+    """σ and its derivatives: σ' = σ (1 - σ), σ'' = σ' (1 - 2σ), σ''' = σ' (1 - 6σ')."""
     a = torch.sigmoid(z)
     s = [a]
     if k > 0:
@@ -163,7 +168,7 @@ def silu(z: Tensor, k: int, inplace: bool = False) -> Sequence[Tensor]:
 
 
 def softplus(z: Tensor, k: int, beta: float = 1.0, threshold: float = 20.0) -> Sequence[Tensor]:
-    """s' = σ(βz), and the straight line that torch puts in its place above the threshold."""
+    """s' = σ(βz) below the threshold, and above it the derivatives of the straight line that torch uses there."""
     s = [functional.softplus(z, beta, threshold)]
     straight = beta * z > threshold
     for i, a in enumerate(sigmoid(beta * z, k - 1) if k else ()):
@@ -172,7 +177,7 @@ def softplus(z: Tensor, k: int, beta: float = 1.0, threshold: float = 20.0) -> S
 
 
 def gelu(z: Tensor, k: int, approximate: str = "none") -> Sequence[Tensor]:
-    """z Φ(z), Φ and φ the normal distribution and its density."""
+    """z Φ(z), with Φ and φ the standard normal distribution function and its density."""
     if approximate != "none":
         return by_autograd(partial(functional.gelu, approximate=approximate))(z, k)
     s = [functional.gelu(z)]
@@ -187,7 +192,7 @@ def gelu(z: Tensor, k: int, approximate: str = "none") -> Sequence[Tensor]:
 
 
 def power(z: Tensor, k: int, exponent: float) -> Sequence[Tensor]:
-    """z^p; the derivatives of a whole power end, so that 0 raised to a negative number never occurs."""
+    """z^p; the derivatives of an integer power are zero from some order on, so that 0 is never raised to p < 0."""
     s, c, p = [z**exponent], 1.0, exponent
     for _ in range(k):
         c, p = c * p, p - 1
@@ -202,7 +207,7 @@ def _known(s: list[Tensor], k: int, name: str) -> list[Tensor]:
 
 
 def linear(z: Jet, weight: Tensor, bias: Tensor | None = None) -> Jet:
-    """x ↦ W x + b: one product for each channel, the bias in the value alone; the passage goes on the tape."""
+    """x ↦ W x + b: one product per channel, the bias added to the value only; recorded on the tape if there is one."""
     _plain(weight, "the weight of a linear layer")
     Z = {c: functional.linear(x, weight, bias if c == "" else None) for c, x in z.parts.items()}
     if z.channels.tape is not None:
@@ -211,6 +216,11 @@ def linear(z: Jet, weight: Tensor, bias: Tensor | None = None) -> Jet:
 
 
 def matmul(a: Any, b: Any) -> Jet:
+    """a @ b, where one of the two is a jet.
+
+    Raises:
+        NoJetRule: if both are.
+    """
     if isinstance(a, Jet) and isinstance(b, Jet):
         raise NoJetRule("a matrix product of two tensors that both depend on the coordinates has no jet rule")
     if isinstance(a, Jet):
@@ -219,6 +229,7 @@ def matmul(a: Any, b: Any) -> Jet:
 
 
 def add(a: Any, b: Any, *, alpha: float = 1) -> Jet:
+    """a + alpha · b, where at least one of the two is a jet."""
     b = b if alpha == 1 else b * alpha
     if isinstance(a, Jet) and isinstance(b, Jet):
         parts = dict(a.parts)
@@ -230,17 +241,19 @@ def add(a: Any, b: Any, *, alpha: float = 1) -> Jet:
 
 
 def _of_one_shape(parts: dict[Channel, Tensor], channels: Channels) -> Jet:
-    """A jet whose channels all have the value's shape: a summand without them may have widened it."""
+    """A jet with all channels of the value's shape, which broadcasting against a constant may have enlarged."""
     shape = parts[""].shape
     alike = lambda x: x.shape == shape or (len(x) == 1 and x.shape[1:] == shape[1:])
     return Jet({c: x if alike(x) else x.expand(shape) for c, x in parts.items()}, channels)
 
 
 def subtract(a: Any, b: Any, *, alpha: float = 1) -> Jet:
+    """a - alpha · b, where at least one of the two is a jet."""
     return add(a, -b, alpha=alpha)
 
 
 def product(a: Any, b: Any) -> Jet:
+    """a · b, where at least one of the two is a jet."""
     if isinstance(a, Jet) and isinstance(b, Jet):
         return multiply(a, b)
     jet, constant = (a, b) if isinstance(a, Jet) else (b, a)
@@ -248,12 +261,18 @@ def product(a: Any, b: Any) -> Jet:
 
 
 def divide(a: Any, b: Any) -> Jet:
+    """a / b, where at least one of the two is a jet."""
     if not isinstance(b, Jet):
         return a.map(lambda x: x / b)
     return product(a, compose(b, partial(power, exponent=-1)))
 
 
 def raise_to(a: Any, b: Any) -> Jet:
+    """a ** b, where one of the two is a jet.
+
+    Raises:
+        NoJetRule: if both are.
+    """
     if isinstance(b, Jet):
         if isinstance(a, Jet):
             raise NoJetRule("a power whose base and exponent both depend on the coordinates has no jet rule")
@@ -268,7 +287,7 @@ def _plain(x: Any, what: str) -> None:
 
 
 def concatenate(function: Callable[..., Tensor]) -> Rule:
-    """The rule of ``cat`` and ``stack``: channel by channel, zeros where one is absent or a tensor is no jet."""
+    """The rule of ``cat`` and ``stack``: channel by channel, with zeros for absent channels and plain tensors."""
 
     def rule(tensors: Sequence[Any], dim: int = 0) -> Jet:
         jets = [x for x in tensors if isinstance(x, Jet)]
@@ -284,7 +303,7 @@ def concatenate(function: Callable[..., Tensor]) -> Rule:
 
 
 def _of(x: Jet | Tensor, channel: Channel, rows: int) -> Tensor:
-    """A channel with so many rows; zeros where it is absent or the tensor is no jet."""
+    """A channel with ``rows`` rows; zero if it is absent or x is a plain tensor."""
     if isinstance(x, Jet) and channel in x.parts:
         part = x.parts[channel]
     elif isinstance(x, Tensor) and channel == "":
@@ -295,7 +314,7 @@ def _of(x: Jet | Tensor, channel: Channel, rows: int) -> Tensor:
 
 
 def where(condition: Any, a: Any, b: Any) -> Jet:
-    """The branch that is taken, with its derivatives; the step between the branches is not seen."""
+    """The selected branch with its derivatives; a jump between the branches does not contribute."""
     jet = a if isinstance(a, Jet) else b
     a, b = (x if isinstance(x, Jet) else Jet({"": torch.as_tensor(x).to(jet.value)}, jet.channels) for x in (a, b))
     condition = condition.value if isinstance(condition, Jet) else condition
@@ -306,6 +325,11 @@ def where(condition: Any, a: Any, b: Any) -> Jet:
 
 
 def dropout(z: Jet, p: float = 0.5, training: bool = True, inplace: bool = False) -> Jet:
+    """The identity, as dropout in evaluation mode.
+
+    Raises:
+        NoJetRule: in training mode with p > 0.
+    """
     if training and p:
         raise NoJetRule(
             "dropout in training mode draws other numbers at every call, so there is no function to differentiate"

@@ -1,4 +1,4 @@
-"""Velocities on the factor space: pure functions of a point and a gradient there."""
+"""Flows on the LoRA factors: pure functions from factors and gradients to velocities."""
 
 from pinn_odelora.flows.balanced import balanced_flow
 from pinn_odelora.flows.gradient import gradient_flow

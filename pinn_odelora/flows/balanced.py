@@ -1,4 +1,4 @@
-"""The ODELoRA flow: full fine-tuning's gradient flow, projected on the balanced low-rank manifold.
+"""The ODELoRA flow: the gradient flow of full fine-tuning, projected on the balanced low-rank manifold.
 
 W = W0 + s·B A with B (m, r), A (r, n); G = ∂L/∂W; g_A = s BᵀG and g_B = s GAᵀ; S_A = AAᵀ, S_B = BᵀB, P_B = B S_B⁻¹ Bᵀ.
 
@@ -6,13 +6,13 @@ W = W0 + s·B A with B (m, r), A (r, n); G = ∂L/∂W; g_A = s BᵀG and g_B = 
     dB/dt = -s⁻² (I - P_B) g_B S_A⁻¹ - B X
     S_B X + X S_A = s⁻² S_B⁻¹ g_A Aᵀ                                            (2)
 
-(1) makes the product follow s d(BA)/dt = -P_T(G), P_T the orthogonal projection on the tangent space of rank-r
-matrices at BA: the nearest reachable velocity to full fine-tuning. (2) fixes the remaining gauge freedom so that the
-factors move as little as they can, and keeps BᵀB - AAᵀ constant from any starting point. Neither needs the m × n
-gradient G.
+By (1) the product follows s d(BA)/dt = -P_T(G), where P_T is the orthogonal projection on the tangent space of rank-r
+matrices at BA: the best approximation of full fine-tuning among the velocities of rank-r matrices. (2) fixes the
+remaining gauge freedom such that the factors move as little as possible, and BᵀB - AAᵀ is constant for any start.
+Neither needs the m × n gradient G.
 
-This is our reading of ODELoRA (Gao and Tan, 2026, arXiv 2602.07479), derived from its abstract. One Euler step
-of it is the direction of LoRA-Pro with SGD (Wang et al., 2025, arXiv 2407.18242).
+This is our reading of ODELoRA (Gao and Tan, 2026, arXiv 2602.07479), derived from its abstract. The velocity is the
+direction of LoRA-Pro with SGD (Wang et al., 2025, arXiv 2407.18242).
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ def balanced_flow(y: Factors, g: Factors, scale: float) -> Factors:
     Args:
         y: A (…, r, n) and B (…, m, r), both of full rank r; leading dimensions are a batch of layers.
         g: gradients of the loss with respect to A and B, same shapes.
-        scale: s; the velocity of the product s·BA does not depend on how s is split from the factors.
+        scale: s > 0; the velocity of the product s·BA does not depend on how s is split between scale and factors.
 
     Returns:
-        (dA/dt, dB/dt) in the dtype of ``y``; the r × r algebra is done in float64 whatever that is.
+        (dA/dt, dB/dt) in the dtype of ``y``, computed in float64.
 
     Raises:
-        InputError: where A or B has lost rank, in particular at the zero adapter B = 0.
+        InputError: if A or B does not have full rank, in particular at the zero adapter B = 0.
+        FloatingPointError: if a factor is not finite.
     """
     A, B, g_A, g_B = (x.double() for x in (*y, *g))
     a, U_A = gram_spectrum(A, "A")
@@ -43,6 +44,6 @@ def balanced_flow(y: Factors, g: Factors, scale: float) -> Factors:
     dA = inverse_B @ g_A / scale**2
     dB = g_B @ inverse_A / scale**2
     dB = dB - B @ (inverse_B @ (B.mT @ dB))
-    # (2) in the eigenbases of S_B and S_A is a division, entry by entry.
+    # In the eigenbases of S_B and S_A, (2) is an entrywise division.
     X = U_B @ (U_B.mT @ (dA @ A.mT) @ U_A / (b[..., :, None] + a[..., None, :])) @ U_A.mT
     return Factors((X @ A - dA).to(y.A), (-dB - B @ X).to(y.B))

@@ -1,4 +1,4 @@
-"""The Gram matrices S_A = AAᵀ and S_B = BᵀB of the factors, by which a flow divides; refused where singular."""
+"""Eigendecomposition of the Gram matrices S_A = AAᵀ and S_B = BᵀB that a flow inverts; an error if one is singular."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, linalg
 
 from pinn_odelora.errors import InputError
 
-# Below this ratio of eigenvalues the r × r inverses have no correct digit left in float64.
+# Below this ratio of eigenvalues the inverse has no correct digit in float64.
 SINGULAR = 1e-14
 
 
@@ -16,11 +16,11 @@ def gram_spectrum(factor: Tensor, name: str) -> tuple[Tensor, Tensor]:
 
     Args:
         factor: F (…, r, n), which is A or Bᵀ.
-        name: of the factor, for the message.
+        name: name of the factor, for the message.
 
     Raises:
-        InputError: where the factor has lost rank, in particular at the zero adapter B = 0.
-        FloatingPointError: where it is not finite, or too large for its Gram matrix.
+        InputError: if the factor does not have full rank, in particular at the zero adapter B = 0.
+        FloatingPointError: if it is not finite, or its Gram matrix overflows.
     """
     values, vectors = spectrum(factor, name)
     if bool((values[..., 0] <= SINGULAR * values[..., -1]).any()):
@@ -32,10 +32,14 @@ def gram_spectrum(factor: Tensor, name: str) -> tuple[Tensor, Tensor]:
 
 
 def spectrum(factor: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    """The same, whatever the rank.
+    """Eigenvalues and eigenvectors as ``gram_spectrum``, for a factor of any rank.
+
+    Args:
+        factor: F (…, r, n), which is A or Bᵀ.
+        name: name of the factor, for the message.
 
     Raises:
-        FloatingPointError: as ``gram_spectrum``.
+        FloatingPointError: if the factor is not finite, or its Gram matrix overflows.
     """
     gram = factor @ factor.mT
     if not bool(torch.isfinite(gram).all()):

@@ -2,13 +2,13 @@
 
     dA/dt = -s⁻² S_B⁻¹ g_A ,        dB/dt = -s⁻² g_B S_A⁻¹
 
-Its Euler step is ScaledGD (Tong, Ma and Chi, 2021, arXiv 2005.08898), as a method for LoRA the Riemannian
-preconditioned one (Zhang and Pilanci, 2024, arXiv 2402.02347), here without damping. The product follows
+Its Euler step is ScaledGD (Tong, Ma and Chi, 2021, arXiv 2005.08898), known for LoRA as Riemannian preconditioned LoRA
+(Zhang and Pilanci, 2024, arXiv 2402.02347); here without damping. The product follows
 
     s d(BA)/dt = -(P_B G + G P_A) ,
 
-which counts the part P_B G P_A twice that the projection P_T(G) counts once. An Euler step of the product depends on
-the product alone, not on how it is split into factors; s⁻² makes it independent of the scale too.
+which counts P_B G P_A twice, whereas the projection P_T(G) counts it once. The Euler step of the product depends on the
+product alone, not on its factorisation; s⁻² makes it independent of the scale as well.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ def scaled_flow(y: Factors, g: Factors, scale: float) -> Factors:
     Args:
         y: A (…, r, n) and B (…, m, r), both of full rank r; leading dimensions are a batch of layers.
         g: gradients of the loss with respect to A and B, same shapes.
-        scale: s.
+        scale: s > 0.
 
     Returns:
-        (dA/dt, dB/dt) in the dtype of ``y``; the r × r algebra is done in float64 whatever that is.
+        (dA/dt, dB/dt) in the dtype of ``y``, computed in float64.
 
     Raises:
-        InputError: where A or B has lost rank, in particular at the zero adapter B = 0.
+        InputError: if A or B does not have full rank, in particular at the zero adapter B = 0.
+        FloatingPointError: if a factor is not finite.
     """
     A, B, g_A, g_B = (x.double() for x in (*y, *g))
     a, U_A = gram_spectrum(A, "A")

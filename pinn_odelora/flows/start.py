@@ -1,13 +1,13 @@
 """The first step from a zero adapter, B A = 0, where the balanced flow is singular.
 
-LoRA usually starts at B = 0 with a random A (Hu et al., 2022, arXiv 2106.09685). There S_B = BᵀB cannot be inverted,
-but g_A = s BᵀG vanishes too. With the pseudo-inverse in place of the inverse the flow (``flows.balanced``) is
+LoRA usually starts at B = 0 with a random A (Hu et al., 2022, arXiv 2106.09685). There S_B = BᵀB is singular, but
+g_A = s BᵀG vanishes too. With the pseudo-inverse in place of the inverse the flow (``flows.balanced``) is
 
     dA/dt = 0 ,    dB/dt = -s⁻² g_B S_A⁻¹ ,    so that    s d(BA)/dt = -G P_A :
 
-the part of full fine-tuning's gradient flow that keeps to the row space of A. One Euler step along it leads to a pair
-of full rank, which a retraction balances. A = 0 is the same with both exchanged. Where neither factor is zero but their
-product is, as in PEFT's orthogonal start with rank r/2 in each factor, the same pseudo-inverses give
+the component of the gradient flow of full fine-tuning in the row space of A. An Euler step along it gives a pair of
+full rank, which a retraction then balances. For A = 0 the roles of A and B are exchanged. If the product is zero but
+neither factor is, as in PEFT's orthogonal start with rank r/2 in each factor, the same pseudo-inverses give
 s d(BA)/dt = -(P_B G + G P_A - P_B G P_A), with projections of lower rank.
 """
 
@@ -22,11 +22,11 @@ from pinn_odelora.manifolds.factors import Factors
 
 
 def is_zero(y: Factors, eps: float) -> Tensor:
-    """Whether B A vanishes to rounding, ‖B A‖ ≤ 4 eps ‖A‖ ‖B‖; one answer for each pair of a batch.
+    """Whether B A vanishes up to rounding, ‖B A‖ ≤ 4 eps ‖A‖ ‖B‖, for each pair of a batch, (…,).
 
     Args:
         y: A (…, r, n) and B (…, m, r).
-        eps: relative precision in which the factors were given.
+        eps: relative precision of the factors.
     """
     A, B = y.A.double(), y.B.double()
     S_A, S_B = A @ A.mT, B.mT @ B
@@ -35,21 +35,21 @@ def is_zero(y: Factors, eps: float) -> Tensor:
 
 
 def zero_flow(y: Factors, g: Factors, scale: float, eps: float) -> Factors:
-    """The velocity above at one pair.
+    """The velocity above, at one pair.
 
     Args:
         y: A (r, n) and B (m, r) with B A = 0.
         g: gradients of the loss with respect to A and B, same shapes.
-        scale: s.
-        eps: relative precision in which the factors were given; what is smaller in both counts as zero.
+        scale: s > 0.
+        eps: relative precision of the factors; singular values below it count as zero.
 
     Raises:
-        InputError: where both factors are zero, a saddle point that no gradient leads away from, or the one that is
-            not has lost rank.
+        InputError: if both factors are zero, a stationary saddle point, or if one is and the other does not have full
+            rank.
     """
     A, B, g_A, g_B = (x.double() for x in (*y, *g))
     if not bool(A.any()) and not bool(B.any()):
-        raise InputError("both factors are zero, a saddle point that no step leaves; start from a random A")
+        raise InputError("both factors are zero, a stationary saddle point of the loss; start from a random A")
     if not bool(B.any()):
         a, U = gram_spectrum(A, "A")
         return Factors(torch.zeros_like(y.A), (-(g_B @ U) / a @ U.mT / scale**2).to(y.B))
@@ -61,8 +61,9 @@ def zero_flow(y: Factors, g: Factors, scale: float, eps: float) -> Factors:
 
 
 def _orthogonal(y: Factors, g: Factors, scale: float, least: float) -> Factors:
-    """Equations (1), (2) of ``flows.balanced`` with pseudo-inverses, which drop eigenvalues below ``least`` of the
-    largest one.
+    """Equations (1), (2) of ``flows.balanced`` with pseudo-inverses.
+
+    Eigenvalues of S_A and S_B below ``least`` times the largest one count as zero.
     """
     a, U_A = spectrum(y.A, "A")
     b, U_B = spectrum(y.B.mT, "B")

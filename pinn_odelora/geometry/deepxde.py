@@ -3,9 +3,10 @@
     d = shapes()
     plate = Shape(d.Rectangle([0, 0], [1, 1]) - d.Disk([0.5, 0.5], 0.25))
 
-DeepXDE answers which points are inside a shape, nothing else. The points are those of our own sequences: the
-bounding box is filled evenly, or the outlines of the primitives by arc length, and what is not inside the shape, or
-does not have it on exactly one side, is left out. So the same draw gives the same points, and no global stream is used.
+DeepXDE is used only to decide which points are inside a shape. The points come from our own low-discrepancy sequences,
+by rejection: interior points from the bounding box, boundary points from the outlines of the primitives by arc length,
+kept where the shape lies on exactly one side. The same draw therefore gives the same points, without global random
+numbers.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ from pinn_odelora.geometry.regions import Box, Uniform
 from pinn_odelora.points import Points
 
 Candidates = Callable[[NDArray], tuple[NDArray, NDArray]]
-"""Numbers in [0, 1), (m, k), to places (m, dim) and which of them belong to the shape (m,)."""
+"""Maps numbers in [0, 1), (m, k), to positions (m, dim) and to flags (m,) that mark those of the shape."""
 
 
 class Curve(NamedTuple):
-    """A plane curve by arc length: its length, and places and unit normals (m, 2) at fractions s in [0, 1), (m, 1)."""
+    """A plane curve: its length, and positions and unit normals (m, 2) at fractions s of it, (m, 1), in [0, 1)."""
 
     length: float
     place: Callable[[NDArray], NDArray]
@@ -42,8 +43,8 @@ class Curve(NamedTuple):
 def shapes() -> ModuleType:
     """``deepxde.geometry``: Rectangle, Disk, Polygon, …, combined by ``-``, ``|`` and ``&``.
 
-    The first call imports DeepXDE, which takes seconds, prints, draws random numbers and, on a GPU, moves torch's
-    default device; of all this nothing is left afterwards.
+    The first call imports DeepXDE, which takes seconds, prints, draws random numbers and, with a GPU, changes torch's
+    default device; all of this is undone.
     """
     os.environ.setdefault("DDE_BACKEND", "pytorch")
     with _undisturbed():
@@ -54,7 +55,7 @@ def shapes() -> ModuleType:
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Keep random states, torch's defaults, warning filters and stderr as they are."""
+    """Restore random states, torch's defaults, warning filters and stderr on exit."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     dtype, device = torch.get_default_dtype(), torch.get_default_device()
     try:
@@ -66,7 +67,7 @@ def _undisturbed() -> Iterator[None]:
         np.random.set_state(states[1])
         torch.set_rng_state(states[2])
         torch.set_default_dtype(dtype)
-        # A default device that was never set is not the same as one set to the CPU: it costs nothing per call.
+        # Unset the default device if it was unset: one set to the CPU adds overhead to every call.
         torch.set_default_device(None)
         if torch.get_default_device() != device:
             torch.set_default_device(device)
@@ -78,9 +79,9 @@ class Shape:
     ``Shape(disk, coords=("x", "y"), t=(0, 1))`` is a cylinder in space and time.
 
     Args:
-        geometry: a shape of ``shapes()`` or a combination of them, of any dimension.
+        geometry: a shape of ``shapes()`` or a combination of shapes, of any dimension.
         coords: names of its coordinates, in order.
-        intervals: further coordinates; one of length zero is fixed.
+        intervals: lower and upper end of each further coordinate; an interval of length zero fixes it.
 
     Raises:
         InputError: if the number of names is not the dimension of the geometry.
@@ -95,10 +96,11 @@ class Shape:
 
     @property
     def interior(self) -> bool:
+        """Whether no further coordinate is fixed."""
         return self.rest.interior
 
     def face(self, **fixed: float) -> Shape:
-        """The part where further coordinates have the given values, for instance ``face(t=0.0)``."""
+        """The part on which further coordinates have the given values, for instance ``face(t=0.0)``."""
         return Shape(self.geometry, self.coords, **self.rest.face(**fixed).bounds)
 
     def boundary(self) -> Boundary:
@@ -106,6 +108,7 @@ class Shape:
         return Boundary(self)
 
     def sample(self, n: int, uniform: Uniform) -> Points:
+        """n points, columns (n, 1); raises ``InputError`` if the shape is empty or nearly so."""
         return _draw(self, n, uniform, self.geometry.dim, self._candidates)
 
     def _candidates(self, unit: NDArray) -> tuple[NDArray, NDArray]:
@@ -115,12 +118,15 @@ class Shape:
 
 
 class Boundary:
-    """The boundary of a plane shape, times the shape's intervals, filled evenly by arc length.
+    """The boundary of a plane shape, times the shape's intervals, sampled uniformly by arc length.
 
-    An edge that two primitives have in common is filled twice.
+    An edge shared by two primitives receives twice the density of points.
+
+    Args:
+        shape: a plane shape composed of disks, rectangles, polygons and triangles.
 
     Raises:
-        InputError: if the shape is made of anything but disks, rectangles, polygons and triangles.
+        InputError: if it contains another primitive.
     """
 
     interior = False
@@ -130,6 +136,7 @@ class Boundary:
         self.curves = _curves(shape.geometry)
 
     def sample(self, n: int, uniform: Uniform) -> Points:
+        """n points, columns (n, 1); raises ``InputError`` if the shape is empty or nearly so."""
         return _draw(self.shape, n, uniform, 1, self._candidates)
 
     def _candidates(self, unit: NDArray) -> tuple[NDArray, NDArray]:
@@ -147,11 +154,11 @@ class Boundary:
 
 
 def _draw(shape: Shape, n: int, uniform: Uniform, k: int, candidates: Candidates) -> Points:
-    """The first n candidates that belong to the shape, from as long a sequence as that takes."""
+    """The first n candidates in the shape, from a sequence that is doubled until it contains so many."""
     free = sum(low < high for low, high in shape.rest.bounds.values())
     for m in (n << doubling for doubling in range(12)):
         unit = uniform(m, k + free)
-        # DeepXDE's polygons call a form of numpy.cross that NumPy 2 warns about.
+        # DeepXDE's polygons use a form of numpy.cross that is deprecated in NumPy 2.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             places, belongs = candidates(unit[:, :k].numpy())
@@ -163,7 +170,7 @@ def _draw(shape: Shape, n: int, uniform: Uniform, k: int, candidates: Candidates
 
 
 def _curves(geometry: Any) -> list[Curve]:
-    """The outlines of every primitive of a combination; together they contain its boundary."""
+    """The outlines of all primitives of a combination; their union contains its boundary."""
     d = shapes()
     match geometry:
         case d.CSGUnion() | d.CSGDifference() | d.CSGIntersection():

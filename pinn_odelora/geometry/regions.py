@@ -1,6 +1,6 @@
-"""Where the terms of a loss live: boxes, their faces, and clouds of given points.
+"""The regions on which loss terms are defined: boxes, their faces, and clouds of given points.
 
-A region places points of the unit cube, so that any low-discrepancy sequence can drive it.
+A region maps points of the unit cube to its own, so that it can be sampled with any low-discrepancy sequence.
 """
 
 from __future__ import annotations
@@ -19,13 +19,18 @@ Uniform = Callable[[int, int], Tensor]
 
 
 class Region(Protocol):
-    """A set of points that can be sampled evenly."""
+    """A set that can be sampled uniformly."""
 
     interior: bool
-    """True for a region of full dimension; it receives ``points.interior`` points, others ``points.boundary``."""
+    """Whether it has full dimension: such regions receive ``points.interior`` points, others ``points.boundary``."""
 
     def sample(self, n: int, uniform: Uniform) -> Points:
-        """n points of the region, columns (n, 1)."""
+        """n points of the region, columns (n, 1).
+
+        Args:
+            n: number of points.
+            uniform: source of points in the unit cube, (n, d) -> tensor (n, d).
+        """
         ...
 
 
@@ -44,22 +49,24 @@ class Box:
 
     @property
     def interior(self) -> bool:
+        """Whether no coordinate is fixed."""
         return all(low < high for low, high in self.bounds.values())
 
     def face(self, **fixed: float) -> Box:
-        """The part where the named coordinates have the given values, for instance ``face(t=0.0)``."""
+        """The part on which the named coordinates have the given values, for instance ``face(t=0.0)``."""
         return Box(**{**self.bounds, **{name: (value, value) for name, value in fixed.items()}})
 
     def boundary(self, *names: str) -> Union:
-        """Both ends of each named coordinate (all coordinates when none is named)."""
+        """The faces at both ends of each named coordinate (of all coordinates if none is named)."""
         return Union(*(self.face(**{name: end}) for name in names or self.bounds for end in self.bounds[name]))
 
     def sample(self, n: int, uniform: Uniform) -> Points:
+        """n points of the box, columns (n, 1)."""
         free = [name for name, (low, high) in self.bounds.items() if low < high]
         return self.place(Points.from_rows(free, uniform(n, len(free))), n)
 
     def place(self, unit: Points, n: int) -> Points:
-        """Map unit-interval columns onto the box; fixed coordinates are filled in."""
+        """Map columns (n, 1) in [0, 1) to the box; columns of fixed coordinates are added."""
         columns = {}
         for name, (low, high) in self.bounds.items():
             fixed = torch.full((n, 1), low, dtype=torch.float64)
@@ -68,7 +75,7 @@ class Box:
 
 
 class Union:
-    """Several boxes of one lower dimension, each with an equal share of the points (at least one).
+    """Several regions of lower dimension, each with an equal share of the points (at least one).
 
     Args:
         parts: regions with the same coordinates; points have one column (n, 1) for each coordinate.
@@ -80,6 +87,7 @@ class Union:
         self.parts = parts
 
     def sample(self, n: int, uniform: Uniform) -> Points:
+        """n points, at least one of each part, columns (n, 1)."""
         share, rest = divmod(max(n, len(self.parts)), len(self.parts))
         samples = [part.sample(share + (i < rest), uniform) for i, part in enumerate(self.parts)]
         return Points({name: torch.cat([s[name] for s in samples]) for name in samples[0]})
@@ -87,15 +95,16 @@ class Union:
 
 @dataclass(frozen=True)
 class Cloud:
-    """Given points, all of them at every draw: measurements with their extra columns.
+    """Given points, such as those of measurements; every draw returns all of them.
 
     Args:
         points: columns (N, 1), the coordinates and any others that a residual reads.
-        interior: whether they fill the domain, and so count as points inside it.
+        interior: whether they fill the domain, and thus count as interior points.
     """
 
     points: Points
     interior: bool = False
 
     def sample(self, n: int, uniform: Uniform) -> Points:
+        """All N points, for any n."""
         return self.points

@@ -1,8 +1,8 @@
-"""A stateless stream of low-discrepancy points: draw k is a function of (seed, k) alone.
+"""Stateless low-discrepancy points: draw k is a function of (seed, k) alone.
 
-One scrambled Sobol set per (n, d, seed) is shifted modulo one by a vector drawn from a generator seeded with
-(seed, draw): randomised quasi-Monte Carlo by rotation (Cranley and Patterson, 1976). Because nothing is carried
-from draw to draw, a run that is resumed at step k sees exactly the points it would have seen.
+The scrambled Sobol set of (n, d, seed) is shifted modulo one by a vector from a generator seeded with (seed, draw):
+randomised quasi-Monte Carlo by rotation (Cranley and Patterson, 1976). A run resumed at step k therefore draws the same
+points as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 from torch.quasirandom import SobolEngine
 
-# Seeds are mixed by an odd multiplier so that (seed, draw) and (seed + 1, draw - 1) do not meet.
+# An odd multiplier keeps (seed, draw) and (seed + 1, draw - 1) distinct.
 _MIX = 0x9E3779B97F4A7C15
 
 
 def stream(name: str, *numbers: int) -> int:
-    """The seed of a named stream of points: streams of other names or numbers share no scrambling.
+    """The seed of a named stream of points; streams with different names or numbers are scrambled independently.
 
     Args:
-        name: what the points are for, as ``training`` or ``held-out``.
-        numbers: the seed of the run, the number of a term, whatever tells streams of one name apart.
+        name: the purpose of the points, such as ``training`` or ``held-out``.
+        numbers: further keys, such as the seed of the run and the number of a term.
     """
     text = "/".join([name, *map(str, numbers)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest())
@@ -38,10 +38,10 @@ def sobol(n: int, d: int, seed: int, draw: int = 0) -> Tensor:
     """n points in the unit cube [0, 1)^d, float64, (n, d); the same (seed, draw) gives the same bits.
 
     Args:
-        n: number of points; powers of two are the most even.
+        n: number of points; powers of two have the lowest discrepancy.
         d: dimension; 0 gives an (n, 0) tensor.
-        seed: which scrambling.
-        draw: which rotation of it; a fixed point set uses one draw, a fresh one counts up.
+        seed: of the scrambling.
+        draw: of the rotation; fixed points use a single draw, fresh ones count up.
     """
     if d == 0:
         return torch.empty(n, 0, dtype=torch.float64)

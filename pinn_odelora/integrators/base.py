@@ -1,13 +1,13 @@
-"""What every integrator is: one protocol for explicit, stabilised and linearly implicit schemes.
+"""The protocol of all integrators: explicit, stabilised and linearly implicit schemes.
 
 An integrator moves a point y along a flow dy/dt = f(y):
 
     state = scheme.init()
     y, state, report = scheme.step(flow, y, state, h)
 
-It holds no state of its own. What a step hands to the next one is a ``State``, a dataclass of numbers and tensors that
-can be saved as it is; what it tells the outside is a ``Report``. A flow offers its velocity, and where the loss is a
-sum of squares also the residuals and their linearisation; an explicit scheme asks for the velocity alone.
+It has no internal state. The state passed from step to step is a dataclass of numbers and tensors, which can be saved
+as it is; telemetry is a ``Report``. An explicit scheme uses the velocity of the flow. A linearly implicit one needs a
+loss that is a sum of squares, and uses the residuals and their linearisation.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from pinn_odelora.linalg.damped import Operator, SolverUsed
@@ -24,21 +25,21 @@ from pinn_odelora.manifolds.space import FLAT, Point, Slope, Space
 
 
 class Velocity(NamedTuple):
-    """f(y), and the loss that the flow decreases at y; NaN where it is not known."""
+    """f(y), and the loss at y, NaN if unknown."""
 
     slope: Slope
     loss: float = math.nan
 
 
 class Local(NamedTuple):
-    """A least-squares loss ½‖r‖² around a point y.
+    """The local model of a least-squares loss ½‖r‖² at a point y.
 
     Attributes:
         r: residuals, (R,).
-        J: their Jacobian in orthonormal coordinates of the tangent space, (R, P); an operator where it is not formed.
+        J: their Jacobian in orthonormal coordinates of the tangent space, (R, P), or an operator if it is not formed.
         retract: z (P,) -> the point R_y(z).
         vector: z (P,) -> the tangent vector as an element of the ambient space.
-        coordinates: such an element -> the coordinates of its projection on the tangent space at y.
+        coordinates: an element of the ambient space -> coordinates (P,) of its projection on the tangent space at y.
     """
 
     r: Tensor
@@ -49,51 +50,66 @@ class Local(NamedTuple):
 
 
 class Flow(Protocol):
-    """A velocity field on a space.
-
-    ``velocity`` raises ``FloatingPointError`` where the field is not finite: an error control then tries a smaller h.
-    """
+    """A velocity field on a space."""
 
     space: Space
 
-    def velocity(self, y: Point) -> Velocity: ...
+    def velocity(self, y: Point) -> Velocity:
+        """f(y), with the loss at y.
+
+        Raises:
+            FloatingPointError: if it is not finite; the error control then tries a smaller h.
+        """
 
 
 class ResidualFlow(Protocol):
-    """The gradient flow of ½‖r‖² on a manifold, as a scheme that linearises asks for it."""
+    """The gradient flow of ½‖r‖² on a manifold, as used by linearly implicit schemes."""
 
     def residuals(self, y: Any) -> Tensor:
-        """r at y, (R,), with entries that are not finite where it has no value."""
+        """r at y, (R,); entries may be NaN or infinite."""
 
     def linearise(self, y: Any) -> Local:
-        """The loss around y."""
+        """The local model at y."""
 
 
 @dataclass(frozen=True)
 class Field:
-    """A flow from a plain function y -> slope, its loss not known."""
+    """A flow given by a plain function, without a loss.
+
+    Args:
+        function: y -> f(y), points and slopes as in ``space``.
+        space: the space of y; lists of tensors by default.
+    """
 
     function: Callable[[Point], Slope]
     space: Space = field(default=FLAT)
 
     def velocity(self, y: Point) -> Velocity:
-        return Velocity(self.function(y))
+        """f(y); the loss is NaN.
+
+        Raises:
+            FloatingPointError: if the slope is not finite.
+        """
+        slope = self.function(y)
+        if not all(bool(torch.isfinite(x).all()) for x in self.space.entries(slope)):
+            raise FloatingPointError("The velocity is NaN or infinite.")
+        return Velocity(slope)
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a step says of itself.
+    """Telemetry of a step.
 
     Attributes:
-        h: the step size taken, in units of flow time; of a method without a flow its learning rate.
-        loss: where the step started, on the step's own points; NaN where it is not known.
-        loss_after: where it ended, on the same points; None where the scheme has not evaluated it.
-        rejected: trial steps that were refused before this one.
+        h: the step size, in units of flow time; the learning rate of a method without a flow.
+        loss: at the start of the step, on the points of the step; NaN if unknown.
+        loss_after: at the end of the step, on the same points; None if the scheme does not evaluate it.
+        rejected: number of rejected trial steps.
         corrected: whether the second-order correction was used.
-        discarded: Frobenius norm of what the retraction to rank r left out; None for a step that needed none.
+        discarded: Frobenius norm of the part discarded by truncation to rank r; None without truncation.
         solver: how the linear systems were solved; None for an explicit scheme.
-        dimension: P, coordinates that an implicit step solved for; 0 for an explicit scheme.
-        form: of its linear algebra as planned, see ``linalg.plan``; None for an explicit scheme.
+        dimension: P, the number of coordinates of an implicit step; 0 for an explicit scheme.
+        form: the planned form of its linear algebra, see ``linalg.plan``; None for an explicit scheme.
     """
 
     h: float = math.nan
@@ -108,7 +124,7 @@ class Report:
 
 
 class Step(NamedTuple):
-    """A step taken: the point reached, the state for the next step, and the report."""
+    """An accepted step: the point reached, the state for the next step, and the report."""
 
     y: Any
     state: Any
@@ -116,34 +132,34 @@ class Step(NamedTuple):
 
 
 class Integrator(Protocol):
-    """A time discretisation; see the file's docstring.
+    """A time discretisation; see the module's docstring.
 
     Attributes:
-        h: the step size, or None where the scheme chooses it.
-        linearises: whether steps ask for residuals and their Jacobian (``ResidualFlow``).
-        stages: evaluations of the velocity in a step of given size.
+        h: the step size; None for adaptive steps.
+        stages: evaluations of the velocity in a step of fixed size.
     """
 
     h: float | None
 
     @property
-    def linearises(self) -> bool: ...
+    def linearises(self) -> bool:
+        """Whether steps need residuals and their Jacobian (``ResidualFlow``)."""
 
     def init(self) -> Any:
         """The state before the first step."""
 
     def restored(self, saved: dict[str, Any]) -> Any:
-        """The state that ``vars(state)`` was."""
+        """The state whose ``vars(state)`` was saved."""
 
     def step(self, flow: Any, y: Any, state: Any, h: float | None = None) -> Step:
-        """One accepted step from y, which is not changed.
+        """One accepted step from y, which is not modified.
 
         Args:
-            flow: the field; ``ResidualFlow`` where the scheme linearises.
-            y: where the step starts.
-            state: what the last step returned, or ``init()``.
-            h: the step size; None lets the scheme choose, by its own ``h`` first.
+            flow: a ``Flow``, or a ``ResidualFlow`` if the scheme linearises.
+            y: the starting point.
+            state: the state returned by the last step, or ``init()``.
+            h: the step size; None for the scheme's own ``h``, or for an adaptive step if that is None, too.
 
         Raises:
-            FloatingPointError: if the field at y itself, or at every trial step, is not finite.
+            FloatingPointError: if the flow is not finite at y or at every trial step.
         """

@@ -1,34 +1,37 @@
 """Linearly implicit steps of the projected gradient flow of L = ½‖r‖² on a manifold.
 
-In orthonormal coordinates z of the tangent space at y the flow is dz/dt = -Jᵀr, J = ∂r/∂z, and its Jacobian at a small
-residual is -JᵀJ (Gauss-Newton). The linearly implicit Euler scheme, the first Rosenbrock method, takes
+In orthonormal coordinates z of the tangent space at y the flow is dz/dt = -Jᵀr, J = ∂r/∂z, and for small residuals its
+Jacobian is approximately -JᵀJ (Gauss–Newton). The linearly implicit Euler scheme, the simplest Rosenbrock method, is
 
     (JᵀJ + 1/h) d = -Jᵀ r ,        y⁺ = R_y(d) ,
 
-R_y the retraction: the flow itself as h → 0, the Gauss-Newton step of minimal norm as h → ∞. It is stable for every h,
-and costs one Jacobian and one factorisation. As an optimiser it is the Levenberg-Marquardt method on the manifold; the
-control of h is pseudo-transient continuation (Kelley and Keyes, 1998).
+with the retraction R_y. It follows the flow as h → 0, and takes the minimum-norm Gauss–Newton step as h → ∞. It is
+stable for every h, and costs one Jacobian and one factorisation. As an optimiser it is the Levenberg–Marquardt method
+on the manifold; the control of h is pseudo-transient continuation (Kelley and Keyes, 1998).
 
-With ``correction`` the same factorisation serves once more. The second derivative of r along d, by one residual more,
+With ``correction`` the factorisation is used a second time. The second derivative of r along d takes one further
+evaluation of the residuals,
 
     r_dd = (2/e) ((r(R_y(e d)) - r)/e - J d) ,     a = -½ (JᵀJ + 1/h)⁻¹ Jᵀ r_dd ,     y⁺ = R_y(d + a) ,
 
-is the geodesic acceleration of Transtrum and Sethna (2012, arXiv 1201.5885), carried to the manifold by its retraction;
-taken where ‖a‖ < ¾‖d‖, and it leaves less than a quarter of the loss or does not do worse than d.
+and a is the geodesic acceleration of Transtrum and Sethna (2012, arXiv 1201.5885), extended to the manifold by its
+retraction. It is used if ‖a‖ < ¾‖d‖, and if d + a either reduces the loss to less than a quarter or is no worse than d.
 
-With ``momentum`` β a step starts from β times the last one, c = β P_T(d_last + a_last) in the tangent space at y:
+With ``momentum`` β the step is damped towards β times the last one, c = β P_T(d_last + a_last) in the tangent space
+at y:
 
     d  minimises  ½‖r + J d‖² + (1/2h) ‖d - c‖² ,      d = c - (JᵀJ + 1/h)⁻¹ Jᵀ (r + J c) .
 
-Along stiff directions it is the same step; along soft ones, which 1/h holds back, d = c - h Jᵀr is that of the heavy
-ball (Polyak, 1964), up to 1/(1-β) times as fast. Where every step draws new residuals, fewer than there are
-coordinates, it keeps of the last step what these residuals do not determine: the accelerated Kaczmarz method, SPRING
-(Goldshlager, Abrahamsen and Lin, 2024, arXiv 2401.10190; for PINNs Guzmán-Cordero, Dangel, Goldshlager and Zeinhofer,
-2025, arXiv 2505.12149), here on a manifold. As 1/h grows d tends to c, not to 0, so a step that has been rejected three
-times continues without it. The path is then no longer that of the flow, and a fixed h, which is there to follow it, has
-no momentum by default.
+Along stiff directions the step is unchanged; along soft directions, dominated by the damping 1/h, d = c - h Jᵀr is the
+heavy-ball step (Polyak, 1964), up to 1/(1-β) times as fast. If every step draws new residuals, fewer than there are
+coordinates, momentum retains the components of the last step that these residuals do not determine. This is the
+accelerated Kaczmarz method, SPRING (Goldshlager, Abrahamsen and Lin, 2024, arXiv 2401.10190; for PINNs Guzmán-Cordero,
+Dangel, Goldshlager and Zeinhofer, 2025, arXiv 2505.12149), here on a manifold. As 1/h → ∞ d tends to c, not to 0, so
+momentum is dropped after three rejected trials. With momentum the path is no longer that of the flow, so the default
+for a fixed h, whose purpose is to follow the flow, is β = 0.
 
-h follows the ratio of the loss's decrease to the one that the linearisation predicts, both at the step's own points.
+h is controlled by the gain ratio: the decrease of the loss over the decrease predicted by the linearisation, both at
+the points of the step.
 """
 
 from __future__ import annotations
@@ -46,22 +49,24 @@ from pinn_odelora.rules import below_one, check, null, number, one_of
 
 TRIALS = 30
 ACCEPTED = 1e-4
-"""The least gain ratio of a step that is taken."""
+"""The smallest gain ratio of an accepted step."""
 MOSTLY_GONE = 0.25
+"""A corrected step that reduces the loss below this fraction is accepted without comparing it with d."""
 E = 0.1
-"""e: how far ahead the second derivative looks, as a part of the step."""
+"""e, the step of the finite difference for the second derivative, relative to d."""
 MOMENTUM, PATIENCE = 0.7, 3
-"""β, and how often a step with momentum may be refused before it goes on without."""
+"""The default β, and the number of rejected trials after which momentum is dropped."""
 MEMORY = 2.0**29
+"""Default memory for the linear algebra of a step, in bytes."""
 
 
 @dataclass(frozen=True)
 class ImplicitState:
-    """What a linearly implicit step hands to the next one.
+    """The state of a linearly implicit scheme between steps.
 
     Attributes:
-        mu: damping 1/h to start from; None before the first step, and where h is fixed.
-        last: the last step as an element of the ambient space, for the momentum; None where there is none.
+        mu: damping 1/h of the first trial of the next step; None before the first step, and for a fixed h.
+        last: the last step as an element of the ambient space, for the momentum; None without momentum.
     """
 
     mu: float | None = None
@@ -70,20 +75,20 @@ class ImplicitState:
 
 @dataclass(frozen=True)
 class LinearlyImplicit:
-    """Linearly implicit Euler.
+    """The linearly implicit Euler scheme with geodesic acceleration and momentum.
 
     Args:
-        h: the step size in units of flow time; absent, it follows the gain ratio.
+        h: the step size in units of flow time; None to control it by the gain ratio.
         correction: whether to use the second-order correction.
-        momentum: β; absent, 0.7 where h follows the gain ratio and 0 where it is fixed. With a fixed h no step is
-            refused, so that it is never dropped.
-        initial_damping: 1/h of the first step, as a part of the largest diagonal entry of JᵀJ.
-        memory: bytes that the linear algebra of a step may take, see ``linalg.plan``.
-        gram_dtype: the least precision of a factored Gram matrix; float32 is used where it is safe, see
+        momentum: β; None for 0.7 if h is controlled, and for 0 if it is fixed. With a fixed h no step is rejected, so
+            momentum is never dropped.
+        initial_damping: 1/h of the first trial, relative to the largest diagonal entry of JᵀJ.
+        memory: bytes available for the linear algebra of a step, see ``linalg.plan``.
+        gram_dtype: lowest precision of a factored Gram matrix; float32 is used only where it is accurate enough, see
             ``linalg.damped``.
 
     Raises:
-        InputError: for a number that is not positive, a momentum outside of [0, 1), or an unknown precision.
+        InputError: if a number is not positive, momentum is outside [0, 1), or the precision is unknown.
     """
 
     h: float | None = None
@@ -106,26 +111,32 @@ class LinearlyImplicit:
         return ImplicitState()
 
     def restored(self, saved: dict[str, Any]) -> ImplicitState:
-        """The state that ``vars(state)`` was."""
+        """The state whose ``vars(state)`` was saved."""
         return ImplicitState(**saved)
 
     def step(self, flow: ResidualFlow, y: Any, state: ImplicitState, h: float | None = None) -> Step:
-        """One step from y; y itself where no step, however small, makes the loss smaller.
+        """One step from y; y itself if no trial step, however small, decreases the loss.
 
-        See ``integrators.base.Integrator``.
+        Arguments as for ``integrators.base.Integrator.step``.
+
+        Raises:
+            FloatingPointError: if the residuals at y are not finite.
         """
         h = self.h if h is None else h
         local = flow.linearise(y)
         before = half_square(local.r)
         if not math.isfinite(before):
             raise FloatingPointError("The residuals where the step starts are not finite.")
+        solver = solver_for(local.J, self.gram_dtype == "float32")
+        check_jacobian(solver)
         beta = (MOMENTUM if h is None else 0.0) if self.momentum is None else self.momentum
-        here = _Here(flow, local, solver_for(local.J, self.gram_dtype == "float32"), before, self.correction)
+        here = _Here(flow, local, solver, before, self.correction)
         carried = None if state.last is None or not beta else beta * local.coordinates(state.last)
         if h is not None:
             trial = here.trial(1 / h, carried)
             return here.step(trial, ImplicitState(None, local.vector(trial.z) if beta else None), h)
-        mu, factor = state.mu or self.initial_damping * here.solver.largest, 2.0
+        # If J vanishes, there is no natural scale.
+        mu, factor = state.mu or self.initial_damping * solver.largest or 1.0, 2.0
         for refused in range(TRIALS):
             trial = here.trial(mu, carried if refused < PATIENCE else None)
             gain = (before - trial.loss) / trial.predicted if trial.predicted > 0 else 0.0
@@ -138,8 +149,14 @@ class LinearlyImplicit:
 
 
 class Trial(NamedTuple):
-    """A point, its coordinates z in the tangent space where the step starts, its loss (infinite where it has none), and
-    the decrease that the linearisation predicted.
+    """A trial step.
+
+    Attributes:
+        y: the point reached.
+        z: its coordinates in the tangent space at the starting point, (P,).
+        loss: at y; infinite if it is NaN.
+        predicted: the decrease of the loss predicted by the linearisation.
+        corrected: whether z contains the second-order correction.
     """
 
     y: Any
@@ -151,7 +168,7 @@ class Trial(NamedTuple):
 
 @dataclass
 class _Here:
-    """A step in progress: the loss around y, and the solver of its damped systems."""
+    """A step in progress: the local model, and the solver of its damped systems."""
 
     flow: ResidualFlow
     local: Local
@@ -160,7 +177,7 @@ class _Here:
     correction: bool
 
     def trial(self, mu: float, carried: Tensor | None) -> Trial:
-        """Where the step with damping μ leads: with the correction, or without it where that does better."""
+        """The trial step with damping μ, corrected unless the uncorrected one has a smaller loss."""
         local, solver = self.local, self.solver
         d = -solver(local.r, mu) if carried is None else carried - solver(local.r + local.J @ carried, mu)
         Jd = local.J @ d
@@ -169,7 +186,7 @@ class _Here:
         if a is None:
             return self.at(d, predicted)
         corrected = self.at(d + a, predicted, corrected=True)
-        # With most of the loss gone there is no need to ask whether d alone would have done better.
+        # With such a decrease the uncorrected step need not be evaluated.
         if corrected.loss < MOSTLY_GONE * self.before:
             return corrected
         return min(corrected, self.at(d, predicted), key=lambda trial: trial.loss)
@@ -181,7 +198,7 @@ class _Here:
         return Trial(y, z, loss if math.isfinite(loss) else math.inf, predicted, corrected)
 
     def second_order(self, d: Tensor, Jd: Tensor, mu: float) -> Tensor | None:
-        """The correction a, or None where it is not finite or not small against d."""
+        """The correction a; None if it is not finite or not small compared with d."""
         ahead = self.flow.residuals(self.local.retract(E * d))
         r_dd = (2 / E) * ((ahead - self.local.r) / E - Jd)
         a = -self.solver(r_dd, mu) / 2
@@ -189,6 +206,7 @@ class _Here:
         return a if math.isfinite(size) and size < 0.75 * float(d.norm()) else None
 
     def step(self, trial: Trial, state: ImplicitState, h: float, rejected: int = 0) -> Step:
+        """The accepted trial as a step."""
         report = Report(
             h,
             self.before,
@@ -202,10 +220,20 @@ class _Here:
 
 
 def half_square(r: Tensor) -> float:
-    """½‖r‖²."""
+    """½‖r‖² for r (R,)."""
     return float(r @ r) / 2
 
 
+def check_jacobian(solver: Solver) -> None:
+    """Check that the Jacobian of a solver is finite, by the diagonal of JᵀJ.
+
+    Raises:
+        FloatingPointError: if it has NaN or infinite entries.
+    """
+    if not math.isfinite(solver.largest):
+        raise FloatingPointError("The Jacobian of the residuals where the step starts is not finite.")
+
+
 def _factor(gain: float) -> float:
-    """What 1/h is multiplied by after a step with this gain ratio (Nielsen, 1999)."""
+    """The factor of 1/h after a step with this gain ratio (Nielsen, 1999)."""
     return max(1 / 3, 1 - (2 * min(gain, 1.0) - 1) ** 3)

@@ -1,21 +1,21 @@
-"""Runge–Kutta–Chebyshev: explicit schemes of s stages that stay stable for h λ up to about s².
+"""Runge–Kutta–Chebyshev: explicit schemes with s stages, stable for h λ up to about s².
 
 Y_0 = y, Y_1 = y + μ̃_1 h F_0 and, for j = 2 … s, with F_j = f(Y_j),
 
     Y_j = (1 - μ_j - ν_j) y + μ_j Y_{j-1} + ν_j Y_{j-2} + μ̃_j h F_{j-1} + γ̃_j h F_0 ,       y⁺ = Y_s .
 
-On y' = λ y each stage is a Chebyshev polynomial of z = h λ; w₀ = 1 + ε/s² with the damping ε > 0 keeps its absolute
-value below one on the whole of [-β, 0], β = (w₀ + 1)/w₁ (van der Houwen and Sommeijer, 1980):
+On y' = λ y, with z = h λ, the stages are shifted and scaled Chebyshev polynomials of z. The damping ε > 0 in
+w₀ = 1 + ε/s² keeps |P_s| below one on [-β, 0), β = (w₀ + 1)/w₁ (van der Houwen and Sommeijer, 1980):
 
     order 1    P_s(z) = T_s(w₀ + w₁ z)/T_s(w₀),                    w₁ = T_s/T_s',     β ≈ (2 - 4ε/3) s²
     order 2    P_s(z) = 1 + b_s (T_s(w₀ + w₁ z) - T_s(w₀)),        w₁ = T_s'/T_s'',   β ≈ ⅔ (s² - 1)(1 - 2ε/15)
 
-with b_s = T_s''/T_s'² and all T at w₀. The same flow is followed s times further for each evaluation than by Euler's
-scheme, or a third of that with order 2. The number of stages follows from h and an estimate of the largest eigenvalue,
-or the step size does.
+with b_s = T_s''/T_s'² and all T evaluated at w₀. Per evaluation the scheme advances s times as far along a stiff flow
+as Euler's, or a third of that with order 2. The number of stages is chosen from h and an estimate of the largest
+eigenvalue, or h from the number of stages.
 
-The second-order scheme has an error estimate from what it knows anyway, (4/5)(y - y⁺) + (2/5) h (f(y) + f(y⁺)), the
-defect of the trapezoidal rule (Sommeijer, Shampine and Verwer, 1998).
+The second-order scheme has an error estimate at no extra cost, (4/5)(y - y⁺) + (2/5) h (f(y) + f(y⁺)), the defect of
+the trapezoidal rule (Sommeijer, Shampine and Verwer, 1998).
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from pinn_odelora.manifolds.space import FLAT, Point, Slope, Space
 from pinn_odelora.rules import check, null, number, one_of, whole
 
 DAMPING = {1: 0.05, 2: 2 / 13}
-"""The usual ε of the two orders: the second-order polynomial stays near ⅔ without, so it is damped more."""
+"""The usual ε of the two orders; the second-order polynomial oscillates around ⅔ and needs more damping."""
 
 MOST = 1000
-"""Stages of a step of given size beyond which it is refused."""
+"""Most stages of a step of fixed size."""
 
 FASTER = 2.0
-"""Factor by which the velocity may increase within a step before the step counts as unstable."""
+"""Factor of the velocity over a step above which the step counts as unstable."""
 
 
 class StageCoefficients(NamedTuple):
@@ -55,7 +55,7 @@ class StageCoefficients(NamedTuple):
 
 
 class Recurrence(NamedTuple):
-    """A scheme of s stages: μ̃_1, the rows for j = 2 … s, and the stability limit β."""
+    """The coefficients of an s-stage scheme: μ̃_1, those of the stages j = 2 … s, and the stability limit β."""
 
     start: float
     rows: tuple[StageCoefficients, ...]
@@ -63,7 +63,7 @@ class Recurrence(NamedTuple):
 
 
 def chebyshev(s: int, x: float) -> tuple[list[float], list[float], list[float]]:
-    """T_j, T_j' and T_j'' at x for j = 0 … s."""
+    """T_j, T_j' and T_j'' at x for j = 0 … s, as three lists."""
     T, D, DD = [1.0, x], [0.0, 1.0], [0.0, 0.0]
     for _ in range(s - 1):
         DD.append(2 * x * DD[-1] + 4 * D[-1] - DD[-2])
@@ -107,7 +107,19 @@ SCHEMES = {1: rkc1, 2: rkc2}
 def rkc_step(
     f: Callable[[Point], Slope], y: Point, h: float, scheme: Recurrence, first: Slope, space: Space = FLAT
 ) -> Point:
-    """One step of fixed size h, with ``first`` = f(y)."""
+    """One step of fixed size.
+
+    Args:
+        f: the velocity, y -> f(y).
+        y: the starting point.
+        h: the step size.
+        scheme: coefficients of the stages.
+        first: f(y).
+        space: the space of y; lists of tensors by default.
+
+    Raises:
+        FloatingPointError: if the velocity at a stage is not finite.
+    """
     before, now = y, space.combine([(1.0, y)], [(h * scheme.start, first)])
     for row in scheme.rows:
         points = [(row.mu, now), (row.nu, before), (row.rest, y)]
@@ -121,18 +133,18 @@ class RKC:
     """A damped Runge–Kutta–Chebyshev integrator.
 
     Args:
-        order: 1, or 2.
-        h: the step size in units of flow time, taken with as many stages as stability asks. Absent, the first-order
-            scheme takes the h that ``stages`` stages allow, the second-order one the h that its error estimate allows,
-            with at most ``stages`` stages.
-        stages: the most stages of a step whose size is chosen.
-        damping: ε; absent, that of the literature.
+        order: 1 or 2.
+        h: the step size in units of flow time, with as many stages as stability requires. If None, the first-order
+            scheme takes the largest h that is stable with ``stages`` stages; the second-order one controls h by its
+            error estimate, with at most ``stages`` stages.
+        stages: most stages of a step of adaptive size.
+        damping: ε; None for the usual value.
         rtol, atol: tolerances of the error estimate, as in ``RungeKutta``.
-        safety: the part of the stability interval that is used; the estimate of λ is one from below.
-        renew: steps after which that estimate is renewed, at the latest.
+        safety: the fraction of the stability interval that is used, since λ is estimated from below.
+        renew: most steps between two estimates of λ.
 
     Raises:
-        InputError: for an order other than 1 and 2, fewer stages than the order, or a number that is not positive.
+        InputError: if the order is not 1 or 2, there are fewer stages than the order, or a number is not positive.
     """
 
     order: int = 1
@@ -153,14 +165,14 @@ class RKC:
         check(self, safety=positive, renew=whole(1), stages=whole(self.order, MOST))
 
     def scheme(self, s: int) -> Recurrence:
-        """The scheme of s stages."""
+        """The coefficients of the s-stage scheme."""
         return SCHEMES[self.order](s, self.damping or DAMPING[self.order])
 
     def fewest(self, reach: float) -> int:
-        """The smallest number of stages with stability limit β ≥ ``reach``.
+        """The smallest number of stages with stability limit β ≥ ``reach`` = h λ / safety.
 
         Raises:
-            InputError: if that is above ``MOST``.
+            InputError: if it exceeds ``MOST``.
         """
         # β < 2 s² for both orders.
         s = max(self.order, math.ceil(min(math.sqrt(reach / 2), MOST)))
@@ -168,8 +180,8 @@ class RKC:
             s += 1
         if s > MOST:
             raise InputError(
-                f"h times the largest eigenvalue is {reach * self.safety:.3g} here, for which stability asks more than "
-                f"{MOST} stages; h must be smaller."
+                f"h times the largest eigenvalue is {reach * self.safety:.3g} here, for which stability requires more "
+                f"than {MOST} stages; h must be smaller."
             )
         return s
 
@@ -178,51 +190,49 @@ class RKC:
         return ExplicitState()
 
     def restored(self, saved: dict[str, Any]) -> ExplicitState:
-        """The state that ``vars(state)`` was."""
-        return ExplicitState.restored(saved)
+        """The state whose ``vars(state)`` was saved."""
+        return ExplicitState(**saved)
 
     def step(self, flow: Flow, y: Point, state: ExplicitState, h: float | None = None) -> Step:
-        """One accepted step from y; see ``integrators.base.Integrator``."""
+        """One accepted step from y; arguments and errors as for ``integrators.base.Integrator.step``."""
         h = self.h if h is None else h
         first = flow.velocity(y)
-        state = replace(state, estimate=kept_eigenvalue(flow, y, first, state.estimate, self.renew))
+        estimate = kept_eigenvalue(flow, y, first, state.estimate, self.renew)
+        state = replace(state, **estimate._asdict())
         if h is None:
             return (self._controlled if self.order == 2 else self._stable)(flow, y, first, state)
-        scheme = self.scheme(self.fewest(h * state.estimate.eigenvalue / self.safety))
+        scheme = self.scheme(self.fewest(h * estimate.eigenvalue / self.safety))
         f = lambda y: flow.velocity(y).slope
         return Step(rkc_step(f, y, h, scheme, first.slope, flow.space), state, Report(h, first.loss))
 
     def _stable(self, flow: Flow, y: Point, first: Velocity, state: ExplicitState) -> Step:
-        """The h that ``stages`` stages allow; a quarter of it as long as the loss has risen or the velocity doubled.
+        """The largest stable step with ``stages`` stages.
 
-        There the largest eigenvalue has grown on the way: it varies tenfold along a trajectory, and a long step of
-        first order has no error estimate that would see it. The velocity at the end is the next step's first, and costs
-        nothing where the points stay.
+        It is reduced to a quarter as long as it increases the loss or more than doubles the velocity: a sign that the
+        largest eigenvalue, which can vary tenfold along a trajectory, has grown on the way, where the first-order
+        scheme has no error estimate to detect it. With fixed points the velocity at the end costs nothing, since it is
+        the first one of the next step.
         """
         space, f = flow.space, lambda y: flow.velocity(y).slope
-        scheme, eigenvalue, speed = (
-            self.scheme(self.stages),
-            state.estimate.eigenvalue,
-            norm(space.entries(first.slope)),
-        )
+        scheme, eigenvalue, speed = self.scheme(self.stages), state.eigenvalue, norm(space.entries(first.slope))
         for rejected in range(TRIALS):
             h = self.safety * scheme.limit / eigenvalue
             try:
                 new = rkc_step(f, y, h, scheme, first.slope, space)
                 end = flow.velocity(new)
                 if norm(space.entries(end.slope)) <= FASTER * speed and not end.loss > first.loss:
-                    state = replace(state, estimate=state.estimate._replace(eigenvalue=eigenvalue))
+                    state = replace(state, eigenvalue=eigenvalue)
                     return Step(new, state, Report(h, first.loss, rejected=rejected))
             except FloatingPointError:
                 pass
             eigenvalue *= 4
-        raise FloatingPointError(f"No step down to h = {h:.1e} keeps loss and velocity from growing.")
+        raise FloatingPointError(f"No step down to h = {h:.1e} prevents the loss and the velocity from growing.")
 
     def _controlled(self, flow: Flow, y: Point, first: Velocity, state: ExplicitState) -> Step:
-        """Shrink h until the error estimate is within tolerance."""
+        """A step with h reduced until the error estimate is within tolerance."""
         space, f = flow.space, lambda y: flow.velocity(y).slope
         size = space.entries(space.element(y))
-        unit = self.safety / state.estimate.eigenvalue  # the h for which β = 1 suffices
+        unit = self.safety / state.eigenvalue  # the h that needs β = 1
 
         def attempt(h: float) -> tuple[Point, float]:
             scheme = self.scheme(min(self.fewest(h / unit), self.stages))

@@ -1,17 +1,17 @@
-"""ROS2, the linearly implicit scheme of second order, for the projected gradient flow of L = ½‖r‖² on a manifold.
+"""ROS2, a second-order linearly implicit scheme, for the projected gradient flow of L = ½‖r‖² on a manifold.
 
 In orthonormal coordinates of the tangent space at y, with F(y) = -Jᵀr, Ĵ = -JᵀJ and retraction R_y,
 
     (I - γ h Ĵ) k₁ = F(y) ,
     (I - γ h Ĵ) k₂ = P_y F(R_y(h k₁)) - 2 k₁ ,        y⁺ = R_y(h (3 k₁ + k₂)/2) ,
 
-P_y being the projection on the tangent space at y, which brings the second velocity home. The Gauss-Newton Ĵ is not
-the Jacobian of F, and a Rosenbrock method would drop to order one; this is a W-method, of order two for any matrix Ĵ
-(Verwer, Spee, Blom and Hundsdorfer, 1999). γ = 1 ± 1/√2 makes it L-stable, γ ≥ 1/4 A-stable. On y' = λ y, z = h λ,
+where P_y projects the second velocity on the tangent space at y. The Gauss–Newton matrix Ĵ is not the Jacobian of F,
+which would reduce a Rosenbrock method to order one; this scheme is a W-method, of order two for any matrix Ĵ (Verwer,
+Spee, Blom and Hundsdorfer, 1999). It is L-stable for γ = 1 ± 1/√2, and A-stable for γ ≥ 1/4. On y' = λ y, z = h λ,
 
     y⁺ = (1 + (1 - 2γ) z + (½ - 2γ + γ²) z²)/(1 - γ z)² · y .
 
-One step costs one factorisation and two linearisations. y + h k₁ is the embedded first-order solution, so that
+A step costs one factorisation and two linearisations. The embedded first-order solution is y + h k₁, so that
 h (k₁ + k₂)/2 estimates the error.
 """
 
@@ -26,7 +26,7 @@ from torch import Tensor, linalg
 
 from pinn_odelora.integrators.base import Local, Report, ResidualFlow, Step
 from pinn_odelora.integrators.control import controlled
-from pinn_odelora.integrators.linearly_implicit import MEMORY, half_square
+from pinn_odelora.integrators.linearly_implicit import MEMORY, check_jacobian, half_square
 from pinn_odelora.linalg.damped import Solver
 from pinn_odelora.linalg.solvers import solver_for
 from pinn_odelora.rules import check, null, number, one_of
@@ -34,7 +34,7 @@ from pinn_odelora.rules import check, null, number, one_of
 
 @dataclass(frozen=True)
 class Ros2State:
-    """What a step hands to the next one: the suggested h, None at first, and the error of the last step."""
+    """The state between steps: the suggested h, None at first, and the error of the last step."""
 
     h: float | None = None
     error: float = 1.0
@@ -48,7 +48,14 @@ class Stages(NamedTuple):
 
 
 def ros2_stages(flow: ResidualFlow, local: Local, solver: Solver, h: float, gamma: float) -> Stages:
-    """Both stages of a step of size h from the point that ``local`` describes; ``solver`` is that of its J.
+    """Both stages of a step of size h from y.
+
+    Args:
+        flow: the gradient flow.
+        local: its local model at y.
+        solver: the solver for the J of ``local``.
+        h: the step size.
+        gamma: γ.
 
     Raises:
         FloatingPointError: if the velocity at the second stage is not finite.
@@ -60,25 +67,24 @@ def ros2_stages(flow: ResidualFlow, local: Local, solver: Solver, h: float, gamm
     if not bool(torch.isfinite(velocity).all()):
         raise FloatingPointError(f"The velocity at the second stage of a step of h = {h:.1e} is not finite.")
     b = velocity - 2 * k1
-    # (JᵀJ/μ + I)⁻¹ b, also where J has more columns than rows and b is not in the range of Jᵀ.
+    # (JᵀJ/μ + I)⁻¹ b, also for b outside the range of Jᵀ.
     return Stages(k1, b - solver(local.J @ b, mu))
 
 
 @dataclass(frozen=True)
 class ROS2:
-    """The two-stage W-method.
+    """The two-stage W-method ROS2.
 
     Args:
-        h: the step size in units of flow time; absent, it follows the error estimate.
-        gamma: γ.
-        rtol, atol: tolerances of the error e, measured by the residuals it changes: ‖J e‖ ≤ rtol ‖r‖ + atol. They are
-            what has a natural scale on any manifold.
-        memory: bytes that the linear algebra of a step may take, see ``linalg.plan``.
-        gram_dtype: as that of ``LinearlyImplicit``.
+        h: the step size in units of flow time; None to control it by the error estimate.
+        gamma: γ ≥ 1/4, for A-stability.
+        rtol, atol: tolerances of the error e, measured by the change of the residuals, ‖J e‖ ≤ rtol ‖r‖ + atol, since
+            residuals have a natural scale on any manifold.
+        memory: bytes available for the linear algebra of a step, see ``linalg.plan``.
+        gram_dtype: as in ``LinearlyImplicit``.
 
     Raises:
-        InputError: for a number that is not positive, γ < 1/4, from which on the scheme is A-stable, or an unknown
-            precision.
+        InputError: if a number is not positive, γ < 1/4, or the precision is unknown.
     """
 
     h: float | None = None
@@ -101,16 +107,17 @@ class ROS2:
         return Ros2State()
 
     def restored(self, saved: dict[str, Any]) -> Ros2State:
-        """The state that ``vars(state)`` was."""
+        """The state whose ``vars(state)`` was saved."""
         return Ros2State(**saved)
 
     def step(self, flow: ResidualFlow, y: Any, state: Ros2State, h: float | None = None) -> Step:
-        """One accepted step from y; see ``integrators.base.Integrator``."""
+        """One accepted step from y; arguments and errors as for ``integrators.base.Integrator.step``."""
         h = self.h if h is None else h
         local = flow.linearise(y)
         if not bool(torch.isfinite(local.r).all()):
             raise FloatingPointError("The residuals where the step starts are not finite.")
         solver, before = solver_for(local.J, self.gram_dtype == "float32"), half_square(local.r)
+        check_jacobian(solver)
         if h is not None:
             k1, k2 = ros2_stages(flow, local, solver, h, self.gamma)
             report = Report(h, before, solver=solver.used, dimension=local.J.shape[1])
@@ -122,7 +129,7 @@ class ROS2:
             loss = half_square(flow.residuals(new))
             return (new, loss), self._error(local, h * (k1 + k2) / 2) if math.isfinite(loss) else math.inf
 
-        found = controlled(attempt, state.h or 1 / solver.largest, state.error, 1 / 2)
+        found = controlled(attempt, state.h or 1 / (solver.largest or 1.0), state.error, 1 / 2)
         new, loss = found.result
         report = Report(found.h, before, loss, found.rejected, solver=solver.used, dimension=local.J.shape[1])
         return Step(new, Ros2State(found.next_h, found.error), report)

@@ -2,13 +2,14 @@
 
     k_i = f(y + h Σ_{j<i} a_ij k_j),    y⁺ = y + h Σ_i b_i k_i
 
-The step size h is given, or follows the error estimate of an embedded pair, or, for a scheme without one, is taken
-from the stability limit and an estimate of the largest eigenvalue: explicit schemes on a stiff flow are bounded by
-stability, so a step that is chosen by hand is right for one problem only.
+The step size h is fixed, controlled by the error estimate of an embedded pair, or, for a scheme without one, chosen
+from the stability limit and an estimate of the largest eigenvalue. On a stiff flow the step size of an explicit scheme
+is limited by stability, so a manually chosen one is right for a single problem only.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,33 +24,36 @@ from pinn_odelora.rules import check, null, number, whole
 
 @dataclass(frozen=True)
 class ExplicitState:
-    """What an explicit step hands to the next one.
+    """The state of an explicit scheme between steps.
 
     Attributes:
-        h: suggested by the error control; None before the first step, and where none is used.
-        error: of the last accepted step, in units of the tolerance.
-        estimate: of the largest eigenvalue; None before there is one.
+        h: the step size suggested by the error control; None before the first step, and without error control.
+        error: error of the last accepted step, in units of the tolerance.
+        eigenvalue, age, speed, loss: as in ``Estimate``; the eigenvalue is None if there is no estimate yet.
     """
 
     h: float | None = None
     error: float = 1.0
-    estimate: Estimate | None = None
+    eigenvalue: float | None = None
+    age: int = 0
+    speed: float = math.nan
+    loss: float = math.nan
 
-    @classmethod
-    def restored(cls, saved: dict[str, Any]) -> ExplicitState:
-        estimate = saved.get("estimate")
-        return cls(**{**saved, "estimate": None if estimate is None else Estimate(*estimate)})
+    @property
+    def estimate(self) -> Estimate | None:
+        """The estimate of the largest eigenvalue; None if there is none yet."""
+        return None if self.eigenvalue is None else Estimate(self.eigenvalue, self.age, self.speed, self.loss)
 
 
 def weighted(h: float, weights: Sequence[float], slopes: Sequence[Slope]) -> Sum:
-    """The terms of  h Σ_i weights_i · slopes_i, leaving out zero weights."""
+    """The terms of  h Σ_i weights_i · slopes_i  with nonzero weights."""
     return [(h * w, k) for w, k in zip(weights, slopes, strict=False) if w != 0]
 
 
 def stages(
     f: Callable[[Point], Slope], y: Point, h: float, tableau: Tableau, first: Slope, space: Space = FLAT
 ) -> list[Slope]:
-    """k_1 … k_s, with k_1 = f(y) given."""
+    """The slopes k_1 … k_s; arguments as for ``rk_step``."""
     slopes = [first]
     for row in tableau.a[1:]:
         slopes.append(f(space.combine([(1.0, y)], weighted(h, row, slopes))))
@@ -59,7 +63,19 @@ def stages(
 def rk_step(
     f: Callable[[Point], Slope], y: Point, h: float, tableau: Tableau, first: Slope, space: Space = FLAT
 ) -> Point:
-    """One step of fixed size h, with ``first`` = f(y)."""
+    """One step of fixed size.
+
+    Args:
+        f: the velocity, y -> f(y).
+        y: the starting point.
+        h: the step size.
+        tableau: the scheme.
+        first: f(y).
+        space: the space of y; lists of tensors by default.
+
+    Raises:
+        FloatingPointError: if the velocity at a stage is not finite.
+    """
     return space.combine([(1.0, y)], weighted(h, tableau.b, stages(f, y, h, tableau, first, space)))
 
 
@@ -69,13 +85,14 @@ class RungeKutta:
 
     Args:
         tableau: the scheme.
-        h: the step size in units of flow time; absent, it is chosen as the file's docstring says.
-        rtol, atol: tolerances of an embedded pair, relative to each entry of the state, and absolute.
-        safety: the part of the stability limit that a scheme without error estimate uses.
-        renew: steps after which the estimate of the largest eigenvalue is renewed, at the latest.
+        h: the step size in units of flow time. If None, it is controlled by the error estimate of an embedded pair, or
+            else chosen from the stability limit.
+        rtol, atol: relative and absolute tolerance of an embedded pair, for each entry of the state.
+        safety: the fraction of the stability limit used by a scheme without error estimate.
+        renew: most steps between two estimates of the largest eigenvalue.
 
     Raises:
-        InputError: for a step size, tolerance or safety that is not positive.
+        InputError: if a step size, tolerance or safety is not positive.
     """
 
     tableau: Tableau = EULER
@@ -93,7 +110,7 @@ class RungeKutta:
 
     @property
     def stages(self) -> int:
-        """Evaluations of the velocity in a step of given size."""
+        """Evaluations of the velocity in a step of fixed size."""
         return self.tableau.stages
 
     def init(self) -> ExplicitState:
@@ -101,23 +118,24 @@ class RungeKutta:
         return ExplicitState()
 
     def restored(self, saved: dict[str, Any]) -> ExplicitState:
-        """The state that ``vars(state)`` was."""
-        return ExplicitState.restored(saved)
+        """The state whose ``vars(state)`` was saved."""
+        return ExplicitState(**saved)
 
     def step(self, flow: Flow, y: Point, state: ExplicitState, h: float | None = None) -> Step:
-        """One accepted step from y; see ``integrators.base.Integrator``."""
+        """One accepted step from y; arguments and errors as for ``integrators.base.Integrator.step``."""
         h = self.h if h is None else h
         first = flow.velocity(y)
         if h is None and self.tableau.embedded is not None:
             return self._controlled(flow, y, first, state)
         if h is None:
-            state = replace(state, estimate=kept_eigenvalue(flow, y, first, state.estimate, self.renew))
-            h = self.safety * self.tableau.real_stability / state.estimate.eigenvalue
+            estimate = kept_eigenvalue(flow, y, first, state.estimate, self.renew)
+            state = replace(state, **estimate._asdict())
+            h = self.safety * self.tableau.real_stability / estimate.eigenvalue
         f = lambda y: flow.velocity(y).slope
         return Step(rk_step(f, y, h, self.tableau, first.slope, flow.space), state, Report(h, first.loss))
 
     def _controlled(self, flow: Flow, y: Point, first: Velocity, state: ExplicitState) -> Step:
-        """Shrink h until the difference of the two embedded solutions is within tolerance; then suggest the next h."""
+        """A step with h reduced until the difference of the two embedded solutions is within tolerance."""
         space, f = flow.space, lambda y: flow.velocity(y).slope
         size = space.entries(space.element(y))
         difference = [b - c for b, c in zip(self.tableau.b, self.tableau.embedded, strict=True)]

@@ -2,9 +2,9 @@
 
     v ← (f(y + ε v) - f(y)) / ε,   λ ≈ ‖v⁺‖ / ‖v‖          (Sommeijer, Shampine and Verwer, 1998, the RKC code)
 
-Each iteration is one evaluation of the velocity, and sees the whole Jacobian, with the curvature of the manifold; a
-product with the Gauss-Newton part JᵀJ alone would cost as much. The start is random from a fixed seed: a start such as
-f(y) would hold no stiff component any more once the stiff modes have decayed, which is when the estimate matters.
+Each iteration takes one evaluation of the velocity, as much as a product with the Gauss–Newton part JᵀJ alone, and
+includes the curvature of the manifold. The initial vector is random with a fixed seed: f(y) has no stiff component left
+once the stiff modes have decayed, which is when the estimate matters.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from pinn_odelora.integrators.base import Flow, Velocity
 
 INCREASE = 1.1
-"""Increase of velocity or loss after which the largest eigenvalue is estimated again."""
+"""Factor of velocity or loss above which the largest eigenvalue is estimated again."""
 
 
 class Estimate(NamedTuple):
-    """λ, and what tells whether it still holds; plain numbers only.
+    """The estimate |λ|_max, with the numbers that decide when it is renewed.
 
     Attributes:
         eigenvalue: |λ|_max, in units of 1/time.
         age: steps since it was estimated.
         speed: the smallest norm of the velocity since then.
-        loss: at the last step, NaN where it is not known.
+        loss: the loss at the last step, NaN if unknown.
     """
 
     eigenvalue: float
@@ -40,15 +40,17 @@ class Estimate(NamedTuple):
 
 
 def kept_eigenvalue(flow: Flow, y: Point, here: Velocity, last: Estimate | None, renew: int) -> Estimate:
-    """The last estimate, renewed when it is old, or the velocity or the loss has grown.
+    """The last estimate, renewed after ``renew`` steps or if the velocity or the loss has grown.
 
-    On a gradient flow a growing velocity is the first sign of a mode that the step amplifies, and a growing loss the
-    last one; where points change it may also be the points.
+    On a gradient flow a growing velocity is the first sign of an unstable mode, and a growing loss the last; if the
+    points change between steps, they may also be the cause.
 
     Args:
-        here: the velocity and loss at y.
-        last: of the step before; None where there is none.
-        renew: steps after which an estimate is old.
+        flow: the flow.
+        y: the present point.
+        here: velocity and loss at y.
+        last: the estimate of the last step, or None.
+        renew: most steps between two estimates.
     """
     speed = norm(flow.space.entries(here.slope))
     if last is None:
@@ -63,10 +65,10 @@ def largest_eigenvalue(flow: Flow, y: Point, here: Velocity, iterations: int = 8
     """|λ|_max of ∂f/∂y at y, estimated from below, in units of 1/time.
 
     Args:
-        flow: the velocity field; on a manifold the derivative is that of the tangent velocity along the manifold.
-        y: where.
-        here: the velocity at y, already known.
-        iterations: evaluations to spend.
+        flow: the flow; on a manifold, the derivative of its tangent velocity along the manifold is meant.
+        y: the point.
+        here: velocity and loss at y.
+        iterations: number of iterations, and of evaluations of the velocity.
     """
     space = flow.space
     size = space.entries(space.element(y))

@@ -1,4 +1,4 @@
-"""Butcher tableaux as data, which check their own order conditions when they are built.
+"""Butcher tableaux as data, whose order conditions are checked on construction.
 
 A scheme  k_i = f(y + h Σ_j a_ij k_j),  y⁺ = y + h Σ_i b_i k_i  has order p if and only if, for every rooted tree τ
 with at most p nodes,  Σ_i b_i Φ_i(τ) = 1 / γ(τ), where for τ with subtrees τ₁ … τ_m
@@ -28,7 +28,7 @@ def trees(n: int) -> tuple[Tree, ...]:
 
 
 def _forests(n: int, largest: int) -> Iterator[tuple[Tree, ...]]:
-    """Multisets of trees with n nodes together, none with more than ``largest``."""
+    """Multisets of trees with n nodes in total, each with at most ``largest``."""
     if n == 0:
         yield ()
     for size in range(1, min(n, largest) + 1):
@@ -51,7 +51,13 @@ def _weights(a: np.ndarray, tree: Tree) -> np.ndarray:
 
 
 def order_defect(a: np.ndarray, b: np.ndarray, order: int) -> float:
-    """The largest violation of the order conditions of trees with exactly ``order`` nodes."""
+    """The largest violation of the order conditions of trees with exactly ``order`` nodes.
+
+    Args:
+        a: the matrix of the tableau, (stages, stages).
+        b: the weights, (stages,).
+        order: number of nodes.
+    """
     return max(abs(b @ _weights(a, tree) - 1 / _density(tree)) for tree in trees(order))
 
 
@@ -60,14 +66,14 @@ class Tableau:
     """An explicit Runge–Kutta scheme.
 
     Args:
-        a: rows of the strictly lower triangle, the first empty.
+        a: the rows of the strictly lower triangle; the first is empty.
         b: weights of the solution.
         order: its order p.
-        embedded: weights of the second solution, for an embedded pair.
-        embedded_order: order of the second solution.
+        embedded: weights of the embedded solution, for an embedded pair.
+        embedded_order: order of the embedded solution.
 
     Raises:
-        ValueError: when shapes do not match, or an order condition up to the stated order fails.
+        ValueError: if shapes do not match, or an order condition up to the stated order is violated.
     """
 
     a: Sequence[Sequence[float]]
@@ -78,14 +84,15 @@ class Tableau:
 
     def __post_init__(self) -> None:
         if [len(row) for row in self.a] != list(range(self.stages)):
-            raise ValueError(f"row i of an explicit tableau has i entries, for {self.stages} stages; got {self.a}")
+            raise ValueError(f"row i = 1 … {self.stages} of an explicit tableau must have i - 1 entries; got {self.a}")
         for weights, order in ((self.b, self.order), (self.embedded, self.embedded_order)):
             for p in range(1, order + 1):
                 if weights is None or order_defect(self.matrix, np.asarray(weights), p) > 1e-12:
-                    raise ValueError(f"weights {weights} miss order {order}: a condition of order {p} fails")
+                    raise ValueError(f"weights {weights} do not have order {order}: a condition of order {p} fails")
 
     @property
     def stages(self) -> int:
+        """Number of stages s."""
         return len(self.b)
 
     @cached_property

@@ -5,7 +5,8 @@
     result = module.adaptation.result()
 
 The module asks the one loop for the next record, and brings its own points. Lightning's batch is a block of several
-steps, so that its own cost vanishes beside theirs; the step axis is that of the records.
+steps, so that its own cost vanishes beside theirs; the step axis is that of the records. There are batches without end:
+callbacks that act at the end of an epoch, as ``EarlyStopping`` does, need ``Trainer(limit_train_batches=…)``.
 """
 
 from __future__ import annotations
@@ -68,12 +69,19 @@ class ODELoRAModule(L.LightningModule):
             if record is None:
                 self.trainer.should_stop = True
                 break
+            # Lightning counts the steps of optimisers that it has wrapped; callbacks and its limits go by the count.
+            self._counted.increment_ready()
+            self._counted.increment_completed()
             if record.measured:
                 rows.append(record.measured)
                 self._tell(record.measured)
         if rows:
             shown = ("loss", "error/rel_l2", "stability/heldout_loss")
             self.log_dict({name: rows[-1][name] for name in shown}, prog_bar=True, logger=False, batch_size=1)
+
+    @property
+    def _counted(self) -> Any:
+        return self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
 
     def _tell(self, row: Row) -> None:
         for listener in self.listeners:

@@ -1,1 +1,1 @@
-"""Damped least squares: Gram matrices, factorisations, conjugate gradients, and the plan that chooses."""
+"""Damped least squares: Gram matrices, factorisations, conjugate gradients, and the plan that chooses between them."""

@@ -1,22 +1,22 @@
-"""The damped least-squares solution by preconditioned conjugate gradients, for a J that is too large to be formed.
+"""The damped least-squares solution by preconditioned conjugate gradients, for a J too large to be formed.
 
-CGLS (Hestenes and Stiefel, 1952; Björck, 1996, 7.4) on  (JᵀJ + μ) z = Jᵀ w : one product with J and one with Jᵀ an
-iteration, no matrix of P × P or R × R numbers. The eigenvalues of JᵀJ of a network that solves an equation fall off
-fast, so that few of them are above μ. A Nyström approximation from a random sketch Ω (P, l) finds those,
+CGLS (Hestenes and Stiefel, 1952; Björck, 1996, 7.4) on  (JᵀJ + μ) z = Jᵀ w : one product with J and one with Jᵀ per
+iteration, and no P × P or R × R matrix. For a physics-informed network the eigenvalues of JᵀJ decay fast, so that few
+of them exceed μ. A Nyström approximation from a random sketch Ω (P, l) captures these,
 
     JᵀJ ≈ Y (ΩᵀY)⁺ Yᵀ = U Λ Uᵀ ,        Y = Jᵀ(J Ω) ,
 
-and preconditions the rest away (Frangella, Tropp and Udell, 2023, arXiv 2110.02820):
+and gives the preconditioner (Frangella, Tropp and Udell, 2023, arXiv 2110.02820)
 
     M⁻¹ = (λ_l + μ) U (Λ + μ)⁻¹ Uᵀ + (I - U Uᵀ) .
 
-The sketch costs two products with l vectors at once, serves every solution of a step, and grows until its smallest
+The sketch costs two products with l vectors at once, is shared by all solutions of a step, and grows until its smallest
 eigenvalue λ_l is well below μ, or to ``largest`` columns.
 
-The iteration ends where the residual s has sᵀM⁻¹s below ``tolerance``² of its first value, or after ``iterations``.
-As M is close to JᵀJ + μ this is the error in the energy norm, in which weak directions count by what they take off the
-loss; the Euclidean norm of s sees the strong ones only. What is then at hand is a damped solution on a smaller space: a
-descent direction all the same, whose promise the integrator judges.
+The iteration ends when sᵀM⁻¹s of the residual s falls below ``tolerance``² times its initial value, or after
+``iterations``. Since M is close to JᵀJ + μ this measures the error in the energy norm, which weights every direction by
+its contribution to the loss; the Euclidean norm of s is dominated by the stiff directions. An iterate before
+convergence is the damped solution on a Krylov space, still a descent direction, and the integrator checks its gain.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from pinn_odelora.linalg.damped import Operator, SolverUsed
 FIRST = 64
 """Columns of the first sketch."""
 BELOW = 0.3
-"""The sketch is large enough where λ_l is below this part of μ."""
+"""The sketch is large enough when λ_l is below this fraction of μ."""
 SEED = 0
-"""Every sketch is drawn from the same numbers, so that a step is a function of where it starts."""
+"""All sketches use the same random numbers, so that a step is a function of its starting point."""
 
 
 class Nystrom:
@@ -39,7 +39,7 @@ class Nystrom:
 
     Args:
         J: (R, P).
-        largest: columns of the sketch at most.
+        largest: most columns of the sketch.
     """
 
     def __init__(self, J: Operator | Tensor, largest: int) -> None:
@@ -54,16 +54,21 @@ class Nystrom:
 
     @property
     def columns(self) -> int:
-        """l, those of the sketch."""
+        """l, the number of columns of the sketch."""
         return 0 if self._sketch is None else self._sketch.shape[1]
 
     def prepare(self, mu: float, like: Tensor) -> None:
-        """Let the sketch grow until λ_l is below μ by ``BELOW``, or there is no room."""
+        """Enlarge the sketch until λ_l ≤ ``BELOW`` · μ, or it has ``largest`` columns.
+
+        Args:
+            mu: μ.
+            like: a vector (P,) with the dtype and device of the sketch.
+        """
         while self.columns < self.largest and not self.last <= BELOW * mu:
             self._grow(min(max(FIRST, self.columns), self.largest - self.columns), like)
 
     def solve(self, v: Tensor, mu: float) -> Tensor:
-        """M⁻¹ v."""
+        """M⁻¹ v for v (P,)."""
         if not self.columns:
             return v
         inside = self.vectors.mT @ v
@@ -82,7 +87,7 @@ class Nystrom:
     def _decompose(self) -> None:
         core = self._sketch.mT @ self._image
         w, Q = linalg.eigh((core + core.mT) / 2)
-        # What is below is rounding; the sketch then holds all that JᵀJ has.
+        # Smaller eigenvalues are rounding errors; the sketch then contains the whole range of JᵀJ.
         seen = w > len(w) * torch.finfo(w.dtype).eps * w[-1].clamp(min=0)
         self.vectors, sigma, _ = linalg.svd(self._image @ (Q[:, seen] / w[seen].sqrt()), full_matrices=False)
         self.values = sigma.square()
@@ -90,13 +95,13 @@ class Nystrom:
 
 
 class ConjugateGradients:
-    """``S = ConjugateGradients(J); S(w, mu)``.
+    """``S = ConjugateGradients(J); S(w, mu)`` is the damped solution (P,) for w (R,).
 
     Args:
-        J: (R, P), of which products and the diagonal of JᵀJ are asked.
-        tolerance: of the error, against the solution, both in the energy norm as the preconditioner knows it.
-        iterations: for a solution, at most.
-        largest: columns of the sketch at most; 0 for no preconditioner.
+        J: (R, P), an operator with products and the diagonal of JᵀJ.
+        tolerance: relative error in the energy norm, as estimated by the preconditioner.
+        iterations: most iterations per solution.
+        largest: most columns of the sketch; 0 for no preconditioner.
     """
 
     used = SolverUsed("cg", torch.float64)

@@ -4,18 +4,16 @@ Solver variants, by cost and numerical stability:
 
 * ``normal``: Cholesky factor of JᵀJ + μ, P × P;
 * ``kernel``: S(w) = Jᵀ (J Jᵀ + μ)⁻¹ w, Cholesky factor of an R × R matrix, for fewer rows than columns;
-* ``qr``: QR factor of the stacked matrix [J; √μ I], about four times as expensive; for fewer rows than columns with Jᵀ
-  = U T,
-  U having orthonormal columns, U times the solution for Tᵀ, which is R × R;
-* ``eigen``: the kernel form by the eigenvalues of J Jᵀ, where J itself is never formed;
-* ``cg``: conjugate gradients, see ``conjugate_gradients``, where nothing of that size is.
+* ``qr``: QR factor of the stacked matrix [J; √μ I], about four times as expensive; for fewer rows than columns, with
+  the QR factorisation Jᵀ = U T, it is U times the solution for Tᵀ, which is R × R;
+* ``eigen``: the kernel form by the eigendecomposition of J Jᵀ, if J itself is not formed;
+* ``cg``: conjugate gradients, see ``conjugate_gradients``, if no matrix of that size is formed.
 
-The product with Jᵀ squares the condition number: rounding puts an error of about ε λ_max on the small eigenvalues, ε
-that of the dtype, λ_max ≤ tr JᵀJ the largest. Where μ is not above that error in float64 the first two have lost the
-directions that μ is there to damp, or cannot be factored at all, and ``qr`` or ``eigen`` is used instead. Where μ is
-far above it even in float32, product and factor are formed in float32, in half the time, and every solution is refined:
-corrected by the factor's answer to its own residual, which is formed in float64, until that is 1e-10 of the right-hand
-side. A refinement that does not get there is given up for float64.
+Forming a Gram matrix squares the condition number: rounding perturbs its small eigenvalues by about ε λ_max, with ε the
+machine precision and λ_max ≤ tr JᵀJ its largest eigenvalue. If μ is not above that error in float64, the first two
+forms lose the directions that μ damps, or the factorisation fails, and ``qr`` or ``eigen`` is used instead. If μ is
+far above it even in float32, Gram matrix and factor are formed in float32, in half the time, with iterative refinement
+by residuals in float64 down to 1e-10 of the right-hand side. If the refinement does not converge, float64 is used.
 """
 
 from __future__ import annotations
@@ -29,23 +27,24 @@ from torch import Tensor, linalg
 from pinn_odelora.linalg.gram import gram
 
 TRUSTED = 10.0
-"""How far μ must be above ε tr JᵀJ for a Gram matrix to be factored."""
+"""A Gram matrix is factored in float64 if μ exceeds ε tr JᵀJ by this factor."""
 SINGLE = 30.0
-"""The same for float32, where each refinement gains as many digits as the margin has."""
+"""The same for float32; each refinement reduces the residual by about this factor."""
 REFINEMENTS = 8
 ENOUGH = 1e-10
-"""The residual, against the right-hand side, at which a refinement ends."""
+"""Residual relative to the right-hand side at which the refinement ends."""
 
 
 class Operator(Protocol):
-    """J (R, P) where it is not formed: ``J @ z``, ``J.mT @ w``, and what the solvers ask for beside."""
+    """A J (R, P) that is not formed: the products ``J @ z`` and ``J.mT @ w``, and what else the solvers use."""
 
     shape: tuple[int, int]
 
     def __matmul__(self, z: Tensor) -> Tensor: ...
 
     @property
-    def mT(self) -> Operator: ...
+    def mT(self) -> Operator:
+        """Jᵀ."""
 
     def squares(self) -> Tensor:
         """The diagonal of JᵀJ, (P,)."""
@@ -59,40 +58,46 @@ class Operator(Protocol):
 
 
 class SolverUsed(NamedTuple):
-    """How a solution was found: its form, and the dtype of the factor."""
+    """The form of a solution, and the dtype of its factor."""
 
     form: str
     dtype: torch.dtype
 
     @property
     def bits(self) -> float:
-        """Of a number of the factor; NaN for conjugate gradients, which have none."""
+        """Bits of the factor's dtype; NaN for conjugate gradients, which use no factor."""
         return math.nan if self.form == "cg" else torch.finfo(self.dtype).bits
 
     @property
     def fallback(self) -> bool:
-        """Whether μ was too small against rounding for a Cholesky factor."""
+        """Whether μ was too small, compared with rounding errors, for a Cholesky factor."""
         return self.form in ("qr", "eigen")
 
 
 class Solver(Protocol):
-    """S for one J; ``largest`` is the largest entry of the diagonal of JᵀJ, ``used`` how the last solution was
-    found."""
+    """The map S(w) of one J: ``solver(w, mu)`` is (P,) for w (R,).
+
+    Attributes:
+        largest: the largest diagonal entry of JᵀJ.
+    """
 
     largest: float
 
     @property
-    def used(self) -> SolverUsed | None: ...
+    def used(self) -> SolverUsed | None:
+        """Form and dtype of the last solution; None before the first."""
 
     def __call__(self, w: Tensor, mu: float) -> Tensor: ...
 
 
 class Damped:
-    """``S = Damped(J); S(w, mu)``. Gram matrices are formed once, a factor is kept for as long as μ stays.
+    """``S = Damped(J); S(w, mu)`` is the damped solution (P,) for w (R,).
+
+    Gram matrices are formed once, and a factor is reused while μ is unchanged.
 
     Args:
-        J: (R, P), float64; or an operator that has a kernel, of which no more than R × R numbers are then formed.
-        single: whether float32 may be used where it is safe.
+        J: (R, P), float64; or an operator with ``has_kernel``, of which only the kernel, R × R, is formed.
+        single: whether float32 may be used if it is accurate enough.
     """
 
     def __init__(self, J: Tensor | Operator, single: bool = True) -> None:
@@ -107,7 +112,7 @@ class Damped:
 
     @property
     def used(self) -> SolverUsed | None:
-        """How the last solution was found."""
+        """Form and dtype of the last solution; None before the first."""
         return None if self._kept is None else self._kept[1]
 
     def __call__(self, w: Tensor, mu: float) -> Tensor:
@@ -154,15 +159,15 @@ class Damped:
         return gram(J if self.form == "normal" else J.mT)
 
     def _inner(self, w: Tensor) -> Tensor:
-        """The right-hand side of the system that is solved."""
+        """The right-hand side of the damped system, for the present form."""
         return self.J.mT @ w if self.form == "normal" else w
 
     def _outer(self, x: Tensor) -> Tensor:
-        """S(w) from its solution."""
+        """S(w) from the solution of the damped system."""
         return x if self.form == "normal" else self.J.mT @ x
 
     def _product(self, x: Tensor, mu: float) -> Tensor:
-        """The damped Gram matrix times x, in float64 and without forming it."""
+        """The damped Gram matrix times x, in float64, without forming the matrix."""
         J = self.J
         if not isinstance(J, Tensor):
             return self._grams[torch.float64] @ x + mu * x
@@ -181,7 +186,7 @@ class Damped:
 
 
 def _stacked(J: Tensor, mu: float) -> tuple[Tensor, Tensor]:
-    """The QR factors of [J; √μ I], of Q the rows of J."""
+    """The QR factors of [J; √μ I], with Q restricted to the rows of J."""
     Q, R = linalg.qr(torch.cat([J, math.sqrt(mu) * torch.eye(J.shape[1], dtype=J.dtype, device=J.device)]))
     return Q[: len(J)], R
 

@@ -1,7 +1,7 @@
-"""The symmetric product JᵀJ, the half that mirrors the other not computed.
+"""The symmetric product JᵀJ, with half of the off-diagonal blocks copied instead of computed.
 
-BLAS has a symmetric rank-k update for it, which torch does not offer. Splitting the columns, [A B], leaves one general
-product, BᵀA, and two symmetric ones of half the size; down to a small size this approaches half the operations.
+BLAS has a symmetric rank-k update for this, which torch does not expose. Splitting the columns, J = [A B], leaves one
+general product, BᵀA, and two symmetric ones of half the size; recursively, this takes about half the operations.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 SMALL = 240
-"""Columns below which one general product is faster."""
+"""Number of columns up to which a single general product is faster."""
 
 
 def gram(J: Tensor) -> Tensor:

@@ -1,15 +1,14 @@
-"""Which linear algebra a step uses, from its predicted operations and bytes; known before anything is computed.
+"""The choice of a step's linear algebra, from its predicted operations and bytes, before anything is computed.
 
-For R rows and P columns, in multiplications and numbers kept at once:
+For R rows and P columns, in multiplications and in numbers stored at once:
 
     normal    R P² / 2 + P³ / 6     R P + 2 P²            J and its Gram matrix
     kernel    R² P / 2 + R³ / 6     R P + 2 R²            J and J Jᵀ
-    pairs     C² R² S  + R³ / 6     C R S + 2 R²          J Jᵀ from C pairs of each layer, S = Σ (m + n); whole weights
-    cg        2 · 128 R P           C R S + 3 · 256 P     products only, the first those of a sketch; see
-    ``conjugate_gradients``
+    pairs     C² R² S  + R³ / 6     C R S + 2 R²          J Jᵀ from C pairs of each layer, S = Σ (m + n); full weights
+    cg        2 · 128 R P           C R S + 3 · 256 P     products only, for the sketch of ``conjugate_gradients``
 
-The cheapest that fits the memory is taken; conjugate gradients fit always, since what does not is recomputed for every
-product, and are left for where nothing else does.
+The cheapest form that fits the memory is used. Conjugate gradients always fit, since blocks that do not are recomputed
+for every product, but are used only if no other form does.
 """
 
 from __future__ import annotations
@@ -18,21 +17,21 @@ from typing import Literal, NamedTuple
 
 BYTES = 8
 SKETCH, LARGEST = 128, 256
-"""Columns of the sketch of conjugate gradients, usually and at most."""
+"""Typical and largest number of columns of the sketch of conjugate gradients."""
 CHANNELS = 4
-"""Derivative channels C of a typical second-order equation."""
+"""Derivative channels C for a typical second-order equation."""
 
 Form = Literal["normal", "kernel", "pairs", "cg"]
 NAMES: dict[Form, str] = {
     "normal": "normal equations",
-    "kernel": "the kernel of the rows",
-    "pairs": "the kernel of the rows, no Jacobian formed",
+    "kernel": "kernel matrix",
+    "pairs": "kernel matrix, Jacobian not formed",
     "cg": "conjugate gradients in chunks",
 }
 
 
 class Shape(NamedTuple):
-    """What decides: rows R, columns P, S = Σ (m + n) over the layers, and whether all weights are whole."""
+    """The size of J: rows R, columns P, S = Σ (m + n) over the layers, and whether all weights are full matrices."""
 
     rows: int
     columns: int
@@ -41,7 +40,7 @@ class Shape(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The form, and its bytes beside those of the rows' own computation."""
+    """The chosen form, and its bytes, those of evaluating the residuals not counted."""
 
     shape: Shape
     form: Form
@@ -49,7 +48,7 @@ class Plan(NamedTuple):
 
     @property
     def unusual(self) -> bool:
-        """Whether J is not simply formed and its Gram matrix factored."""
+        """Whether J is not formed."""
         return self.form in ("pairs", "cg")
 
     def __str__(self) -> str:
@@ -58,7 +57,12 @@ class Plan(NamedTuple):
 
 
 def plan(shape: Shape, memory: float) -> Plan:
-    """The cheapest form within ``memory`` bytes."""
+    """The cheapest form within ``memory`` bytes, ``cg`` if none fits.
+
+    Args:
+        shape: the size of J.
+        memory: in bytes.
+    """
     costs = predicted(shape)
     fitting = [form for form in costs if costs[form].bytes <= memory and form != "cg"]
     form = min(fitting, key=lambda f: costs[f].operations) if fitting else "cg"
@@ -66,12 +70,14 @@ def plan(shape: Shape, memory: float) -> Plan:
 
 
 class Cost(NamedTuple):
+    """Predicted multiplications and bytes."""
+
     operations: float
     bytes: float
 
 
 def predicted(shape: Shape) -> dict[Form, Cost]:
-    """Every form that is possible, with its cost."""
+    """The cost of every form available for a J of this size."""
     R, P, S = shape.rows, shape.columns, shape.sides
     pairs = CHANNELS * R * S
     costs: dict[Form, Cost] = {

@@ -1,4 +1,4 @@
-"""The solver of the damped systems of a step, by how its Jacobian is given."""
+"""The solver of a step's damped systems, chosen by the representation of its Jacobian."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from pinn_odelora.linalg.damped import Damped, Operator, Solver
 
 
 def solver_for(J: Tensor | Operator, single: bool = True) -> Solver:
-    """``Damped`` for a matrix and for an operator with a kernel, conjugate gradients for one without.
+    """``Damped`` for a matrix or an operator with a kernel, else ``ConjugateGradients``.
 
-    ``single``: whether float32 may be used where it is safe.
+    Args:
+        J: (R, P).
+        single: whether float32 may be used if it is accurate enough.
     """
     if isinstance(J, Tensor) or J.has_kernel:
         return Damped(J, single)

@@ -1,4 +1,4 @@
-"""The residual system around the present weights: rows, Jacobian, products, columns, Gram matrix, kernel."""
+"""The residual system linearised at the current weights: residuals, Jacobian, products, Gram matrix, kernel."""
 
 from pinn_odelora.linearisation.coordinates import Coordinates
 from pinn_odelora.linearisation.linearisation import Linearisation

@@ -1,12 +1,12 @@
-"""The Jacobian of some rows with respect to one weight matrix, (N, m, n), formed or not.
+"""The Jacobian of N residuals with respect to one weight matrix, (N, m, n), formed or not.
 
-A layer that carries channels H_c (N, n) to Z_c = H_c Wᵀ (N, m) gives row i the derivative
+A layer that maps channels H_c (N, n) to Z_c = H_c Wᵀ (N, m) contributes
 
     ∂r_i/∂W = Σ_c G_c[i] ⊗ H_c[i] ,        G_c = ∂(Σ_i r_i)/∂Z_c ,
 
-when row i reads evaluation i alone. ``Outer`` keeps the pairs (G_c, H_c) and answers everything from them; ``Formed``
-keeps the array itself, for rows that have no pairs. Restricting W to L X R, X (k, l), keeps the form: the pairs become
-(G_c L, H_c Rᵀ).
+if residual i depends on evaluation i alone. ``Outer`` stores the pairs (G_c, H_c) and computes everything from them;
+``Formed`` stores the array, for residuals without pairs. Restricting W to L X R, X (k, l), preserves the form: the
+pairs become (G_c L, H_c Rᵀ).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 
 
 class Pair(NamedTuple):
-    """G (N, m) and H (N, n): a summand G[i] ⊗ H[i] of every row."""
+    """G (N, m) and H (N, n), the summand G[i] ⊗ H[i] of row i."""
 
     G: Tensor
     H: Tensor
@@ -28,12 +28,17 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class Outer:
-    """Rows as sums of outer products."""
+    """Rows of the Jacobian as sums of outer products.
+
+    Args:
+        pairs: at least one, G (N, m) and H (N, n).
+    """
 
     pairs: Sequence[Pair]
 
     @property
     def bytes(self) -> int:
+        """Memory of the pairs."""
         return sum(x.numel() * x.element_size() for pair in self.pairs for x in pair)
 
     def __getitem__(self, rows: slice) -> Outer:
@@ -41,15 +46,15 @@ class Outer:
         return Outer([Pair(G[rows], H[rows]) for G, H in self.pairs])
 
     def apply(self, D: Tensor) -> Tensor:
-        """⟨∂r_i/∂W, D⟩ for every row, (N,)."""
+        """⟨∂r_i/∂W, D⟩ for every row, (N,); D (m, n)."""
         return sum((G @ D * H).sum(dim=1) for G, H in self.pairs)
 
     def adjoint(self, w: Tensor) -> Tensor:
-        """Σ_i w_i ∂r_i/∂W, (m, n)."""
+        """Σ_i w_i ∂r_i/∂W, (m, n); w (N,)."""
         return sum((w[:, None] * G).mT @ H for G, H in self.pairs)
 
     def restrict(self, L: Tensor | None = None, R: Tensor | None = None) -> Outer:
-        """The Jacobian with respect to X in W = L X R, L (m, k) and R (l, n); identities where absent."""
+        """The Jacobian with respect to X in W = L X R, with L (m, k) and R (l, n); None stands for the identity."""
         left = lambda G: G if L is None else (L.mT @ G.mT).mT
         right = lambda H: H if R is None else (R @ H.mT).mT
         return Outer([Pair(left(G), right(H)) for G, H in self.pairs])
@@ -59,7 +64,7 @@ class Outer:
         return Outer([Pair(H, G) for G, H in self.pairs])
 
     def write(self, out: Tensor) -> None:
-        """Form the array in ``out``, (m, n, N): with the points innermost, the order in which it is fastest."""
+        """Form the array in ``out``, (m, n, N); this order, with the points innermost, is the fastest."""
         (G, H), *rest = ((G.mT.contiguous(), H.mT.contiguous()) for G, H in self.pairs)
         torch.mul(G[:, None], H[None], out=out)
         for G, H in rest:
@@ -73,7 +78,7 @@ class Outer:
         return out.permute(2, 0, 1)
 
     def kernel(self, other: Outer | Formed) -> Tensor:
-        """⟨∂r_i/∂W, ∂r'_j/∂W⟩, (N, N'), without forming either."""
+        """⟨∂r_i/∂W, ∂r'_j/∂W⟩, (N, N'), without forming either factor if both are pairs."""
         if isinstance(other, Formed):
             return Formed(self.formed()).kernel(other)
         total = self.pairs[0].G.new_zeros(len(self.pairs[0].G), len(other.pairs[0].G))
@@ -93,12 +98,13 @@ class Outer:
 
 @dataclass(frozen=True)
 class Formed:
-    """Rows as the array J (N, m, n)."""
+    """Rows of the Jacobian as the array J (N, m, n); methods as those of ``Outer``."""
 
     J: Tensor
 
     @property
     def bytes(self) -> int:
+        """Memory of the array."""
         return self.J.numel() * self.J.element_size()
 
     def __getitem__(self, rows: slice) -> Formed:
@@ -138,13 +144,14 @@ Block = Outer | Formed
 
 @dataclass(frozen=True)
 class Group:
-    """The rows of one component of one term at some of its points.
+    """The residuals of one component of one term at N of its points, with their Jacobian.
 
     Args:
-        rows: which rows of the system they are.
+        term: name of the term.
+        rows: their indices in the residual vector.
         r: their values, (N,).
-        blocks: the Jacobian with respect to the weight of every layer.
-        columns: the Jacobian with respect to every other tensor, (N, numbers).
+        blocks: the Jacobian with respect to the weight of every layer, by name.
+        columns: the Jacobian with respect to every other tensor x, (N, x.numel()), by name.
     """
 
     term: str
@@ -155,6 +162,6 @@ class Group:
 
     @property
     def bytes(self) -> int:
-        """Of everything but the rows."""
+        """Memory of the Jacobian."""
         blocks = sum(block.bytes for block in self.blocks.values())
         return blocks + sum(x.numel() * x.element_size() for x in self.columns.values())

@@ -1,8 +1,8 @@
 """The Jacobian in coordinates, J (R, P), as a linear operator that need not be formed.
 
-A layer's columns are those of its frame: for a part W = L X R of it the pairs (G_c L, H_c Rᵀ) are all that is kept, so
-that J z and Jᵀ w cost thin products only. Layers and tensors without a frame contribute every number they have. A
-variable of the positive half-line contributes the columns of its logarithm (``Stretch``).
+A layer's columns are those of its frame: for each part W = L X R only the pairs (G_c L, H_c Rᵀ) are stored, so that
+J z and Jᵀ w take thin products only. A layer or tensor without a frame contributes one column per entry. A variable on
+a half-line contributes the column of its logarithm (``Stretch``).
 """
 
 from __future__ import annotations
@@ -21,14 +21,18 @@ Frames = Mapping[str, Frame | FactorFrame | Stretch]
 
 
 FORMED = 2.0**24
-"""Bytes of a block that are formed at once, for products with several vectors."""
+"""Most bytes of a block formed at once, for products with several vectors."""
 
 
 class Part(NamedTuple):
-    """Some columns at some rows: ``block`` (N, k, l), or ``columns`` (N, k).
+    """A submatrix of J, given by ``block`` (N, k, l) or by ``columns`` (N, k).
 
-    For several vectors side by side a few rows of a block are formed at a time: one matrix product is then faster than
-    thin ones for each.
+    In products with several vectors a few rows of a block are formed at a time, because one matrix product is then
+    faster than thin products for each vector.
+
+    Attributes:
+        rows, at: its rows and columns in J.
+        shape: (k, l), or (k,).
     """
 
     rows: slice
@@ -38,7 +42,7 @@ class Part(NamedTuple):
     columns: Tensor | None
 
     def apply(self, z: Tensor) -> Tensor:
-        """The part's share in J z at its rows, (N,) or (N, vectors)."""
+        """Its contribution to J z at its rows, (N,) or (N, vectors)."""
         z = z[self.at]
         if self.block is None:
             return self.columns @ z
@@ -47,7 +51,7 @@ class Part(NamedTuple):
         return torch.cat([J @ z for _, J in self.formed()])
 
     def adjoint(self, w: Tensor) -> Tensor:
-        """Its share in Jᵀw at its columns, (k,) or (k, vectors)."""
+        """Its contribution to Jᵀw at its columns, (k,) or (k, vectors)."""
         w = w[self.rows]
         if self.block is None:
             return self.columns.mT @ w
@@ -56,7 +60,7 @@ class Part(NamedTuple):
         return sum(J.mT @ w[rows] for rows, J in self.formed())
 
     def formed(self) -> Iterator[tuple[slice, Tensor]]:
-        """The block as matrices (rows, k l) of a few of its rows at a time."""
+        """The block as matrices (rows, k l), a few of its rows at a time."""
         number = self.rows.stop - self.rows.start
         step = max(1, int(FORMED / (8 * self.shape[0] * self.shape[1])))
         for start in range(0, number, step):
@@ -64,26 +68,27 @@ class Part(NamedTuple):
             yield rows, self.block[rows].formed().flatten(1)
 
     def squares(self) -> Tensor:
-        """Σ_i J_ip² for every column p of the part."""
+        """Σ_i J_ip² for each of its columns p."""
         return self.columns.square().sum(dim=0) if self.block is None else self.block.column_squares().flatten()
 
     @property
     def bytes(self) -> int:
+        """Memory of the part."""
         return self.columns.numel() * self.columns.element_size() if self.block is None else self.block.bytes
 
 
 class Coordinates:
-    """J in coordinates; ``J @ z``, ``J.mT @ w`` and the shape are those of a matrix, in float64.
+    """J in coordinates; ``J @ z``, ``J.mT @ w`` and ``J.shape`` are those of a float64 matrix.
 
-    z (P,) and w (R,) are single vectors, or several side by side: (P, k) and (R, k).
+    z and w are single vectors, (P,) and (R,), or several, (P, k) and (R, k).
 
     Args:
-        linearised: the system.
+        linearised: the linearised system.
         frames: coordinates by variable, see above.
-        memory: bytes that the pieces of J may take; beyond it they are recomputed for every product.
-        kernel: whether J Jᵀ is offered where it is available.
-        restore: puts the weights back to where the system was linearised, before anything is recomputed; without it
-            they must stay there while this object is used.
+        memory: bytes available for the parts of J; if they need more, they are recomputed for every product.
+        kernel: whether the kernel J Jᵀ may be used where it is available.
+        restore: resets the weights to the point of linearisation before anything is recomputed; without it they must
+            not change while this object is in use.
     """
 
     def __init__(
@@ -119,7 +124,7 @@ class Coordinates:
         return J
 
     def kernel(self) -> Tensor:
-        """J Jᵀ of whole weights, (R, R), without J."""
+        """J Jᵀ of full weights, (R, R), without forming J."""
         self.restore()
         return self.linearised.kernel().double()
 
@@ -132,6 +137,7 @@ class Coordinates:
 
     @property
     def mT(self) -> Transposed:
+        """Jᵀ."""
         return Transposed(self)
 
     def squares(self) -> Tensor:
@@ -145,7 +151,7 @@ class Coordinates:
         return out.double()
 
     def parts(self) -> Iterable[Part]:
-        """J piece by piece: kept if the memory allows, else recomputed each time."""
+        """The parts of J, stored if the memory allows, else recomputed each time."""
         if self._kept is not None:
             return self._kept
         kept, spent = [], 0

@@ -1,10 +1,10 @@
-"""The residual system r(y) around the present weights:  r(y + δ) = r + J δ + O(‖δ‖²),  L = ½‖r‖².
+"""The residual system r(y) linearised at the current weights:  r(y + δ) = r + J δ + O(‖δ‖²),  L = ½‖r‖².
 
-J has one row for each (term, component, point) and is kept as the blocks of its layers, from which products, columns,
-Gram matrix and kernel follow without automatic differentiation. The neural tangent kernel J Jᵀ of the weights comes as
-Σ_l Σ_cc' (G_c G_c'ᵀ) ∘ (H_c H_c'ᵀ) (Jacot, Gabriel and Hongler, 2018, arXiv 1806.07572, for the general notion).
+J has one row for each (term, component, point) and is stored as one block per layer, from which products, columns,
+Gram matrix and kernel follow without automatic differentiation. The neural tangent kernel (Jacot, Gabriel and Hongler,
+2018, arXiv 1806.07572) of the weights is J Jᵀ = Σ_l Σ_cc' (G_c G_c'ᵀ) ∘ (H_c H_c'ᵀ).
 
-Directions δ are dicts: (m, n) for each layer by name, and a tensor's own shape for every other variable. Columns are
+Directions δ are dicts by name: (m, n) for each layer, and the tensor's own shape for every other variable. Columns are
 ordered by layer, then by the other variables; a layer with a frame contributes tangent coordinates, see ``Frame``.
 """
 
@@ -26,14 +26,14 @@ Direction = dict[str, Tensor]
 
 
 class Linearisation:
-    """The linearisation of a residual system at the weights as they are now.
+    """The linearisation of a residual system at the current weights.
 
     Args:
-        sweep: the system and its variables.
-        points: points for every term.
-        memory: bytes that pairs may take. Beyond it they are recomputed in every operation, chunk by chunk; the
-            weights must then stay as they are while this object is used.
-        chunk: points swept at once; None chooses by ``memory``.
+        sweep: evaluates the residuals of a system and their Jacobian.
+        points: points by term.
+        memory: bytes available for the pairs. If they need more, they are recomputed in every operation, chunk by
+            chunk; the weights must then not change while this object is in use.
+        chunk: points per sweep; None for a number that fits ``memory``.
 
     Raises:
         InputError: if memory or chunk is not positive.
@@ -61,7 +61,7 @@ class Linearisation:
         self.r = self._first_pass()
 
     def _first_pass(self) -> Tensor:
-        """Sweep all points, keep the groups if they fit, and lay the rows out; of groups let go the gradient stays."""
+        """Sweep all points and return r, (R,); store the groups if they fit, else only their gradient."""
         kept: list[Group] = []
         spent, values = 0, []
         for group in self._swept():
@@ -92,22 +92,22 @@ class Linearisation:
             first = self.terms[name].stop
 
     def _chunk(self, name: str, p: Points) -> int:
-        """Points at once: all, unless their graph would pass the budget; coupled rows are never torn apart."""
+        """Points per sweep: all, unless their graph would exceed the memory; coupled points are never split."""
         if self._sweep.system.terms[name].coupled:
             return p.number
         if not self._sweep.paired(name):
             return min(self.chunk or BATCH, BATCH)
-        # About forty numbers a unit and point are alive in a sweep.
+        # A sweep holds about 40 values per point and unit.
         width = sum(sum(layer.weight.shape) for layer in self.layers.values()) or 1
         return self.chunk or max(64, min(p.number, int(self.memory / (8 * 40 * width))))
 
     def groups(self) -> Iterable[Group]:
-        """Rows and Jacobian piece by piece."""
+        """Residuals and Jacobian, group by group."""
         return self._swept() if self._kept is None else self._kept
 
     @property
     def rows(self) -> int:
-        """R, the number of rows."""
+        """R, the number of residuals."""
         return len(self.r)
 
     @property
@@ -116,11 +116,18 @@ class Linearisation:
         return self.r.square().sum() / 2
 
     def gradient(self) -> Direction:
-        """∂L/∂y = Jᵀr."""
+        """∂L/∂y = Jᵀr, by variable."""
         return self.rmatvec(self.r) if self._kept is not None else self._shaped(self._passed)
 
     def matvec(self, direction: Mapping[str, Tensor]) -> Tensor:
-        """J δ, (R,); variables that ``direction`` leaves out do not move."""
+        """J δ, (R,).
+
+        Args:
+            direction: δ by variable; those left out do not move.
+
+        Raises:
+            InputError: for an unknown variable or a wrong shape.
+        """
         for name, x in direction.items():
             self._check_shape(name, x)
         out = torch.zeros_like(self.r)
@@ -138,12 +145,16 @@ class Linearisation:
             raise unknown("variable", name, (*self.layers, *self.others))
         shape = (self.layers[name].weight if name in self.layers else self.others[name]).shape
         if x.shape != shape:
-            raise InputError(f"A direction of {name} has shape {tuple(shape)}, not {tuple(x.shape)}.")
+            raise InputError(f"The direction of {name} has shape {tuple(x.shape)}, but it must be {tuple(shape)}.")
 
     def rmatvec(self, w: Tensor) -> Direction:
-        """Jᵀ w for w (R,)."""
+        """Jᵀ w by variable, for w (R,).
+
+        Raises:
+            InputError: if w has another shape.
+        """
         if w.shape != self.r.shape:
-            raise InputError(f"There are {self.rows} rows, so w has shape ({self.rows},), not {tuple(w.shape)}.")
+            raise InputError(f"w has shape {tuple(w.shape)}, but there are {self.rows} residuals, so ({self.rows},).")
         total: Direction = {}
         for group in self.groups():
             total = _added(total, _adjoint(group, w[group.rows]))
@@ -153,20 +164,24 @@ class Linearisation:
         return {name: x.view(self.others[name].shape) if name in self.others else x for name, x in total.items()}
 
     def columns(self, frames: Mapping[str, Frame | FactorFrame] | None = None) -> Tensor:
-        """J in the coordinates of the frames, whole weights for layers without one, (R, P), stored by columns."""
+        """J in coordinates, (R, P), stored column by column.
+
+        Args:
+            frames: coordinates by layer; a layer without a frame contributes its full weight.
+        """
         out = self.r.new_empty(self.width(frames), self.rows)
         for group in self.groups():
             self._write(group, frames or {}, out[:, group.rows])
         return out.mT
 
     def width(self, frames: Mapping[str, Frame | FactorFrame] | None = None) -> int:
-        """P, the number of columns."""
+        """P, the number of columns of J in the coordinates of the frames."""
         frames = frames or {}
         own = sum(frames[n].dimension if n in frames else layer.weight.numel() for n, layer in self.layers.items())
         return own + sum(x.numel() for x in self.others.values())
 
     def _write(self, group: Group, frames: Mapping[str, Frame | FactorFrame], out: Tensor) -> None:
-        """The rows of a group in ``out``, (P, N)."""
+        """Write the rows of a group to ``out``, (P, N)."""
         at = 0
         for name, block in group.blocks.items():
             for (m, n), part in parts_of(block, self.layers[name].weight, frames.get(name)):
@@ -177,7 +192,7 @@ class Linearisation:
             at += columns.shape[1]
 
     def gram(self, frames: Mapping[str, Frame | FactorFrame] | None = None) -> Tensor:
-        """JᵀJ in the coordinates of the frames, (P, P), its columns formed only as far as the memory allows."""
+        """JᵀJ in the coordinates of the frames, (P, P); J is formed as a whole only if it fits the memory."""
         if self._kept is not None and self.rows * self.width(frames) * self.r.element_size() <= self.memory:
             return gram(self.columns(frames))
         total = self.r.new_zeros(self.width(frames), self.width(frames))
@@ -188,7 +203,15 @@ class Linearisation:
         return total
 
     def kernel(self, term: str | None = None, other: str | None = None) -> Tensor:
-        """J Jᵀ, (R, R), or its block of two terms; whole weights, J never formed."""
+        """J Jᵀ of full weights, (R, R), or its block for two terms, without forming J.
+
+        Args:
+            term: name of the term of the rows; None for all.
+            other: name of the term of the columns; None for the same as ``term``.
+
+        Raises:
+            InputError: for an unknown term.
+        """
         for name in {term, other} - {None}:
             if name not in self.terms:
                 raise unknown("term", name, self.terms)
@@ -202,7 +225,7 @@ class Linearisation:
         return out
 
     def _portions(self, term: str | None) -> Iterator[list[Group]]:
-        """The groups of a term, as many at once as half the memory takes: for each portion all others pass by once."""
+        """The groups of a term in portions of half the memory; the others are swept once per portion."""
         portion: list[Group] = []
         for group in self._of(term):
             if portion and sum(x.bytes for x in (*portion, group)) > self.memory / 2:
@@ -215,7 +238,7 @@ class Linearisation:
         return (group for group in self.groups() if term in (None, group.term))
 
     def diagonal(self) -> Tensor:
-        """The diagonal of J Jᵀ, (R,): ‖∂r_i/∂y‖² for every row."""
+        """The diagonal of J Jᵀ, (R,): ‖∂r_i/∂y‖² for every residual."""
         out = torch.zeros_like(self.r)
         for group in self.groups():
             out[group.rows] = sum(block.squares() for block in group.blocks.values())
@@ -224,7 +247,13 @@ class Linearisation:
 
 
 def parts_of(block: Block, W: Tensor, frame: Frame | FactorFrame | None) -> list[tuple[tuple[int, int], Block]]:
-    """The Jacobian in a layer's coordinates, in parts with their shapes: those of its frame, or all of W."""
+    """The Jacobian in a layer's coordinates, as parts with their shapes.
+
+    Args:
+        block: the Jacobian with respect to W.
+        W: the weight, (m, n).
+        frame: its coordinates; None for the entries of W.
+    """
     (m, n) = W.shape
     if frame is None:
         return [((m, n), block)]
@@ -237,7 +266,7 @@ def parts_of(block: Block, W: Tensor, frame: Frame | FactorFrame | None) -> list
 
 
 def _adjoint(group: Group, w: Tensor) -> Direction:
-    """The group's share in Jᵀw; w at its own rows."""
+    """The group's contribution to Jᵀw; w at its rows, (N,)."""
     blocks = {name: block.adjoint(w) for name, block in group.blocks.items()}
     return blocks | {name: w @ columns for name, columns in group.columns.items()}
 

@@ -1,13 +1,12 @@
-"""Rows of the residual system with their Jacobian, by one forward jet and one reverse sweep.
+"""The residuals of a system with their Jacobian, by one forward jet and one reverse sweep.
 
-The rows of term k are √(2 w_k / N_k) · r_k(x_i), component by component, so that the loss is ½‖r‖². The forward pass of
-the jets leaves on a tape what went into and came out of every linear layer; one reverse sweep of the sum of a
-component's rows then gives G_c = ∂(Σ_i r_i)/∂Z_c for all points at once, since row i reads its own evaluations only.
-No gradient of a weight is formed.
+The residuals of term k are √(2 w_k / N_k) · r_k(x_i), component by component, so that the loss is ½‖r‖². The forward
+pass of the jets records the inputs and outputs of every linear layer on a tape. One reverse sweep of the sum of a
+component's residuals then gives G_c = ∂(Σ_i r_i)/∂Z_c for all points at once, because residual i depends on evaluation
+i alone. No gradient of a weight is formed.
 
-Where there is no tape (nested reverse mode), where rows are coupled, or where a weight is also used outside a linear
-layer, the Jacobian is formed row by row, some rows in a batch. Which of the two holds is found out by comparing them
-at a few points.
+Without a tape (nested reverse mode), with coupled points, or if a weight is also used outside a linear layer, the
+Jacobian is formed row by row, ``BATCH`` rows at a time. The two are compared at a few points to decide which applies.
 """
 
 from __future__ import annotations
@@ -29,16 +28,19 @@ from pinn_odelora.system import System
 
 Linear = nn.Linear | LowRankLinear
 BATCH = 32
-"""Rows that are differentiated by themselves at once."""
+"""Residuals differentiated individually in one batch."""
 
 
 @dataclass(frozen=True, eq=False)
 class Variables:
-    """What the rows are differentiated by.
+    """The variables of the Jacobian.
 
     Args:
-        layers: linear layers, by their effective weights.
-        others: further tensors by name: biases, coefficients of the equation.
+        layers: linear layers by name, whose effective weights are variables.
+        others: further variables by name, such as biases and coefficients of the equation.
+
+    Raises:
+        InputError: as ``Sweep``.
     """
 
     layers: Mapping[str, Linear]
@@ -47,19 +49,23 @@ class Variables:
     def __post_init__(self) -> None:
         for name, x in self.others.items():
             if not (x.is_leaf and x.is_floating_point()):
-                raise InputError(f"{name} is not a parameter, but only leaves of the graph can be linearised by.")
+                raise InputError(f"{name} is not a parameter, but variables must be leaves of the graph.")
         for name, layer in self.layers.items():
             if isinstance(layer, nn.Linear) and "weight" not in dict(layer.named_parameters(recurse=False)):
                 raise InputError(f"The weight of layer {name} is computed by a parametrization; remove that first.")
         for name in self.layers.keys() & self.others.keys():
-            raise InputError(f"{name} names a layer and another variable, but names must differ.")
+            raise InputError(f"{name} is the name of a layer and of another variable, but names must be unique.")
         tensors = [*(x.weight for x in self.layers.values() if isinstance(x, nn.Linear)), *self.others.values()]
         if len({id(x) for x in tensors}) < len(tensors):
-            raise InputError("One tensor is given as two variables, but each can be given once only.")
+            raise InputError("One tensor is given as two variables, but variables must be distinct.")
 
     @contextmanager
     def alive(self) -> Iterator[dict[str, Tensor]]:
-        """The effective weights as leaves of a graph by layer name, while nothing else requires a gradient there."""
+        """Make the effective weights leaves of the graph inside the context.
+
+        Yields:
+            W (m, n) of each layer by name.
+        """
         plain = {name: layer.weight for name, layer in self.layers.items() if isinstance(layer, nn.Linear)}
         before = [(x, x.requires_grad) for x in (*plain.values(), *self.others.values())]
         merged = {name: layer for name, layer in self.layers.items() if isinstance(layer, LowRankLinear)}
@@ -78,16 +84,16 @@ class Variables:
 
 
 class Sweep:
-    """Rows and Jacobian of a system at given points; made once, used at every step.
+    """Residuals and Jacobian of a system at given points; made once, used at every step.
 
     Args:
-        system: whose rows.
-        layers: linear layers whose effective weights are variables, by name.
-        others: further variables: biases, coefficients of the equation.
+        system: the residual system.
+        layers: linear layers by name, whose effective weights are variables.
+        others: further variables by name, such as biases and coefficients of the equation.
 
     Raises:
         InputError: if one of the others is not a leaf of the graph, a weight is computed by a parametrization, or a
-            name or tensor comes twice.
+            name or tensor occurs twice.
     """
 
     def __init__(
@@ -101,15 +107,19 @@ class Sweep:
         self._paired: dict[str, bool] = {}
 
     def __call__(self, name: str, p: Points, number: int, first: int, start: int) -> list[Group]:
-        """The groups of term ``name`` at points p: a part of its ``number`` points, from the ``start``-th on.
+        """The groups of a term at some of its points, one for each component.
 
         Args:
-            first: the row of the system where the term begins.
+            name: name of the term.
+            p: the points.
+            number: N_k, the number of all points of the term.
+            first: index of the term's first residual.
+            start: index of the first point of p among the ``number`` points.
         """
         return self._groups(name, p, number, first, start, self.paired(name))
 
     def paired(self, name: str) -> bool:
-        """Whether the rows of term ``name`` have pairs, found out at a few points."""
+        """Whether the Jacobian of term ``name`` is given by pairs, determined at a few points."""
         if name not in self._paired:
             self._paired[name] = self._has_pairs(name)
         return self._paired[name]
@@ -132,7 +142,7 @@ class Sweep:
     def _pairs(
         self, r: Tensor, passages: list[tuple[str | None, Passage]]
     ) -> tuple[dict[str, Block], dict[str, Tensor]]:
-        """One reverse sweep; a layer without a name is there for its bias."""
+        """Blocks and columns from one reverse sweep; passages without a name contribute their bias only."""
         places = [(known, x, c) for known, x in passages for c in (x.Z if known is not None else [""])]
         G = _gradient(r.sum(), [x.Z[c] for _, x, c in places])
         pairs: dict[str, list[Pair]] = {name: [] for name in self.variables.layers}
@@ -151,32 +161,32 @@ class Sweep:
         return {name: Outer(found) if found else zero(name) for name, found in pairs.items()}, columns
 
     def _arrays(self, r: Tensor, W: Mapping[str, Tensor]) -> tuple[dict[str, Block], dict[str, Tensor]]:
-        """Every row differentiated by itself."""
+        """Blocks and columns by differentiating every residual individually."""
         J = _jacobian(r, [*W.values(), *self.variables.others.values()])
         blocks: dict[str, Block] = {name: Formed(x) for name, x in zip(W, J, strict=False)}
         return blocks, {name: x.reshape(len(r), -1) for name, x in zip(self.variables.others, J[len(W) :], strict=True)}
 
     def _has_pairs(self, name: str) -> bool:
-        """Whether the pairs give the Jacobian, at a few points."""
+        """Whether the pairs reproduce the Jacobian at a few points."""
         if self.system.terms[name].coupled or self.system.engine(name).plan is None:
             return False
         few = self.system.sample(name)
         try:
             paired = self._groups(name, few, few.number, 0, 0, True)
             return all(map(_agree, paired, self._groups(name, few, few.number, 0, 0, False)))
-        except RuntimeError:  # Pairs of a layer whose rows are no points have other shapes.
+        except RuntimeError:  # The pairs have other shapes if the rows of a layer's input are not points.
             return False
 
 
 def _agree(a: Group, b: Group) -> bool:
-    """Whether two groups have the same Jacobian, to a few digits: it is right or altogether wrong."""
+    """Whether two groups have the same Jacobian; a few digits suffice, since it is either right or entirely wrong."""
     pairs = [(block.formed(), b.blocks[name].formed()) for name, block in a.blocks.items()]
     pairs += [(columns, b.columns[name]) for name, columns in a.columns.items()]
     return all(x.shape == y.shape and bool((x - y).abs().max() <= 1e-3 * y.abs().max()) for x, y in pairs)
 
 
 def _parts(x: Tensor) -> Sequence[Tensor]:
-    """x (N, …, n) as tensors (N, n): a layer may act on several parts of a row."""
+    """x (N, …, n) as tensors (N, n), for layers that act on several parts of a row."""
     return [x] if x.ndim == 2 else x.flatten(1, -2).unbind(dim=1)
 
 
@@ -185,21 +195,21 @@ def _name_of(weight: Tensor, W: Mapping[str, Tensor]) -> str | None:
 
 
 def _gradient(x: Tensor, places: Sequence[Tensor], **kwargs: Any) -> Sequence[Tensor | None]:
-    """∂x by each of the places, None where x does not depend on it."""
+    """The derivative of x with respect to each of the places, None if x does not depend on it."""
     if not (places and x.requires_grad):
         return [None] * len(places)
     return torch.autograd.grad(x, places, retain_graph=True, allow_unused=True, **kwargs)
 
 
 def _jacobian(r: Tensor, places: Sequence[Tensor]) -> list[Tensor]:
-    """∂r_i by each of the places for every row, (N, …)."""
+    """∂r_i with respect to each of the places, for every row, (N, …)."""
     units = torch.eye(len(r), dtype=r.dtype, device=r.device).split(BATCH)
     parts = [_adjoints(r, places, w) for w in units]
     return [torch.cat(pieces) for pieces in zip(*parts, strict=True)]
 
 
 def _adjoints(r: Tensor, places: Sequence[Tensor], w: Tensor) -> list[Tensor]:
-    """Jᵀw by each of the places, for several w (k, N) in one backward pass, or in k where torch cannot batch it."""
+    """Jᵀw with respect to each of the places for several w (k, N), in one batched backward pass if torch allows it."""
     try:
         found = _gradient(r, places, grad_outputs=w, is_grads_batched=True)
     except RuntimeError:
@@ -209,7 +219,7 @@ def _adjoints(r: Tensor, places: Sequence[Tensor], w: Tensor) -> list[Tensor]:
 
 
 def _columns(r: Tensor, x: Tensor) -> Tensor:
-    """∂r_i/∂x for every row, (N, numbers), for a tensor of few numbers: Jᵀw is linear in w, so its derivative is J."""
+    """∂r_i/∂x, (N, x.numel()), for a small tensor x: the derivative with respect to w of Jᵀw, which is linear in w."""
     w = torch.zeros_like(r, requires_grad=True)
     (adjoint,) = _gradient(r, [x], grad_outputs=w, create_graph=True)
     if adjoint is None:

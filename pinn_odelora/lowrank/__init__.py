@@ -1,4 +1,4 @@
-"""Low-rank adapters: the layer, its starts, and putting it into a network."""
+"""Low-rank adapters: the adapted layer, its initial factors, and its place in a network."""
 
 from pinn_odelora.lowrank.layer import Factors, LowRankLinear, adapters, formed_weights
 

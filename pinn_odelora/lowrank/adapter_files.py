@@ -1,17 +1,17 @@
-"""A finished adapter as a file, in the format of PEFT, for the network that the user had before.
+"""Adapter files in the format of PEFT, for the user's unadapted network.
 
-The layer subtracts the start's product, W = W0 + s (B A - B₀A₀), so that the trained pair alone says nothing about W0.
-What is saved is the difference W - W0 as one balanced pair: with thin factorisations [B, -B₀] = Q R and [A; A₀]ᵀ = P S,
+The layer subtracts the initial product, W = W0 + s (B A - B₀A₀), so the trained pair (A, B) alone does not determine
+W - W0. The file holds W - W0 as one balanced pair: with thin QR factorisations [B, -B₀] = Q R and [A; A₀]ᵀ = P S,
 
     B A - B₀A₀ = [B, -B₀] [A; A₀] = Q (R Sᵀ) Pᵀ = (Q U) Σ (V Pᵀ),    B' = Q U √Σ,    A' = √Σ V Pᵀ,
 
-by the singular value decomposition of the small core R Sᵀ in float64. The blocks themselves would be a pair of the same
-product, too, but one whose terms cancel: rounded to bfloat16 it is wrong by ten times as much, and linearly dependent
-columns make it a singular start for whoever trains it further. Singular values at rounding level are left out, so that
-the rank is that of the difference, at most r + r₀ and often less. Where the difference is zero, A' = A and B' = 0 with
-the layer's rank: the start that PEFT gives a new adapter, from which it can be trained.
+by the singular value decomposition of the small core R Sᵀ in float64. The blocks [B, -B₀], [A; A₀] themselves have the
+same product, but with cancellation: rounded to bfloat16 their error is ten times as large, and linearly dependent
+columns make them a singular start for further training. Singular values at rounding level are omitted, so that the rank
+is that of the difference, at most r + r₀ and often less. If the difference is zero, A' = A and B' = 0 with the layer's
+rank, as PEFT initialises a new adapter, so that it can be trained.
 
-Biases and whole layers that were trained beside the factors are saved as they are, by the names that PEFT gives them.
+Biases and whole layers trained besides the factors are saved as they are, under PEFT's names.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from pinn_odelora.lowrank.targets import linear_layers
 
 WEIGHTS = "adapter_model.safetensors"
 PICKLED = "adapter_model.bin"
-"""Where older versions of PEFT keep the tensors, and newer ones on demand."""
+"""The file of the tensors in older versions of PEFT, and on request in newer ones."""
 CONFIG = "adapter_config.json"
 
 _OTHER = re.compile(r"base_model\.model\.(.+?)(?:\.base_layer)?\.(weight|bias)")
 _COPIES = (".modules_to_save.", ".original_module.")
-"""Parts of names under which PEFT saves a bias of a whole layer once more."""
+"""Name parts of the further copies that PEFT saves of biases of whole layers."""
 _FACTOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 
 _PLAIN: Mapping[str, tuple[Any, ...]] = {
@@ -51,9 +51,9 @@ _PLAIN: Mapping[str, tuple[Any, ...]] = {
     "use_rslora": (False, True, None),
     "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva", "mica"),
 }
-"""Settings with which a PEFT adapter means W0 + s·B A, for the W0 of the file it is put on.
+"""Settings under which a PEFT adapter represents W0 + s·B A, with W0 the weight of the user's network.
 
-The other starts of PEFT (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) change W0 itself, which the file doesn't say.
+The other initialisations of PEFT (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) modify W0, which the file does not record.
 """
 
 _ELSEWHERE = {
@@ -62,15 +62,18 @@ _ELSEWHERE = {
     *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "lora_dropout", "fan_in_fan_out"),
     *("eva_config", "corda_config", "loftq_config", "lora_ga_config", "qalora_group_size", "megatron_core"),
 }
-"""Settings that say how an adapter was made, or what names, shapes and the scale say again.
+"""Settings that record how an adapter was made, or that are implied by names, shapes and the scale.
 
-Any other one must be off: it may change what the factors mean, as ``alora_invocation_tokens`` does.
+Every other setting must be off, since it may change the meaning of the factors, as ``alora_invocation_tokens`` does.
 """
 
 
 @torch.no_grad()
 def difference(layer: LowRankLinear) -> Factors:
-    """Balanced factors A (R, n) and B (m, R) with s·B A = W - W0; the layer's A, and B = 0, where that is zero.
+    """Balanced factors A (R, n) and B (m, R) with s·B A = W - W0; if that is zero, the layer's A, and B = 0.
+
+    Args:
+        layer: an adapted layer with weight (m, n).
 
     Raises:
         InputError: if the factors are not finite.
@@ -84,14 +87,18 @@ def difference(layer: LowRankLinear) -> Factors:
     rounding = R.shape[1] * torch.finfo(sigma.dtype).eps * (B.norm() * A.norm() + B0.norm() * A0.norm())
     rank = int((sigma > rounding).sum())
     if not rank:
-        # With both at zero no gradient would ever move them.
+        # If both factors were zero, so would be all their gradients.
         return Factors(layer.A, torch.zeros_like(layer.B)) if A.any() else layer.factors
     root = sigma[:rank].sqrt()
     return Factors((root[:, None] * V[:rank] @ P.mT).to(layer.A), (Q @ U[:, :rank] * root).to(layer.B))
 
 
 def merged_state_dict(net: nn.Module) -> dict[str, Tensor]:
-    """The ``state_dict`` of the network before it was adapted, same names, with the effective weights W; copies."""
+    """The ``state_dict`` of the unadapted network with the effective weights W, as copies.
+
+    Args:
+        net: an adapted network; the names are those from before the adaptation.
+    """
     layers = adapters(net)
     owners = {f"{name}.{key}": name for name, layer in layers.items() for key in layer.state_dict()}
     merged = {}
@@ -109,13 +116,13 @@ def merged_state_dict(net: nn.Module) -> dict[str, Tensor]:
 def save_adapter(net: nn.Module, folder: str | Path, base: str) -> None:
     """Write W - W0 of every adapted layer as ``adapter_model.safetensors`` and ``adapter_config.json``.
 
-    The pairs are balanced and exact to rounding; ranks differ between layers as their differences do. A layer that has
-    not changed is saved at its own rank with B = 0.
+    The pairs are balanced and exact up to rounding; each layer has the rank of its own difference. An unchanged layer
+    is saved with its rank and B = 0.
 
     Args:
         net: an adapted network.
-        folder: made if it does not exist; each file is replaced as a whole.
-        base: name or path of the user's network, for the record.
+        folder: created if it does not exist; each file is replaced atomically.
+        base: name or path of the user's network, recorded in the settings.
 
     Raises:
         InputError: if ``net`` has no adapted layer, a factor is not finite, or the folder cannot be written.
@@ -146,7 +153,7 @@ def _plain(x: Tensor) -> Tensor:
 
 
 def _wholes(net: nn.Module, layers: Mapping[str, LowRankLinear]) -> dict[str, nn.Linear]:
-    """The linear layers whose whole weight is trained, by name; the factors are none of them."""
+    """The linear layers whose full weight is trained, by name, without those inside adapted layers."""
     inside = {id(x) for layer in layers.values() for x in layer.modules()}
     return {
         name: layer
@@ -160,7 +167,7 @@ def _parameters(wholes: Mapping[str, nn.Linear]) -> dict[str, Tensor]:
 
 
 def _biases(net: nn.Module, layers: Mapping[str, LowRankLinear], wholes: Mapping[str, nn.Linear]) -> dict[str, Tensor]:
-    """All biases by name if any is trained outside the whole layers, as PEFT saves them."""
+    """All biases by name if one is trained outside the whole layers, as PEFT saves them; else none."""
     owners = {name: x for name, x in net.named_modules() if isinstance(x, nn.Linear) and x.bias is not None}
     if not any(layer.bias.requires_grad for name, layer in owners.items() if name not in wholes):
         return {}
@@ -168,7 +175,7 @@ def _biases(net: nn.Module, layers: Mapping[str, LowRankLinear], wholes: Mapping
 
 
 def _config(ranks: Mapping[str, int], scales: Mapping[str, float]) -> dict[str, Any]:
-    """PEFT's settings of plain LoRA; PEFT computes the scale of a layer as alpha / r."""
+    """PEFT's settings for plain LoRA, where the scale of a layer is alpha / r."""
     alphas = {name: scales[name] * rank for name, rank in ranks.items()}
     rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
     return {
@@ -190,12 +197,12 @@ def _config(ranks: Mapping[str, int], scales: Mapping[str, float]) -> dict[str, 
 
 
 def _exactly(name: str) -> str:
-    """The pattern that PEFT matches with this layer alone."""
+    """A pattern that matches this layer alone in PEFT."""
     return "^" + re.escape(name)
 
 
 def _target_modules(net: nn.Module, layers: Mapping[str, LowRankLinear]) -> list[str] | str:
-    """The names as a list, or as one expression where PEFT would take a name for the end of another one, too."""
+    """The names as a list, or as one regular expression if PEFT would match a name as the suffix of another one."""
     others = [name for name, _ in net.named_modules() if name not in layers]
     if any(other.endswith(f".{name}") for other in others for name in layers):
         return "|".join(map(re.escape, layers))
@@ -203,19 +210,25 @@ def _target_modules(net: nn.Module, layers: Mapping[str, LowRankLinear]) -> list
 
 
 class _Adapter(NamedTuple):
-    """What a folder says about one layer."""
+    """The factors and the scale of one layer, from a file."""
 
     pair: Factors
     scale: float
 
 
 def load_adapter(net: nn.Module, folder: str | Path) -> dict[str, LowRankLinear]:
-    """Put a saved adapter, ours or a plain LoRA adapter of PEFT, on the network that it was saved for.
+    """Load a saved adapter, ours or a plain LoRA adapter of PEFT, into the network for which it was saved.
 
-    Plain are adapters that mean W0 + s·B A for the network's own weights W0, whatever they started from and whether s
-    is alpha / r or alpha / √r; dropout is not kept up.
+    An adapter is plain if it represents W0 + s·B A with the network's own weights W0, with any initial factors and with
+    s = alpha / r or alpha / √r; dropout is ignored. The adapted layers start from the loaded factors with nothing
+    subtracted; everything else is frozen, except biases and whole layers in the file.
 
-    The adapted layers start from the loaded factors with nothing subtracted; everything else is frozen.
+    Args:
+        net: the unadapted network.
+        folder: holds ``adapter_config.json`` and ``adapter_model.safetensors`` or ``adapter_model.bin``.
+
+    Returns:
+        The adapted layers by name.
 
     Raises:
         InputError: if a file is missing, damaged or of another method, or a layer or shape does not fit; ``net`` is
@@ -263,7 +276,7 @@ def _weights_file(folder: Path) -> Path:
 
 
 def _read(settings: Path, weights: Path) -> tuple[dict[str, _Adapter], dict[str, Tensor]]:
-    """The pairs by layer, and other tensors by name."""
+    """Factors and scale by layer, and all other tensors by name."""
     config = _read_config(settings)
     pairs, others = _read_tensors(weights)
     try:
@@ -278,9 +291,9 @@ def _read_config(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"Cannot read the adapter's settings {path}: {error.strerror}.") from error
     except ValueError as error:
-        raise InputError(f"{path} is not JSON, so it is no adapter's settings.") from error
+        raise InputError(f"{path} is not JSON, so it does not hold the settings of an adapter.") from error
     if not isinstance(config, dict) or "peft_type" not in config:
-        raise InputError(f"{path} has no peft_type, so it is no adapter's settings.")
+        raise InputError(f"{path} has no peft_type, so it does not hold the settings of an adapter.")
     for key, value in config.items():
         _check_setting(path, key, value)
     return config
@@ -293,7 +306,7 @@ def _check_setting(path: Path, key: str, value: Any) -> None:
     if key == "init_lora_weights":
         raise InputError(
             f"{path} sets init_lora_weights to {value!r}, which may have changed the base weights; allowed: an adapter "
-            "of the unchanged ones, as save_pretrained writes it with path_initial_model_for_weight_conversion."
+            "converted to the unchanged weights by save_pretrained(path_initial_model_for_weight_conversion=...)."
         )
     if key in _PLAIN:
         raise InputError(f"{path} sets {key} to {value!r}, but only {_PLAIN[key][0]!r} can be read here.")
@@ -313,7 +326,7 @@ def _read_tensors(path: Path) -> tuple[dict[str, Factors], dict[str, Tensor]]:
         elif (match := _OTHER.fullmatch(key)) and ".lora_" not in key:
             others[f"{match[1]}.{match[2]}"] = value
         else:
-            raise InputError(f"{path} holds {key}, which is no LoRA factor, weight or bias of a linear layer.")
+            raise InputError(f"{path} holds {key}, which is not a LoRA factor, weight or bias of a linear layer.")
     for name, pair in factors.items():
         if len(pair) < 2:
             raise InputError(f"{path} holds only lora_{next(iter(pair))} of layer {name}; both factors are needed.")
@@ -323,7 +336,7 @@ def _read_tensors(path: Path) -> tuple[dict[str, Factors], dict[str, Tensor]]:
 def _scale(config: Mapping[str, Any], name: str, rank: int) -> float:
     """alpha / r, or alpha / √r with ``use_rslora`` (Kalajdzievski, 2023, arXiv 2312.03732).
 
-    Both are from the first pattern that matches the layer's name, or the common value.
+    r and alpha come from the first pattern that matches the layer's name, else from the common value.
     """
     r, alpha = (
         next((v for key, v in (config.get(kind) or {}).items() if re.match(rf"(.*\.)?({key})$", name)), config[common])

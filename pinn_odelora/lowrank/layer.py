@@ -1,8 +1,7 @@
-"""The adapted linear layer  W = W0 + s·(B A − B₀ A₀),  x ↦ W x + b,  with only A and B trained.
+"""The adapted linear layer  x ↦ W x + b,  W = W0 + s·(B A − B₀ A₀),  with only A and B trained.
 
-The start (A₀, B₀) is subtracted so that the layer computes what the pretrained one did at the first step, whatever
-the factors start from, and directions that join later (``adaptive``) join both. The user's W0 is never changed. Factors
-carry the names that PEFT gives them.
+Subtracting the initial product leaves the layer's function unchanged at the start, for any initial factors. Directions
+added later by an adaptive rank are added to both pairs. The user's W0 is never changed. Parameters have PEFT's names.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ from pinn_odelora.manifolds.factors import Factors
 
 
 class LowRankLinear(nn.Module):
-    """A frozen ``nn.Linear`` (m, n) with a trained product s·B·A of rank r beside it.
+    """A frozen ``nn.Linear`` with weight (m, n), plus a trained product s·B·A of rank r.
 
     Args:
-        base: the pretrained layer, kept as ``base_layer`` and frozen.
-        start: factors (A₀, B₀) to start from; the layer's function does not change.
-        scale: s, the factor in front of the product.
+        base: the pretrained layer, frozen and kept as ``base_layer``.
+        start: initial factors A₀ (r, n) and B₀ (m, r); they leave the layer's function unchanged.
+        scale: s.
     """
 
     def __init__(self, base: nn.Linear, start: Factors, scale: float) -> None:
@@ -38,27 +37,38 @@ class LowRankLinear(nn.Module):
 
     @property
     def A(self) -> nn.Parameter:
+        """The factor A, (r, n)."""
         return self.lora_A["default"].weight
 
     @property
     def B(self) -> nn.Parameter:
+        """The factor B, (m, r)."""
         return self.lora_B["default"].weight
 
     @property
     def factors(self) -> Factors:
+        """The pair (A, B)."""
         return Factors(self.A, self.B)
 
     @property
     def start(self) -> Factors:
-        """What is subtracted, (A₀, B₀); it has another rank than the factors where these have changed theirs."""
+        """The subtracted pair (A₀, B₀), A₀ (r₀, n) and B₀ (m, r₀); an adaptive rank r may differ from r₀."""
         return Factors(self.start_A, self.start_B)
 
     @property
     def rank(self) -> int:
+        """r."""
         return len(self.A)
 
     def reshape(self, factors: Factors, start: Factors) -> None:
-        """Take factors and start of other ranks. The parameters stay the same objects; gradients are forgotten."""
+        """Set factors and start to tensors of other ranks.
+
+        The parameters remain the same objects; their gradients are dropped.
+
+        Args:
+            factors: A (r, n) and B (m, r), with any rank r.
+            start: A₀ (r₀, n) and B₀ (m, r₀), with any rank r₀.
+        """
         for name, p, x in zip("AB", self.factors, factors, strict=True):
             p.data, p.grad = x.detach().to(p).contiguous(), None
             linear = getattr(self, f"lora_{name}")["default"]
@@ -66,7 +76,7 @@ class LowRankLinear(nn.Module):
         self.start_A, self.start_B = (x.detach().clone() for x in start)
 
     def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        """A state of other ranks than these is as good: the factors and the start take its shapes first."""
+        """Load a state of any ranks: factors and start first take its shapes."""
         names = ("lora_A.default.weight", "lora_B.default.weight", "start_A", "start_B")
         found = [state[f"{prefix}{name}"].shape for name in names if f"{prefix}{name}" in state]
         if len(found) == len(names) and found != [x.shape for x in (*self.factors, *self.start)]:
@@ -76,20 +86,21 @@ class LowRankLinear(nn.Module):
 
     @property
     def scaling(self) -> dict[str, float]:
-        """The scale as PEFT keeps it, by adapter name."""
+        """The scale by adapter name, as in PEFT."""
         return {"default": self.scale}
 
     def update(self) -> Tensor:
-        """The exact change of the user's weight, s·(B A − B₀ A₀), (m, n)."""
+        """The change of the weight, s·(B A − B₀ A₀), (m, n)."""
         return self.scale * (self.B @ self.A - self.start_B @ self.start_A)
 
     @property
     def weight(self) -> Tensor:
-        """The effective weight W, (m, n): the same tensor for all who ask inside ``formed_weights``."""
+        """The effective weight W, (m, n); inside ``formed_weights`` always the same tensor."""
         return self.base_layer.weight + self.update() if self._formed is None else self._formed
 
     def forward(self, x: Tensor) -> Tensor:
-        # One product with the merged weight: with derivative channels in flight it costs less than two thin ones.
+        """W x + b, (N, n) -> (N, m)."""
+        # With several derivative channels, one product with the merged weight costs less than two thin ones.
         return nn.functional.linear(x, self.weight, self.base_layer.bias)
 
 
@@ -101,7 +112,7 @@ def _factor(weight: Tensor) -> nn.Linear:
 
 
 def plain_name(name: str) -> str:
-    """The name of a parameter or layer of a ``Solution`` as the user's own network has it."""
+    """The name in the user's own network of a parameter or layer of a ``Solution``."""
     return name.removeprefix("net.").replace("base_layer.", "")
 
 
@@ -112,10 +123,16 @@ def adapters(module: nn.Module) -> dict[str, LowRankLinear]:
 
 @contextmanager
 def formed_weights(layers: Mapping[str, LowRankLinear]) -> Iterator[dict[str, Tensor]]:
-    """Form the effective weight W of every layer once, for all passes run inside, and hand the tensors out.
+    """Form the effective weight W of every layer once, for all evaluations inside the context.
 
-    They are nodes of the graph: the gradient of a loss with respect to them, G = ∂L/∂W, is that of full fine-tuning,
-    and costs nothing beside the gradient with respect to A and B, whose chain runs through W.
+    The weights are nodes of the graph: the gradient G = ∂L/∂W is that of full fine-tuning, and comes at no extra cost
+    with the gradients with respect to A and B, which are computed from it.
+
+    Args:
+        layers: adapted layers by name.
+
+    Yields:
+        W (m, n) of each layer by name.
     """
     for layer in layers.values():
         layer._formed = layer.weight

@@ -1,17 +1,17 @@
-"""Which trainable tensors of a model are LoRA pairs: ours, and those of PEFT.
+"""The LoRA pairs among the trainable tensors of a model: ours and those of PEFT.
 
-A pair is two matrices A (r, n) and B (m, r) that one weight depends on by their product alone,
+A pair is two matrices A (r, n) and B (m, r) on which a single weight depends through their product alone,
 
-    W = W0 + s·B A,    or    W = W0 + s·(B A)ᵀ    where the layer keeps its weight transposed
+    W = W0 + s·B A,    or    W = W0 + s·(B A)ᵀ    if the layer stores its weight transposed
 
-(GPT-2's ``Conv1D``, embeddings). Then both gradients come from one matrix G, the gradient of the loss with respect to
+(GPT-2's ``Conv1D``, embeddings). Both gradients then come from one matrix G, the gradient of the loss with respect to
 W or Wᵀ,
 
     ∂L/∂A = s Bᵀ G,    ∂L/∂B = s G Aᵀ,
 
-which is what every flow on pairs assumes, and the loss does not change when (A, B) moves along the pairs of one
-product, which is what the retraction assumes. Layers with another update (DoRA, block-diagonal factors, experts stacked
-in one factor, ...) and tensors that more than one weight depends on break one of the two, and are refused.
+as every flow on pairs assumes, and the loss is constant on the pairs with a given product, as the retraction assumes.
+Layers with another update (DoRA, block-diagonal factors, experts stacked in one factor, ...) and tensors shared between
+weights violate one of the two, and raise ``InputError``.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from torch import Tensor, nn
 from pinn_odelora.errors import InputError
 
 FACTORS = (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B"))
-"""The names of A and B in a layer; each holds one tensor, or one linear layer without bias, for each adapter."""
+"""The names of A and B in a layer; each maps adapters to tensors or to linear layers without bias."""
 
 _SHOWN = 5
 
 
 class _Pair(NamedTuple):
-    """A pair as a layer keeps it."""
+    """A pair, with the layer and the adapter to which it belongs."""
 
     name: str
     layer: nn.Module
@@ -42,31 +42,37 @@ class _Pair(NamedTuple):
 
 
 def factor_pairs(model: nn.Module) -> list[dict[str, Any]]:
-    """One parameter group for each LoRA pair of a model that is trained.
+    """One parameter group for each trainable LoRA pair of a model.
 
-    Pairs whose factors are both frozen, and those of inactive or disabled adapters, are left alone. What is trained
-    beside the pairs is named in a warning, because no group holds it.
+    Pairs with two frozen factors and pairs of inactive or disabled adapters are omitted. Other trainable tensors belong
+    to no group, and are listed in a warning.
+
+    Args:
+        model: a model with LoRA layers of PEFT or of this package.
 
     Returns:
         Groups ``{"params": [A, B], "scale": s, "name": layer's name, "layer": (layer, adapter's name)}`` in module
-        order, with A (r, n) and B (m, r). ``layer.scaling[adapter]`` is the scale s at any later time.
+        order, with A (r, n) and B (m, r). ``layer.scaling[adapter]`` is the current scale s.
 
     Raises:
-        InputError: if no pair is trained, the update of one is not s·B A, only one of its factors is trained, or
-            another weight depends on them, too.
+        InputError: if no pair is trainable, the update of one is not s·B A, only one of its factors is trainable, or
+            its factors are shared with another weight.
     """
     pairs = _trained_pairs(model)
     if others := _other_tensors(model):
         warnings.warn(
-            f"factor_pairs leaves out what is trained beside the LoRA pairs: {_some(others)}; "
-            "trainable_groups and ODELoRA.from_model train it, too.",
+            f"factor_pairs omits trainable tensors other than LoRA pairs: {_some(others)}; "
+            "trainable_groups and ODELoRA.from_model include them.",
             stacklevel=2,
         )
     return _groups(pairs)
 
 
 def trainable_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """The groups of ``factor_pairs``, then one ``{"params": [x], "name": name}`` for every other trained tensor.
+    """The groups of ``factor_pairs``, then one ``{"params": [x], "name": name}`` for every other trainable tensor.
+
+    Args:
+        model: a model with LoRA layers of PEFT or of this package.
 
     Raises:
         InputError: as ``factor_pairs``.
@@ -76,7 +82,7 @@ def trainable_groups(model: nn.Module) -> list[dict[str, Any]]:
 
 
 def _groups(pairs: list[_Pair]) -> list[dict[str, Any]]:
-    """The groups, each with a name of its own: a layer with several active adapters has a pair for each."""
+    """The groups, with unique names: a layer with several active adapters has a pair for each of them."""
     names = [pair.name for pair in pairs]
     return [
         {
@@ -107,9 +113,9 @@ def _trained_pairs(model: nn.Module) -> list[_Pair]:
 
 
 def _stored_pairs(model: nn.Module) -> Iterator[_Pair]:
-    """All pairs, trained or not; a layer that stands in several places of the model has one W, and counts once."""
+    """All pairs, trainable or not; a layer used in several places of the model counts once."""
     for name, layer in model.named_modules():
-        # Not getattr: wrappers hand the attributes of the layer inside on, which comes by itself.
+        # Not getattr: wrappers forward the attributes of their inner layer, which is visited on its own.
         own = dict(layer.named_parameters(recurse=False)) | dict(layer.named_children())
         for letters in FACTORS:
             held = [own[letter] for letter in letters if letter in own]
@@ -124,20 +130,20 @@ def _stored_pairs(model: nn.Module) -> Iterator[_Pair]:
 
 
 def _is_active(pair: _Pair) -> bool:
-    """Whether the layer uses the pair, as PEFT's layers say; ours say nothing and have one."""
+    """Whether the layer uses the pair: its adapter is active in PEFT's layers, and always in ours."""
     names = getattr(pair.layer, "active_adapters", [pair.adapter])
     return pair.adapter in names and not getattr(pair.layer, "disable_adapters", False)
 
 
 def _objection(pair: _Pair) -> str | None:
-    """Why the flow of a pair would be wrong here."""
+    """Why the pair violates the assumptions of the flows, or None."""
     layer, adapter, A, B = pair.layer, pair.adapter, pair.A, pair.B
     if hasattr(layer, "lora_E"):
         return "has singular values between the factors (AdaLoRA)"
     if variant := getattr(layer, "lora_variant", {}).get(adapter):
         return f"is of a variant of LoRA ({type(variant).__name__})"
     if not (A.requires_grad and B.requires_grad):
-        return f"has one trained factor alone ({'A' if A.requires_grad else 'B'})"
+        return f"has only one trained factor ({'A' if A.requires_grad else 'B'})"
     if not all(isinstance(x, nn.Parameter) and x.ndim == 2 for x in (A, B)) or A.shape[0] != B.shape[1]:
         return f"has factors of shapes {tuple(A.shape)} and {tuple(B.shape)}, or computed ones"
     if (rank := getattr(layer, "r", {}).get(adapter, len(A))) != len(A):
@@ -146,12 +152,12 @@ def _objection(pair: _Pair) -> str | None:
         return "is merged into the weight, so that the loss does not depend on it (unmerge_adapter undoes that)"
     if any(getattr(getattr(layer, "base_layer", None), option, None) for option in ("max_norm", "scale_grad_by_freq")):
         return "is of an embedding whose max_norm or scale_grad_by_freq changes factors or gradients"
-    return None if _says_the_product(pair) else "changes the weight by another matrix than s·B A"
+    return None if _is_product(pair) else "changes the weight by a matrix other than s·B A"
 
 
 @torch.no_grad()
-def _says_the_product(pair: _Pair) -> bool:
-    """Whether the layer's own change of the weight is s·B A or its transpose; at B A = 0 that tells nothing."""
+def _is_product(pair: _Pair) -> bool:
+    """Whether the layer's own update of the weight is s·B A or its transpose; true if B = 0 or it is not known."""
     own_change = getattr(pair.layer, "get_delta_weight", None)
     if own_change is None or pair.A.is_meta or not pair.B.any():
         return True
@@ -160,7 +166,7 @@ def _says_the_product(pair: _Pair) -> bool:
     tolerance = torch.finfo(pair.A.dtype).eps ** 0.5 * product.norm()
     change = own_change(pair.adapter).to(product.device, wide)
     candidates = [x for x in (product, product.mT) if x.shape == change.shape]
-    # Factors that are not finite pass here: the optimiser names them as what they are.
+    # Non-finite factors pass here: the optimiser reports them.
     return any(not (change - x).norm() > tolerance for x in candidates)
 
 
@@ -173,18 +179,18 @@ def _check_unshared(model: nn.Module, pairs: Iterable[_Pair]) -> None:
         for factor in (pair.A, pair.B):
             if len(names := places[_memory(factor)]) > 1:
                 raise InputError(
-                    f"{' and '.join(names)} are one tensor, whose gradient is not that of one weight; "
+                    f"{' and '.join(names)} are one tensor, whose gradient is not that of a single weight; "
                     "adapt the layers without tying their factors."
                 )
 
 
 def _memory(x: Tensor) -> int:
-    """Where the numbers begin, because PEFT ties factors as views of each other; sharded tensors have no such place."""
+    """The address of the data, since PEFT ties factors as views of each other; sharded tensors have none."""
     return x.data_ptr() or id(x)
 
 
 def _other_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Trained tensors by name that are no factor; those of inactive adapters are factors, too."""
+    """Trainable tensors that are not factors, by name; those of inactive adapters count as factors."""
     factors = {id(x) for pair in _stored_pairs(model) for x in (pair.A, pair.B)}
     return {name: p for name, p in model.named_parameters() if p.requires_grad and id(p) not in factors}
 

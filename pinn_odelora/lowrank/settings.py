@@ -1,4 +1,4 @@
-"""Which layers are adapted, by factors of which rank, and where these start."""
+"""Settings of the low-rank update: adapted layers, rank, and initial factors."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from pinn_odelora.selection.rank import AdaptiveRank
 
 AUTO = "auto"
-"""The rank chosen for the layers and points at hand, see ``selection.initial_rank``."""
+"""The rank chosen from the layers and the number of points, see ``selection.initial_rank``."""
 ADAPTIVE = "adaptive"
 """The rank that follows the gradient, see ``selection.rank``."""
 STARTS = ("zero", "orthonormal", "pissa")
 THAWED = ("biases", "last")
-"""What can be trained beside the factors."""
+"""What else can be trained besides the factors."""
 
 
 @dataclass(frozen=True)
@@ -26,19 +26,19 @@ class LoRA:
     """The low-rank update  W = W0 + s (B A - B₀ A₀)  of a layer W (m, n), with B (m, r) and A (r, n).
 
     Args:
-        rank: r, at most min(m, n) of every adapted layer. ``auto`` is 8 where the batch stays under-determined, else 4;
+        rank: r, at most min(m, n) of every adapted layer. ``auto`` is 8 if the batch stays under-determined, else 4;
             ``adaptive`` follows the gradient.
         scale: s.
-        targets: names of the adapted layers, as a shell pattern or a list of them; None is all hidden layers, which
-            are all but the first and the last.
-        also: what is trained beside the factors: ``biases`` of all linear layers, and ``last``, the last layer as a
-            whole where it is not adapted.
-        start: where the factors start, ``zero``, ``orthonormal`` or ``pissa``; see ``lowrank.start``.
-        start_size: the singular values of s B₀ A₀ with an orthonormal start.
-        adaptive: the settings of the adaptive rank; None is its defaults. A fixed rank makes no use of them.
+        targets: names of the adapted layers, as a shell pattern or a list of patterns; None for all hidden layers,
+            that is, all but the first and the last.
+        also: what is trained besides the factors: ``biases`` of all linear layers; ``last``, the whole last layer
+            unless it is adapted.
+        start: initial factors, ``zero``, ``orthonormal`` or ``pissa``; see ``lowrank.start``.
+        start_size: the singular values of s B₀ A₀ for an orthonormal start.
+        adaptive: settings of the adaptive rank; None for the defaults. Not used with a fixed rank.
 
     Raises:
-        InputError: if a value is out of its range, or an adaptive rank has nothing to grow from.
+        InputError: if a value is out of range, or an adaptive rank is combined with a zero start.
     """
 
     rank: int | Literal["auto", "adaptive"] = AUTO
@@ -54,5 +54,5 @@ class LoRA:
         check(self, targets=text | list_of(text, "patterns") | null, start_size=number(above=0))
         check(self, also=list_of(one_of(*THAWED), f"words, each {' or '.join(THAWED)}"))
         if self.rank == ADAPTIVE and self.start == "zero":
-            allowed = "pissa or orthonormal where the rank is adaptive: new directions are sized by those at the start"
+            allowed = "pissa or orthonormal if the rank is adaptive: new directions are scaled by the initial ones"
             raise RefusedValueError("start", self.start, allowed)

@@ -1,7 +1,7 @@
-"""Where the factors start: (A₀, B₀) for a pretrained weight W0 (m, n), rank r and scale s.
+"""Initial factors (A₀, B₀) for a pretrained weight W0 (m, n), rank r and scale s.
 
 zero         A₀ uniform (Kaiming), B₀ = 0: the LoRA start (Hu et al., 2022, arXiv 2106.09685). The balanced flow is
-             singular there, because B₀ᵀB₀ = 0 cannot be inverted.
+             singular there, because B₀ᵀB₀ = 0.
 orthonormal  s·B₀A₀ has r singular values equal to ``size``, with random singular vectors: balanced and small.
 pissa        s·B₀A₀ is the best rank-r approximation of W0 (Meng et al., 2024, arXiv 2404.02948): balanced and large.
 
@@ -20,7 +20,7 @@ from torch import Tensor, linalg
 from pinn_odelora.lowrank.layer import Factors
 
 Start = Callable[[Tensor, int, float, torch.Generator], Factors]
-"""``start(W0, rank, scale, generator)``."""
+"""``start(W0, rank, scale, generator)`` -> (A₀, B₀), A₀ (r, n) and B₀ (m, r), in the dtype and on the device of W0."""
 
 
 def zero(W0: Tensor, rank: int, scale: float, generator: torch.Generator) -> Factors:
@@ -31,7 +31,10 @@ def zero(W0: Tensor, rank: int, scale: float, generator: torch.Generator) -> Fac
 
 
 def orthonormal(W0: Tensor, rank: int, scale: float, generator: torch.Generator, size: float = 0.1) -> Factors:
-    """B₀ = √(size/s)·Q_m and A₀ = √(size/s)·Q_nᵀ with orthonormal columns; ``size`` is the singular value of s·B₀A₀."""
+    """B₀ = √(size/s)·Q_m and A₀ = √(size/s)·Q_nᵀ, Q_m and Q_n random with orthonormal columns.
+
+    ``size`` is the value of all singular values of s·B₀A₀.
+    """
     m, n = W0.shape
     Q_m = linalg.qr(torch.randn(m, rank, generator=generator, dtype=torch.float64)).Q
     Q_n = linalg.qr(torch.randn(n, rank, generator=generator, dtype=torch.float64)).Q
@@ -47,7 +50,7 @@ def pissa(W0: Tensor, rank: int, scale: float, generator: torch.Generator) -> Fa
 
 
 def named(start: str, size: float) -> Start:
-    """The start for a word of the command line."""
+    """The start of this name; ``size`` is for ``orthonormal`` alone."""
     return {"zero": zero, "orthonormal": partial(orthonormal, size=size), "pissa": pissa}[start]
 
 

@@ -1,4 +1,4 @@
-"""Which linear layers are adapted, and putting adapters in their place."""
+"""Choose the linear layers to adapt, and replace them by adapted ones."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ from pinn_odelora.rules import number, whole
 def linear_layers(net: nn.Module) -> dict[str, nn.Linear]:
     """All linear layers by module name, in module order.
 
+    Args:
+        net: an unadapted network.
+
     Raises:
         InputError: if the network is already adapted.
     """
@@ -30,8 +33,9 @@ def linear_targets(net: nn.Module, patterns: Sequence[str] | str | None = None) 
     """The linear layers whose names match a pattern, in module order.
 
     Args:
-        patterns: shell patterns on module names, ``linears.*`` or ``*``; None takes the hidden layers, which are all
-            but the first and the last.
+        net: an unadapted network.
+        patterns: shell patterns for module names, such as ``linears.*``; None for the hidden layers, that is, all
+            linear layers but the first and the last.
 
     Raises:
         InputError: if a pattern matches no linear layer, there is no hidden layer, or the network is already adapted.
@@ -67,17 +71,21 @@ def put_factors(
     start: Start,
     generator: torch.Generator,
 ) -> dict[str, LowRankLinear]:
-    """Replace the targets in ``net`` by adapted layers and freeze everything else; the function of ``net`` stays.
+    """Replace the targets in ``net`` by adapted layers and freeze everything else; ``net`` remains the same function.
 
     Args:
+        net: an unadapted network, changed in place.
         targets: layers of ``net`` by module name.
         rank: r, from 1 to min(m, n) of every target.
         scale: s > 0.
-        start: where the factors start, see ``lowrank.start``.
-        generator: source of the random starts, on the CPU.
+        start: gives the initial factors, see ``lowrank.start``.
+        generator: source of random initial factors, on the CPU.
+
+    Returns:
+        The adapted layers by module name.
 
     Raises:
-        InputError: if rank or scale is not allowed, or a target's weight is shared or computed; ``net`` is unchanged.
+        InputError: if rank or scale is invalid, or a target's weight is shared or computed; ``net`` is then unchanged.
     """
     check_rank(rank, targets)
     number(above=0).check("scale", scale)
@@ -94,11 +102,14 @@ def put_factors(
 
 
 def thaw(net: nn.Module, also: Sequence[str]) -> None:
-    """Train more than the factors of an adapted network: ``biases`` of all its linear layers, or the whole ``last`` one
-    where it is not adapted.
+    """Make further parameters of an adapted network trainable.
+
+    Args:
+        net: an adapted network.
+        also: ``biases`` for those of all linear layers, ``last`` for the whole last layer unless it is adapted.
 
     Raises:
-        InputError: for another word, and where there is no bias.
+        InputError: for any other word, or if the linear layers have no biases.
     """
     linears = [x for x in net.modules() if isinstance(x, nn.Linear | LowRankLinear)]
     inner = {id(y) for x in linears if isinstance(x, LowRankLinear) for y in x.modules() if y is not x}
@@ -120,10 +131,15 @@ def _bias(layer: nn.Linear | LowRankLinear) -> nn.Parameter | None:
 
 
 def check_rank(rank: int, targets: Mapping[str, nn.Linear], name: str = "rank") -> None:
-    """Refuse a rank that is no whole number, or above min(m, n) of a target.
+    """Check that a rank is a whole number from 1 to min(m, n) of every target.
+
+    Args:
+        rank: r.
+        targets: linear layers by module name.
+        name: the caller's name of the rank, for the message.
 
     Raises:
-        InputError: one sentence; ``name`` is what the caller calls the rank.
+        InputError: if it is not.
     """
     whole(1).check(name, rank)
     for layer, linear in targets.items():
@@ -134,7 +150,7 @@ def check_rank(rank: int, targets: Mapping[str, nn.Linear], name: str = "rank") 
 
 
 def _check_weight(net: nn.Module, name: str, layer: nn.Linear) -> None:
-    """A weight that another layer uses too, or that weight_norm and the like compute, has no W0 of its own."""
+    """Reject weights shared between layers or computed by a parametrization, which leave no W0 to adapt."""
     if "weight" not in dict(layer.named_parameters(recurse=False)):
         raise InputError(f"The weight of layer {name} is computed by a parametrization; remove that first.")
     owners = [n for n, p in net.named_parameters(remove_duplicate=False) if p is layer.weight]

@@ -1,1 +1,1 @@
-"""Where an integrator moves: spaces, points, tangent vectors and retractions."""
+"""The manifolds on which integrators move: points, tangent vectors and retractions."""

@@ -1,15 +1,15 @@
-"""The manifold of m × n matrices of rank r: points by their singular value decomposition, and the way back to it.
+"""The manifold of m × n matrices of rank r: points as singular value decompositions, and its retraction.
 
-A step D = U X + U⊥ K V from Y = U Σ V has rank 2r at most,
+After a step D = U X + U⊥ K V from Y = U Σ V, the matrix
 
     Y + D = [U  U⊥ K] ( Σ V + X )
-                      (    V    ) ,
+                      (    V    )
 
-and stays a product of two thin matrices. Thin QR of both and the singular values of the core between them give its best
-approximation of rank r: a retraction of second order (Absil and Oseledets, 2015). What it throws away is returned with
-it.
+has rank at most 2r and is a product of two thin matrices. Thin QR factorisations of both and the singular value
+decomposition of the core between them give its best rank-r approximation, a second-order retraction (Absil and
+Oseledets, 2015). The norm of the discarded part is returned with it.
 
-As factors s·B A = U Σ V with B = U √(Σ/s) and A = √(Σ/s) V: balanced, BᵀB = AAᵀ, at every point.
+The corresponding factors, s·B A = U Σ V, are B = U √(Σ/s) and A = √(Σ/s) V: balanced, BᵀB = AAᵀ, at every point.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class LowRank(NamedTuple):
 
     @property
     def frame(self) -> Frame:
-        """Coordinates of the tangent space here."""
+        """Coordinates of the tangent space at this point."""
         return Frame(self.U, complement(self.U), self.V)
 
     def matrix(self) -> Tensor:
@@ -40,7 +40,7 @@ class LowRank(NamedTuple):
         return self.U * self.sigma @ self.V
 
     def cut(self, rank: int) -> LowRank:
-        """The part of the leading singular values."""
+        """The leading ``rank`` singular values and vectors."""
         return LowRank(self.U[..., :rank], self.sigma[..., :rank], self.V[..., :rank, :])
 
     def factors(self, scale: float) -> Factors:
@@ -50,7 +50,7 @@ class LowRank(NamedTuple):
 
 
 class Thin(NamedTuple):
-    """The matrix ``left @ right``, (…, m, k) times (…, k, n), never formed."""
+    """The matrix ``left @ right``, (…, m, k) times (…, k, n), not formed."""
 
     left: Tensor
     right: Tensor
@@ -60,12 +60,12 @@ class Thin(NamedTuple):
         return self.left @ self.right
 
     def norm(self) -> Tensor:
-        """Its Frobenius norm, exact also where terms cancel."""
+        """Its Frobenius norm, (…,), accurate also under cancellation."""
         return linalg.matrix_norm(linalg.qr(self.left).R @ linalg.qr(self.right.mT).R.mT)
 
 
 class Retracted(NamedTuple):
-    """The point reached, and the norm of the singular values left out."""
+    """The point reached, and the Euclidean norm of the discarded singular values."""
 
     point: LowRank
     discarded: Tensor
@@ -73,7 +73,11 @@ class Retracted(NamedTuple):
 
 @torch.no_grad()
 def low_rank(y: Factors, scale: float) -> LowRank:
-    """s·B A as a point; the factors need not be balanced, and may have lost rank.
+    """s·B A as a point.
+
+    Args:
+        y: A (…, r, n) and B (…, m, r), not necessarily balanced or of full rank.
+        scale: s.
 
     Raises:
         FloatingPointError: if the product is not finite.
@@ -88,7 +92,11 @@ def low_rank(y: Factors, scale: float) -> LowRank:
 
 
 def truncate(x: Thin, rank: int) -> Retracted:
-    """The best approximation of a thin matrix, or of a batch of them, by one of rank r.
+    """The best rank-r approximation of a thin matrix, or of a batch.
+
+    Args:
+        x: left (…, m, k) and right (…, k, n).
+        rank: r.
 
     Raises:
         FloatingPointError: if x is not finite.
@@ -98,13 +106,18 @@ def truncate(x: Thin, rank: int) -> Retracted:
     try:
         u, sigma, v = linalg.svd(R @ S.mT, full_matrices=False)
     except linalg.LinAlgError as error:
-        raise FloatingPointError("A sum of points and slopes is not finite.") from error
+        raise FloatingPointError("A sum of points and velocities is not finite.") from error
     point = LowRank(Q @ u[..., :, :rank], sigma[..., :rank], v[..., :rank, :] @ P.mT)
     return Retracted(point, linalg.vector_norm(sigma[..., rank:], dim=-1))
 
 
 def retract(y: LowRank, frame: Frame, z: Tensor) -> Retracted:
-    """The best rank-r approximation of Y + D, D the tangent vector with coordinates z in the frame at Y.
+    """The best rank-r approximation of Y + D, where D is the tangent vector with coordinates z.
+
+    Args:
+        y: the point Y, of rank r.
+        frame: the frame at Y.
+        z: coordinates, (r (m + n - r),).
 
     Raises:
         FloatingPointError: if z is not finite.
@@ -115,11 +128,11 @@ def retract(y: LowRank, frame: Frame, z: Tensor) -> Retracted:
 
 
 def rebalance(y: Factors, former: Factors | None = None) -> Factors:
-    """The balanced pair with the same product; A (…, r, n), B (…, m, r), computed in float64.
+    """The balanced pair with the same product, computed in float64.
 
     Args:
-        y: a pair, or a batch of pairs of one shape.
-        former: where given, the pair nearest to it is taken, see ``manifolds.factors``.
+        y: A (…, r, n) and B (…, m, r).
+        former: a previous pair, to which the result is made as close as possible, see ``manifolds.factors``.
     """
     balanced = low_rank(y, 1.0).factors(1.0)
     if former is not None:
@@ -128,9 +141,12 @@ def rebalance(y: Factors, former: Factors | None = None) -> Factors:
 
 
 def frame(y: Factors) -> Frame:
-    """The frame at the product B A, which may be of lower rank than r: then some directions of U and V are free.
+    """The frame at the product B A.
 
-    They depend on the product only up to signs and rotations of equal singular values, and so does nothing that is
-    computed with them in the end.
+    U and V are unique up to signs and to rotations among equal singular values; if B A does not have full rank, some of
+    their columns are arbitrary. Results computed in the frame's coordinates do not depend on that choice.
+
+    Args:
+        y: A (r, n) and B (m, r).
     """
     return low_rank(y, 1.0).frame.to(y.A)

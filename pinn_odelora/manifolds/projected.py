@@ -1,14 +1,14 @@
-"""The space of explicit schemes on fixed-rank matrices, and of plain tensors that ride along.
+"""The space of explicit schemes on fixed-rank matrices, together with plain tensors.
 
-A slope is the projection of minus the gradient at its own stage's point Y = U Σ V,
+A slope is the projected negative gradient at the point Y = U Σ V of its stage,
 
     P_Y(-G) = -U (UᵀG) - (I - UUᵀ) (G Vᵀ) V ,
 
-of rank 2r and kept thin, as a product of (m, 2r) and (2r, n). A sum of points and slopes has the rank of all its terms
-together; thin QR of both sides and the singular values of a small core bring it back to rank r. With these sums for a
-scheme's stages it is a projected Runge–Kutta method for dynamical low-rank approximation (Kieri and Vandereycken, SIAM
-J. Numer. Anal. 57, 2019): no singular value is ever inverted, and its error constants do not depend on how small they
-are, as long as the part of G that is normal to the manifold is small.
+of rank 2r and stored as a product of (m, 2r) and (2r, n). The rank of a sum of points and slopes is at most the sum of
+their ranks; thin QR factorisations of both sides and the singular value decomposition of a small core truncate it to
+rank r. With these sums as stages, an explicit scheme is a projected Runge–Kutta method for dynamical low-rank
+approximation (Kieri and Vandereycken, SIAM J. Numer. Anal. 57, 2019): no singular value is inverted, and the error
+constants do not depend on small singular values, provided the component of G normal to the manifold is small.
 """
 
 from __future__ import annotations
@@ -27,7 +27,12 @@ Sum = Sequence[tuple[float, list[Element]]]
 
 
 def project(y: LowRank, D: Thin | Tensor) -> Thin:
-    """P_Y(D), the orthogonal projection of D (m, n) on the tangent space at y, of rank 2r."""
+    """P_Y(D), the orthogonal projection of D on the tangent space at y, of rank at most 2r.
+
+    Args:
+        y: the point Y, (m, n) of rank r.
+        D: any matrix (m, n), thin or dense.
+    """
     if isinstance(D, Thin):
         return tangent(y, (y.U.mT @ D.left) @ D.right, D.left @ (D.right @ y.V.mT))
     D = D.to(y.U)
@@ -35,21 +40,21 @@ def project(y: LowRank, D: Thin | Tensor) -> Thin:
 
 
 def tangent(y: LowRank, UtD: Tensor, DVt: Tensor) -> Thin:
-    """P_Y(D) from the products UᵀD (r, n) and D Vᵀ (m, r), which are all that it needs."""
+    """P_Y(D) from the products UᵀD (r, n) and D Vᵀ (m, r)."""
     K = DVt - y.U @ (UtD @ y.V.mT)
     return Thin(torch.cat([y.U, K], dim=1), torch.cat([UtD, y.V]))
 
 
 @dataclass(frozen=True)
 class FixedRank:
-    """The space whose points are lists of ``LowRank`` matrices and of tensors with the flat metric.
+    """The space whose points are lists of ``LowRank`` matrices and of tensors with the Euclidean metric.
 
-    Implements ``integrators.space.Space``. A tolerance is held against a matrix as a whole, through the root mean
-    square of its entries, so that nothing depends on a basis.
+    Implements ``manifolds.space.Space``. Tolerances apply to the root mean square of a matrix's entries, so that they
+    do not depend on a basis.
 
     Args:
-        discarded: where the norm of what each combination left out is appended, if it is wanted; after a step the last
-            one is that of the step's own result.
+        discarded: a list to which every truncation appends the Frobenius norm of the discarded part; the last one of a
+            step is that of its result. None to keep none.
     """
 
     discarded: list[Tensor] | None = None
@@ -79,7 +84,7 @@ class FixedRank:
         return [tangent(x, normal(x.V), normal(x.U)) if isinstance(x, LowRank) else normal(x) for x in y]
 
     def _onto(self, sums: list[Element], ranks: list[int | None]) -> list[Point]:
-        """Back to the manifold, matrices of one shape in one batch."""
+        """Truncate to the manifold, matrices of one shape in one batch."""
         reached: list[Point] = list(sums)
         alike: dict[tuple, list[int]] = {}
         for i, (x, rank) in enumerate(zip(sums, ranks, strict=True)):
@@ -103,6 +108,6 @@ def _total(terms: Sequence[tuple[float, Element]]) -> Element:
 
 
 def _level(x: Thin) -> Tensor:
-    """As many entries as the matrix has, each their root mean square."""
+    """A vector of m·n equal entries, the root mean square of those of the matrix."""
     number = x.left.shape[-2] * x.right.shape[-1]
     return (x.norm() / number**0.5).expand(number)

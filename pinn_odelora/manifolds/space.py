@@ -1,9 +1,9 @@
-"""The space that an explicit scheme moves in: what it needs of points, slopes and sums of both.
+"""The space of an explicit scheme: linear combinations of points and slopes.
 
-An explicit stage is a sum of points and slopes with numbers in front,  Σ_j c_j y_j + h Σ_j w_j k_j. In a flat space
-that is a point. On a manifold it is an element of the space around, each slope k_j being tangent at its own stage's
-point, and has to be brought back: a Runge–Kutta scheme becomes a projected one without a line of its own changed.
-``FLAT`` is the space of lists of tensors; ``manifolds.projected`` has that of fixed-rank matrices.
+An explicit stage is a linear combination of points and slopes,  Σ_j c_j y_j + h Σ_j w_j k_j. In a flat space this is a
+point. On a manifold it is an element of the ambient space, since each slope k_j is tangent at the point of its own
+stage, and must be retracted: a Runge–Kutta scheme becomes a projected one without changes to its code. ``FLAT`` is the
+space of lists of tensors; ``manifolds.projected`` defines that of fixed-rank matrices.
 """
 
 from __future__ import annotations
@@ -15,39 +15,39 @@ import torch
 from torch import Tensor
 
 Point = list[Any]
-"""A point: one entry for each thing that moves."""
+"""A point: one entry for each variable."""
 
 Slope = list[Any]
-"""A velocity, or another element of the space around: an entry for each entry of the point."""
+"""A velocity, or another element of the ambient space, with one entry for each entry of the point."""
 
 Sum = Sequence[tuple[float, list[Any]]]
 """Terms (c_j, x_j) of a sum  Σ_j c_j x_j."""
 
 
 class Space(Protocol):
-    """What explicit schemes, their error control and their estimate of the largest eigenvalue ask of a space."""
+    """The operations used by explicit schemes, their error control and the estimate of the largest eigenvalue."""
 
     def combine(self, points: Sum, slopes: Sum) -> Point:
-        """The point  Σ c y + Σ c k; ``points`` is not empty, and its numbers sum to one."""
+        """The point  Σ c y + Σ c k; ``points`` is not empty, and its coefficients sum to one."""
 
     def total(self, slopes: Sum) -> Slope:
-        """Σ c k as an element of the space around; ``slopes`` is not empty."""
+        """Σ c k as an element of the ambient space; ``slopes`` is not empty."""
 
     def element(self, y: Point) -> Slope:
-        """A point as an element of the space around."""
+        """A point as an element of the ambient space."""
 
     def entries(self, k: Slope) -> list[Tensor]:
-        """Numbers that a tolerance is held against, with the Euclidean norm of k."""
+        """Tensors with the Euclidean norm of k, to whose entries tolerances apply."""
 
     def quotient(self, y: Point, a: Slope, b: Slope, eps: float) -> Slope:
-        """(b - a)/eps as a tangent vector at y."""
+        """(b - a)/eps, projected on the tangent space at y."""
 
     def random(self, y: Point, generator: torch.Generator) -> Slope:
-        """A tangent vector at y, the same in all directions."""
+        """A random tangent vector at y, isotropically distributed."""
 
 
 class Flat:
-    """Lists of tensors with the Euclidean metric: a point is an element of its own tangent space."""
+    """Lists of tensors with the Euclidean metric, where points and slopes are of one kind; implements ``Space``."""
 
     def combine(self, points: Sum, slopes: Sum) -> list[Tensor]:
         return self.total([*points, *slopes])

@@ -1,16 +1,17 @@
-"""What an implicit scheme moves, one kind of variable a class: its points, its coordinates, and how it moves in them.
+"""The variables of an implicit scheme, one class per kind: points, tangent coordinates and retraction.
 
 ``LowRankPair``  a product s·B A on the manifold of rank r, in tangent coordinates: ODELoRA.
 ``FactorPair``   the factors themselves, a flat space: plain LoRA.
-``Flat``         any tensor with the Euclidean metric: biases, whole weights.
-``Positive``     a number x above a bound a, by θ = log(x - a): dx = (x - a) dθ, x⁺ = a + (x - a) exp(dθ). A coefficient
-                 that must stay positive does, and its speed is relative. The space around is that of θ, which is flat.
+``Flat``         any tensor with the Euclidean metric: biases, full weights.
+``Positive``     a number x above a bound a, by θ = log(x - a): dx = (x - a) dθ, x⁺ = a + (x - a) exp(dθ). Positive
+                 coefficients stay positive, and change at a relative rate. The ambient space is that of θ, which is
+                 flat.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -21,40 +22,47 @@ from pinn_odelora.manifolds.tangent import FactorFrame, Frame, Stretch
 
 
 class Moved(NamedTuple):
-    """Where a variable got to, and the norm of what its retraction left out."""
+    """The point reached by a variable, and the norm of the part that its retraction discarded."""
 
     point: Any
     discarded: Tensor | None = None
 
 
 class Variable(Protocol):
-    """One variable; ``frame`` is None where the coordinates are the numbers themselves."""
+    """One variable of an implicit scheme."""
 
     def start(self) -> Any:
-        """The point where the parameters are, float64."""
+        """The point given by the present parameters, float64."""
 
     def values(self, y: Any) -> list[Tensor]:
         """The parameters at y."""
 
     def frame(self, y: Any) -> Frame | FactorFrame | Stretch | None:
-        """Coordinates of the tangent space at y."""
+        """Coordinates of the tangent space at y; None if they are the entries of y."""
 
     @property
     def dimension(self) -> int:
-        """How many there are."""
+        """Number of coordinates."""
 
     def move(self, y: Any, frame: Any, z: Tensor) -> Moved:
-        """The point at coordinates z."""
+        """The retraction at y of the tangent vector with coordinates z, (dimension,)."""
 
     def vector(self, frame: Any, z: Tensor) -> Tensor:
-        """The tangent vector of coordinates z, as an element of the space around."""
+        """The tangent vector with coordinates z, (dimension,), as an element of the ambient space."""
 
     def coordinates(self, frame: Any, D: Tensor) -> Tensor:
-        """Coordinates of the projection of such an element."""
+        """The coordinates, (dimension,), of the projection of an element D of the ambient space."""
 
 
 @dataclass(frozen=True)
 class LowRankPair:
+    """The product s·B A on the manifold of rank r; implements ``Variable``.
+
+    Args:
+        params: A (r, n) and B (m, r).
+        scale: s.
+    """
+
     params: list[Tensor]
     scale: float
 
@@ -83,7 +91,7 @@ class LowRankPair:
 
 
 class _SelfTangent:
-    """A space whose tangent vectors are coordinates already."""
+    """A flat space, in which tangent vectors and coordinates are the same."""
 
     def vector(self, frame: Any, z: Tensor) -> Tensor:
         return z
@@ -94,6 +102,13 @@ class _SelfTangent:
 
 @dataclass(frozen=True)
 class FactorPair(_SelfTangent):
+    """The factors as a flat space; implements ``Variable``.
+
+    Args:
+        params: A (r, n) and B (m, r).
+        scale: s.
+    """
+
     params: list[Tensor]
     scale: float
 
@@ -116,6 +131,12 @@ class FactorPair(_SelfTangent):
 
 @dataclass(frozen=True)
 class Flat(_SelfTangent):
+    """A tensor with the Euclidean metric; implements ``Variable``.
+
+    Args:
+        params: the tensor, as a list of one.
+    """
+
     params: list[Tensor]
 
     def start(self) -> Tensor:
@@ -137,6 +158,13 @@ class Flat(_SelfTangent):
 
 @dataclass(frozen=True)
 class Positive(Flat):
+    """A number above a bound, by the logarithm of the difference; implements ``Variable``.
+
+    Args:
+        params: the number, as a list of one tensor.
+        above: the bound a.
+    """
+
     above: float
 
     def frame(self, y: Tensor) -> Stretch:
@@ -146,12 +174,13 @@ class Positive(Flat):
         return Moved(self.above + frame.size * torch.exp(z.view_as(y)))
 
 
-def variable(group: dict[str, Any], metric: str) -> Variable:
-    """The variable of a parameter group: of a pair, of a number above a bound, or of any one tensor.
+def variable(group: dict[str, Any], metric: Literal["product", "factors"]) -> Variable:
+    """The variable of a parameter group: a pair, a number above a bound, or a single tensor.
 
     Args:
-        group: ``params``, ``scale`` and ``above``, the bound of a coefficient.
-        metric: of pairs, that of their ``product`` or that of the ``factors``.
+        group: ``params``, one tensor or the pair A (r, n) and B (m, r); ``scale``, s of a pair; ``above``, the bound of
+            a coefficient or None.
+        metric: for pairs, ``product`` (the manifold of rank r) or ``factors``.
     """
     if len(group["params"]) == 2:
         return (LowRankPair if metric == "product" else FactorPair)(group["params"], group["scale"])

@@ -1,4 +1,4 @@
-"""Whether a network fits a problem, found out by one call."""
+"""Check that a network fits a problem, by evaluating it once."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pinn_odelora.geometry import sobol, stream
 
 
 def check_network(net: nn.Module, problem: Problem) -> nn.Module:
-    """The network in float64, tried at a few inputs.
+    """Convert the network to float64, and evaluate it at three inputs.
 
     Args:
-        net: N, from (N, inputs) to (N, fields).
-        problem: tells how many inputs and fields there are.
+        net: a module that maps (N, inputs) to (N, fields).
+        problem: determines the number of inputs and of fields.
 
     Raises:
-        InputError: if it is no torch module, cannot be called with such inputs, or has another number of outputs.
+        InputError: if it is not a torch module, cannot be called with such inputs, or returns another shape.
     """
     if not isinstance(net, nn.Module):
         raise InputError(f"the network is a {type(net).__name__}, not a torch module.")

@@ -24,19 +24,19 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
 
 
 class MLP(nn.Module):
-    """``depth`` hidden layers of ``width`` units; layers are ``linears.0`` … ``linears.<depth>``.
+    """A network with ``depth`` hidden layers of ``width`` units, the linear layers ``linears.0`` … ``linears.<depth>``.
 
-    Weights are Glorot-uniform and biases zero, drawn from the generator (Glorot and Bengio, 2010).
+    Weights are Glorot-uniform (Glorot and Bengio, 2010), biases zero.
 
     Args:
-        inputs, outputs: columns in and out; (N, inputs) -> (N, outputs).
+        inputs, outputs: number of input and output columns; the network maps (N, inputs) to (N, outputs).
         width: units of a hidden layer.
-        depth: number of hidden layers; depth 4 has three square matrices between them.
-        activation: a key of ``ACTIVATIONS``.
-        generator: source of the initial weights; a fresh one seeded with 0 if absent.
+        depth: number of hidden layers; with depth 4 there are three square matrices between them.
+        activation: a key of ``ACTIVATIONS``: tanh, sin, gelu, silu or softplus.
+        generator: source of the initial weights; None for one seeded with 0.
 
     Raises:
-        InputError: if a number is not a whole number of at least 1, or there is no such activation.
+        InputError: if a size is not a whole number of at least 1, or the activation is unknown.
     """
 
     def __init__(
@@ -51,11 +51,13 @@ class MLP(nn.Module):
         super().__init__()
         if activation not in ACTIVATIONS:
             raise unknown("activation", activation, ACTIVATIONS)
-        self.activation = ACTIVATIONS[activation]
-        sizes = [whole(1).check("inputs", inputs), *[whole(1).check("width", width)] * whole(1).check("depth", depth)]
+        # By their names and values, which tell how to make the network again (``runs.save.described``).
+        self.activation = activation
+        self.width, self.depth = whole(1).check("width", width), whole(1).check("depth", depth)
+        sizes = [whole(1).check("inputs", inputs), *[self.width] * self.depth]
         sizes.append(whole(1).check("outputs", outputs))
-        # torch draws weights of its own first; that must not move the global generator. (skip_init would load half a
-        # second of torch's meta machinery for it.)
+        # torch initialises the weights first, which must not advance the global generator. (skip_init would avoid it,
+        # but takes half a second to import.)
         with torch.random.fork_rng(devices=()):
             self.linears = nn.ModuleList(nn.Linear(n, m, dtype=torch.float64) for n, m in pairwise(sizes))
         generator = generator or torch.Generator().manual_seed(0)
@@ -64,7 +66,9 @@ class MLP(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """N(x), (N, inputs) -> (N, outputs)."""
+        activation = ACTIVATIONS[self.activation]
         *hidden, last = self.linears
         for linear in hidden:
-            x = self.activation(linear(x))
+            x = activation(linear(x))
         return last(x)

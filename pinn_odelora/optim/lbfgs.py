@@ -42,7 +42,8 @@ class LBFGS(torch.optim.LBFGS):
         def scaled() -> Tensor:
             loss = closure()
             for p in self.param_groups[0]["params"]:
-                p.grad = p.grad * self.scale
+                # Gradients by factors come with their columns in a row, which torch's flattening refuses.
+                p.grad = (p.grad * self.scale).contiguous()
             return loss * self.scale
 
         return super().step(scaled) / self.scale

@@ -96,7 +96,11 @@ def odelora(
 
 
 def lora_gd(integrator: Integrator) -> Method:
-    """The flow of plain LoRA; gradient descent on the factors by Euler's scheme (Hu et al., 2022, arXiv 2106.09685)."""
+    """The flow of plain LoRA; gradient descent on the factors by Euler's scheme (Hu et al., 2022, arXiv 2106.09685).
+
+    Args:
+        integrator: the time discretisation; one that linearises works in the metric of the factors.
+    """
     return Method(
         "lora_gd",
         "factors",
@@ -110,6 +114,9 @@ def scaled_gd(integrator: Integrator) -> Method:
 
     With Euler's scheme it is ScaledGD; for LoRA see Zhang and Pilanci (2024, arXiv 2402.02347).
 
+    Args:
+        integrator: the time discretisation, an explicit one.
+
     Raises:
         InputError: for a scheme that linearises: this flow has no implicit form here.
     """
@@ -119,7 +126,12 @@ def scaled_gd(integrator: Integrator) -> Method:
 
 
 def lora_adam(lr: float = 3e-3, betas: Sequence[float] = (0.9, 0.999)) -> Method:
-    """Adam on the factors (Kingma and Ba, 2015, arXiv 1412.6980; Hu et al., 2022, arXiv 2106.09685)."""
+    """Adam on the factors (Kingma and Ba, 2015, arXiv 1412.6980; Hu et al., 2022, arXiv 2106.09685).
+
+    Args:
+        lr: learning rate.
+        betas: decay rates of the two moments, in [0, 1).
+    """
     lr, betas = _adam_settings(lr, betas)
     make = lambda groups: torch.optim.Adam(parameters(groups), lr=lr, betas=betas)
     return Method("lora_adam", "factors", make, settings={"lr": lr, "betas": [*betas]})
@@ -128,8 +140,10 @@ def lora_adam(lr: float = 3e-3, betas: Sequence[float] = (0.9, 0.999)) -> Method
 def lora_plus(lr: float = 1e-3, ratio: float = 16.0, betas: Sequence[float] = (0.9, 0.999)) -> Method:
     """Adam with a larger learning rate for B (LoRA+; Hayou, Ghosh and Yu, 2024, arXiv 2402.12354).
 
-    ``lr`` is that of A, ``ratio`` · ``lr`` that of B. Of what else is trained weights have ``lr`` and biases that of B,
-    as in the authors' code and in PEFT.
+    Args:
+        lr: learning rate of A, and of whole weights that are trained beside the factors.
+        ratio: the learning rate of B, and of biases, divided by that of A, as in the authors' code and in PEFT.
+        betas: decay rates of the two moments, in [0, 1).
     """
     lr, betas = _adam_settings(lr, betas)
     ratio = POSITIVE.check("ratio", ratio)
@@ -147,7 +161,12 @@ def lora_plus(lr: float = 1e-3, ratio: float = 16.0, betas: Sequence[float] = (0
 
 
 def lora_muon(lr: float = 1e-2, momentum: float = 0.95) -> Method:
-    """Muon on each factor by itself, Adam on what is no factor (Jordan et al., 2024)."""
+    """Muon on each factor by itself, Adam on what is no factor (Jordan et al., 2024).
+
+    Args:
+        lr: learning rate of both.
+        momentum: of Muon, in [0, 1).
+    """
     lr, momentum = POSITIVE.check("lr", lr), below_one.check("momentum", momentum)
     make = lambda groups: FactorMuon(groups, lr, momentum)
     return Method("lora_muon", "factors", make, settings={"lr": lr, "momentum": momentum})
@@ -160,6 +179,9 @@ def full_implicit(integrator: Integrator) -> Method:
     Sethna, 2012, arXiv 1201.5885); for physics-informed networks see Müller and Zeinhofer (2023, arXiv 2302.13163) and,
     in kernel form with geodesic acceleration, Jnini and Vella (2025, arXiv 2505.21404).
 
+    Args:
+        integrator: the time discretisation, one that linearises.
+
     Raises:
         InputError: for a scheme that does not linearise.
     """
@@ -169,14 +191,23 @@ def full_implicit(integrator: Integrator) -> Method:
 
 
 def full_adam(lr: float = 1e-3, betas: Sequence[float] = (0.9, 0.999)) -> Method:
-    """Adam on all weights (Kingma and Ba, 2015, arXiv 1412.6980)."""
+    """Adam on all weights (Kingma and Ba, 2015, arXiv 1412.6980).
+
+    Args:
+        lr: learning rate.
+        betas: decay rates of the two moments, in [0, 1).
+    """
     lr, betas = _adam_settings(lr, betas)
     make = lambda groups: torch.optim.Adam(parameters(groups), lr=lr, betas=betas)
     return Method("full_adam", "weights", make, settings={"lr": lr, "betas": [*betas]})
 
 
 def full_lbfgs(history: int = 100) -> Method:
-    """L-BFGS on all weights with a strong Wolfe line search (Liu and Nocedal, 1989), one iteration a step."""
+    """L-BFGS on all weights with a strong Wolfe line search (Liu and Nocedal, 1989), one iteration a step.
+
+    Args:
+        history: pairs (s, y) that are kept.
+    """
     history = whole(1).check("history", history)
     make = lambda groups: LBFGS(parameters(groups), history)
     return Method("full_lbfgs", "weights", make, settings={"history": history})

@@ -253,8 +253,8 @@ class ODELoRA(Optimizer):
                 f"{scheme} asks for the residuals and their Jacobian, which a torch closure does not have: pass a "
                 "pinn_odelora.Objective to step, or choose an explicit integrator, as RungeKutta."
             )
-        several = self.integrator.stages > 1 or _stabilised(self.integrator) or self.chart == "manifold" or h is None
-        if closure is None and several:
+        several = self.integrator.stages > 1 or _stabilised(self.integrator)
+        if closure is None and (several or self.chart == "manifold" or h is None):
             raise InputError(
                 f"{scheme} evaluates the loss at other points than where the parameters are, so step needs a closure."
             )
@@ -344,8 +344,7 @@ class ODELoRA(Optimizer):
         return self.integrator.init() if saved is None else self.integrator.restored(saved)
 
     def _keep(self, state: Any) -> None:
-        plain = {name: [*x] if isinstance(x, tuple) else x for name, x in vars(state).items()}
-        self.state[self._first()][STATE] = plain
+        self.state[self._first()][STATE] = dict(vars(state))
 
     def state_dict(self) -> dict[str, Any]:
         """The integrator's state, the masters, and the shape of every parameter."""

@@ -7,8 +7,7 @@ down a narrow valley:
   fresh points whose number adapts (``sampling.batch_size``). Few, expensive steps, tens to a hundred; their linear
   algebra is that of the residuals, so that the width hardly matters;
 * L-BFGS on fixed points, one gradient an evaluation, thousands of them: for networks whose Jacobian does not follow
-  from
-  one reverse sweep, or does not fit the memory.
+  from one reverse sweep, or does not fit the memory.
 
 Each is a run of the one loop (``loop``). The second stage ends at the target, at its budget, where it cannot go on, or
 when the error (the loss, where there is no reference) has not fallen by a tenth for a while.
@@ -27,7 +26,7 @@ from pinn_odelora.budget import Budget
 from pinn_odelora.integrators import LinearlyImplicit
 from pinn_odelora.loop import StepRecord, Training
 from pinn_odelora.objective import Objective
-from pinn_odelora.optim.groups import Group, parameters
+from pinn_odelora.optim.groups import Group, parameters, single_tensors
 from pinn_odelora.optim.lbfgs import LBFGS
 from pinn_odelora.optim.methods import Method, full_implicit
 from pinn_odelora.sampling.sampler import Sampler
@@ -65,13 +64,14 @@ class Stage:
 def training_of(
     system: System, make: Callable[[list[Group]], torch.optim.Optimizer], points: Sampling, seed: int
 ) -> Training:
-    """All weights of a system's network by an optimiser."""
+    """The trainable weights of a system's network by an optimiser."""
     method = Method("pretraining", "weights", make)
     return _training(system, method, points, seed)
 
 
 def _training(system: System, method: Method, points: Sampling, seed: int) -> Training:
-    groups = method.groups(system.solution)
+    # Not method.groups, which thaws: what the user has frozen stays as it is.
+    groups = single_tensors(system.solution)
     like = next(system.solution.net.parameters())
     components = {name: system.components(name) for name in system.terms}
     sampler = Sampler(system.terms, points, components, seed, like.dtype)
@@ -80,7 +80,7 @@ def _training(system: System, method: Method, points: Sampling, seed: int) -> Tr
 
 def adam(system: System, interior: int, boundary: int, seed: int, steps: int, lr: float, say: Message) -> Training:
     """All steps, on fixed points."""
-    points = fixed(interior, boundary)
+    points = Sampling.fixed(interior, boundary)
     training = training_of(system, lambda groups: torch.optim.Adam(parameters(groups), lr=lr), points, seed)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(training.optimizer, max(steps, 1))
     for record in loop.steps(training, Budget(steps=steps)) if steps else ():
@@ -91,23 +91,10 @@ def adam(system: System, interior: int, boundary: int, seed: int, steps: int, lr
     return training
 
 
-def fixed(interior: int, boundary: int) -> Sampling:
-    """The same points at every step."""
-    return Sampling(
-        fresh=False,
-        interior=interior,
-        boundary=boundary,
-        residual=0,
-        batch_size=None,
-        initial_batch_size=None,
-        best_iterate=False,
-    )
-
-
 def lbfgs(system: System, interior: int, boundary: int, seed: int) -> Stage:
     """L-BFGS on fixed points; its cost is gradient evaluations, those of line searches included."""
     make = lambda groups: LBFGS(parameters(groups), iterations=ITERATIONS)
-    training = training_of(system, make, fixed(interior, boundary), seed)
+    training = training_of(system, make, Sampling.fixed(interior, boundary), seed)
     return Stage("L-BFGS", training, 3000, 300, lambda training: training.progress.gradient_evals)
 
 

@@ -60,7 +60,8 @@ def save(result: Result, folder: Path) -> None:
     adaptation = result.adaptation
     write_text(folder / CONFIG, yaml.safe_dump(configuration(adaptation, folder), sort_keys=False, allow_unicode=True))
     save_tensors(adaptation.before, folder / BASE, {"problem": repr(adaptation.problem)})
-    facts = {"pretrain_origin": "given", "rel_l2_before": result.rel_l2_before}
+    unknown = dict.fromkeys(("pretrain_rel_l2", "pretrain_loss", "pretrain_seconds"))
+    facts = {**unknown, "pretrain_origin": "given", "rel_l2_before": result.rel_l2_before}
     write_json(folder / START, facts)
     history = History(folder / HISTORY)
     for row in result.history:

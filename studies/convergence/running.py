@@ -8,7 +8,7 @@ from typing import NamedTuple
 from convergence.rates import FLOOR
 from convergence.setups import Contender, Setup, enter
 from convergence.starts import source
-from pinn_odelora.errors import InputError
+from pinn_odelora import Budget, loop
 
 LOST = 1e8
 """A relative error from which no run of this study comes back within its budget."""
@@ -41,19 +41,15 @@ def run(
     setup: Setup, start: str | float, contender: Contender, h: float | None, evaluations: int, until: float = FLOOR
 ) -> Path:
     """Steps until the error is below ``until``, the evaluations are spent, or the numbers are lost."""
-    layer, evaluator, optimizer = enter(setup, contender.method(h), source(setup, start, contender))
+    layer, training = enter(setup, contender.method(h), source(setup, start, contender))
     W = setup.posed().matrix
     error = lambda: float((layer.weight.detach() - W).norm() / W.norm())
-    errors, spent, failure = [error()], [0], None
-    while errors[-1] > until and evaluator.count < evaluations and failure is None:
-        evaluator.begin(evaluator.draw)
-        try:
-            optimizer.step(evaluator)
-        except (InputError, FloatingPointError) as refusal:
-            failure = str(refusal)
-            break
+    errors, spent = [error()], [0]
+    for record in loop.steps(training, Budget(gradient_evals=evaluations)) if errors[0] > until else ():
         errors.append(error())
-        spent.append(evaluator.count)
+        spent.append(record.gradient_evals)
         if not errors[-1] < LOST:
-            failure = "lost"
-    return Path(errors, spent, failure)
+            return Path(errors, spent, "lost")
+        if errors[-1] <= until:
+            break
+    return Path(errors, spent, None if training.failure is None else str(training.failure))

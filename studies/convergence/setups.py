@@ -13,18 +13,14 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, linalg
-from torch.optim import Optimizer
 
-from pinn_odelora.integrators import LinearlyImplicit, RungeKutta
+import pinn_odelora as po
+from pinn_odelora import LinearlyImplicit, Method, RungeKutta, lora_gd, odelora, scaled_gd
 from pinn_odelora.integrators.tableau import EULER, RK4
+from pinn_odelora.loop import Training
 from pinn_odelora.lowrank.layer import LowRankLinear
-from pinn_odelora.lowrank.start import pissa
-from pinn_odelora.lowrank.targets import adapt
 from pinn_odelora.matrix_problem import MatrixProblem
 from pinn_odelora.nets import MatrixFunctional
-from pinn_odelora.objective import Draw, Evaluator
-from pinn_odelora.optim.methods import Method, lora_gd, odelora, scaled_gd
-from pinn_odelora.system import Solution, System, draw_points
 from problems.matrix_regression import MatrixRegression
 from problems.matrix_sensing import MatrixSensing
 
@@ -124,11 +120,11 @@ CONTENDERS = {
     for contender in (
         Contender("euler", lambda h: odelora(RungeKutta(EULER, h=h)), "flow", first_order, EXPLICIT),
         Contender(
-            "euler_manifold", lambda h: odelora(RungeKutta(EULER, h=h, chart="manifold")), "flow", first_order, EXPLICIT
+            "euler_manifold", lambda h: odelora(RungeKutta(EULER, h=h), chart="manifold"), "flow", first_order, EXPLICIT
         ),
         Contender("rk4", lambda h: odelora(RungeKutta(RK4, h=h)), "flow", fourth_order, EXPLICIT),
         Contender(
-            "rk4_manifold", lambda h: odelora(RungeKutta(RK4, h=h, chart="manifold")), "flow", fourth_order, EXPLICIT
+            "rk4_manifold", lambda h: odelora(RungeKutta(RK4, h=h), chart="manifold"), "flow", fourth_order, EXPLICIT
         ),
         Contender("implicit", lambda h: odelora(LinearlyImplicit(h=h)), "flow", implicit, UNIT),
         Contender("implicit_default", lambda h: odelora(LinearlyImplicit(h=h)), "flow", implicit, CHOSEN),
@@ -153,17 +149,22 @@ class Entry(NamedTuple):
     """A contender where it starts."""
 
     layer: LowRankLinear
-    evaluator: Evaluator
-    optimizer: Optimizer
+    training: Training
 
 
 def enter(setup: Setup, method: Method, W0: Tensor) -> Entry:
-    """Factors of W0, with the evaluator and the optimiser of a run."""
-    problem = setup.posed()
+    """Factors of W0, ready for the steps of a run, each with all measurements."""
     net = MatrixFunctional(Source(W0))
-    layers = adapt(net, {"W": net.W}, setup.rank, 1.0, pissa, setup.generator)
-    solution = Solution(problem, net)
-    groups = method.groups(solution)
-    evaluator = Evaluator(System(problem, solution), [p for group in groups for p in group["params"]], layers)
-    evaluator.begin(Draw(0, draw_points(problem.loss_terms(), 1, 1, seed=0)))
-    return Entry(net.W, evaluator, method.optimizer(groups))
+    run = po.Adaptation(
+        net,
+        setup.posed(),
+        lora=po.LoRA(rank=setup.rank, targets="W", also=()),
+        method=method,
+        points=po.Sampling(
+            fresh=False, residual=0, batch_size=None, initial_batch_size=None, best_iterate=False, interior=1
+        ),
+        log=po.Log(heldout=1, test=1),
+        seed=setup.seed,
+    )
+    training = run.training  # now the network has the factors
+    return Entry(net.W, training)

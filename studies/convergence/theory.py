@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, linalg
 
 from convergence.setups import FREEDOMS, MEASUREMENTS, RANK, Contender, Setup
-from pinn_odelora.lowrank.layer import Factors
+from pinn_odelora.manifolds.factors import Factors
 from pinn_odelora.manifolds.tangent import FactorFrame, Frame, complement
 from pinn_odelora.matrix_problem import MatrixProblem
 

@@ -18,13 +18,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, linalg, nn
 
-from pinn_odelora.lowrank.layer import Factors, LowRankLinear
+from pinn_odelora import MLP, Box, Cloud, Points, Problem, Term, problem
+from pinn_odelora.lowrank.layer import LowRankLinear
 from pinn_odelora.lowrank.start import named
 from pinn_odelora.lowrank.targets import linear_targets
-from pinn_odelora.nets import MLP
+from pinn_odelora.manifolds.factors import Factors
 
 RANK, POINTS, SIZE = 4, 8, 1.0
 """r; the points; σ of balanced factors, of the order of the singular values of the weights."""
+SQUARE = Box(x=(-1, 1), y=(-1, 1))
 STARTS = ("zero", "orthonormal", "pissa", "aligned")
 PARAMETRISATIONS = ("standard", "mean-field")
 
@@ -45,6 +47,12 @@ class Task(NamedTuple):
     y: Tensor
     features: Tensor
     outputs: Tensor
+
+    @property
+    def problem(self) -> Problem:
+        """The same loss as that of an equation: u is the target at the points."""
+        points = Points(x=self.x[:, :1], y=self.x[:, 1:], target=self.y)
+        return problem(coords="xy", region=SQUARE, fit=Term(Cloud(points), lambda f: f.u - f.target))
 
     def loss(self) -> Tensor:
         return (self.net(self.x) - self.y).square().mean()

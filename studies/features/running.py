@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
-from torch.optim import Optimizer
 
 from features.contenders import CONTENDERS
 from features.network import Task, task
-from pinn_odelora.errors import InputError
-from pinn_odelora.flows import balanced_flow, gradient_flow
-from pinn_odelora.integrators import RungeKutta
+from pinn_odelora import Budget, Method, Objective, RungeKutta, Sampling, Solution, loop, lora_gd, odelora
 from pinn_odelora.integrators.tableau import BOGACKI_SHAMPINE
-from pinn_odelora.optim import ODELoRA, factor_pairs
+from pinn_odelora.loop import StepRecord, Training
+from pinn_odelora.optim.groups import parameters
+from pinn_odelora.sampling.sampler import Sampler
+from pinn_odelora.system import System
+
+ENDLESS = Budget(steps=10**9)
+FIXED = Sampling(fresh=False, residual=0, batch_size=None, initial_batch_size=None, best_iterate=False)
 
 
 class Case(NamedTuple):
@@ -42,14 +44,22 @@ class Look(NamedTuple):
     worst: float
 
 
-def closure_of(made: Task) -> Callable[[], Tensor]:
-    def closure() -> Tensor:
-        made.net.zero_grad()
-        loss = made.loss()
-        loss.backward()
-        return loss.detach()
+def training_of(made: Task, method: Method) -> Training:
+    """The steps of a method on the task."""
+    solution = Solution(made.problem, made.net)
+    # By reverse mode the network is evaluated as it is, by thin products.
+    system = System(made.problem, solution, derivatives="autograd")
+    groups = method.groups(solution)
+    objective = Objective(system, parameters(groups), {})
+    return Training(objective, method, method.optimizer(groups), Sampler(system.terms, FIXED))
 
-    return closure
+
+def records(training: Training, budget: Budget) -> Iterator[StepRecord]:
+    """Those of steps until numbers fail or a factor loses its rank."""
+    try:
+        yield from loop.steps(training, budget)
+    except torch.linalg.LinAlgError:
+        return
 
 
 def steps(case: Case, eta: float, marks: tuple[int, ...], size: float = 1.0, limit: float = math.inf) -> list[Look]:
@@ -60,12 +70,11 @@ def steps(case: Case, eta: float, marks: tuple[int, ...], size: float = 1.0, lim
     """
     made = task(case.width, case.parametrisation, case.start, case.seed, size)
     method = CONTENDERS[case.method].make(eta, case.width)
-    optimizer, closure = method.optimizer(factor_pairs(made.net)), closure_of(made)
     first, worst, found = made.value(), 0.0, []
-    for k in range(1, marks[-1] + 1):
-        before = _step(optimizer, closure) / first
-        worst = max(worst, before if k > 1 else 0.0)
-        if not worst <= limit or not math.isfinite(before):
+    for record in records(training_of(made, method), Budget(steps=marks[-1])):
+        k = record.step + 1
+        worst = max(worst, record.loss / first if k > 1 else 0.0)
+        if not worst <= limit:
             break
         if k in marks:
             loss = made.value() / first
@@ -78,25 +87,18 @@ def flow(case: Case, time: float) -> Look:
     """The flow at a time, by the Bogacki–Shampine pair at its default tolerance: no scheme's stability interferes."""
     made = task(case.width, case.parametrisation, case.start, case.seed)
     ours = case.method == "odelora"
-    velocity, pair = balanced_flow if ours else gradient_flow, RungeKutta(BOGACKI_SHAMPINE)
-    optimizer = ODELoRA(factor_pairs(made.net), integrator=pair, flow=velocity, retract=ours)
-    first, passed, k, closure = made.value(), 0.0, 0, closure_of(made)
-    while passed < time:
-        group = optimizer.param_groups[0]
-        if group["memory"].get("h", 0.0) >= time - passed:  # the last step ends there
-            for each in optimizer.param_groups:
-                each["lr"] = time - passed
-        optimizer.step(closure)
-        passed = time if group["lr"] else passed + group["memory"]["last_h"]
-        k += 1
+    pair = RungeKutta(BOGACKI_SHAMPINE)
+    training = training_of(made, odelora(pair) if ours else lora_gd(pair))
+    first, passed, k = made.value(), 0.0, 0
+    for record in loop.steps(training, ENDLESS):
+        passed, k = passed + record.report.h, k + 1
+        (*_, last), groups = training.optimizer.state.values(), training.optimizer.param_groups
+        if groups[0]["lr"] is not None:
+            break
+        if last["integrator"]["h"] >= time - passed:  # the last step ends there
+            for group in groups:
+                group["lr"] = time - passed
+    if training.failure is not None:
+        raise training.failure
     loss = made.value() / first
     return Look(k, time, *made.changes(), loss, loss)
-
-
-def _step(optimizer: Optimizer, closure: Callable[[], Tensor]) -> float:
-    """The loss before a step; infinite where numbers fail or a factor has lost its rank."""
-    try:
-        loss = float(optimizer.step(closure))
-    except (FloatingPointError, InputError, torch.linalg.LinAlgError):
-        return math.inf
-    return loss if math.isfinite(loss) else math.inf
