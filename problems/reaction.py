@@ -19,8 +19,8 @@ class Reaction(Problem):
     """u_t = ρ u (1 - u) on [0, 2π] × [0, 1], periodic in x;  u(x, 0) = exp(-(x - π)² / 2(π/4)²).
 
     Reference: the logistic function u = u₀ e^ρt / (1 + u₀ (e^ρt - 1)). A standard hard case for physics-informed
-    networks (Krishnapriyan et al., 2021). The periodic extension of the initial state has a kink where it equals e⁻⁸, at
-    x = 0, which grows with time and which a smooth periodic network cannot represent exactly.
+    networks (Krishnapriyan et al., 2021). The periodic extension of the initial state has a kink where it equals e⁻⁸,
+    at x = 0, which grows with time and which a smooth periodic network cannot represent exactly.
     """
 
     coords = ("x", "t")

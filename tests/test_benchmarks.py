@@ -1,8 +1,10 @@
 """The benchmarks compare what they say: equations with known solutions, equal gradients, and sums done right."""
 
 import importlib.util
+import json
 import math
 import platform
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from pinn_odelora.derivatives import AutogradField
 from pinn_odelora.geometry import Box, sobol
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import house
 import step_time
 from engines import JAX, build
 from engines.process import SHOW_FREED, Elsewhere
@@ -195,3 +198,68 @@ def test_an_engine_finds_the_same_gradient_on_the_gpu(engine):
         away.build(engine, shared)
         assert distance(away.gradient(engine), reference(shared)) < step_time.TOLERANCE
         assert away.peak(engine) > 0
+
+
+# This checkout against another one.
+
+
+def history(path, rows, size="cost/batch_size"):
+    """A history of (step, seconds, batch size)."""
+    lines = [f"step,cost/seconds,{size}", *(",".join(map(str, row)) for row in rows)]
+    path.write_text("\n".join(lines))
+    return path
+
+
+def test_a_pace_is_that_of_steps_of_one_batch_size_and_the_end_of_a_run_is_none(tmp_path):
+    rows = [(0, 0.0, 125), (10, 1.0, 125), (20, 4.0, 250), (30, 9.0, 250), (40, 16.0, 250), (43, 100.0, 250)]
+    expected = {125: [0.1], 250: [0.5, 0.7]}
+    for name in house.BATCH_SIZE:
+        assert house.paces(history(tmp_path / "history.csv", rows, name)) == expected
+
+
+def test_steps_are_compared_at_the_batch_sizes_that_both_have():
+    here, against = {100: [1.0, 3.0, 2.0], 200: [8.0], 400: [50.0]}, {100: [1.0], 200: [4.0, 5.0, 6.0], 800: [0.1]}
+    assert house.compared(here, against) == (5.0, 3.0)
+    assert all(map(math.isnan, house.compared({100: [1.0]}, {200: [1.0]})))
+    assert not house.Verdict("", "", [], [], math.nan, 1.03).met
+
+
+def test_the_sides_take_turns():
+    assert [i for _, i, _ in house.turns(("a", "b"), 3)] == [0, 1, 1, 0, 0, 1]
+    assert [side for _, _, side in house.turns(("a", "b"), 2)] == ["a", "b", "b", "a"]
+
+
+def small_process(*words):
+    """House's own process is small, this one is not, and memory is counted from that of the parent."""
+    command = [sys.executable, *words]
+    return subprocess.run(command, cwd=Path(house.__file__).parent, capture_output=True, text=True, check=False)
+
+
+def test_a_process_is_timed_and_its_memory_counted(tmp_path):
+    ask = f"""
+import house
+side = house.Side(house.ROOT, house.Path({str(tmp_path)!r}))
+for n in (1, 200):
+    print(*house.process(side, "-c", f"x = bytearray({{n}} * 2**20); print(len(x), end='')"))
+"""
+    done = small_process("-c", ask)
+    (_, _, small), (said, seconds, large) = (map(float, line.split()) for line in done.stdout.splitlines())
+    assert said == 200 * 2**20
+    assert 0 < seconds < 10
+    assert large - small == pytest.approx(199 * 2**20, rel=0.1)
+
+
+def test_the_failure_of_a_process_is_shown(tmp_path):
+    with pytest.raises(SystemExit, match="no such thing"):
+        house.process(house.Side(house.ROOT, tmp_path), "-c", "raise ValueError('no such thing')")
+
+
+@pytest.mark.slow
+def test_a_checkout_is_as_good_as_itself(tmp_path):
+    done = small_process("house.py", "--against", str(house.ROOT), "--quick", "--json", str(tmp_path / "house.json"))
+    assert done.returncode in (0, 1), done.stderr
+    found = {v["what"]: v for v in json.loads((tmp_path / "house.json").read_text())}
+    error = found["error, burgers"]
+    assert error["here"] == error["against"]
+    assert found["a step, burgers"]["found"] == pytest.approx(1, abs=0.3)
+    assert found["peak memory, burgers"]["found"] == pytest.approx(1, abs=0.1)

@@ -110,8 +110,8 @@ def test_a_largest_batch_thins_all_points_of_a_system_alike(size):
     number = numbers(points.draw(3).points)
     share = min(1, (size or math.inf) / (3 * 2000 + 2 * 200 + 200))
     assert number == {"pde": round(2000 * share), "bc": round(200 * share), "outflow": round(200 * share)}
-    following = sampler(terms, 2000, 200, each, batch_size=size, residual=0.3)
-    chosen = following.chosen(following.draw(3), lambda p: {n: torch.ones(x.number, 3) for n, x in p.items()})
+    by_residual = sampler(terms, 2000, 200, each, batch_size=size, residual=0.3)
+    chosen = by_residual.chosen(by_residual.draw(3), lambda p: {n: torch.ones(x.number, 3) for n, x in p.items()})
     assert numbers(chosen.points) == number
 
 

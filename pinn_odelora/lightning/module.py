@@ -69,7 +69,7 @@ class ODELoRAModule(L.LightningModule):
             if record is None:
                 self.trainer.should_stop = True
                 break
-            # Lightning counts steps of optimisers that it has wrapped; its callbacks and limits go by that count.
+            # Lightning counts the steps of optimisers that it has wrapped; callbacks and its limits go by the count.
             self._counted.increment_ready()
             self._counted.increment_completed()
             if record.measured:

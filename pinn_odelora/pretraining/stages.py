@@ -80,7 +80,7 @@ def _training(system: System, method: Method, points: Sampling, seed: int) -> Tr
 
 def adam(system: System, interior: int, boundary: int, seed: int, steps: int, lr: float, say: Message) -> Training:
     """All steps, on fixed points."""
-    points = fixed(interior, boundary)
+    points = Sampling.fixed(interior, boundary)
     training = training_of(system, lambda groups: torch.optim.Adam(parameters(groups), lr=lr), points, seed)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(training.optimizer, max(steps, 1))
     for record in loop.steps(training, Budget(steps=steps)) if steps else ():
@@ -91,23 +91,10 @@ def adam(system: System, interior: int, boundary: int, seed: int, steps: int, lr
     return training
 
 
-def fixed(interior: int, boundary: int) -> Sampling:
-    """The same points at every step."""
-    return Sampling(
-        fresh=False,
-        interior=interior,
-        boundary=boundary,
-        residual=0,
-        batch_size=None,
-        initial_batch_size=None,
-        best_iterate=False,
-    )
-
-
 def lbfgs(system: System, interior: int, boundary: int, seed: int) -> Stage:
     """L-BFGS on fixed points; its cost is gradient evaluations, those of line searches included."""
     make = lambda groups: LBFGS(parameters(groups), iterations=ITERATIONS)
-    training = training_of(system, make, fixed(interior, boundary), seed)
+    training = training_of(system, make, Sampling.fixed(interior, boundary), seed)
     return Stage("L-BFGS", training, 3000, 300, lambda training: training.progress.gradient_evals)
 
 

@@ -37,6 +37,16 @@ class Sampling:
     initial_batch_size: int | None = 125
     best_iterate: bool = True
 
+    @classmethod
+    def even(cls, interior: int = 1000, boundary: int = 200, best_iterate: bool = True) -> Sampling:
+        """New points at every step, all of them evenly drawn: ``points=fresh``."""
+        return cls(True, interior, boundary, 0.0, None, None, best_iterate)
+
+    @classmethod
+    def fixed(cls, interior: int = 1000, boundary: int = 200) -> Sampling:
+        """The same points at every step: ``points=fixed``."""
+        return cls(False, interior, boundary, 0.0, None, None, False)
+
     def __post_init__(self) -> None:
         check(self, fresh=boolean, interior=whole(1), boundary=whole(1), residual=part, best_iterate=boolean)
         check(self, batch_size=whole(1) | null, initial_batch_size=whole(1) | null)
