@@ -52,7 +52,6 @@ from pinn_odelora.optim.groups import (
     at_rank,
     check_group,
     check_scale,
-    has_gradient,
     is_pair,
     parameters,
     slices,
@@ -69,7 +68,7 @@ class ODELoRA(Optimizer):
     """Follow a flow on LoRA pairs by a time discretisation: by default the balanced flow by Euler's scheme.
 
     ``step(closure)`` evaluates the closure once for each stage, on the same batch, and returns the loss where the step
-    starts. With a one-stage scheme and a given step size, ``step()`` without closure uses the gradients that are there.
+    starts. With Euler's scheme and a given step size, ``step()`` without closure uses the gradients that are there.
     A pair that starts at B = 0, as PEFT's do, takes one Euler step in the row space of A first (``flows.start``). After
     a step, ``report`` has its telemetry.
 
@@ -165,8 +164,6 @@ class ODELoRA(Optimizer):
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
         h, speeds = self._step_sizes()
         self._check_closure(closure, h)
-        if closure is None and not any(has_gradient(group) for group in self.param_groups):
-            return None
         self._read_scales()
         with unchanged_on_failure(self.param_groups):
             before = self._numbers()
@@ -327,8 +324,10 @@ class ODELoRA(Optimizer):
         given = {i: self._precision(self.param_groups[i]["params"][0]) for i in members}
         zero: dict[int, float] = {}
         for batch in alike(members, lambda i: (pairs[i][0].shape, pairs[i][1].shape, pairs[i][0].device, given[i])):
-            found = is_zero(stacked(pairs, batch), given[batch[0]]).tolist()
-            zero |= {i: given[i] for i, is_so in zip(batch, found, strict=True) if is_so}
+            found = is_zero(stacked(pairs, batch), given[batch[0]])
+            # One host read, and in most steps no other; sharded tensors have no tolist.
+            if bool(found.any()):
+                zero |= {i: given[i] for i, is_so in zip(batch, found, strict=True) if bool(is_so)}
         return zero
 
     def _precision(self, p: Tensor) -> float:
