@@ -139,7 +139,7 @@ def test_measured_points_are_all_taken_and_do_not_count():
 
 
 def test_fixed_points_stay_on_the_device_with_what_is_kept_of_them():
-    """A step would otherwise take them there anew, and their jets with them."""
+    """Otherwise every step would copy them, and find their jets again."""
     points, there = sampler(Burgers().loss_terms(), 20, 4, fresh=False), torch.device("meta")
     first = points.draw(0, device=there)
     kept = first.points["pde"].kept("jets", object)
