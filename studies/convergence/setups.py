@@ -160,9 +160,7 @@ def enter(setup: Setup, method: Method, W0: Tensor) -> Entry:
         setup.posed(),
         lora=po.LoRA(rank=setup.rank, targets="W", also=()),
         method=method,
-        points=po.Sampling(
-            fresh=False, residual=0, batch_size=None, initial_batch_size=None, best_iterate=False, interior=1
-        ),
+        points=po.Sampling.fixed(),
         log=po.Log(heldout=1, test=1),
         seed=setup.seed,
     )

@@ -18,7 +18,6 @@ from pinn_odelora.sampling.sampler import Sampler
 from pinn_odelora.system import System
 
 ENDLESS = Budget(steps=10**9)
-FIXED = Sampling(fresh=False, residual=0, batch_size=None, initial_batch_size=None, best_iterate=False)
 
 
 class Case(NamedTuple):
@@ -51,7 +50,7 @@ def training_of(made: Task, method: Method) -> Training:
     system = System(made.problem, solution, derivatives="autograd")
     groups = method.groups(solution)
     objective = Objective(system, parameters(groups), {})
-    return Training(objective, method, method.optimizer(groups), Sampler(system.terms, FIXED))
+    return Training(objective, method, method.optimizer(groups), Sampler(system.terms, Sampling.fixed()))
 
 
 def records(training: Training, budget: Budget) -> Iterator[StepRecord]:
