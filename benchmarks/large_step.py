@@ -58,14 +58,7 @@ def adaptation(width, rank, points, steps):
         net,
         Burgers(),
         lora=po.LoRA(rank=rank, also=()),
-        points=po.Sampling(
-            fresh=False,
-            interior=points,
-            residual=0,
-            batch_size=None,
-            initial_batch_size=None,
-            best_iterate=False,
-        ),
+        points=po.Sampling.fixed(interior=points),
         budget=po.Budget(steps=steps),
         log=po.Log(every=steps),
     )

@@ -22,6 +22,7 @@ from pinn_odelora.budget import Budget
 from pinn_odelora.confidence import Interval, coefficient_intervals
 from pinn_odelora.diagnostics import FINER, Diagnostics, Reference, errors
 from pinn_odelora.errors import InputError
+from pinn_odelora.errors import unknown as no_such
 from pinn_odelora.formulation import Problem, Term
 from pinn_odelora.integrators import LinearlyImplicit
 from pinn_odelora.linalg.plan import Plan
@@ -102,7 +103,7 @@ class Adaptation:
         self.budget = budget or Budget(gradient_evals=500)
         self.log = log or Log()
         self.lora = lora or (LoRA() if rank is None else LoRA(rank=rank))
-        self.unknown = tuple(unknown)
+        self.unknown = _unknown(unknown, problem)
         self.data = data
         self.data_weight = data_weight
         self.net = check_network(net, problem)
@@ -293,22 +294,39 @@ class Adaptation:
 
     def state_dict(self) -> dict[str, Any]:
         """Network, optimiser and policies, as plain tensors and numbers."""
-        return {
+        state = {
             "solution": self.solution.state_dict(),
             "optimizer": self.training.optimizer.state_dict(),
             "training": self.training.state_dict(),
-            "history": copy.deepcopy(self.history),
+            "history": self.history,
             "error_before": self.error_before,
         }
+        # What torch gives are the tensors themselves, which the next step changes.
+        return copy.deepcopy(state)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a state of a run of the same settings, with the same bits on a CPU."""
+        state = copy.deepcopy(dict(state))  # torch keeps the tensors that it loads into an optimiser
         training = self.training
         self.solution.load_state_dict(state["solution"])
         training.optimizer.load_state_dict(state["optimizer"])
         training.load_state_dict(state["training"])
-        self.history = [*state["history"]]
+        self.history = state["history"]
         self._error_before = state["error_before"]
+
+
+def _unknown(names: str | Sequence[str], problem: Problem) -> tuple[str, ...]:
+    """The parameters that are to be found; a single name stands for itself.
+
+    Raises:
+        InputError: if one is no parameter of the problem, or no real number.
+    """
+    allowed = [name for name, p in problem.parameters().items() if not (p.integer or p.choices)]
+    given = (names,) if isinstance(names, str) else tuple(names)
+    for name in given:
+        if name not in allowed:
+            raise no_such(f"coefficient of {type(problem).__name__} in unknown:", name, allowed)
+    return given
 
 
 def steps(net: nn.Module, problem: Problem, *, device: str = "auto", **settings: Any) -> Adaptation:
@@ -328,7 +346,8 @@ def steps(net: nn.Module, problem: Problem, *, device: str = "auto", **settings:
     Raises:
         InputError: one sentence on what does not fit, before anything is trained.
     """
-    adaptation = Adaptation(copy.deepcopy(net).cpu(), problem, **settings)
+    net = copy.deepcopy(net)
+    adaptation = Adaptation(net.cpu() if isinstance(net, nn.Module) else net, problem, **settings)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     return adaptation if torch.device(device).type == "cpu" else adaptation.to(device)

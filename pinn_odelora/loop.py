@@ -194,7 +194,7 @@ def _validation(training: Training, size: int) -> dict[str, Points]:
 def _step(training: Training) -> StepRecord | None:
     """One step of the optimiser; None where it failed."""
     objective, progress, size = training.objective, training.progress, training.batch_size.size
-    candidates = training.sampler.draw(training.draw, size).to(objective.parameters[0].device)
+    candidates = training.sampler.draw(training.draw, size, objective.parameters[0].device)
     asked = objective.count
     try:
         with _counted(training):

@@ -183,7 +183,8 @@ def calls(tree, attribute):
 
 @pytest.mark.parametrize("path", SCRIPTS)
 def test_nobody_but_the_loop_steps_an_optimiser(path):
-    if path == "pinn_odelora/loop.py" or path.startswith("pinn_odelora/optim/"):
+    # The last is what the cost of the loop is measured against.
+    if path.startswith(("pinn_odelora/loop.py", "pinn_odelora/optim/", "benchmarks/engines/bare_step.py")):
         return
     for call in calls(tree_of(path), "step"):
         owner = ast.unparse(call.func.value)

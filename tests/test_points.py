@@ -138,6 +138,16 @@ def test_measured_points_are_all_taken_and_do_not_count():
     assert (made.initial, made.largest, made.all, made.measured) == (60, 600, 630, ["data"])
 
 
+def test_fixed_points_stay_on_the_device_with_what_is_kept_of_them():
+    """Otherwise every step would copy them, and find their jets again."""
+    points, there = sampler(Burgers().loss_terms(), 20, 4, fresh=False), torch.device("meta")
+    first = points.draw(0, device=there)
+    kept = first.points["pde"].kept("jets", object)
+    assert first.points["pde"].x.device == there
+    assert points.draw(1, device=there).points["pde"].kept("jets", object) is kept
+    assert points.draw(2).points["pde"].x.device.type == "cpu"
+
+
 def test_fixed_points_are_drawn_once():
     made = sampler(Burgers().loss_terms(), 50, 10, fresh=False)
     assert made.draw(0) is made.draw(7)

@@ -22,6 +22,9 @@ def check_network(net: nn.Module, problem: Problem) -> nn.Module:
     if not isinstance(net, nn.Module):
         raise InputError(f"the network is a {type(net).__name__}, not a torch module.")
     net = net.double()
+    for name, x in net.state_dict().items():
+        if not x.isfinite().all():
+            raise InputError(f"{name} of the network holds values that are NaN or infinite.")
     x = sobol(3, problem.inputs, seed=stream("network"))
     try:
         shape = tuple(net(x).shape)

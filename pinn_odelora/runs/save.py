@@ -176,8 +176,9 @@ def _is_plain(value: Any) -> bool:
 def _value(value: Any) -> Any:
     if isinstance(value, Tableau):
         name = next((name for name, known in vars(tableau).items() if known is value), None)
-        path = f"pinn_odelora.integrators.tableau.{name}"
-        return {"_target_": "hydra.utils.get_object", "path": path}
+        if name is not None:
+            return {"_target_": "hydra.utils.get_object", "path": f"pinn_odelora.integrators.tableau.{name}"}
+        return {"_target_": "pinn_odelora.integrators.Tableau", **_plain(value)}
     if isinstance(value, Tensor):
         return value.item()
     if isinstance(value, dict):

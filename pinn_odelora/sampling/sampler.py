@@ -64,21 +64,22 @@ class Sampler:
         self.fresh = settings.fresh and len(measured) < len(terms)
         self.seed = seed
         self.dtype = dtype
-        self._fixed: Batch | None = None
+        self._fixed: dict[torch.device, Batch] = {}
         self._validation: dict[tuple[int, torch.device], dict[str, Points]] = {}
 
-    def draw(self, step: int, size: int | None = None) -> Batch:
-        """The batch of one step, on the CPU; candidates where points follow the residual.
+    def draw(self, step: int, size: int | None = None, device: torch.device = CPU) -> Batch:
+        """The batch of one step; candidates where points follow the residual.
 
         Args:
             step: which.
             size: residuals of its points together, where they are fresh; None is the largest batch.
+            device: where it is wanted; fixed points stay there, with what is kept of them.
         """
         if self.fresh:
-            return self._drawn(step, self.largest if size is None else size)
-        if self._fixed is None:
-            self._fixed = self._drawn(0, self.largest)
-        return self._fixed
+            return self._drawn(step, self.largest if size is None else size).to(device)
+        if device not in self._fixed:
+            self._fixed[device] = self._drawn(0, self.largest).to(device)
+        return self._fixed[device]
 
     def validation(self, size: int, device: torch.device = CPU) -> dict[str, Points]:
         """Points of so many residuals, always the same; drawn ones are in no batch, measured ones in all."""

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, linalg
 
 import pinn_odelora as po
-from pinn_odelora import LinearlyImplicit, Method, RungeKutta, lora_gd, odelora, scaled_gd
+from pinn_odelora import LinearlyImplicit, RungeKutta
 from pinn_odelora.integrators.tableau import EULER, RK4
 from pinn_odelora.loop import Training
 from pinn_odelora.lowrank.layer import LowRankLinear
 from pinn_odelora.matrix_problem import MatrixProblem
 from pinn_odelora.nets import MatrixFunctional
+from pinn_odelora.optim.methods import Method, lora_gd, odelora, scaled_gd
 from problems.matrix_regression import MatrixRegression
 from problems.matrix_sensing import MatrixSensing
 
@@ -160,9 +161,7 @@ def enter(setup: Setup, method: Method, W0: Tensor) -> Entry:
         setup.posed(),
         lora=po.LoRA(rank=setup.rank, targets="W", also=()),
         method=method,
-        points=po.Sampling(
-            fresh=False, residual=0, batch_size=None, initial_batch_size=None, best_iterate=False, interior=1
-        ),
+        points=po.Sampling.fixed(),
         log=po.Log(heldout=1, test=1),
         seed=setup.seed,
     )

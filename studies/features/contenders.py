@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from pinn_odelora import Method, RungeKutta, lora_adam, lora_gd, lora_muon, lora_plus, odelora
+from pinn_odelora import RungeKutta
 from pinn_odelora.integrators.tableau import EULER
+from pinn_odelora.optim.methods import Method, lora_adam, lora_gd, lora_muon, lora_plus, odelora
 
 BASE = 64
 """The width at which a ratio that grows with the width is the published one, and at which step sizes are chosen."""

@@ -10,15 +10,15 @@ import torch
 
 from features.contenders import CONTENDERS
 from features.network import Task, task
-from pinn_odelora import Budget, Method, Objective, RungeKutta, Sampling, Solution, loop, lora_gd, odelora
+from pinn_odelora import Budget, Objective, RungeKutta, Sampling, Solution, loop
 from pinn_odelora.integrators.tableau import BOGACKI_SHAMPINE
 from pinn_odelora.loop import StepRecord, Training
 from pinn_odelora.optim.groups import parameters
+from pinn_odelora.optim.methods import Method, lora_gd, odelora
 from pinn_odelora.sampling.sampler import Sampler
 from pinn_odelora.system import System
 
 ENDLESS = Budget(steps=10**9)
-FIXED = Sampling(fresh=False, residual=0, batch_size=None, initial_batch_size=None, best_iterate=False)
 
 
 class Case(NamedTuple):
@@ -51,7 +51,7 @@ def training_of(made: Task, method: Method) -> Training:
     system = System(made.problem, solution, derivatives="autograd")
     groups = method.groups(solution)
     objective = Objective(system, parameters(groups), {})
-    return Training(objective, method, method.optimizer(groups), Sampler(system.terms, FIXED))
+    return Training(objective, method, method.optimizer(groups), Sampler(system.terms, Sampling.fixed()))
 
 
 def records(training: Training, budget: Budget) -> Iterator[StepRecord]:

@@ -1,0 +1,483 @@
+"""The Python API: adapt, steps, what they return, leave and refuse, and an adaptation under somebody's own Trainer."""
+
+import itertools
+import json
+import math
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from safetensors.torch import load_file
+from torch import nn
+
+import pinn_odelora as po
+from pinn_odelora import config as commandline
+from pinn_odelora.integrators import tableau
+from pinn_odelora.runs.compare import compare, summaries
+from pinn_odelora.runs.history import History
+from problems.burgers import Burgers
+from problems.heat import Heat
+from problems.kovasznay import Kovasznay
+
+POINTS = po.Sampling(interior=40, boundary=12)
+FIXED = po.Sampling(False, 40, 12, residual=0, batch_size=None, initial_batch_size=None, best_iterate=False)
+SHORT = {"points": POINTS, "log": po.Log(every=3, heldout=32, test=64), "rank": 3}
+TIMED = "cost/seconds"
+METHODS = {
+    "odelora": {},
+    "adaptive": {
+        "rank": "adaptive",
+        "lora": po.LoRA(rank="adaptive", adaptive=po.AdaptiveRank(outside=0.05, residuals=0.1)),
+    },
+    "rk4": {"method": po.odelora(po.RungeKutta(tableau.RK4))},
+    "lora_adam": {"method": po.lora_adam()},
+}
+METHODS["adaptive"].pop("rank")
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::UserWarning:lightning", "ignore::DeprecationWarning:lightning", "ignore:.*LeafSpec:FutureWarning"
+)
+
+
+def network(problem=None, **sizes):
+    problem = problem or Burgers()
+    generator = torch.Generator().manual_seed(1)
+    return po.MLP(problem.inputs, len(problem.fields), **{"width": 12} | sizes, generator=generator)
+
+
+def begun(number=12, problem=None, **settings):
+    """An adaptation of a small network, not yet iterated over."""
+    problem = problem or Burgers()
+    settings = SHORT | {"budget": po.Budget(steps=number)} | settings
+    if "lora" in settings:
+        del settings["rank"]
+    return po.steps(network(problem), problem, device="cpu", **settings)
+
+
+def finished(run):
+    for _ in run:
+        pass
+    return run.result()
+
+
+def rows(history):
+    """Without what a clock says, and with NaN equal to itself."""
+    return [{name: repr(float(x)) for name, x in row.items() if name != TIMED} for row in history]
+
+
+def assert_same_bits(a, b):
+    assert rows(a.history) == rows(b.history)
+    assert len(a.history) > 2
+    for (name, x), y in zip(a.net.state_dict().items(), b.net.state_dict().values(), strict=True):
+        assert torch.equal(x, y), name
+
+
+# The call.
+
+
+def test_adapt_leaves_the_given_network_unchanged():
+    net = network().float().eval()
+    net.linears[0].weight.requires_grad_(False)
+    before = {name: x.clone() for name, x in net.state_dict().items()}
+    result = po.adapt(net, Burgers(), **SHORT, budget=po.Budget(steps=5))
+    for name, x in net.state_dict().items():
+        assert torch.equal(x, before[name]), name
+        assert x.dtype == torch.float32
+    assert [type(layer) for layer in net.linears] == 5 * [nn.Linear]
+    assert [p.requires_grad for p in net.parameters()] == [False] + 9 * [True]
+    assert all(p.grad is None for p in net.parameters())
+    assert result.steps == 5
+
+
+def test_adapt_is_its_steps_to_the_end():
+    run = begun()
+    records = [*run]
+    assert [record.step for record in records] == [*range(12)]
+    assert [bool(record.measured) for record in records] == 4 * [True, False, False]
+    assert all(math.isclose(sum(record.terms.values()), record.loss) for record in records)
+    assert all(a.gradient_evals < b.gradient_evals and a.seconds < b.seconds for a, b in itertools.pairwise(records))
+    result = po.adapt(network(), Burgers(), **SHORT, budget=po.Budget(steps=12), device="cpu")
+    assert_same_bits(run.result(), result)
+    assert result.loss == records[-1].loss
+    assert result.gradient_evals >= records[-1].gradient_evals
+
+
+def test_a_result_tells_errors_of_its_solution():
+    """Found here again, from the reference at other points."""
+    problem = Heat()
+    result = finished(begun(30, problem, points=po.Sampling(interior=200, boundary=40)))
+    p = problem.region.sample(3000, lambda n, d: torch.rand(n, d, generator=torch.Generator().manual_seed(5)).double())
+    u, exact = result.solution(p.x, p.t).detach(), problem.reference(p)
+    assert u.shape == exact.shape
+    assert result.rel_l2 == pytest.approx(float((u - exact).norm() / exact.norm()), rel=0.2)
+    assert result.max_error == pytest.approx(float((u - exact).abs().max()), rel=0.3)
+    assert result.rel_l2 < 0.5 * result.rel_l2_before
+    assert result.history[-1]["error/rel_l2"] == pytest.approx(result.rel_l2, rel=0.3)
+    assert (result.diverged, result.stalled, result.failure) == (False, False, "")
+    assert set(result.ranks.values()) == {3}
+    assert repr(result).startswith(
+        f"heat, odelora: relative L2 {result.rel_l2_before:.2e} -> {result.rel_l2:.2e} in 30 st"
+    )
+    assert json.loads(json.dumps(result.summary)) == result.summary
+
+
+# Left, taken up, saved and continued.
+
+
+def test_steps_can_be_left_and_taken_up_again():
+    whole, run = finished(begun()), begun()
+    for record in run:
+        if record.step == 4:
+            break
+    assert run.training.progress.step == 5
+    assert [record.step for record in run] == [*range(5, 12)]
+    assert_same_bits(run.result(), whole)
+    assert [*run] == []
+
+
+def test_a_result_can_be_asked_for_before_the_budget_is_spent():
+    run = begun()
+    next(iter(run))
+    result = run.result()
+    assert result.steps == 1
+    assert [row["step"] for row in result.history] == [0, 1]
+
+
+@pytest.mark.parametrize("settings", METHODS.values(), ids=METHODS)
+def test_a_saved_state_continues_with_the_same_bits(settings, tmp_path):
+    whole, run = finished(begun(**settings)), begun(**settings)
+    for record in run:
+        if record.step == 6:
+            break
+    torch.save(run.state_dict(), tmp_path / "state.pt")
+    continued = begun(**settings)
+    continued.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert continued.training.progress.step == 7
+    assert_same_bits(finished(continued), whole)
+    if "lora" in settings:
+        assert len({row["lora/rank"] for row in whole.history}) > 1, "the rank has changed on the way"
+
+
+@pytest.mark.parametrize("method", [po.odelora(po.LinearlyImplicit()), po.lora_adam()], ids=lambda m: m.name)
+def test_a_state_is_not_changed_by_the_steps_that_follow(method):
+    whole, run = finished(begun(method=method)), begun(method=method)
+    for record in run:
+        if record.step == 6:
+            break
+    state = run.state_dict()
+    finished(run)
+    for _ in range(2):
+        continued = begun(method=method)
+        continued.load_state_dict(state)
+        assert_same_bits(finished(continued), whole)
+
+
+# Files.
+
+
+@pytest.fixture
+def saved(tmp_path):
+    result = finished(begun())
+    result.save(tmp_path / "saved")
+    return result
+
+
+def test_a_saved_result_leaves_what_train_py_leaves(saved, compose, run, tmp_path):
+    done = run(compose("budget.steps=12", "log.every=3", "lora.rank=3", f"output_dir={tmp_path / 'typed'}"))
+    done.run.conclude(done.result, done.facts)
+    typed, ours = tmp_path / "typed", tmp_path / "saved"
+    assert {path.name for path in ours.iterdir()} == {path.name for path in typed.iterdir()} - {"last.ckpt"}
+    for name in ("adapter", "."):
+        assert {path.name for path in (ours / name).iterdir()} <= {path.name for path in (typed / name).iterdir()}
+    summary = [json.loads((folder / "summary.json").read_text()) for folder in (ours, typed)]
+    assert [*summary[0]] == [*summary[1]]
+    assert {name: summary[0][name] for name in ("problem", "method", "integrator")} == {
+        name: summary[1][name] for name in ("problem", "method", "integrator")
+    }
+    assert History(ours / "history.csv").columns == History(typed / "history.csv").columns
+    assert rows(History(ours / "history.csv").rows) == rows(saved.history)
+    # Both stand in one table.
+    assert sum(row["runs"] for row in compare(summaries([ours, typed]))) == 2
+
+
+def test_a_saved_result_is_loaded_as_the_same_function(saved, tmp_path):
+    x, t = np.linspace(-1, 1, 9)[:, None], np.linspace(0, 1, 5)
+    assert po.load(tmp_path / "saved")(x, t) == pytest.approx(saved.solution(x, t), rel=1e-11, abs=1e-13)
+    saved.adapter.save(tmp_path / "adapter")
+    expected, found = (
+        load_file(folder / "adapter_model.safetensors")
+        for folder in (tmp_path / "saved" / "adapter", tmp_path / "adapter")
+    )
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_a_method_on_all_weights_is_saved_as_a_network(tmp_path):
+    result = finished(begun(3, method=po.full_adam()))
+    result.save(tmp_path / "saved")
+    assert not (tmp_path / "saved" / "adapter").exists()
+    assert float(po.load(tmp_path / "saved")(0.3, 0.4)) == float(result.solution(0.3, 0.4))
+    with pytest.raises(po.InputError, match=r"^there is no adapter to save, because all weights were trained"):
+        result.adapter.save(tmp_path / "adapter")
+
+
+def again(folder, to):
+    """python train.py --config-path <folder> --config-name config output_dir=<to>"""
+    commandline.register()
+    with initialize_config_dir(str(folder), version_base="1.3"):
+        cfg = hydra_compose("config", [f"output_dir={to}", "logger.kind=csv", "trainer.accelerator=cpu"])
+        return commandline.begin(cfg)[0]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"method": po.odelora(po.RungeKutta(tableau.BOGACKI_SHAMPINE), retract=False), "points": FIXED},
+        {"lora": po.LoRA(rank="adaptive", targets=["linears.1", "linears.2"], also=["biases"], scale=2.0), "seed": 3},
+        {"method": po.lora_gd(po.RKC(order=2)), "precision": 32},
+        {"method": po.lora_adam(lr=1e-2), "derivatives": "autograd", "problem": Burgers(nu=0.03, conditions="soft")},
+    ],
+    ids=["default", "runge_kutta", "adaptive", "rkc", "adam"],
+)
+def test_the_saved_configuration_repeats_the_run(settings, run, tmp_path):
+    result = finished(begun(9, **settings))
+    result.save(tmp_path / "saved")
+    done = run(again(tmp_path / "saved", tmp_path / "again"))
+    assert_same_bits(done.result, result)
+    assert History(tmp_path / "again" / "history.csv").columns == [*result.history[0]]
+
+
+def test_a_folder_that_holds_a_run_is_not_written_to_and_not_continued(saved, compose, tmp_path):
+    with pytest.raises(po.InputError, match="already holds a run"):
+        saved.save(tmp_path / "saved")
+    with pytest.raises(po.InputError, match=r"is a finished run without last\.ckpt"):
+        commandline.begin(compose(f"resume={tmp_path / 'saved'}"))
+
+
+class Own(nn.Module):
+    """A network whose shape cannot be told from plain values."""
+
+    def __init__(self, first):
+        super().__init__()
+        self.layers = nn.Sequential(first, nn.Tanh(), nn.Linear(9, 9), nn.Tanh(), nn.Linear(9, 1)).double()
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def test_what_no_configuration_describes_is_given_to_load(tmp_path):
+    box = po.Box(x=(0, 1), t=(0, 1))
+    wave = po.problem(
+        coords="xt", region=box, pde=lambda f: f.u_tt - f.u_xx, ic=(box.face(t=0.0), lambda f: f.u - torch.sin(f.x))
+    )
+    torch.manual_seed(0)
+    net = Own(nn.Linear(2, 9))
+    result = po.adapt(net, wave, **SHORT, budget=po.Budget(steps=3), device="cpu")
+    assert math.isnan(result.rel_l2)
+    result.save(tmp_path / "saved")
+    with pytest.raises(po.InputError, match=r"cannot build the problem here \(.*\); give it: load\(run, problem="):
+        po.load(tmp_path / "saved")
+    with pytest.raises(po.InputError, match=r"cannot build the network here \(.*\); give it: load\(run, net=\.\.\.\)"):
+        po.load(tmp_path / "saved", problem=wave)
+    u = po.load(tmp_path / "saved", net, wave)
+    assert float(u(0.3, 0.4)) == pytest.approx(float(result.solution(0.3, 0.4)), rel=1e-11)
+
+
+# Measurements and unknown coefficients.
+
+
+def measured(problem, n=30):
+    """Values of the reference at random points, as arrays by name."""
+    p = problem.region.sample(n, lambda n, d: torch.rand(n, d, generator=torch.Generator().manual_seed(2)).double())
+    return {name: p[name][:, 0].numpy() for name in problem.coords} | {"u": problem.reference(p)[:, 0].numpy()}
+
+
+def test_measurements_are_columns_by_name_or_a_file(tmp_path):
+    data = measured(Heat())
+    np.savez(tmp_path / "data.npz", **data)
+    settings = {"problem": Heat(), "data_weight": 10.0}
+    arrays, file = (finished(begun(data=given, **settings)) for given in (data, tmp_path / "data.npz"))
+    assert_same_bits(arrays, file)
+    plain = finished(begun(problem=Heat()))
+    assert "loss/data" in arrays.history[0]
+    assert "loss/data" not in plain.history[0]
+
+
+def test_an_unknown_coefficient_is_found_with_its_interval_and_loaded(run, tmp_path):
+    true, guess = Heat(kappa=0.1), Heat(kappa=0.05)
+    data = measured(true)
+    settings = {
+        "unknown": ["kappa"],
+        "data": data,
+        "data_weight": 10.0,
+        "points": po.Sampling(interior=200, boundary=40),
+    }
+    result = finished(begun(60, guess, **settings))
+    found = result.coefficients["kappa"]
+    assert found["estimate"] == pytest.approx(0.1, rel=0.02)
+    assert found["low"] < found["estimate"] < found["high"]
+    assert result.problem.kappa == found["estimate"]
+    assert [result.history[i]["coefficient/kappa"] for i in (0, -1)] == [0.05, found["estimate"]]
+    assert f"kappa = {found['estimate']:.6g} (95 % interval" in repr(result)
+    assert result.summary["coefficients"] == result.coefficients
+    result.save(tmp_path / "saved")
+    u = po.load(tmp_path / "saved")
+    assert u.problem.kappa == found["estimate"]
+    assert float(u(0.3, 0.4)) == pytest.approx(float(result.solution(0.3, 0.4)), rel=1e-10)
+    # The measurements are in the folder, too.
+    assert_same_bits(run(again(tmp_path / "saved", tmp_path / "again")).result, result)
+
+
+# Failures.
+
+
+def test_numbers_that_fail_end_the_run_at_the_last_good_solution(tmp_path):
+    result = finished(begun(method=po.lora_gd(po.RungeKutta(tableau.EULER, h=1e200))))
+    assert "loss term 'pde'" in result.failure
+    assert "linears.1" in result.failure
+    assert result.diverged
+    assert result.steps < 12
+    x, t = np.linspace(-1, 1, 9)[:, None], np.linspace(0, 1, 5)
+    assert np.isfinite(result.solution(x, t)).all()
+    assert all(bool(x.isfinite().all()) for x in result.net.state_dict().values())
+    result.save(tmp_path / "saved")
+    assert np.isfinite(po.load(tmp_path / "saved")(x, t)).all()
+    summary = json.loads((tmp_path / "saved" / "summary.json").read_text())
+    assert (summary["diverged"], summary["failure"]) == (True, result.failure)
+
+
+def test_a_network_that_is_not_finite_is_refused():
+    net = network()
+    with torch.no_grad():
+        net.linears[2].weight[0, 0] = math.nan
+    with pytest.raises(po.InputError, match=r"^linears\.2\.weight of the network holds values that are NaN or inf"):
+        po.adapt(net, Burgers(), **SHORT, budget=po.Budget(steps=5))
+
+
+def test_a_network_whose_loss_overflows_is_returned_as_it_was():
+    net = network()
+    with torch.no_grad():
+        net.linears[2].weight[0, 0] = 1e300
+    result = po.adapt(net, Burgers(), **SHORT, budget=po.Budget(steps=5))
+    assert "NaN or infinite" in result.failure
+    assert (result.steps, result.diverged) == (0, True)
+    assert result.rel_l2 == pytest.approx(result.rel_l2_before, rel=1e-9)
+
+
+# Refusals, in the terms of Python.
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"rank": 13}, r"^rank is 13, but it must be at most 12 for layer linears\.1 of shape \(12, 12\)\.$"),
+        ({"rank": 0}, r"^rank is 0, but it must be a whole number of at least 1 or auto or adaptive\.$"),
+        ({"rank": 4, "lora": po.LoRA(rank=4)}, r"^rank and lora are both given, .*: give one\.$"),
+        ({"lora": po.LoRA(targets="layers.*")}, r"^Unknown layer pattern in targets: 'layers\.\*'.*linears\.1"),
+        ({"unknown": ["nu"]}, r"^nu is unknown, but there are no measurements to find it from: give data\.$"),
+        ({"unknown": ["mu"]}, r"^Unknown coefficient of Burgers in unknown: 'mu'; allowed: amplitude, nu\.$"),
+        (
+            {"unknown": "nu", "method": po.lora_adam(), "data": {"x": [0.1], "t": [0.2], "u": [0.3]}},
+            r"^nu is unknown, but only an implicit scheme can find it: choose odelora, lora_gd or full_implicit with",
+        ),
+        ({"seed": -1}, r"^seed is -1, but it must be a whole number of at least 0"),
+        ({"precision": 16}, r"^precision is 16, but it must be 32 or 64\.$"),
+        ({"derivatives": "jet"}, r"^Unknown derivatives engine 'jet' .*; allowed: auto, autograd, jets\.$"),
+        ({"data_weight": 0.0, "data": {"x": [0.1], "t": [0.2], "u": [0.3]}}, r"^data_weight is 0\.0, but"),
+        ({"data": {"x": [0.1], "u": [0.3]}}, r"has no column 't'"),
+        (
+            {"lora": po.LoRA(rank="adaptive"), "method": po.lora_adam()},
+            r"^rank is adaptive, but lora_adam .*: choose odelora or lora_gd, or a number\.$",
+        ),
+        (
+            {"lora": po.LoRA(start="zero"), "method": po.odelora(po.RungeKutta(tableau.EULER))},
+            r"^start is zero, .*: give h, or start from factors of full rank, orthonormal or pissa\.$",
+        ),
+        ({"lora": po.LoRA(rank="adaptive", adaptive=po.AdaptiveRank(start=13))}, r"^adaptive\.start is 13, but"),
+    ],
+)
+def test_refusals_name_the_arguments(settings, sentence):
+    net = network()
+    before = [x.clone() for x in net.state_dict().values()]
+    with pytest.raises(po.InputError, match=sentence) as refused:
+        po.adapt(net, Burgers(), **settings)
+    said = str(refused.value)
+    assert said.endswith(".")
+    assert not any(word in said for word in ("lora.rank", "data.file", "budget.", "problem."))
+    assert all(torch.equal(a, b) for a, b in zip(before, net.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("net", "problem", "sentence"),
+    [
+        (network(), Kovasznay(), r"\(3, 1\), but it must give \(3, 3\), one column for each of u, v, p\.$"),
+        (po.MLP(3, 1), Burgers(), r"^[Tt]he network cannot be called with inputs of shape \(3, 2\)"),
+        (lambda x: x, Burgers(), r"^[Tt]he network is a function, not a torch module\.$"),
+        (po.MLP(2, 1, depth=1), Burgers(), r"set targets to the layers to adapt, or take a deeper network\.$"),
+    ],
+)
+def test_networks_that_do_not_fit_are_refused(net, problem, sentence):
+    with pytest.raises(po.InputError, match=sentence):
+        po.adapt(net, problem)
+
+
+def test_an_unknown_argument_is_refused():
+    with pytest.raises(TypeError, match="rang"):
+        po.adapt(network(), Burgers(), rang=4)
+
+
+# Somebody's own Trainer.
+
+
+def trainer(folder, *callbacks, **settings):
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu", "max_epochs": -1}
+    return L.Trainer(logger=CSVLogger(folder), callbacks=[*callbacks], **quiet | settings)
+
+
+def test_a_plain_trainer_fits_an_adaptation_to_the_end(tmp_path):
+    module = po.ODELoRAModule(begun(), block=5)
+    trainer(tmp_path, enable_checkpointing=False).fit(module)
+    assert_same_bits(module.adaptation.result(), finished(begun()))
+    logged = History(next(tmp_path.rglob("metrics.csv"))).rows
+    assert rows(logged) == rows(module.adaptation.history)
+
+
+def test_early_stopping_ends_a_run_between_two_blocks(tmp_path):
+    run = begun(1000)
+    stopping = EarlyStopping("loss", stopping_threshold=1e6)
+    trainer(tmp_path, stopping, limit_train_batches=2, enable_checkpointing=False).fit(po.ODELoRAModule(run, block=4))
+    assert stopping.stopped_epoch == 0
+    result = run.result()
+    assert result.steps == 8
+    assert [row["step"] for row in result.history] == [0, 3, 6, 8]
+
+
+def test_a_checkpoint_of_the_lowest_loss_continues_with_the_same_bits(tmp_path):
+    best = ModelCheckpoint(tmp_path / "kept", monitor="loss", save_top_k=1)
+    whole = begun(24)
+    trainer(tmp_path, best, limit_train_batches=2).fit(po.ODELoRAModule(whole, block=3))
+    assert Path(best.best_model_path).is_file()
+    lowest = min(row["loss"] for row in whole.history[:-1] if (row["step"] + 3) % 6 == 0)
+    assert float(best.best_model_score) == pytest.approx(lowest)
+    continued = begun(24)
+    trainer(tmp_path, enable_checkpointing=False).fit(
+        po.ODELoRAModule(continued, block=3), ckpt_path=best.best_model_path
+    )
+    first = continued.history[0]["step"]
+    assert first > 0
+    kept = [row for row in whole.history if row["step"] >= first]
+    assert rows(continued.history) == rows(kept)
+
+
+def test_a_limit_of_the_trainer_counts_steps(tmp_path):
+    run = begun(1000)
+    fitted = trainer(tmp_path, enable_checkpointing=False, max_steps=10)
+    fitted.fit(po.ODELoRAModule(run, block=5))
+    assert fitted.global_step == run.result().steps == 10
