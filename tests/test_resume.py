@@ -80,7 +80,7 @@ def test_an_interrupted_run_ends_with_the_bits_of_an_uninterrupted_one(overrides
 
 
 def kill_and_resume(kills, tmp_path, seed):
-    """A run killed at random moments until it has been killed often enough, then left to finish."""
+    """A run killed at random rows of its history, then left to finish."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PINN_ODELORA_CACHE": str(tmp_path / "cache")}
     short = [
         *(
@@ -92,37 +92,28 @@ def kill_and_resume(kills, tmp_path, seed):
         ),
         *("log.every=10", "checkpoint.every=10", "points=fresh", "budget.gradient_evals=null", "budget.steps=200"),
     ]
-    train = [sys.executable, "train.py"]
-
-    def start(arguments):
-        return subprocess.Popen([*train, *arguments], cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
-
-    def begin_or_continue(folder):
-        begun = (folder / "config.yaml").exists()
-        return start([f"resume={folder}"] if begun else [*short, f"output_dir={folder}"])
-
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    began = time.monotonic()
-    assert start([*short, f"output_dir={whole}"]).wait() == 0
-    duration = time.monotonic() - began
 
-    dice, done = random.Random(seed), 0
-    while done < kills:
-        process = begin_or_continue(parts)
-        time.sleep(dice.uniform(0.3, 1.0) * duration)
-        if process.poll() is not None:
-            # It came to its end before the blow: start over, the kills so far stay counted.
-            assert process.returncode == 0
-            compare(whole, parts)
-            parts = tmp_path / f"parts{done}"
-            continue
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        done += 1
-    assert (
-        start([f"resume={parts}"] if (parts / "config.yaml").exists() else [*short, f"output_dir={parts}"]).wait() == 0
-    )
+    def start(folder):
+        begun = (folder / "config.yaml").exists()
+        arguments = [f"resume={folder}"] if begun else [*short, f"output_dir={folder}"]
+        command = [sys.executable, "train.py", *arguments]
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+
+    assert start(whole).wait() == 0
+    for rows in sorted(random.Random(seed).choices(range(1, 19), k=kills)):
+        kill_at(start(parts), parts / "history.csv", rows)
+    assert start(parts).wait() == 0
     compare(whole, parts)
+
+
+def kill_at(process, history, rows):
+    """End a process as soon as its history has so many rows; a continued one may have them when it starts."""
+    while not history.exists() or history.read_text().count("\n") <= rows:
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
 
 
 def compare(whole, parts):
