@@ -42,6 +42,23 @@ def test_product_follows_the_projected_full_gradient(m, n, r, generator):
     assert float(difference.abs().max()) < 1e-10
 
 
+def test_a_direction_that_is_not_needed_keeps_its_digits_in_every_gauge(generator):
+    """σ_2/σ_1 = 1e-12, as in a rank too many: of Gram matrices that are formed four digits would be left."""
+    U, V = (torch.linalg.qr(random(n, 2, generator=generator)).Q for n in (7, 5))
+    Q = torch.linalg.qr(random(2, 2, generator=generator)).Q
+    root = torch.tensor([1.0, 1e-6], dtype=torch.float64)
+    y, G = Factors(Q.T @ (root[:, None] * V.T), U * root @ Q), random(7, 5, generator=generator)
+    moved = product_velocity(y, balanced_flow(y, Factors(SCALE * y.B.T @ G, SCALE * G @ y.A.T), SCALE))
+    P_U, P_V = U @ U.T, V @ V.T
+    assert torch.allclose(moved, P_U @ G @ P_V - P_U @ G - G @ P_V, atol=1e-8)
+
+
+def test_a_rank_above_the_size_of_a_factor_is_refused(generator):
+    y, _, g = generic(7, 2, 3, generator)
+    with pytest.raises(InputError, match="factor A has lost rank"):
+        balanced_flow(y, g, SCALE)
+
+
 @shapes
 def test_balance_does_not_move_from_any_starting_point(m, n, r, generator):
     y, _, g = generic(m, n, r, generator)

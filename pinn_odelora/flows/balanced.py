@@ -39,11 +39,11 @@ def balanced_flow(y: Factors, g: Factors, scale: float) -> Factors:
     A, B, g_A, g_B = (x.double() for x in (*y, *g))
     a, U_A = gram_spectrum(A, "A")
     b, U_B = gram_spectrum(B.mT, "B")
-    inverse_A = U_A / a[..., None, :] @ U_A.mT
-    inverse_B = U_B / b[..., None, :] @ U_B.mT
-    dA = inverse_B @ g_A / scale**2
-    dB = g_B @ inverse_A / scale**2
-    dB = dB - B @ (inverse_B @ (B.mT @ dB))
-    # In the eigenbases of S_B and S_A, (2) is an entrywise division.
-    X = U_B @ (U_B.mT @ (dA @ A.mT) @ U_A / (b[..., :, None] + a[..., None, :])) @ U_A.mT
-    return Factors((X @ A - dA).to(y.A), (-dB - B @ X).to(y.B))
+    a, b = a[..., None, :], b[..., :, None]
+    # In the eigenbases of S_B and S_A, inverses and (2) are entrywise divisions. A formed inverse would mix the
+    # rounding errors of all directions with 1/σ_r.
+    dA = U_B.mT @ g_A / (b * scale**2)
+    dB = g_B @ U_A / (a * scale**2)
+    dB = dB - B @ (U_B @ (U_B.mT @ (B.mT @ dB) / b))
+    X = dA @ (A.mT @ U_A) / (b + a)
+    return Factors((U_B @ (X @ (U_A.mT @ A) - dA)).to(y.A), (-(dB + B @ U_B @ X) @ U_A.mT).to(y.B))

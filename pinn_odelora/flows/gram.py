@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, linalg
+from torch.nn import functional
 
 from pinn_odelora.errors import InputError
 
@@ -32,16 +33,18 @@ def gram_spectrum(factor: Tensor, name: str) -> tuple[Tensor, Tensor]:
 
 
 def spectrum(factor: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    """Eigenvalues and eigenvectors as ``gram_spectrum``, for a factor of any rank.
+    """The same, whatever the rank.
 
-    Args:
-        factor: F (…, r, n), which is A or Bᵀ.
-        name: name of the factor, for the message.
+    From the singular values of the factor: those of its Gram matrix, formed, would have an error of 1e-16 of the
+    largest one. In a gauge where the Gram matrix is not diagonal that is all of the digits of a direction that is not
+    needed, whose singular value goes to zero.
 
     Raises:
-        FloatingPointError: if the factor is not finite, or its Gram matrix overflows.
+        FloatingPointError: as ``gram_spectrum``.
     """
-    gram = factor @ factor.mT
-    if not bool(torch.isfinite(gram).all()):
+    R = linalg.qr(factor.mT, mode="r").R
+    R = functional.pad(R, (0, 0, 0, factor.shape[-2] - R.shape[-2]))  # zeros where r > n
+    if not bool(torch.isfinite(R.square().sum())):
         raise FloatingPointError(f"the factor {name} is NaN or infinite, or its Gram matrix overflows")
-    return linalg.eigh(gram)
+    _, sigma, V = linalg.svd(R)
+    return sigma.square().flip(-1), V.mT.flip(-1)
