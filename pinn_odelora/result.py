@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
@@ -18,10 +18,8 @@ from pinn_odelora.lowrank.adapter_files import save_adapter
 from pinn_odelora.lowrank.layer import LowRankLinear, adapters
 from pinn_odelora.matrices import UnitMatrices
 from pinn_odelora.naming import integrator_name, snake_case
+from pinn_odelora.runs.ended import EndedRun
 from pinn_odelora.runs.save import save
-
-if TYPE_CHECKING:
-    from pinn_odelora.adaptation import Adaptation
 
 
 class Adapter:
@@ -67,7 +65,7 @@ class Result:
         summary: all of it in a dictionary of plain values, as ``summary.json`` has it.
     """
 
-    def __init__(self, adaptation: Adaptation, errors: Mapping[str, float]) -> None:
+    def __init__(self, adaptation: EndedRun, errors: Mapping[str, float]) -> None:
         training = adaptation.training
         p = training.progress
         self.adaptation = adaptation

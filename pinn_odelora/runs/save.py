@@ -8,7 +8,7 @@ import io
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,13 +22,10 @@ from pinn_odelora.files import write_bytes, write_json, write_text
 from pinn_odelora.formulation import Term
 from pinn_odelora.integrators import Tableau, tableau
 from pinn_odelora.naming import integrator_name, snake_case
+from pinn_odelora.runs.ended import EndedRun, Outcome
 from pinn_odelora.runs.folder import ADAPTER, BASE, COEFFICIENTS, CONFIG, HISTORY, START, SUMMARY, WEIGHTS
 from pinn_odelora.runs.history import History
 from pinn_odelora.runs.location import check_free
-
-if TYPE_CHECKING:
-    from pinn_odelora.adaptation import Adaptation
-    from pinn_odelora.result import Result
 
 DATA = "data.npz"
 """Measured values that were given as arrays."""
@@ -50,7 +47,7 @@ OTHERS = {
 """Keys of the command line that a run in Python does not have."""
 
 
-def save(result: Result, folder: Path) -> None:
+def save(result: Outcome, folder: Path) -> None:
     """Write a run that was made in Python.
 
     Raises:
@@ -70,7 +67,7 @@ def save(result: Result, folder: Path) -> None:
 
 
 def save_outcome(
-    result: Result, folder: Path, facts: dict[str, Any], names: dict[str, Any] | None = None
+    result: Outcome, folder: Path, facts: dict[str, Any], names: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """Weights, coefficients, figures, and the summary, which is written last and returned.
 
@@ -92,7 +89,7 @@ def save_outcome(
     return summary
 
 
-def save_figures(result: Result, folder: Path) -> None:
+def save_figures(result: Outcome, folder: Path) -> None:
     """solution.png and history.png."""
     # matplotlib is imported for them alone.
     from pinn_odelora.runs import figures
@@ -115,7 +112,7 @@ def _version(name: str) -> str | None:
         return None
 
 
-def configuration(adaptation: Adaptation, folder: Path) -> dict[str, Any]:
+def configuration(adaptation: EndedRun, folder: Path) -> dict[str, Any]:
     """The settings of a run as the command line's configuration, which repeats it.
 
     A network or problem whose class cannot be built from plain values has a ``_target_`` all the same; ``load`` then
