@@ -53,8 +53,8 @@ Data = str | Path | Term | Mapping[str, ArrayLike]
 class Adaptation:
     """A network on its way to another problem: iterate over it for the records of its steps, then ask for ``result()``.
 
-    Whatever can be refused is refused here, before anything is trained; the network is first changed when the iteration
-    starts. An iteration that was left can be taken up again, and ``state_dict`` continues it elsewhere.
+    Invalid input raises here, before anything is trained; the network is first changed when the iteration starts. An
+    iteration that was left can be taken up again, and ``state_dict`` continues it elsewhere.
 
     Args:
         net: the pretrained network, (N, inputs) -> (N, fields); it is put in float64 and changed in place.
@@ -124,7 +124,7 @@ class Adaptation:
         self._concluded = False
         self._error_before: float | None = None
 
-    # What can be refused.
+    # Checks.
 
     def _check_method(self) -> None:
         if self.lora.rank == ADAPTIVE and self.method.trains == "factors" and self.method.integrator is None:

@@ -403,7 +403,7 @@ def _check_functions(posed: Equation) -> None:
         r = _residual(name, term, AutogradField(free, p, posed.fields, posed.coords))
         if hard and name in posed.enforced:
             left = _residual(name, term, AutogradField(hard, p, posed.fields, posed.coords))
-            # Written so that a NaN is refused too.
+            # Written so that a NaN raises, too.
             if not float(left.abs().max()) <= ENFORCED * (1 + float(r.abs().max())):
                 raise InputError(
                     f"{name} is enforced, but the ansatz does not satisfy it: its residual reaches "

@@ -1,8 +1,8 @@
 """The two ways a run may refuse: bad input before it starts, and numbers that stopped being finite.
 
-A value that breaks a rule is refused where the object is made that holds it, in the caller's terms: ``h is -1, but it
-must be a finite number above 0 or None.`` in Python. Whoever built the object from names of their own, as the command
-line does, says so by ``within``: ``integrator.h is -1, but ...``.
+A value that breaks a rule raises an error where the object that holds it is made, in the caller's terms: ``h is -1, but
+it must be a finite number above 0 or None.`` in Python. Whoever built the object from names of their own, as the
+command line does, says so by ``within``: ``integrator.h is -1, but ...``.
 """
 
 from __future__ import annotations

@@ -35,8 +35,8 @@ METHODS = {
         "rank": "adaptive",
         "lora": po.LoRA(rank="adaptive", adaptive=po.AdaptiveRank(outside=0.05, residuals=0.1)),
     },
-    "rk4": {"method": po.odelora(po.RungeKutta(tableau.RK4))},
-    "lora_adam": {"method": po.lora_adam()},
+    "rk4": {"method": po.methods.odelora(po.RungeKutta(tableau.RK4))},
+    "lora_adam": {"method": po.methods.lora_adam()},
 }
 METHODS["adaptive"].pop("rank")
 
@@ -164,7 +164,9 @@ def test_a_saved_state_continues_with_the_same_bits(settings, tmp_path):
         assert len({row["lora/rank"] for row in whole.history}) > 1, "the rank has changed on the way"
 
 
-@pytest.mark.parametrize("method", [po.odelora(po.LinearlyImplicit()), po.lora_adam()], ids=lambda m: m.name)
+@pytest.mark.parametrize(
+    "method", [po.methods.odelora(po.LinearlyImplicit()), po.methods.lora_adam()], ids=lambda m: m.name
+)
 def test_a_state_is_not_changed_by_the_steps_that_follow(method):
     whole, run = finished(begun(method=method)), begun(method=method)
     for record in run:
@@ -219,7 +221,7 @@ def test_a_saved_result_is_loaded_as_the_same_function(saved, tmp_path):
 
 
 def test_a_method_on_all_weights_is_saved_as_a_network(tmp_path):
-    result = finished(begun(3, method=po.full_adam()))
+    result = finished(begun(3, method=po.methods.full_adam()))
     result.save(tmp_path / "saved")
     assert not (tmp_path / "saved" / "adapter").exists()
     assert float(po.load(tmp_path / "saved")(0.3, 0.4)) == float(result.solution(0.3, 0.4))
@@ -239,10 +241,14 @@ def again(folder, to):
     "settings",
     [
         {},
-        {"method": po.odelora(po.RungeKutta(tableau.BOGACKI_SHAMPINE), retract=False), "points": FIXED},
+        {"method": po.methods.odelora(po.RungeKutta(tableau.BOGACKI_SHAMPINE), retract=False), "points": FIXED},
         {"lora": po.LoRA(rank="adaptive", targets=["linears.1", "linears.2"], also=["biases"], scale=2.0), "seed": 3},
-        {"method": po.lora_gd(po.RKC(order=2)), "precision": 32},
-        {"method": po.lora_adam(lr=1e-2), "derivatives": "autograd", "problem": Burgers(nu=0.03, conditions="soft")},
+        {"method": po.methods.lora_gd(po.RKC(order=2)), "precision": 32},
+        {
+            "method": po.methods.lora_adam(lr=1e-2),
+            "derivatives": "autograd",
+            "problem": Burgers(nu=0.03, conditions="soft"),
+        },
     ],
     ids=["default", "runge_kutta", "adaptive", "rkc", "adam"],
 )
@@ -339,7 +345,7 @@ def test_an_unknown_coefficient_is_found_with_its_interval_and_loaded(run, tmp_p
 
 
 def test_numbers_that_fail_end_the_run_at_the_last_good_solution(tmp_path):
-    result = finished(begun(method=po.lora_gd(po.RungeKutta(tableau.EULER, h=1e200))))
+    result = finished(begun(method=po.methods.lora_gd(po.RungeKutta(tableau.EULER, h=1e200))))
     assert "loss term 'pde'" in result.failure
     assert "linears.1" in result.failure
     assert result.diverged
@@ -384,7 +390,7 @@ def test_a_network_whose_loss_overflows_is_returned_as_it_was():
         ({"unknown": ["nu"]}, r"^nu is unknown, but there are no measurements to find it from: give data\.$"),
         ({"unknown": ["mu"]}, r"^Unknown coefficient of Burgers in unknown: 'mu'; allowed: amplitude, nu\.$"),
         (
-            {"unknown": "nu", "method": po.lora_adam(), "data": {"x": [0.1], "t": [0.2], "u": [0.3]}},
+            {"unknown": "nu", "method": po.methods.lora_adam(), "data": {"x": [0.1], "t": [0.2], "u": [0.3]}},
             r"^nu is unknown, but only an implicit scheme can find it: choose odelora, lora_gd or full_implicit with",
         ),
         ({"seed": -1}, r"^seed is -1, but it must be a whole number of at least 0"),
@@ -393,11 +399,11 @@ def test_a_network_whose_loss_overflows_is_returned_as_it_was():
         ({"data_weight": 0.0, "data": {"x": [0.1], "t": [0.2], "u": [0.3]}}, r"^data_weight is 0\.0, but"),
         ({"data": {"x": [0.1], "u": [0.3]}}, r"has no column 't'"),
         (
-            {"lora": po.LoRA(rank="adaptive"), "method": po.lora_adam()},
+            {"lora": po.LoRA(rank="adaptive"), "method": po.methods.lora_adam()},
             r"^rank is adaptive, but lora_adam .*: choose odelora or lora_gd, or a number\.$",
         ),
         (
-            {"lora": po.LoRA(start="zero"), "method": po.odelora(po.RungeKutta(tableau.EULER))},
+            {"lora": po.LoRA(start="zero"), "method": po.methods.odelora(po.RungeKutta(tableau.EULER))},
             r"^start is zero, .*: give h, or start from factors of full rank, orthonormal or pissa\.$",
         ),
         ({"lora": po.LoRA(rank="adaptive", adaptive=po.AdaptiveRank(start=13))}, r"^adaptive\.start is 13, but"),

@@ -332,7 +332,7 @@ WRONG = [
     ("lora.rank=true", "lora.rank is true"),
     ("lora.scale=0", "lora.scale is 0"),
     ("lora.start=ones", "lora.start is ones, but it must be zero, orthonormal or pissa."),
-    ("lora.rank=adaptive lora.start=zero", "lora.start is zero, but it must be pissa or orthonormal where the rank is"),
+    ("lora.rank=adaptive lora.start=zero", "lora.start is zero, but it must be pissa or orthonormal if the rank is"),
     ("lora.rank=adaptive lora.adaptive.start=20", "lora.adaptive.start is 20, but it must be at most"),
     ("lora.adaptive.max=3", "lora.rank is auto, but it must be adaptive where lora.adaptive.max is given."),
     ("lora.start_size=-1", "lora.start_size is -1"),

@@ -184,7 +184,7 @@ def test_the_python_of_the_guide_runs(page, tmp_path, monkeypatch):
         assert found["record"].step in (1, 2)
         assert math.isfinite(result.rel_l2)  # of po.problem, with its reference
     if page == "your-own-model":
-        assert found["loss"].item() < 0.9 * float((found["targets"]).square().mean())
+        assert found["loss"].item() < 0.85 * float((found["targets"]).square().mean())
     if page == "inverse-problems":
         assert found["result"].coefficients.keys() == {"nu"}
 

@@ -172,7 +172,7 @@ def test_python_and_the_command_line_refuse_the_same_value_each_in_its_own_words
         (lambda: Sampling(fresh=None), "fresh is None, but it must be True or False."),
         (lambda: LoRA(rank=0), "rank is 0, but it must be a whole number of at least 1 or auto or adaptive."),
         (lambda: LoRA(also="last"), "also is 'last', but it must be a list of words, each biases or last."),
-        (lambda: LoRA(rank="adaptive", start="zero"), "start is 'zero', but it must be pissa or orthonormal where"),
+        (lambda: LoRA(rank="adaptive", start="zero"), "start is 'zero', but it must be pissa or orthonormal if"),
         (lambda: MLP(2, 1, width=0), "width is 0, but it must be a whole number of at least 1."),
         (lambda: MLP(2, 1, depth=1.5), "depth is 1.5, but it must be a whole number of at least 1."),
     ],

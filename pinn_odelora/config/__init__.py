@@ -5,7 +5,7 @@
     request          what was typed
     settings         which class holds which keys
     components       the objects that ``_target_`` names
-    checks           everything that can be refused before a run starts
+    checks           every check before a run starts
     folders          where a run leaves its files, and continuing it
     sentences        invalid input in words
     build, running   the objects that a configuration names, and the run itself

@@ -36,7 +36,7 @@ class Experiment(NamedTuple):
 
 
 def experiment(cfg: DictConfig) -> Experiment:
-    """Build everything that a configuration names; whatever can be refused is refused here.
+    """Build everything that a configuration names; invalid settings raise here.
 
     Raises:
         InputError: one sentence on what does not fit.

@@ -1,4 +1,4 @@
-"""Everything that can be refused before a run starts, so that a sweep does not end at its last job.
+"""Every check before a run starts, so that a sweep does not end at its last job.
 
 Keys that do not exist; values, each by the rule of the object that holds it; files that are not there; and settings
 that the chosen method would not look at.

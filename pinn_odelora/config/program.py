@@ -39,7 +39,7 @@ def begin(cfg: DictConfig) -> tuple[DictConfig, Path]:
     ``choices`` in it names problem, net, method and integrator, the latter None for a method without.
 
     Raises:
-        InputError: for whatever can be refused before anything is trained.
+        InputError: for any invalid input, before anything is trained.
     """
     request = Request.current()
     cfg, names = checked(cfg, request)
