@@ -127,6 +127,16 @@ def retract(y: LowRank, frame: Frame, z: Tensor) -> Retracted:
     return truncate(moved, len(y.sigma))
 
 
+def regauge(y: Factors, former: Factors) -> Factors:
+    """The balanced pair with the product of a balanced one that is closest to a previous pair, computed in float64.
+
+    Args:
+        y: A (…, r, n) and B (…, m, r), balanced.
+        former: the previous pair, see ``manifolds.factors``.
+    """
+    return Factors(*(x.to(y.A) for x in aligned(Factors(y.A.double(), y.B.double()), former)))
+
+
 def rebalance(y: Factors, former: Factors | None = None) -> Factors:
     """The balanced pair with the same product, computed in float64.
 

@@ -25,7 +25,7 @@ from pinn_odelora.integrators.base import Local, Report, Step, Velocity
 from pinn_odelora.linalg.plan import Plan, Shape, plan
 from pinn_odelora.linearisation import Coordinates, Linearisation
 from pinn_odelora.manifolds.factors import Factors
-from pinn_odelora.manifolds.fixed_rank import LowRank, rebalance
+from pinn_odelora.manifolds.fixed_rank import LowRank, rebalance, regauge
 from pinn_odelora.manifolds.projected import Element, FixedRank, project, tangent
 from pinn_odelora.manifolds.space import FLAT
 from pinn_odelora.manifolds.variables import variable
@@ -82,7 +82,7 @@ def check_finite(tensors: Sequence[Tensor], names: Sequence[str], what: str) -> 
 
 
 def balanced(
-    groups: Sequence[Group], after: list[Tensor], before: list[Tensor], members: Sequence[int]
+    groups: Sequence[Group], after: list[Tensor], before: list[Tensor], members: Sequence[int], already: bool = False
 ) -> list[Tensor]:
     """Pairs of the same products, balanced, in the gauge nearest to the former one; in batches of one shape.
 
@@ -91,12 +91,14 @@ def balanced(
         after: the tensors of all groups.
         before: the same before the step.
         members: the groups to balance, where they are pairs.
+        already: whether their pairs are balanced, so that the gauge alone is to be chosen.
     """
+    turn = regauge if already else rebalance
     places, after = slices(groups), list(after)
     to, former = [after[at] for at in places], [before[at] for at in places]
     pairs = [i for i in members if is_pair(groups[i])]
     for batch in alike(pairs, lambda i: (to[i][0].shape, to[i][1].shape, to[i][0].dtype, to[i][0].device)):
-        found = rebalance(stacked(to, batch), stacked(former, batch))
+        found = turn(stacked(to, batch), stacked(former, batch))
         for j, i in enumerate(batch):
             after[places[i]] = [found.A[j], found.B[j]]
     return after

@@ -234,9 +234,9 @@ class ODELoRA(Optimizer):
         reached = chart.numbers(y)
         for i in moving:
             after[chart.places[i]] = reached[chart.places[i]]
-        balances = self.retract if isinstance(chart, FactorChart) else self.flow is balanced_flow
-        if balances:
-            after = balanced(self.param_groups, after, chart.before, moving)
+        in_factors = isinstance(chart, FactorChart)
+        if self.retract if in_factors else self.flow is balanced_flow:
+            after = balanced(self.param_groups, after, chart.before, moving, already=not in_factors)
         check_finite(after, chart.names, "step")
         return after
 
