@@ -175,7 +175,7 @@ def test_rebalancing_keeps_the_product_and_ends_on_the_manifold(m, n, r, generat
 
 @shapes
 def test_rebalancing_takes_the_pair_nearest_to_the_former_one(m, n, r, generator):
-    """No rotation of it, near or far, is nearer; SVD form, which is one of them, is farther."""
+    """No rotation of it, near or far, is closer; SVD form, which is one of them, is less close."""
     y, _, _ = generic(m, n, r, generator)
     former, _, _ = generic(m, n, r, generator)
     found = rebalance(y, former)

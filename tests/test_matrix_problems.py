@@ -329,7 +329,7 @@ def test_the_source_has_the_rank_of_the_factors(compose):
     assert (cfg.problem.rank, cfg.pretrain.source.rank) == (3, 5)
 
 
-# What is refused.
+# Invalid input.
 
 
 @pytest.mark.parametrize(

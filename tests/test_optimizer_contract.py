@@ -229,7 +229,7 @@ def test_present_gradients_are_checked_too():
 @embedded
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_an_error_control_takes_a_smaller_step_where_a_trial_fails(settings, bad):
-    """Every evaluation fails that is farther from the start than half of what the first step wants to go."""
+    """Every evaluation fails at a larger distance from the start than half of what the first step wants to go."""
     free, at = Regression(), Regression()
     free.optimizer(**settings).step(free.closure)
     start = at.products()

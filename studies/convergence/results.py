@@ -37,7 +37,7 @@ class Results:
 
     @property
     def going(self) -> Results:
-        """Those that came nearer and have a rate."""
+        """Those whose error fell and that have a rate."""
         return Results(r for r in self.records if not diverged(r) and r["rate"] is not None)
 
     @property
@@ -50,7 +50,7 @@ class Results:
         return [r["rate"] / r["predicted"] for r in self.going]
 
     def exponent(self, x: str, y: Callable[[Record], float] = lambda r: r["rate"]) -> Interval:
-        """Of y ∝ xᵖ over the seeds, from runs that came nearer."""
+        """Of y ∝ xᵖ over the seeds, from runs whose error fell."""
         table: dict[int, dict[float, float]] = {}
         for r in self.records:
             value = y(r)
