@@ -1,6 +1,7 @@
 """Error control: what is accepted, what the next step size is, and that a search for one ends."""
 
 import math
+from itertools import pairwise
 
 import pytest
 
@@ -29,7 +30,7 @@ def test_only_an_error_within_tolerance_is_accepted():
 def test_every_refused_step_shrinks_h():
     seen = []
     controlled(linear(1e4, seen), 1.0, 1.0, 0.25)
-    assert all(b <= 0.9 * a for a, b in zip(seen, seen[1:], strict=False))
+    assert all(b <= 0.9 * a for a, b in pairwise(seen))
 
 
 def test_the_next_step_follows_both_errors():
@@ -58,6 +59,6 @@ def test_a_search_without_end_ends():
         calls.append(h)
         raise FloatingPointError("overflow")
 
-    with pytest.raises(FloatingPointError, match="No step down to h = .* meets the tolerance"):
+    with pytest.raises(FloatingPointError, match=r"No step down to h = .* meets the tolerance"):
         controlled(never, 1.0, 1.0, 0.5)
     assert len(calls) == TRIALS

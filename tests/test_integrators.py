@@ -62,8 +62,8 @@ class Bent(Linear):
 class Descent:
     """The gradient flow of a toy's loss, for schemes of every kind; counts its evaluations.
 
-    Points at a larger distance than ``edge`` from the start have the value ``bad``, a negative edge leaves none with a good one; and
-    so has what is evaluated after the first ``most`` times.
+    Points at a larger distance than ``edge`` from the start have the value ``bad``, a negative edge leaves none with a
+    good one; and so has what is evaluated after the first ``most`` times.
     """
 
     def __init__(self, toy, start, space):
