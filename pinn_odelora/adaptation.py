@@ -37,13 +37,14 @@ from pinn_odelora.nets import check_network
 from pinn_odelora.objective import Objective
 from pinn_odelora.optim.methods import Method, odelora
 from pinn_odelora.result import Result
-from pinn_odelora.rules import one_of, whole
+from pinn_odelora.rules import null, one_of, whole
 from pinn_odelora.sampling.batch_size import drawn_residuals, sufficient_size
 from pinn_odelora.sampling.sampler import Sampler
 from pinn_odelora.sampling.settings import Sampling
 from pinn_odelora.selection.initial_rank import RANKS, initial_rank
 from pinn_odelora.selection.rank import AdaptiveRank, RankAdaptation
 from pinn_odelora.system import Solution, System
+from pinn_odelora.threads import threads
 
 DTYPES = {32: torch.float32, 64: torch.float64}
 Data = str | Path | Term | Mapping[str, ArrayLike]
@@ -71,6 +72,7 @@ class Adaptation:
         precision: 32 or 64 bits for network, points and factors.
         derivatives: ``auto``, ``jets`` or ``autograd``.
         log: how often, and on how many points, the run is measured.
+        threads: CPU threads of torch during a step; None leaves them as they are.
 
     Raises:
         InputError: one sentence on what does not fit.
@@ -93,11 +95,13 @@ class Adaptation:
         precision: Literal[32, 64] = 64,
         derivatives: str = "auto",
         log: Log | None = None,
+        threads: int | None = None,
     ) -> None:
         if rank is not None and lora is not None:
             raise InputError("rank and lora are both given, but rank is short for lora=LoRA(rank=...): give one.")
         self.seed = whole(0, 2**32 - 1).check("seed", seed)
         self.precision = one_of(*DTYPES).check("precision", precision)
+        self.threads = (whole(1) | null).check("threads", threads)
         self.method = method or odelora(LinearlyImplicit())
         self.points = points or Sampling()
         self.budget = budget or Budget(gradient_evals=500)
@@ -232,11 +236,15 @@ class Adaptation:
         return self
 
     def __iter__(self) -> Iterator[StepRecord]:
-        training = self.training
-        for record in loop.steps(training, self.budget, self.diagnostics):
+        records = loop.steps(self.training, self.budget, self.diagnostics)
+        while (record := self._next(records)) is not None:
             if record.measured:
                 self.history.append(record.measured)
             yield record
+
+    def _next(self, records: Iterator[StepRecord]) -> StepRecord | None:
+        with threads(self.threads):
+            return next(records, None)
 
     def conclude(self) -> None:
         """End the run: the network is the iterate that it returns, and the last row of the history describes it."""
@@ -329,7 +337,14 @@ def _unknown(names: str | Sequence[str], problem: Problem) -> tuple[str, ...]:
     return given
 
 
-def steps(net: nn.Module, problem: Problem, *, device: str = "auto", **settings: Any) -> Adaptation:
+def steps(
+    net: nn.Module,
+    problem: Problem,
+    *,
+    device: str = "auto",
+    threads: int | None = 1,
+    **settings: Any,
+) -> Adaptation:
     """The steps of an adaptation, to look at one after the other; ``net`` itself is not changed.
 
         run = steps(net, problem, rank=8)
@@ -341,19 +356,28 @@ def steps(net: nn.Module, problem: Problem, *, device: str = "auto", **settings:
         net: the pretrained network, (N, inputs) -> (N, fields).
         problem: the equation to adapt to.
         device: where to compute; ``auto`` is a CUDA device where there is one.
+        threads: CPU threads of torch during a step, and no longer; one is fastest for networks of the usual size. None
+            leaves them as they are.
         settings: as of ``Adaptation``.
 
     Raises:
         InputError: one sentence on what does not fit, before anything is trained.
     """
     net = copy.deepcopy(net)
-    adaptation = Adaptation(net.cpu() if isinstance(net, nn.Module) else net, problem, **settings)
+    adaptation = Adaptation(net.cpu() if isinstance(net, nn.Module) else net, problem, threads=threads, **settings)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     return adaptation if torch.device(device).type == "cpu" else adaptation.to(device)
 
 
-def adapt(net: nn.Module, problem: Problem, *, device: str = "auto", **settings: Any) -> Result:
+def adapt(
+    net: nn.Module,
+    problem: Problem,
+    *,
+    device: str = "auto",
+    threads: int | None = 1,
+    **settings: Any,
+) -> Result:
     """Adapt a pretrained network to a problem by training low-rank factors of its weights along an ODE.
 
         result = adapt(net, Burgers(nu=0.02), rank=8, budget=Budget(seconds=10))
@@ -364,6 +388,8 @@ def adapt(net: nn.Module, problem: Problem, *, device: str = "auto", **settings:
         net: the pretrained network, (N, inputs) -> (N, fields); it is not changed.
         problem: the equation to adapt to.
         device: where to compute; ``auto`` is a CUDA device where there is one.
+        threads: CPU threads of torch during a step, and no longer; one is fastest for networks of the usual size. None
+            leaves them as they are.
         settings: as of ``Adaptation``.
 
     Returns:
@@ -373,7 +399,7 @@ def adapt(net: nn.Module, problem: Problem, *, device: str = "auto", **settings:
     Raises:
         InputError: one sentence on what does not fit, before anything is trained.
     """
-    run = steps(net, problem, device=device, **settings)
+    run = steps(net, problem, device=device, threads=threads, **settings)
     for _ in run:
         pass
     return run.result()

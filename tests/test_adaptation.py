@@ -130,6 +130,28 @@ def test_a_result_tells_errors_of_its_solution():
 # Left, taken up, saved and continued.
 
 
+@pytest.mark.parametrize("given", [1, 3, None])
+def test_steps_have_the_threads_they_are_given_and_leave_those_of_the_process(given):
+    seen = set()
+
+    class Watched(Burgers):
+        def ansatz(self, p):
+            seen.add(torch.get_num_threads())
+            return super().ansatz(p)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        run = po.steps(network(), Watched(), device="cpu", budget=po.Budget(steps=4), **SHORT, threads=given)
+        assert run.training.objective
+        seen.clear()
+        for _ in run:
+            assert torch.get_num_threads() == 2
+        assert seen == {given or 2}
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_steps_can_be_left_and_taken_up_again():
     whole, run = finished(begun()), begun()
     for record in run:

@@ -29,6 +29,7 @@ from pinn_odelora.nets import MLP, check_network
 from pinn_odelora.pretraining import cache, stages
 from pinn_odelora.rules import check, number, one_of, whole
 from pinn_odelora.system import Solution, System, draw_points
+from pinn_odelora.threads import threads as limited
 
 log = logging.getLogger(__name__)
 SECOND_STAGES = ("auto", "natural_gradient", "lbfgs")
@@ -124,6 +125,7 @@ def pretrain(
     *,
     settings: Pretraining | None = None,
     cache: str | Path | None = None,
+    threads: int | None = 1,
     say: Callable[[str], None] = log.info,
 ) -> nn.Module:
     """A network that solves a problem: the start for adapting it to others.
@@ -135,6 +137,7 @@ def pretrain(
         net: the network to train, which is not changed; an ``MLP`` of four hidden layers of 40 units if absent.
         settings: how it is trained.
         cache: folder of networks trained before, in which this one is looked for and kept; None keeps nothing.
+        threads: CPU threads of torch meanwhile; one is fastest for networks of the usual size. None leaves them alone.
         say: takes messages on the way.
 
     Returns:
@@ -149,10 +152,11 @@ def pretrain(
         net = MLP(problem.inputs, len(problem.fields), generator=generator)
     net = check_network(copy.deepcopy(net), problem)
     system = System(problem, Solution(problem, net))
-    if cache is None:
-        settings.run(system, say)
-    else:
-        pretrained(system, settings, kept=Path(cache), say=say)
+    with limited(threads):
+        if cache is None:
+            settings.run(system, say)
+        else:
+            pretrained(system, settings, kept=Path(cache), say=say)
     return net
 
 
