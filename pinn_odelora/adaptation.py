@@ -21,7 +21,7 @@ from pinn_odelora import loop
 from pinn_odelora.budget import Budget
 from pinn_odelora.confidence import Interval, coefficient_intervals
 from pinn_odelora.diagnostics import FINER, Diagnostics, Reference, errors
-from pinn_odelora.errors import InputError
+from pinn_odelora.errors import InputError, RefusedValueError
 from pinn_odelora.errors import unknown as no_such
 from pinn_odelora.formulation import Problem, Term
 from pinn_odelora.integrators import LinearlyImplicit
@@ -132,10 +132,8 @@ class Adaptation:
 
     def _check_method(self) -> None:
         if self.lora.rank == ADAPTIVE and self.method.trains == "factors" and self.method.integrator is None:
-            raise InputError(
-                f"rank is {ADAPTIVE}, but {self.method.name} keeps a memory for every entry of the factors, which a "
-                "new rank would make meaningless: choose odelora or lora_gd, or a number."
-            )
+            allowed = f"a number with {self.method.name}, which keeps a memory for every entry of the factors"
+            raise RefusedValueError("rank", ADAPTIVE, f"{allowed}; odelora and lora_gd adapt the rank")
         if self.unknown and not self.method.linearises:
             raise InputError(
                 f"{self.unknown[0]} is unknown, but only an implicit scheme can find it: choose odelora, lora_gd or "

@@ -424,7 +424,10 @@ def test_the_memory_that_is_said_to_be_needed_is_that_of_the_largest_rank(compos
             [*ADAPTIVE, "lora.start=zero"],
             "lora.start is 'zero', but it must be pissa or orthonormal if the rank is adaptive",
         ),
-        ([*ADAPTIVE, "method=lora_adam"], "rank is adaptive, but lora_adam keeps a memory for every entry"),
+        (
+            [*ADAPTIVE, "method=lora_adam"],
+            "lora.rank is 'adaptive', but it must be a number with lora_adam, which keeps a memory",
+        ),
         ([*ADAPTIVE, "lora.adaptive.start=13"], "lora.adaptive.start is 13, but it must be at most 12"),
     ],
 )

@@ -324,6 +324,11 @@ WRONG = [
     ("net.width=wide", "net.width is wide, but it must be a whole number"),
     ("net.width=0", "net.width is 0, but it must be a whole number of at least 1."),
     ("net.activation=tahn", "Unknown activation 'tahn' (did you mean 'tanh'?)"),
+    (
+        "method.retract=false",
+        "method.retract is false, but it must be true, since LinearlyImplicit works on the manifold",
+    ),
+    ("method.chart=factors", "method.chart is factors, but it must be manifold or null with LinearlyImplicit"),
     ("method.retract=7", "method.retract is 7, but it must be true or false."),
     ("integrator.h=0", "integrator.h is 0, but it must be a finite number above 0 or null."),
     ("method=lora_adam method.lr=0", "method.lr is 0"),

@@ -456,7 +456,7 @@ def test_bad_settings_are_refused():
     [
         (odelora, LinearlyImplicit(), {"retract": False}, "always balanced"),
         (odelora, RungeKutta(EULER), {"retract": False, "chart": "manifold"}, "always balanced"),
-        (odelora, LinearlyImplicit(), {"chart": "factors"}, "works on the manifold"),
+        (odelora, LinearlyImplicit(), {"chart": "factors"}, "chart is 'factors', but it must be manifold or None"),
         (odelora, ROS2(), {"chart": "angles"}, "chart is 'angles', but it must be factors or manifold or None"),
         (scaled_gd, LinearlyImplicit(), {}, "choose an explicit integrator"),
     ],

@@ -330,7 +330,7 @@ def test_what_can_be_thawed_and_what_not():
 
 
 def test_full_implicit_needs_an_implicit_scheme():
-    with pytest.raises(InputError, match="needs an implicit scheme: choose linearly_implicit or ros2"):
+    with pytest.raises(InputError, match="needs an implicit scheme, linearly_implicit or ros2"):
         full_implicit(RungeKutta(EULER))
     assert full_implicit(ROS2()).trains == "weights"
 
@@ -346,8 +346,8 @@ SMALL = ("net.width=8", "lora.rank=2", "budget.steps=3", "log.every=1")
     [
         (("lora.also=[bias]",), "lora.also"),
         (("lora.also=last",), "lora.also"),
-        (("method=full_implicit", "integrator=rk4"), "choose linearly_implicit or ros2"),
-        (("method=full_implicit", "integrator=rkc2"), "choose linearly_implicit or ros2"),
+        (("method=full_implicit", "integrator=rk4"), "implicit scheme, linearly_implicit or ros2"),
+        (("method=full_implicit", "integrator=rkc2"), "implicit scheme, linearly_implicit or ros2"),
     ],
 )
 def test_words_that_do_not_go_together_are_refused_before_training(words, sentence, compose):

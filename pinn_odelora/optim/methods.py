@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pinn_odelora.errors import InputError
+from pinn_odelora.errors import InputError, RefusedValueError
 from pinn_odelora.flows import gradient_flow, scaled_flow
 from pinn_odelora.integrators import Integrator
 from pinn_odelora.optim.groups import Group, pairs_of, parameters, single_tensors
@@ -87,10 +87,8 @@ def odelora(
     make = lambda groups: ODELoRA(groups, integrator=integrator, chart=chart, retract=retract)
     resolved = _probe(make).chart
     if not retract and resolved == "manifold":
-        raise InputError(
-            "retract is false, but this integrator works on the manifold, where factors are always balanced; allowed "
-            "with an explicit one and chart=factors."
-        )
+        allowed = f"True, since {type(integrator).__name__} works on the manifold, where factors are always balanced"
+        raise RefusedValueError("retract", retract, allowed)
     settings = {"retract": retract, "chart": chart}
     return Method("odelora", "factors", make, integrator, resolved == "factors", settings)
 
@@ -186,7 +184,7 @@ def full_implicit(integrator: Integrator) -> Method:
         InputError: for a scheme that does not linearise.
     """
     if not integrator.linearises:
-        raise InputError("full_implicit needs an implicit scheme: choose linearly_implicit or ros2 for integrator.")
+        raise InputError("full_implicit needs an implicit scheme, linearly_implicit or ros2.")
     return Method("full_implicit", "weights", lambda groups: ODELoRA(groups, integrator=integrator), integrator)
 
 

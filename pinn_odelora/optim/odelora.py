@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pinn_odelora.errors import InputError
+from pinn_odelora.errors import InputError, RefusedValueError
 from pinn_odelora.flows import balanced_flow, gradient_flow, scaled_flow
 from pinn_odelora.flows.start import is_zero
 from pinn_odelora.integrators import Integrator, Report, RungeKutta
@@ -408,7 +408,7 @@ def _stabilised(integrator: Integrator) -> bool:
 
 def _check_flow(flow: FactorFlow, chart: str, integrator: Integrator) -> None:
     if chart not in ("factors", "manifold"):
-        raise InputError(f"chart is {chart!r}, but it must be factors or manifold.")
+        raise RefusedValueError("chart", chart, "factors or manifold")
     name = getattr(flow, "__name__", repr(flow))
     if integrator.linearises and flow not in (balanced_flow, gradient_flow):
         raise InputError(
@@ -416,12 +416,9 @@ def _check_flow(flow: FactorFlow, chart: str, integrator: Integrator) -> None:
             f"gradient_flow, but not {name}: choose an explicit integrator."
         )
     if integrator.linearises and chart == "factors":
-        raise InputError(f"chart is factors, but {type(integrator).__name__} works on the manifold: leave chart out.")
+        raise RefusedValueError("chart", chart, f"manifold or None with {type(integrator).__name__}, which works there")
     if chart == "manifold" and not integrator.linearises and flow is not balanced_flow:
-        raise InputError(
-            f"chart is manifold, but {name} is a field on the factors and not on their product: choose balanced_flow, "
-            "or chart='factors'."
-        )
+        raise RefusedValueError("chart", chart, f"factors or None with {name}, a field on the factors and not on BA")
 
 
 def _check_step_size(lr: float | None) -> None:
