@@ -62,3 +62,14 @@ def test_a_search_without_end_ends():
     with pytest.raises(FloatingPointError, match=r"No step down to h = .* meets the tolerance"):
         controlled(never, 1.0, 1.0, 0.5)
     assert len(calls) == TRIALS
+
+
+def test_an_error_of_rounding_that_hardly_depends_on_h_does_not_end_a_run():
+    found = controlled(lambda h: (h, 1.2 if h > 1e-9 else 0.5), 1e12, 1.0, 0.5)
+    assert 0 < found.h <= 1e-9
+    assert found.rejected < TRIALS
+
+
+def test_at_rest_h_is_kept():
+    assert next_step(0.3, 0.0, 1.0, 0.5) == 0.3
+    assert controlled(lambda h: (h, 0.0), 0.3, 1.0, 0.5).next_h == 0.3

@@ -9,6 +9,7 @@ from toys import Linear, Sensing, followed, normal, point
 
 from pinn_odelora.errors import InputError
 from pinn_odelora.integrators import ROS2, LinearlyImplicit, rk_step, tableau
+from pinn_odelora.integrators.base import Local
 from pinn_odelora.integrators.linearly_implicit import _Here, half_square
 from pinn_odelora.integrators.ros2 import Ros2State, ros2_stages
 from pinn_odelora.linalg.damped import Damped
@@ -191,6 +192,27 @@ def test_a_step_to_residuals_without_value_is_retried_with_a_smaller_one_and_ref
     system.edge = 1e-300
     with pytest.raises(FloatingPointError, match="No step down"):
         one(ROS2(), system, start)
+
+
+@pytest.mark.parametrize("rows", [20, 10])
+def test_steps_go_on_at_round_off(rows):
+    generator = torch.Generator().manual_seed(3)
+    D = normal(rows, 10, generator=generator)
+    solution, start = (normal(10, generator=generator) for _ in range(2))
+
+    class Curved(Linear):
+        def residuals(self, y):
+            return D @ torch.tanh(y) - self.b
+
+        def linearise(self, y):
+            same = lambda z: z
+            return Local(self.residuals(y), D / torch.cosh(y).square(), lambda z: y + z, same, same)
+
+    system, scheme = Curved(D, D @ torch.tanh(solution)), ROS2()
+    y, state = solution + 0.2 * start, scheme.init()
+    for _ in range(300):
+        y, state, _ = scheme.step(system, y, state)
+    assert linalg.vector_norm(system.residuals(y)) < 1e-11 * linalg.vector_norm(system.b)
 
 
 @pytest.mark.parametrize(

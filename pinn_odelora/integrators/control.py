@@ -60,8 +60,9 @@ def controlled(
             failure, error = caught, math.inf
         if error <= 1:
             return Accepted(result, h, next_step(h, error, previous, exponent), max(error, LEAST_ERROR), rejected)
-        # NaN counts as an infinite error.
-        h = min(next_step(h, error if error < math.inf else math.inf, 1.0, exponent), 0.9 * h)
+        # NaN counts as an infinite error. One that hardly depends on h is due to rounding, as it is at a minimum: there
+        # the estimate becomes small only for an h far below, so that every further rejection shortens it more.
+        h = min(next_step(h, error if error < math.inf else math.inf, 1.0, exponent), 0.9 ** max(1, rejected - 3) * h)
     raise FloatingPointError(f"No step down to h = {h:.1e} meets the tolerance with finite numbers.") from failure
 
 
@@ -100,5 +101,7 @@ def next_step(h: float, error: float, previous: float, exponent: float) -> float
     """
     if error == math.inf:
         return SMALLEST * h
+    if error == 0:  # at rest, where every h is as good, and a growing one would overflow in time
+        return h
     factor = SAFETY * max(error, 1e-10) ** (-0.7 * exponent) * previous ** (0.4 * exponent)
     return h * min(LARGEST, max(SMALLEST, factor))

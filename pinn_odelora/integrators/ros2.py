@@ -129,7 +129,10 @@ class ROS2:
             loss = half_square(flow.residuals(new))
             return (new, loss), self._error(local, h * (k1 + k2) / 2) if math.isfinite(loss) else math.inf
 
-        found = controlled(attempt, state.h or 1 / (solver.largest or 1.0), state.error, 1 / 2)
+        # With a longer step μ would vanish beside the largest eigenvalue of JᵀJ, and rounding would decide the error.
+        largest = solver.largest or 1.0
+        longest = 1 / (self.gamma * torch.finfo(local.r.dtype).eps * largest)
+        found = controlled(attempt, state.h or 1 / largest, state.error, 1 / 2, longest)
         new, loss = found.result
         report = Report(found.h, before, loss, found.rejected, solver=solver.used, dimension=local.J.shape[1])
         return Step(new, Ros2State(found.next_h, found.error), report)
