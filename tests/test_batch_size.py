@@ -190,6 +190,7 @@ def three(width):
     ("width", "beside", "sufficient", "rank"),
     [
         (40, 41, 800, 8),  # 953 coordinates at rank 4, 1769 at rank 8
+        (40, 41, 884, 8),  # what is trained beside the factors counts
         (40, 41, 2520, 4),  # too many residuals for both
         (40, 0, 865, 4),  # 1728 coordinates
         (64, 65, 800, 8),

@@ -69,6 +69,20 @@ def test_points_follow_the_residual():
     assert nothing.points["pde"].number == 900
 
 
+def test_points_without_a_residual_keep_a_fifth_of_the_average_chance(generator):
+    """Half of the candidates have none. Drawn is what arrives first at rates 2 + 1/5 and 1/5."""
+    x = torch.rand(2000, 1, dtype=torch.float64, generator=generator)
+    x[:1000] += 1
+    p = resampled(Points(x=x), 1000, 1.0, lambda p: (p.x > 1).double(), generator)
+    taken = lambda time: [1000 * (1 - math.exp(-rate * time)) for rate in (2.2, 0.2)]
+    low, high = 0.0, 10.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if sum(taken(middle)) > 1000 else (middle, high)
+    expected = taken(low)[1]
+    assert abs(int((p.x < 1).sum()) - expected) < 4 * math.sqrt(expected)
+
+
 def test_the_effective_sample_size_is_that_of_equal_summands():
     few = torch.zeros(1000, dtype=torch.float64)
     few[::125] = 3.0

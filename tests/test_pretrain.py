@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from pinn_odelora import loop
 from pinn_odelora.budget import Budget, Progress
@@ -256,6 +257,18 @@ def test_numbers_that_fail_end_natural_gradient_at_the_last_good_weights(second_
     assert taken == then
     assert "NaN or infinite" in said[-1]
     assert all(torch.equal(p, x) for p, x in zip(net.parameters(), good, strict=True))
+
+
+def test_the_step_size_of_adam_falls_as_a_cosine(generator):
+    _, system = small(generator)
+    used = []
+    note = lambda optimizer, *_: used.append(optimizer.param_groups[0]["lr"])
+    hook = register_optimizer_step_pre_hook(note)
+    try:
+        stages.adam(system, 20, 4, seed=0, steps=7, lr=3e-3, say=lambda line: None)
+    finally:
+        hook.remove()
+    assert used == pytest.approx([3e-3 * (1 + math.cos(math.pi * k / 7)) / 2 for k in range(7)])
 
 
 def test_adam_that_leaves_the_finite_numbers_is_refused(generator):
