@@ -136,7 +136,7 @@ def reloaded(scheme, state):
     file = io.BytesIO()
     torch.save(vars(state), file)
     file.seek(0)
-    return scheme.restored(torch.load(file, weights_only=True))
+    return dataclasses.replace(scheme.init(), **torch.load(file, weights_only=True))
 
 
 @spaces

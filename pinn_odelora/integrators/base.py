@@ -146,10 +146,7 @@ class Integrator(Protocol):
         """Whether steps need residuals and their Jacobian (``ResidualFlow``)."""
 
     def init(self) -> Any:
-        """The state before the first step."""
-
-    def restored(self, saved: dict[str, Any]) -> Any:
-        """The state whose ``vars(state)`` was saved."""
+        """The state before the first step, a dataclass; ``dataclasses.replace(init(), **vars(state))`` is ``state``."""
 
     def step(self, flow: Any, y: Any, state: Any, h: float | None = None) -> Step:
         """One accepted step from y, which is not modified.

@@ -110,10 +110,6 @@ class LinearlyImplicit:
         """The state before the first step."""
         return ImplicitState()
 
-    def restored(self, saved: dict[str, Any]) -> ImplicitState:
-        """The state whose ``vars(state)`` was saved."""
-        return ImplicitState(**saved)
-
     def step(self, flow: ResidualFlow, y: Any, state: ImplicitState, h: float | None = None) -> Step:
         """One step from y; y itself if no trial step, however small, decreases the loss.
 

@@ -24,7 +24,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pinn_odelora.errors import InputError
 from pinn_odelora.integrators.base import Flow, Report, Step, Velocity
@@ -188,10 +188,6 @@ class RKC:
     def init(self) -> ExplicitState:
         """The state before the first step."""
         return ExplicitState()
-
-    def restored(self, saved: dict[str, Any]) -> ExplicitState:
-        """The state whose ``vars(state)`` was saved."""
-        return ExplicitState(**saved)
 
     def step(self, flow: Flow, y: Point, state: ExplicitState, h: float | None = None) -> Step:
         """One accepted step from y; arguments and errors as for ``integrators.base.Integrator.step``."""

@@ -106,10 +106,6 @@ class ROS2:
         """The state before the first step."""
         return Ros2State()
 
-    def restored(self, saved: dict[str, Any]) -> Ros2State:
-        """The state whose ``vars(state)`` was saved."""
-        return Ros2State(**saved)
-
     def step(self, flow: ResidualFlow, y: Any, state: Ros2State, h: float | None = None) -> Step:
         """One accepted step from y; arguments and errors as for ``integrators.base.Integrator.step``."""
         h = self.h if h is None else h

@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from pinn_odelora.integrators.base import Flow, Report, Step, Velocity
 from pinn_odelora.integrators.control import controlled, error_norm, first_step
@@ -116,10 +115,6 @@ class RungeKutta:
     def init(self) -> ExplicitState:
         """The state before the first step."""
         return ExplicitState()
-
-    def restored(self, saved: dict[str, Any]) -> ExplicitState:
-        """The state whose ``vars(state)`` was saved."""
-        return ExplicitState(**saved)
 
     def step(self, flow: Flow, y: Point, state: ExplicitState, h: float | None = None) -> Step:
         """One accepted step from y; arguments and errors as for ``integrators.base.Integrator.step``."""

@@ -341,7 +341,7 @@ class ODELoRA(Optimizer):
 
     def _state(self) -> Any:
         saved = self.state.get(self._first(), {}).get(STATE)
-        return self.integrator.init() if saved is None else self.integrator.restored(saved)
+        return replace(self.integrator.init(), **(saved or {}))
 
     def _keep(self, state: Any) -> None:
         self.state[self._first()][STATE] = dict(vars(state))
