@@ -72,7 +72,7 @@ class Adaptation:
         precision: 32 or 64 bits for network, points and factors.
         derivatives: ``auto``, ``jets`` or ``autograd``.
         log: how often, and on how many points, the run is measured.
-        threads: CPU threads of torch during a step; None leaves them as they are.
+        threads: CPU threads of torch for steps and their end; None leaves them as they are.
 
     Raises:
         InputError: one sentence on what does not fit.
@@ -249,14 +249,19 @@ class Adaptation:
         if self._concluded:
             return
         training = self.training
-        loop.conclude(training)
-        self.history.append(self.diagnostics.last(training))
-        if self.solution.coefficients and training.failure is None:
-            sampler, objective = training.sampler, training.objective
-            here = sampler.draw(training.progress.step, sampler.largest).to(objective.parameters[0].device)
-            points = sampler.chosen(here, objective.uncounted).points
-            self.intervals = coefficient_intervals(objective.sweep, self.groups, points)
+        with threads(self.threads):
+            loop.conclude(training)
+            self.history.append(self.diagnostics.last(training))
+            if self.solution.coefficients and training.failure is None:
+                self.intervals = self._intervals()
         self._concluded = True
+
+    def _intervals(self) -> dict[str, Interval]:
+        training = self.training
+        sampler, objective = training.sampler, training.objective
+        here = sampler.draw(training.progress.step, sampler.largest).to(objective.parameters[0].device)
+        points = sampler.chosen(here, objective.uncounted).points
+        return coefficient_intervals(objective.sweep, self.groups, points)
 
     def plan(self) -> Plan | None:
         """The linear algebra of steps of the largest batch and rank, smaller ones may take another form; None where no
@@ -354,8 +359,8 @@ def steps(
         net: the pretrained network, (N, inputs) -> (N, fields).
         problem: the equation to adapt to.
         device: where to compute; ``auto`` is a CUDA device where there is one.
-        threads: CPU threads of torch during a step, and no longer; one is fastest for networks of the usual size. None
-            leaves them as they are.
+        threads: CPU threads of torch for the work of the run, and no longer; one is fastest for networks of the usual
+            size. None leaves them as they are.
         settings: as of ``Adaptation``.
 
     Raises:
@@ -386,8 +391,8 @@ def adapt(
         net: the pretrained network, (N, inputs) -> (N, fields); it is not changed.
         problem: the equation to adapt to.
         device: where to compute; ``auto`` is a CUDA device where there is one.
-        threads: CPU threads of torch during a step, and no longer; one is fastest for networks of the usual size. None
-            leaves them as they are.
+        threads: CPU threads of torch for the work of the run, and no longer; one is fastest for networks of the usual
+            size. None leaves them as they are.
         settings: as of ``Adaptation``.
 
     Returns:

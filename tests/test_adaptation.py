@@ -148,6 +148,9 @@ def test_steps_have_the_threads_they_are_given_and_leave_those_of_the_process(gi
         for _ in run:
             assert torch.get_num_threads() == 2
         assert seen == {given or 2}
+        seen.clear()
+        run.conclude()
+        assert (seen, torch.get_num_threads()) == ({given or 2}, 2)
     finally:
         torch.set_num_threads(before)
 
