@@ -130,9 +130,7 @@ def lora_adam(lr: float = 3e-3, betas: Sequence[float] = (0.9, 0.999)) -> Method
         lr: learning rate.
         betas: decay rates of the two moments, in [0, 1).
     """
-    lr, betas = _adam_settings(lr, betas)
-    make = lambda groups: torch.optim.Adam(parameters(groups), lr=lr, betas=betas)
-    return Method("lora_adam", "factors", make, settings={"lr": lr, "betas": [*betas]})
+    return _adam("lora_adam", "factors", lr, betas)
 
 
 def lora_plus(lr: float = 1e-3, ratio: float = 16.0, betas: Sequence[float] = (0.9, 0.999)) -> Method:
@@ -195,9 +193,7 @@ def full_adam(lr: float = 1e-3, betas: Sequence[float] = (0.9, 0.999)) -> Method
         lr: learning rate.
         betas: decay rates of the two moments, in [0, 1).
     """
-    lr, betas = _adam_settings(lr, betas)
-    make = lambda groups: torch.optim.Adam(parameters(groups), lr=lr, betas=betas)
-    return Method("full_adam", "weights", make, settings={"lr": lr, "betas": [*betas]})
+    return _adam("full_adam", "weights", lr, betas)
 
 
 def full_lbfgs(history: int = 100) -> Method:
@@ -209,6 +205,12 @@ def full_lbfgs(history: int = 100) -> Method:
     history = whole(1).check("history", history)
     make = lambda groups: LBFGS(parameters(groups), history)
     return Method("full_lbfgs", "weights", make, settings={"history": history})
+
+
+def _adam(name: str, trains: Literal["factors", "weights"], lr: float, betas: Sequence[float]) -> Method:
+    lr, betas = _adam_settings(lr, betas)
+    make = lambda groups: torch.optim.Adam(parameters(groups), lr=lr, betas=betas)
+    return Method(name, trains, make, settings={"lr": lr, "betas": [*betas]})
 
 
 def _adam_settings(lr: float, betas: Sequence[float]) -> tuple[float, tuple[float, float]]:
