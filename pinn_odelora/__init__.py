@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from pinn_odelora.equation import problem as problem
     from pinn_odelora.errors import InputError as InputError
     from pinn_odelora.errors import NonFiniteError as NonFiniteError
+    from pinn_odelora.families.answer import Answer as Answer
+    from pinn_odelora.families.family import Family as Family
+    from pinn_odelora.families.files import load_family as load_family
+    from pinn_odelora.families.offline import family as family
     from pinn_odelora.formulation import Problem as Problem
     from pinn_odelora.formulation import Term as Term
     from pinn_odelora.formulation import parameter as parameter
@@ -60,6 +64,10 @@ PUBLIC = {
     "budget": ("Budget",),
     "equation": ("problem",),
     "errors": ("InputError", "NonFiniteError"),
+    "families.answer": ("Answer",),
+    "families.family": ("Family",),
+    "families.files": ("load_family",),
+    "families.offline": ("family",),
     "formulation": ("Problem", "Term", "parameter"),
     "geometry": ("Box", "Cloud", "Union"),
     "integrators": ("RKC", "ROS2", "LinearlyImplicit", "RungeKutta"),

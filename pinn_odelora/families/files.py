@@ -1,0 +1,147 @@
+"""A family in one safetensors file: the adapters of all stations, and what they belong to.
+
+Tensors are named ``<station>/<parameter>``. The metadata's entry ``family`` is JSON: a digest of the pretrained
+network, the problem with its other parameters, the ranges, the adapter's settings, and for every station its
+parameters, loss, estimates and cost.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import nn
+
+from pinn_odelora.errors import InputError
+from pinn_odelora.families.family import Family
+from pinn_odelora.families.parametric import Parametric
+from pinn_odelora.families.ranges import Interval, Ranges
+from pinn_odelora.families.stations import Station
+from pinn_odelora.files import write_bytes
+from pinn_odelora.formulation import Problem
+from pinn_odelora.lowrank.settings import LoRA
+from pinn_odelora.threads import threads as limited
+
+FORMAT = 1
+NUMBERS = [f.name for f in dataclasses.fields(Station) if f.name not in ("values", "weights")]
+
+
+def save(family: Family, path: str | Path) -> None:
+    """Write a family; the file is replaced as a whole.
+
+    Raises:
+        InputError: if it cannot be written.
+    """
+    tensors = {f"{k}/{name}": x for k, s in enumerate(family.stations) for name, x in s.weights.items()}
+    written = json.dumps(_described(family) | {"stations": [_row(s) for s in family.stations]}, allow_nan=False)
+    write_bytes(path, safetensors.torch.save(tensors, {"format": "pt", "family": written}))
+
+
+def load_family(path: str | Path, net: nn.Module, problem: Problem, *, threads: int | None = 1) -> Family:
+    """Read a family.
+
+    Args:
+        path: what ``family.save`` wrote, or the ``file`` of ``po.family``.
+        net: the pretrained network that it was made from.
+        problem: its equation.
+        threads: CPU threads of torch for answers; None leaves them as they are.
+
+    Raises:
+        InputError: if the file is no family, or of another network or equation.
+    """
+    content, stations = _read(path)
+    ranges = Ranges(tuple(Interval(**interval) for interval in content["ranges"]))
+    with limited(threads):
+        parametric = Parametric(net, problem, ranges.names, LoRA(**content["lora"]), content["seed"])
+        found = Family(parametric, ranges, [], content["seed"], threads)
+        _take(found, path, content, stations)
+    return found
+
+
+def continued(family: Family, path: str | Path) -> None:
+    """Give a family without stations those of a file, if there is one.
+
+    Raises:
+        InputError: if the file is no family, or one of other settings.
+    """
+    if Path(path).exists():
+        _take(family, path, *_read(path))
+
+
+def _described(family: Family) -> dict[str, Any]:
+    parametric = family.parametric
+    return {
+        "format": FORMAT,
+        "network": parametric.digest,
+        "problem": type(parametric.posed).__name__,
+        "others": {
+            name: value
+            for name in parametric.posed.parameters()
+            if name not in parametric.names and not hasattr(value := getattr(parametric.posed, name), "shape")
+        },
+        "conditions": parametric.posed.conditions,
+        "ranges": [dataclasses.asdict(interval) for interval in family.space.intervals],
+        "lora": {k: v for k, v in dataclasses.asdict(parametric.lora).items() if k != "adaptive"},
+        "seed": family.seed,
+        "grid": family.grid,
+        "seconds": family.seconds,
+    }
+
+
+def _row(station: Station) -> dict[str, Any]:
+    numbers = {name: getattr(station, name) for name in NUMBERS}
+    plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in numbers.items()}
+    return {"values": station.values} | plain
+
+
+def _read(path: str | Path) -> tuple[dict[str, Any], list[Station]]:
+    try:
+        with safetensors.safe_open(str(path), "pt") as file:
+            content = json.loads((file.metadata() or {})["family"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if content["format"] != FORMAT:
+            raise InputError(f"{path} has format {content['format']}, but this version reads format {FORMAT}.")
+        stations = [_station(row, k, tensors) for k, row in enumerate(content["stations"])]
+    except FileNotFoundError:
+        raise InputError(f"There is no family at {path}.") from None
+    except InputError:
+        raise
+    except Exception as error:  # A damaged file can fail in any way.
+        raise InputError(f"{path} is no family of this program, or it is damaged.") from error
+    return content, stations
+
+
+def _station(row: dict[str, Any], k: int, tensors: dict[str, Any]) -> Station:
+    weights = {name.partition("/")[2]: x for name, x in tensors.items() if name.partition("/")[0] == str(k)}
+    numbers = {name: math.nan if row[name] is None else row[name] for name in NUMBERS}
+    return Station(dict(row["values"]), weights, **numbers)
+
+
+def _take(family: Family, path: str | Path, content: dict[str, Any], stations: list[Station]) -> None:
+    expected = json.loads(json.dumps(_described(family)))
+    if content["network"] != expected["network"]:
+        raise InputError(
+            f"{path} belongs to another pretrained network: its digest is {content['network']}, that of this network "
+            f"{expected['network']}."
+        )
+    for key, said in (
+        ("problem", "the equation"),
+        ("others", "the other parameters"),
+        ("conditions", "the conditions"),
+        ("ranges", "the ranges"),
+        ("lora", "the adapters"),
+        ("seed", "the seed"),
+    ):
+        if content[key] != expected[key]:
+            raise InputError(f"{path} is of another family: {said} there: {content[key]}, here: {expected[key]}.")
+    for station in stations:
+        shapes = {name: tuple(x.shape) for name, x in station.weights.items()}
+        if shapes != {name: tuple(p.shape) for name, p in family.parametric.trained.items()}:
+            raise InputError(f"{path} holds adapters of other shapes than those of this network.")
+        family.add(station)
+    family.grid, family.seconds = content["grid"], content["seconds"]

@@ -1,0 +1,364 @@
+"""Offline: follow the solution over the ranges, then refine where answers are worst.
+
+1.  The pretrained network solves the equation somewhere in the range: the path starts where its residual is smallest.
+2.  A grid of stations is solved in the order of distance, each by a few steps from the nearest one that is solved. One
+    that fails halves the distance: the point half-way is solved first.
+3.  Greedy refinement, as reduced-basis methods place snapshots (Prud'homme et al., 2002): the error is estimated
+    half-way between neighbouring stations and at the stations themselves. Where it is largest a station is added, from
+    the online answer there, or the station at that place is solved further. It ends when no estimate exceeds the
+    tolerance, or with the budget.
+
+What comes next is a function of the stations so far alone, so that a family that was interrupted goes on to the same
+end; every time a station is finished, the family is handed to ``keep``.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import Delaunay
+from torch import nn
+
+from pinn_odelora.budget import Budget, Progress
+from pinn_odelora.errors import InputError, NonFiniteError
+from pinn_odelora.families.family import Family
+from pinn_odelora.families.files import continued, save
+from pinn_odelora.families.parametric import Parametric
+from pinn_odelora.families.ranges import Ranges
+from pinn_odelora.families.stations import Station, distance, solve
+from pinn_odelora.formulation import Problem
+from pinn_odelora.lowrank.settings import LoRA
+from pinn_odelora.rules import null, number, whole
+from pinn_odelora.rules import seed as seeds
+from pinn_odelora.threads import threads as limited
+
+log = logging.getLogger(__name__)
+
+GRIDS = {1: (33, 25, 17, 13, 9), 2: (9, 7, 5, 4, 3)}
+"""Points of the path's grid for each parameter, by the number of parameters: as many as the budget allows. Many short
+ways with few steps each end far closer to the solution than few long ones at the same cost."""
+SEARCHED = {1: 33, 2: 9}
+"""The same for where the path starts."""
+PART = 0.8
+"""Of the budget for the path."""
+LOST = 0.05
+"""A station whose function still changes by so much in its last step is not solved."""
+HALVINGS = 6
+STEPS, FURTHER = 6, 10
+"""Most steps of a station on the path; and where it is added later, or solved further."""
+GAIN = 0.7
+"""A station whose estimate stays above this fraction is not solved further."""
+Message = Callable[[str], None]
+
+
+@dataclass
+class Construction:
+    """A family in the making.
+
+    Args:
+        family: with the stations so far.
+        tolerance: estimated relative L2 error that no answer shall exceed.
+        budget: steps, evaluations or seconds of all stations together.
+        most: stations.
+        keep: called with the family after every station.
+        say: takes messages.
+    """
+
+    family: Family
+    tolerance: float
+    budget: Budget
+    most: int
+    keep: Callable[[Family], None] = lambda family: None
+    say: Message = log.info
+    _known: dict[tuple, float] = field(default_factory=dict)
+    _since: float = field(default_factory=time.perf_counter)
+
+    def run(self) -> None:
+        """Solve stations until the tolerance is met or the budget is spent.
+
+        Raises:
+            NonFiniteError: if no station can be solved.
+        """
+        for x in self._path():
+            if self._over():
+                return
+            self._reach(x)
+        while not self._over() and self._refine():
+            pass
+
+    @property
+    def progress(self) -> Progress:
+        """The cost so far."""
+        stations = self.family.stations
+        steps, evaluations = sum(s.steps for s in stations), sum(s.gradient_evals for s in stations)
+        return Progress(steps, evaluations, self.family.seconds)
+
+    def _over(self) -> bool:
+        self._clock()
+        return len(self.family.stations) >= self.most or self.budget.used(self.progress) >= 1
+
+    def _clock(self) -> None:
+        now = time.perf_counter()
+        self.family.seconds += now - self._since
+        self._since = now
+
+    # The path.
+
+    def _path(self) -> Iterator[NDArray]:
+        """The grid from the start outwards, each point the nearest to one before it."""
+        dimension = len(self.family.space.names)
+        first = self.family.coordinates[0] if self.family.stations else self._source()
+        yield first
+        self.family.grid = self.family.grid or self._affordable(dimension)
+        reached, left = [first], _grid(self.family.grid, dimension)
+        while left:
+            gaps = [min(np.linalg.norm(x - y) for y in reached) for x in left]
+            x = left.pop(int(np.argmin(gaps)))
+            if min(gaps) > 1e-9:
+                reached.append(x)
+                yield x
+
+    def _affordable(self, dimension: int) -> int:
+        """The finest grid whose path takes its part of the budget, by what the first station cost."""
+        first = self.family.stations[0]
+        sizes = GRIDS[dimension]
+        for points in sizes:
+            times = STEPS * points**dimension / max(first.steps, 1)
+            cost = Progress(int(times * first.steps), int(times * first.gradient_evals), times * first.seconds)
+            if points**dimension <= self.most and (self.budget.used(cost) <= PART or points == sizes[-1]):
+                break
+        self.say(
+            f"A path of {points**dimension} stations: about {cost.seconds:.0f} s, {cost.step} steps, "
+            f"{self.family.bytes * points**dimension / 2**20:.1f} MiB of adapters."
+        )
+        return points
+
+    def _source(self) -> NDArray:
+        """Where the pretrained network has the smallest residual."""
+        dimension = len(self.family.space.names)
+        grid = _grid(SEARCHED[dimension], dimension)
+        own = [getattr(self.family.problem, name) for name in self.family.space.names]
+        declared = [self.family.problem.parameters()[name].source for name in self.family.space.names]
+        for values in (own, declared):
+            x = self.family.space.coordinates(dict(zip(self.family.space.names, values, strict=True)), extrapolate=True)
+            if ((x >= 0) & (x <= 1)).all():
+                grid.insert(0, x)
+        return min(grid, key=self.family.pretrained_loss)
+
+    def _reach(self, x: NDArray) -> None:
+        """Solve the station at x, and on the way there as many as it takes."""
+        for _ in range(HALVINGS):
+            stations = self.family.stations
+            if stations and np.linalg.norm(self.family.coordinates - x, axis=1).min() < 1e-9:
+                return
+            near = stations[self.family.nearest(x)[0]] if stations else None
+            start = self.family.parametric.start if near is None else near.weights
+            target = x
+            station = self._solved(target, start, STEPS)
+            for _ in range(HALVINGS):
+                if not _lost(station) or near is None or self._over():
+                    break
+                target = (target + self.family.space.coordinates(near.values)) / 2
+                self.say(f"{_named(station.values)} is out of reach: half the distance first.")
+                station = self._solved(target, start, STEPS)
+            if _lost(station):
+                reason = station.failure or f"its steps still change it by {station.change:.0e}"
+                if near is None:
+                    raise NonFiniteError(f"The first member, at {_named(station.values)}, cannot be solved: {reason}.")
+                self.say(f"{_named(station.values)} cannot be reached: {reason}.")
+                return
+            self._add(station)
+            if target is x:
+                return
+
+    def _solved(self, x: NDArray, start: dict, steps: int) -> Station:
+        number = len(self.family.stations)
+        values = self.family.space.values(x)
+        return solve(self.family.parametric, start, values, self.tolerance / 2, self._seed(number, 0), steps)
+
+    def _seed(self, number: int, rounds: int) -> int:
+        return self.family.seed + 1000 * number + rounds
+
+    # The refinement.
+
+    def _refine(self) -> bool:
+        """Add the worst answer as a station, or solve the worst station further; whether there was one too bad."""
+        candidates = [(self._estimated(x), k, x) for k, x in self._candidates()]
+        worst, k, x = max(candidates, key=lambda c: c[0], default=(0.0, None, None))
+        if worst <= self.tolerance:
+            return False
+        if k is None:
+            self._insert(x)
+        else:
+            self._further(k)
+        return True
+
+    def _candidates(self) -> Iterator[tuple[int | None, NDArray]]:
+        """Stations that can be solved further, and points half-way between neighbours."""
+        x = self.family.coordinates
+        for k, station in enumerate(self.family.stations):
+            if not station.settled:
+                yield k, x[k]
+        yield from ((None, point) for point in _between(x))
+
+    def _estimated(self, x: NDArray) -> float:
+        """The estimate at x, which stays valid while the stations near it do."""
+        near = self.family.nearest(x)
+        key = (x.tobytes(), *((k, self.family.stations[k].rounds) for k in near))
+        if key not in self._known:
+            self.family.in_span(x, self.family.space.values(x))
+            self._known[key] = self.family.raw_estimate(x)
+        return self.family.factor * self._known[key]
+
+    def _insert(self, x: NDArray) -> None:
+        values = self.family.space.values(x)
+        answer = self.family.in_span(x, values)
+        estimate, before = self.family.raw_estimate(x), self.family.parametric.function()
+        station = self._solved(x, answer.weights, FURTHER)
+        self._add(replace(station, estimate=estimate, truth=distance(before, self.family.parametric.function())))
+
+    def _further(self, k: int) -> None:
+        old = self.family.stations[k]
+        x = self.family.coordinates[k]
+        self.family.parametric.place(old.weights, old.values)
+        before = self.family.raw_estimate(x)
+        again = solve(
+            self.family.parametric,
+            old.weights,
+            old.values,
+            self.tolerance / 2,
+            self._seed(k, old.rounds + 1),
+            FURTHER,
+        )
+        found = replace(
+            again,
+            estimate=old.estimate,
+            truth=old.truth,
+            steps=old.steps + again.steps,
+            gradient_evals=old.gradient_evals + again.gradient_evals,
+            seconds=old.seconds + again.seconds,
+            rounds=old.rounds + 1,
+        )
+        self.family.replace(k, found)
+        after = self.family.raw_estimate(x)
+        if not after < GAIN * before:
+            found = replace(found, settled=True)
+            if not after < before:
+                found = replace(found, weights=old.weights, loss=old.loss, change=old.change)
+            self.family.replace(k, found)
+        self._report(k, found, min(before, after))
+
+    def _add(self, station: Station) -> None:
+        self.family.add(station)
+        self._report(len(self.family.stations) - 1, station)
+
+    def _report(self, k: int, station: Station, estimate: float | None = None) -> None:
+        self._clock()
+        self.keep(self.family)
+        known = f"last change {station.change:.1e}" if estimate is None else f"error about {estimate:.1e}"
+        self.say(
+            f"station {k + 1} at {_named(station.values)}: {known}, {station.steps} steps, {station.seconds:.1f} s"
+        )
+
+
+def _lost(station: Station) -> bool:
+    return bool(station.failure) or not station.change < LOST
+
+
+def _named(values: dict[str, float]) -> str:
+    return ", ".join(f"{name}={value:.4g}" for name, value in values.items())
+
+
+def _grid(points: int, dimension: int) -> list[NDArray]:
+    return [np.array(x) for x in product(np.linspace(0, 1, points), repeat=dimension)]
+
+
+def _between(x: NDArray) -> list[NDArray]:
+    """Points half-way between neighbours; in two dimensions those joined by an edge of the Delaunay triangulation."""
+    if x.shape[1] == 1:
+        line = np.sort(x[:, 0])
+        return [np.array([m]) for m in (line[1:] + line[:-1]) / 2]
+    if len(x) < 4:
+        return []
+    edges = {tuple(sorted((a, b))) for t in Delaunay(x).simplices for a in t for b in t if a != b}
+    return [(x[a] + x[b]) / 2 for a, b in sorted(edges)]
+
+
+def family(
+    net: nn.Module,
+    problem: Problem,
+    *,
+    tolerance: float = 1e-5,
+    budget: Budget | None = None,
+    seconds: float | None = None,
+    rank: int | None = None,
+    lora: LoRA | None = None,
+    most: int = 80,
+    scale: str = "auto",
+    seed: int = 0,
+    derivatives: str = "auto",
+    threads: int | None = 1,
+    file: str | Path | None = None,
+    say: Message = log.info,
+    ranges: Mapping[str, Sequence[float]] | None = None,
+    **parameters: Sequence[float],
+) -> Family:
+    """Solve an equation for all parameters of a range, from one pretrained network.
+
+        family = po.family(net, Burgers(), nu=(0.05, 0.006), seconds=60)
+        u = family(nu=0.013)          # a tenth of a second
+        u(x, t), u.error
+
+    Args:
+        net: the pretrained network, (N, inputs) -> (N, fields), which solves the equation somewhere in the range; it is
+            not changed.
+        problem: the equation; its other parameters have the values that they have there.
+        tolerance: estimated relative L2 error of answers at which refinement ends.
+        budget: limits of the offline work, steps of stations among them; absent, 60 seconds.
+        seconds: short for ``budget=Budget(seconds=…)``.
+        rank: short for ``lora=LoRA(rank=…)``.
+        lora: adapted layers and rank, which is 4 where it is ``auto``.
+        most: stations.
+        scale: of the parameters, ``log``, ``linear``, or ``auto``, see ``families.ranges``.
+        seed: of the points.
+        derivatives: ``auto``, ``jets`` or ``autograd``.
+        threads: CPU threads of torch meanwhile, and for answers; None leaves them as they are.
+        file: where stations are kept, each as soon as it is solved; if it exists, the family in it goes on.
+        say: takes messages.
+        ranges: the ranges by name, for parameters whose name is one of the arguments above.
+        parameters: the ends of each parameter's range, one or two parameters.
+
+    Raises:
+        InputError: one sentence on what does not fit, before anything is solved.
+        NonFiniteError: if the equation cannot be solved where the path starts.
+    """
+    if rank is not None and lora is not None:
+        raise InputError("rank and lora are both given, but rank is short for lora=LoRA(rank=...): give one.")
+    if budget is not None and seconds is not None:
+        raise InputError("budget and seconds are both given, but seconds is short for budget=Budget(...): give one.")
+    tolerance = number(above=0).check("tolerance", tolerance)
+    most, seed = whole(2).check("most", most), seeds.check("seed", seed)
+    threads = (whole(1) | null).check("threads", threads)
+    given = {**(ranges or {}), **parameters}
+    space = Ranges.of(problem, given, scale)
+    if len(space.names) > max(GRIDS):
+        raise InputError(f"A family has one or two parameters, not {len(space.names)}: {', '.join(space.names)}.")
+    lora = lora or (LoRA() if rank is None else LoRA(rank=rank))
+    parametric = Parametric(net, problem, space.names, lora, seed, derivatives)
+    made = Family(parametric, space, [], seed, threads)
+    if file is not None:
+        continued(made, file)
+    keep = (lambda family: None) if file is None else (lambda family: save(family, file))
+    limits = budget or Budget(seconds=60.0 if seconds is None else seconds)
+    with limited(threads):
+        Construction(made, tolerance, limits, most, keep, say).run()
+    if file is not None:
+        save(made, file)
+    return made

@@ -1,0 +1,170 @@
+"""One residual system for all members of a family:  r(θ; μ),  with the parameters μ of the equation as tensors.
+
+θ is what is trained: the balanced factors (A, B) of each adapted layer, and the last layer. The equation is read once,
+with μ as tensors whose values are set before an evaluation, so that neither the plan of its derivatives nor the checks
+of its Jacobian are repeated from one member to the next, and ∂r/∂μ is a column of the Jacobian like others.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pinn_odelora.errors import InputError
+from pinn_odelora.families.ranges import Values
+from pinn_odelora.formulation import Problem
+from pinn_odelora.geometry import sobol, stream
+from pinn_odelora.gradient import residual_vector_of
+from pinn_odelora.lowrank.layer import LowRankLinear
+from pinn_odelora.lowrank.settings import ADAPTIVE, AUTO, LoRA
+from pinn_odelora.lowrank.start import named
+from pinn_odelora.lowrank.targets import check_rank, linear_targets, put_factors, thaw
+from pinn_odelora.nets import check_network
+from pinn_odelora.objective import Objective
+from pinn_odelora.optim.groups import pairs_of, parameters, single_tensors
+from pinn_odelora.points import Points
+from pinn_odelora.system import Solution, System, draw_points
+
+RANK = 4
+"""The rank where none is asked for: with so few coordinates a batch of a few thousand points over-determines them, so
+that members follow the equation and not the points."""
+PROBES = 256
+"""Points at which two members are compared as functions."""
+Weights = Mapping[str, Tensor]
+"""θ by the names of the adapted network's parameters."""
+
+
+class Parametric:
+    """The residual system of a family, with the network that represents whichever member is placed in it.
+
+    Args:
+        net: the pretrained network, which is copied.
+        problem: the equation; its parameters of the family take other values.
+        names: of these parameters.
+        lora: adapted layers and rank; ``auto`` is ``RANK``.
+        seed: of starting factors that are random.
+        derivatives: ``auto``, ``jets`` or ``autograd``.
+
+    Raises:
+        InputError: if network and problem do not fit, or the rank is adaptive.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        problem: Problem,
+        names: tuple[str, ...],
+        lora: LoRA | None = None,
+        seed: int = 0,
+        derivatives: str = "auto",
+    ) -> None:
+        self.base = check_network(copy.deepcopy(net).cpu(), problem)
+        self.digest = digest(self.base)
+        self.posed = problem
+        self.names = names
+        self.lora = lora or LoRA()
+        self.rank = _rank(self.lora)
+        self.net = copy.deepcopy(self.base)
+        targets = linear_targets(self.net, self.lora.targets)
+        check_rank(self.rank, targets)
+        start = named(self.lora.start, self.lora.start_size)
+        self.layers: dict[str, LowRankLinear] = put_factors(
+            self.net, targets, self.rank, self.lora.scale, start, torch.Generator().manual_seed(seed)
+        )
+        thaw(self.net, self.lora.also)
+        self.trained = {name: p for name, p in self.net.named_parameters() if p.requires_grad}
+        self.solution = Solution(problem, self.net, names)
+        for coefficient in self.solution.coefficients.values():
+            coefficient.requires_grad_(False)
+        self.problem = self.solution.problem
+        self.system = System(self.problem, self.solution, derivatives=derivatives)
+        self.groups = [group | {"above": None} for group in (*pairs_of(self.net), *single_tensors(self.solution))]
+        self.objective = self.new_objective()
+        self.residual_vector = residual_vector_of(self.system)
+        self.components = {name: self.system.components(name) for name in self.system.terms}
+        self.probes = problem.region.sample(PROBES, lambda n, d: sobol(n, d, seed=stream("family probes")))
+        self.start = self.weights()
+
+    def new_objective(self) -> Objective:
+        """A loss with nothing remembered, for the steps of one member."""
+        return Objective(self.system, parameters(self.groups), self.layers)
+
+    @property
+    def dimension(self) -> int:
+        """P, the coordinates of the manifold."""
+        pairs = sum(x.rank * (sum(x.weight.shape) - x.rank) for x in self.layers.values())
+        factors = {id(p) for x in self.layers.values() for p in x.factors}
+        return pairs + sum(p.numel() for p in self.trained.values() if id(p) not in factors)
+
+    def problem_at(self, values: Values) -> Problem:
+        """The equation with numbers for its parameters."""
+        return dataclasses.replace(self.posed, **values)
+
+    @torch.no_grad()
+    def place(self, weights: Weights, values: Values | None = None) -> None:
+        """Put a member into the network, and its parameters into the equation."""
+        for name, p in self.trained.items():
+            p.copy_(weights[name])
+        for name, value in (values or {}).items():
+            self.solution.coefficients[name].fill_(value)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Copies of θ as it is."""
+        return {name: p.detach().clone(memory_format=torch.contiguous_format) for name, p in self.trained.items()}
+
+    def moved(self, weights: Weights, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """θ + dθ, with dθ by layer, (dA, dB) of an adapted one, or by tensor, as the variables of a Jacobian."""
+        found = dict(weights)
+        names = {id(p): name for name, p in self.trained.items()}
+        for variable, part in parts.items():
+            if (layer := self.layers.get(variable)) is not None:
+                keys = [names[id(p)] for p in layer.factors]
+            else:
+                keys = [variable if variable in self.trained else f"{variable}.weight"]
+            for key, change in zip(keys, part.split([self.trained[key].numel() for key in keys]), strict=True):
+                found[key] = weights[key] + change.view_as(weights[key])
+        return found
+
+    @torch.no_grad()
+    def function(self) -> Tensor:
+        """u at the probes, (points, fields)."""
+        return self.solution(self.probes)
+
+    def points(self, residuals: int, seed: int, purpose: str) -> dict[str, Points]:
+        """Evenly drawn points of about so many residuals, float64; inner points are four fifths where there are
+        conditions, too.
+        """
+        terms, n = self.system.terms, self.components
+        inner = sum(n[name] for name, term in terms.items() if term.where.interior) or 1
+        outer = sum(n[name] for name, term in terms.items() if not term.where.interior)
+        interior = max(1, round(residuals * (0.8 if outer else 1.0) / inner))
+        boundary = max(1, round(residuals * 0.2 / max(outer, 1)))
+        return draw_points(terms, interior, boundary, seed, purpose=purpose)
+
+
+def _rank(lora: LoRA) -> int:
+    if lora.rank == ADAPTIVE:
+        raise InputError("The adapters of a family have one rank, so rank must be a whole number or auto.")
+    return RANK if lora.rank == AUTO else int(lora.rank)
+
+
+def digest(net: nn.Module) -> str:
+    """A digest of a network's weights and their names, 16 hexadecimal digits: what a saved family belongs to."""
+    found = hashlib.sha256()
+    for name, x in sorted(net.state_dict().items()):
+        found.update(f"{name} {tuple(x.shape)}".encode())
+        found.update(x.detach().cpu().double().contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+class Member(NamedTuple):
+    """A point of the family: the parameters of the equation and what is trained."""
+
+    values: dict[str, float]
+    weights: dict[str, Tensor]

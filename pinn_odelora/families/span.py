@@ -1,0 +1,198 @@
+"""The span of a member's neighbours, and Gauss–Newton steps in it.
+
+Around a base point, for each rank-one part b_c a_c of an adapted layer, the coordinates are the differences of a_c, and
+of b_c, to the m nearest stations; other trained tensors are free. Factors of all stations are in one gauge, that
+of the path which they were followed along (``manifolds.factors``), so that the c-th part is the same one in all of
+them. With D_c the differences of a_c, and their singular value decomposition D_c = X S V,
+
+    a_c = a_c⁰ + zᵀ S V ,      ∂r/∂z = S V (∂r/∂W)ᵀ s b_c ,
+
+a restriction of the Jacobian with respect to the layer's weight, from the same sweep (``linearisation.blocks``). The
+scaling S measures a direction by how far the stations reach along it, so that the damping of a step prefers members
+between the stations. There are some hundred coordinates, whatever the width of the network.
+
+A step is  (JᵀJ + μ) d = -Jᵀ r. While the loss falls fast it is repeated with the former J and the new r, at the cost of
+an evaluation (the chord method); then J is renewed.
+
+This is a reduced basis whose snapshots are weights: reduced bases and their greedy snapshots are reviewed by
+Quarteroni, Manzoni and Negri (2016); GPT-PINN (Chen and Koohy, 2023, arXiv 2303.14878) combines snapshots of the
+solution, CoLoRA (Berman and Peherstorfer, 2024, arXiv 2402.14646) interpolates low-rank factors by a network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, linalg
+
+from pinn_odelora.families.parametric import Parametric, Weights
+from pinn_odelora.linalg.damped import Damped
+from pinn_odelora.linearisation import Linearisation
+from pinn_odelora.manifolds.tangent import Restriction
+from pinn_odelora.points import Points
+
+RANK_TOLERANCE = 1e-9
+"""Singular values of differences below this fraction of the largest are no direction."""
+DAMPING = 1e-12
+"""μ relative to the largest entry of JᵀJ."""
+RENEWALS, CHORDS, TRIALS = 4, 4, 4
+"""Most linearisations, steps with one of them, and dampings tried for the first of these."""
+FAST = 0.5
+"""A step that leaves more than this fraction of the loss calls for a new J."""
+SETTLED = 0.9
+"""A step that leaves more than this fraction, with a new J, is the last."""
+
+
+@dataclass(frozen=True)
+class SpanFrame:
+    """The coordinates of one adapted layer: restrictions b_c · (S V) and (S V) · a_c, and which part each moves.
+
+    Attributes:
+        restrictions: of the weight, see ``manifolds.tangent``.
+        A, B: directions by part, (k, n) and (m, k).
+    """
+
+    A: list[Tensor]
+    B: list[Tensor]
+    restrictions: list[Restriction]
+
+    @property
+    def dimension(self) -> int:
+        """Number of coordinates."""
+        return sum(len(V) for V in self.A) + sum(U.shape[1] for U in self.B)
+
+    def to(self, *args: object) -> SpanFrame:
+        """The frame itself, float64 on the CPU as all of a family."""
+        return self
+
+    def moved(self, A: Tensor, B: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The factors at coordinates z (dimension,), from those at the base."""
+        parts = z.split([*(len(V) for V in self.A), *(U.shape[1] for U in self.B)])
+        r = len(self.A)
+        A = torch.stack([a + w @ V for a, V, w in zip(A, self.A, parts[:r], strict=True)])
+        B = torch.stack([b + U @ w for b, U, w in zip(B.mT, self.B, parts[r:], strict=True)], dim=1)
+        return A, B
+
+
+def frame(A: Tensor, B: Tensor, neighbours: Sequence[tuple[Tensor, Tensor]], scale: float) -> SpanFrame:
+    """The coordinates of a layer around factors A (r, n) and B (m, r), from those of its neighbours."""
+    V = _directions(torch.stack([near - A for near, _ in neighbours]).transpose(0, 1))
+    U = [x.mT for x in _directions(torch.stack([(near - B).mT for _, near in neighbours]).transpose(0, 1))]
+    own = [Restriction(scale * B[:, c : c + 1], x) for c, x in enumerate(V)]
+    return SpanFrame(V, U, own + [Restriction(scale * x, A[c : c + 1]) for c, x in enumerate(U)])
+
+
+def _directions(D: Tensor) -> list[Tensor]:
+    """S V of every part's differences, from (r, neighbours, n)."""
+    _, S, V = linalg.svd(D, full_matrices=False)
+    return [(s[:, None] * v)[s > RANK_TOLERANCE * s[0]] for s, v in zip(S, V, strict=True)]
+
+
+@dataclass
+class Found:
+    """Where Gauss–Newton steps ended.
+
+    Attributes:
+        weights: what is trained.
+        loss: ½‖r‖² at the points of the steps.
+        steps: evaluations of a step, accepted or not.
+    """
+
+    weights: dict[str, Tensor]
+    loss: float
+    steps: int
+
+
+class Span:
+    """The base point and its coordinates.
+
+    Args:
+        parametric: the residual system, at the parameters wanted.
+        base: the weights to start from.
+        neighbours: weights of stations.
+    """
+
+    def __init__(self, parametric: Parametric, base: Weights, neighbours: Sequence[Weights]) -> None:
+        self.parametric = parametric
+        self.base = dict(base)
+        names = {id(p): name for name, p in parametric.trained.items()}
+        self.factors = {
+            layer: (names[id(x.A)], names[id(x.B)]) for layer, x in parametric.layers.items() if id(x.A) in names
+        }
+        self.frames = {
+            layer: frame(base[a], base[b], [(w[a], w[b]) for w in neighbours], parametric.layers[layer].scale)
+            for layer, (a, b) in self.factors.items()
+        }
+        sweep = parametric.objective.sweep.variables
+        self.order = [*sweep.layers, *sweep.others]
+        self.sizes = [self.frames[n].dimension if n in self.frames else self._free(n).numel() for n in self.order]
+
+    def _free(self, variable: str) -> Tensor:
+        return self.parametric.trained[self._name(variable)]
+
+    def _name(self, variable: str) -> str:
+        return variable if variable in self.parametric.trained else f"{variable}.weight"
+
+    @property
+    def dimension(self) -> int:
+        """Number of coordinates."""
+        return sum(self.sizes)
+
+    def at(self, z: Tensor) -> dict[str, Tensor]:
+        """The weights at coordinates z, (dimension,)."""
+        found = dict(self.base)
+        for name, part in zip(self.order, z.split(self.sizes), strict=True):
+            if name in self.frames:
+                a, b = self.factors[name]
+                found[a], found[b] = self.frames[name].moved(self.base[a], self.base[b], part)
+            else:
+                key = self._name(name)
+                found[key] = self.base[key] + part.view_as(self.base[key])
+        return found
+
+    def frames_at(self, weights: Mapping[str, Tensor]) -> dict[str, SpanFrame]:
+        """The coordinates where the factors are now: a direction of a_c is multiplied by the b_c of that place."""
+        found = {}
+        for name, (a, b) in self.factors.items():
+            scale, own = self.parametric.layers[name].scale, self.frames[name]
+            A, B = weights[a], weights[b]
+            parts = [Restriction(scale * B[:, c : c + 1], x) for c, x in enumerate(own.A)]
+            parts += [Restriction(scale * x, A[c : c + 1]) for c, x in enumerate(own.B)]
+            found[name] = SpanFrame(own.A, own.B, parts)
+        return found
+
+
+def gauss_newton(span: Span, points: Mapping[str, Points]) -> Found:
+    """Minimise ½‖r‖² in the span; the member is in the network afterwards."""
+    parametric = span.parametric
+    z = torch.zeros(span.dimension, dtype=torch.float64)
+    here, tried = span.base, 0
+    for _ in range(RENEWALS):
+        parametric.place(here)
+        around = Linearisation(parametric.objective.sweep, points)
+        r, loss = around.r, float(around.loss)
+        J = around.columns(span.frames_at(here))
+        solver, mu = Damped(J, single=False), DAMPING
+        first = loss
+        for chord in range(CHORDS):
+            trial, left = None, 1.0
+            for _ in range(TRIALS if chord == 0 else 1):
+                trial = z - solver(r, mu * solver.largest)
+                parametric.place(span.at(trial))
+                ahead = parametric.residual_vector(points)
+                left, tried = float(ahead @ ahead) / 2 / max(loss, 1e-300), tried + 1
+                if left < 1:
+                    break
+                mu *= 1e3
+            if not left < 1:
+                break
+            z, r, loss = trial, ahead, left * loss
+            if left > FAST:
+                break
+        here = span.at(z)
+        if not loss < SETTLED * first:
+            break
+    parametric.place(here)
+    return Found(here, loss, tried)
