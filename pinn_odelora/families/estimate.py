@@ -1,42 +1,44 @@
 """A posteriori error estimates by a discrete Green's operator.
 
 The error e of a member u satisfies, to first order, the linearised equation with the residual of u on its right-hand
-side. Linearised at a station instead, and restricted to what the adapter can represent there,
+side. Let J = ∂r/∂W and U = ∂u/∂W be the derivatives of the residuals at R fixed points, and of the solution at fixed
+probes, by all weights of the network at a station. The correction of minimum norm that removes the residual gives
 
-    e ≈ U δ ,     δ = -(JᵀJ + λ)⁻¹ Jᵀ r ,     so     e ≈ G r ,   G = -U (JᵀJ + λ)⁻¹ Jᵀ ,
+    e ≈ G r ,     G = -U Jᵀ (J Jᵀ + λ)⁻¹ ,
 
-with J = ∂r/∂θ and U = ∂u/∂θ in coordinates θ of the manifold at the station. G maps residuals at fixed points, which
-no step has seen, to the error at fixed probes. It is formed once for a station; an estimate then costs one evaluation
-of the residuals. The dual-weighted residual method (Becker and Rannacher, 2001) weighs residuals for one functional;
-here the functional is the solution itself.
+in which only the neural tangent kernels J Jᵀ (R, R) and U Jᵀ are formed (``Linearisation.kernel``), so that the width
+of the network does not matter. All weights take part, since the error of an answer is what an adapter has not removed,
+or cannot represent. No step has seen these points. G is formed once for a station; an estimate then costs one
+evaluation of the residuals, at the member itself. The dual-weighted residual method (Becker and Rannacher, 2001)
+weighs residuals for one functional; here the functional is the solution itself.
 
-What an adapter cannot represent is not seen. So the estimate is multiplied by a factor, found where both are known: a
-new station is compared with the online answer that was given there before.
+The estimate is multiplied by a factor, found where both are known: a new station is compared with the online answer
+that was given there before.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, linalg
+from torch import Tensor, linalg, nn
 
 from pinn_odelora.families.parametric import Parametric
 from pinn_odelora.families.stations import Station
 from pinn_odelora.formulation import Term
-from pinn_odelora.linalg.gram import gram
-from pinn_odelora.linearisation import Coordinates, Linearisation, Sweep
-from pinn_odelora.manifolds.variables import variable
+from pinn_odelora.linearisation import Linearisation, Sweep
+from pinn_odelora.lowrank.layer import LowRankLinear
 from pinn_odelora.points import Points
 from pinn_odelora.system import System
 
 DAMPING = 1e-12
-"""λ relative to the largest entry of JᵀJ."""
-EACH = 1.6
-"""Residuals for each coordinate."""
-MOST = 4000
+"""λ relative to the largest entry of J Jᵀ."""
+RESIDUALS = 1000
+"""R."""
+SURE, LEAST = 5.0, 5
+"""How much further than its last step a station must be from the answer before, and how many such stations it takes."""
 VALUE = "value"
 """The name of the term whose residual is u itself."""
 
@@ -52,54 +54,66 @@ class Green:
         return self.operator @ residuals
 
 
-def points_of(parametric: Parametric, seed: int) -> dict[str, Points]:
-    """The points of the residuals."""
-    return parametric.points(min(MOST, math.ceil(EACH * parametric.dimension)), seed, "family estimate")
+class Linearised:
+    """Residuals and solution with their derivatives by all weights; made once for a family.
+
+    Args:
+        parametric: the residual system.
+        seed: of the points.
+    """
+
+    def __init__(self, parametric: Parametric, seed: int) -> None:
+        self.parametric = parametric
+        self.points = parametric.points(RESIDUALS, seed, "family estimate")
+        layers = _linear_layers(parametric.solution)
+        biases = {f"{name}.bias": b for name, layer in layers.items() if (b := _bias(layer)) is not None}
+        self.sweep = Sweep(_WithValues(parametric), layers, biases)
+
+    def green(self, station: Station) -> Green:
+        """Linearise at a station; it is in the network afterwards."""
+        parametric = self.parametric
+        parametric.place(station.weights, station.values)
+        here = {name: Points(dict(p)) for name, p in self.points.items()}
+        around = Linearisation(self.sweep, {**here, VALUE: parametric.probes})
+        K, values = around.kernel().double(), around.terms[VALUE]
+        R = values.start
+        # Rows of a term are weighted by √(2/N).
+        UJ = K[values, :R] * math.sqrt(parametric.probes.number / 2)
+        return Green(-_times_inverse(UJ, K[:R, :R]))
+
+    def residuals(self) -> Tensor:
+        """r of the member in the network, (R,)."""
+        return self.parametric.residual_vector({name: Points(dict(p)) for name, p in self.points.items()})
 
 
-def green(parametric: Parametric, station: Station, points: Mapping[str, Points]) -> Green:
-    """Linearise at a station; it is in the network afterwards."""
-    parametric.place(station.weights, station.values)
-    variables = {group["name"]: variable(group, "product") for group in parametric.groups}
-    sweep = parametric.objective.sweep
-    J = _dense(Linearisation(sweep, points), variables)
-    fields = parametric.problem.fields
-    where = parametric.problem.region
-    value = Term(where, lambda f: tuple(f.derivative(name, "") for name in fields))
-    system = _Values(parametric, value)
-    at = Linearisation(Sweep(system, *_pair(sweep)), {VALUE: parametric.probes})
-    # Rows of a term are component by component and weighted by √(2/N).
-    U = _dense(at, variables) * math.sqrt(parametric.probes.number / 2)
-    return Green(-_regularised_inverse(J, U))
-
-
-def _regularised_inverse(J: Tensor, U: Tensor) -> Tensor:
-    """U (JᵀJ + λ)⁻¹ Jᵀ, by a Cholesky factor unless rounding spoils it."""
-    damping = DAMPING * float(J.square().sum(dim=0).max())
-    eye = torch.eye(J.shape[1], dtype=J.dtype)
-    L, failed = linalg.cholesky_ex(gram(J) + damping * eye)
+def _times_inverse(UJ: Tensor, K: Tensor) -> Tensor:
+    """U Jᵀ (K + λ)⁻¹, by a Cholesky factor unless rounding spoils it."""
+    damping = DAMPING * float(K.diagonal().max())
+    L, failed = linalg.cholesky_ex(K + damping * torch.eye(len(K), dtype=K.dtype))
     if not bool(failed):
-        return torch.cholesky_solve(U.mT, L).mT @ J.mT
-    Q, R = linalg.qr(torch.cat([J, math.sqrt(damping) * eye]))
-    return linalg.solve_triangular(R.mT, U.mT, upper=False).mT @ Q[: len(J)].mT
+        return torch.cholesky_solve(UJ.mT, L).mT
+    values, Q = linalg.eigh(K)
+    return (UJ @ Q / (values.clamp(min=0) + damping)) @ Q.mT
 
 
-def _pair(sweep: Sweep) -> tuple:
-    return sweep.variables.layers, sweep.variables.others
+class _WithValues(System):
+    """The system with one more term, whose residual is the solution."""
+
+    def __init__(self, parametric: Parametric) -> None:
+        fields = parametric.problem.fields
+        value = Term(parametric.problem.region, lambda f: tuple(f.derivative(name, "") for name in fields))
+        super().__init__(parametric.problem, parametric.solution, {VALUE: value}, parametric.system.derivatives)
 
 
-def _dense(around: Linearisation, variables: Mapping) -> Tensor:
-    names = [*around.layers, *around.others]
-    frames = {name: f for name in names if (f := variables[name].frame(variables[name].start())) is not None}
-    return Coordinates(around, frames).dense()
+def _linear_layers(solution: nn.Module) -> dict[str, nn.Linear | LowRankLinear]:
+    """All linear layers, the factors of adapted ones apart."""
+    found = {name: x for name, x in solution.named_modules() if isinstance(x, nn.Linear | LowRankLinear)}
+    inside = {id(y) for x in found.values() if isinstance(x, LowRankLinear) for y in x.modules() if y is not x}
+    return {name: x for name, x in found.items() if id(x) not in inside}
 
 
-class _Values(System):
-    """The system whose residual is the solution."""
-
-    def __init__(self, parametric: Parametric, value: Term) -> None:
-        super().__init__(parametric.problem, parametric.solution, derivatives=parametric.system.derivatives)
-        self.terms = {VALUE: value}
+def _bias(layer: nn.Linear | LowRankLinear) -> Tensor | None:
+    return layer.base_layer.bias if isinstance(layer, LowRankLinear) else layer.bias
 
 
 def relative(error: Tensor, u: Tensor) -> float:
@@ -108,6 +122,14 @@ def relative(error: Tensor, u: Tensor) -> float:
 
 
 def calibration(stations: Sequence[Station]) -> float:
-    """The factor of estimates: the geometric mean of truth over estimate, where both are known; 1 before that."""
-    known = [math.log(s.truth / s.estimate) for s in stations if s.estimate > 0 and s.truth > 0]
-    return math.exp(sum(known) / len(known)) if known else 1.0
+    """The factor of estimates: the geometric mean of truth over estimate; 1 where too little is known.
+
+    Counted are stations that moved far from the answer before, compared with what their last step still changed:
+    otherwise the distance to the station says nothing of the error.
+    """
+    known = [
+        math.log(s.truth / s.estimate)
+        for s in stations
+        if s.estimate > 0 and s.truth > SURE * s.change > 0 and s.truth > 0
+    ]
+    return math.exp(sum(known) / len(known)) if len(known) >= LEAST else 1.0

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pinn_odelora.errors import unknown
 from pinn_odelora.families.answer import Answer
-from pinn_odelora.families.estimate import Green, calibration, green, points_of, relative
+from pinn_odelora.families.estimate import Green, Linearised, calibration, relative
 from pinn_odelora.families.interpolation import guesses
 from pinn_odelora.families.parametric import Parametric
 from pinn_odelora.families.ranges import Ranges
@@ -71,7 +71,7 @@ class Family:
         self.seconds = 0.0
         self._points = parametric.points(RESIDUALS, seed, "family online")
         self._glance = parametric.points(GLANCE, seed, "family online")
-        self._unseen = points_of(parametric, seed)
+        self._linearised = Linearised(parametric, seed)
         self._greens: dict[int, Green] = {}
         for station in stations:
             self.add(station)
@@ -220,7 +220,7 @@ class Family:
             raise unknown("parameter of the family:", name, self.space.names)
         u = self(**values)
         with threads(self.threads):
-            return sensitivity(self.parametric, u.values, u.weights, name, _fresh(self._unseen))
+            return sensitivity(self.parametric, u.values, u.weights, name, _fresh(self._points))
 
     # How good it is.
 
@@ -233,13 +233,13 @@ class Family:
         k = int(np.argmin(np.linalg.norm(self.coordinates - x, axis=1)))
         G = self._green(k)
         u = self.parametric.function()
-        return relative(G.error(self.parametric.residual_vector(_fresh(self._unseen))), u)
+        return relative(G.error(self._linearised.residuals()), u)
 
     def _green(self, k: int) -> Green:
         if k not in self._greens:
             here = self.parametric.weights()
             values = {name: float(p) for name, p in self.parametric.solution.coefficients.items()}
-            self._greens[k] = green(self.parametric, self.stations[k], _fresh(self._unseen))
+            self._greens[k] = self._linearised.green(self.stations[k])
             self.parametric.place(here, values)
         return self._greens[k]
 

@@ -18,7 +18,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import product
+from itertools import combinations, pairwise, product
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +53,8 @@ LOST = 0.05
 HALVINGS = 6
 STEPS, FURTHER = 6, 10
 """Most steps of a station on the path; and where it is added later, or solved further."""
+BEYOND = 2.0
+"""So many times the error of the stations beside it an answer must have, for a station there to help."""
 GAIN = 0.7
 """A station whose estimate stays above this fraction is not solved further."""
 Message = Callable[[str], None]
@@ -189,24 +191,24 @@ class Construction:
     # The refinement.
 
     def _refine(self) -> bool:
-        """Add the worst answer as a station, or solve the worst station further; whether there was one too bad."""
-        candidates = [(self._estimated(x), k, x) for k, x in self._candidates()]
-        worst, k, x = max(candidates, key=lambda c: c[0], default=(0.0, None, None))
+        """Add a station at the worst answer, or solve the worst station further; whether there was one too bad."""
+        stations = self.family.stations
+        x = self.family.coordinates
+        own = [self._estimated(point) for point in x]
+        bad = [(error, k, None) for k, error in enumerate(own) if not stations[k].settled]
+        for a, b in _neighbours(x):
+            error = self._estimated(middle := (x[a] + x[b]) / 2)
+            # Otherwise it is the error of the stations themselves, which another one would share.
+            if error > BEYOND * max(own[a], own[b]):
+                bad.append((error, None, middle))
+        worst, k, middle = max(bad, key=lambda found: found[0], default=(0.0, None, None))
         if worst <= self.tolerance:
             return False
         if k is None:
-            self._insert(x)
+            self._insert(middle)
         else:
             self._further(k)
         return True
-
-    def _candidates(self) -> Iterator[tuple[int | None, NDArray]]:
-        """Stations that can be solved further, and points half-way between neighbours."""
-        x = self.family.coordinates
-        for k, station in enumerate(self.family.stations):
-            if not station.settled:
-                yield k, x[k]
-        yield from ((None, point) for point in _between(x))
 
     def _estimated(self, x: NDArray) -> float:
         """The estimate at x, which stays valid while the stations near it do."""
@@ -280,15 +282,15 @@ def _grid(points: int, dimension: int) -> list[NDArray]:
     return [np.array(x) for x in product(np.linspace(0, 1, points), repeat=dimension)]
 
 
-def _between(x: NDArray) -> list[NDArray]:
-    """Points half-way between neighbours; in two dimensions those joined by an edge of the Delaunay triangulation."""
+def _neighbours(x: NDArray) -> list[tuple[int, int]]:
+    """Pairs of stations next to each other; in two dimensions the edges of the Delaunay triangulation."""
     if x.shape[1] == 1:
-        line = np.sort(x[:, 0])
-        return [np.array([m]) for m in (line[1:] + line[:-1]) / 2]
+        order = np.argsort(x[:, 0], kind="stable")
+        return [(int(a), int(b)) for a, b in pairwise(order)]
     if len(x) < 4:
         return []
-    edges = {tuple(sorted((a, b))) for t in Delaunay(x).simplices for a in t for b in t if a != b}
-    return [(x[a] + x[b]) / 2 for a, b in sorted(edges)]
+    edges = {(int(min(a, b)), int(max(a, b))) for t in Delaunay(x).simplices for a, b in combinations(t, 2)}
+    return sorted(edges)
 
 
 def family(
