@@ -74,7 +74,7 @@ class Noise:
         """
         if self.sigma is None and self.worth + values <= parameters:
             raise InputError(
-                f"{values} measured values cannot tell {parameters} parameters and the noise; give sigma or more values."
+                f"{values} measured values cannot tell {parameters} parameters and the noise; give sigma or more data."
             )
 
     def log_likelihood(self, S: Array, n: int) -> Array:
