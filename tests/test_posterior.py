@@ -10,6 +10,7 @@ from exact_family import Drift, ExactAnswer, ExactFamily, Source
 from scipy import stats
 from scipy.integrate import quad
 
+import pinn_odelora as po
 from pinn_odelora.errors import InputError, NonFiniteError
 from pinn_odelora.families.chebyshev import interpolate, values_at
 from pinn_odelora.families.density import Density, Noise, resolve, run_chain
@@ -17,6 +18,7 @@ from pinn_odelora.families.posterior import posterior
 from pinn_odelora.families.ranges import Interval, Ranges
 from pinn_odelora.formulation import Term
 from pinn_odelora.geometry import Box
+from problems.burgers import Burgers
 from problems.heat import Heat
 from problems.kovasznay import Kovasznay
 
@@ -68,7 +70,7 @@ def test_a_linear_family_with_known_noise_has_the_normal_posterior_of_least_squa
 def test_a_normal_prior_joins_the_measurements_as_one_more_would():
     data = columns(Source(a=1.3, b=0.7), 12, 0.05, 2)
     prior = lambda a, b: stats.norm(2.0, 0.4).logpdf(a) + stats.norm(-1.0, 0.3).logpdf(b)
-    found = posterior(ExactFamily(Source(), **WIDE), data, sigma=0.05, prior=prior, method="laplace")
+    found = posterior(ExactFamily(Source(), **WIDE), data, sigma=0.05, prior=prior, method="laplace", steps=6000)
     X, y = design(data)
     precision = X.T @ X / 0.05**2 + np.diag([0.4**-2, 0.3**-2])
     mean = np.linalg.solve(precision, X.T @ y / 0.05**2 + [2.0 / 0.4**2, -1.0 / 0.3**2])
@@ -127,7 +129,7 @@ def test_the_default_prior_is_uniform_in_the_logarithm_and_a_constant_one_in_the
 def test_laplace_and_chain_agree_where_the_measurements_tell_much():
     data = columns(Drift(c=0.8, kappa=0.13), 300, 0.02, 6)
     family = ExactFamily(Drift(), c=(0.2, 1.5), kappa=(0.02, 0.3))
-    chain, normal = (posterior(family, data, method=method) for method in ("mcmc", "laplace"))
+    chain, normal = (posterior(family, data, method=method, steps=4000) for method in ("mcmc", "laplace"))
     for name, truth in {"c": 0.8, "kappa": 0.13}.items():
         mode, std, low, high = chain.laplace[name]
         assert normal.laplace[name] == chain.laplace[name]
@@ -147,6 +149,28 @@ def test_all_fields_of_a_system_count():
     whole, part = (posterior(family, d, sigma=0.01) for d in (data, {k: data[k] for k in ("x", "y", "p")}))
     assert abs(whole.mean["re"] - 45) < 3.5 * whole.std["re"]
     assert whole.std["re"] < 0.9 * part.std["re"]
+
+
+def in_the_layer(seed, n=200):
+    """Values of Burgers' equation, ν = 0.02, where they depend on ν, with noise of 2 % of their root mean square."""
+    rng = np.random.default_rng(seed)
+    x, t = rng.uniform(-0.2, 0.2, n), rng.uniform(0.3, 1, n)
+    u = ExactAnswer(Burgers(nu=0.02), 0.0)(x, t)
+    return {"x": x, "t": t, "u": u + 0.02 * np.sqrt(np.mean(u**2)) * rng.standard_normal(n)}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::DeprecationWarning:lightning")
+def test_it_agrees_with_the_gauss_newton_interval_of_an_unknown_coefficient():
+    """The latter knows neither the prior nor the exact solution; both are close to the bound of Cramér and Rao."""
+    data = in_the_layer(1)
+    found = posterior(ExactFamily(Burgers(), nu=(0.006, 0.05)), data, steps=4000)
+    net = po.pretrain(Burgers(nu=0.05))
+    budget = po.Budget(gradient_evals=150)
+    other = po.adapt(net, Burgers(nu=0.05), data=data, unknown=("nu",), budget=budget).coefficients["nu"]
+    assert other["settled"]
+    assert abs(found.mean["nu"] - other["estimate"]) < 0.4 * other["std"]
+    assert found.std["nu"] == pytest.approx(other["std"], rel=0.1)
+    assert np.allclose(found.interval["nu"], (other["low"], other["high"]), rtol=0, atol=0.4 * other["std"])
 
 
 # Calibration (Talts et al., 2018, arXiv 1804.06788): the rank of the truth among independent draws is uniform.
@@ -175,7 +199,7 @@ def test_the_posterior_is_calibrated(problem, ranges, noise):
         density = Density(interpolant, u(truth) + sigma * rng.standard_normal(len(x)), noise)
         start = resolve(density).draw(32, rng)
         # Long enough for the last positions of the walkers to be independent of the grid they started from.
-        z = run_chain(density, start, 60, rng)[0][-32:]
+        z = run_chain(density, start, 60, rng).z[-32:]
         z = z[rng.permutation(32)[:DRAWS]]
         drawn = noise.draw(density.squares(z), density.n, rng)
         ranks[k] = [*(z < truth).sum(axis=0), (drawn < sigma).sum()]
@@ -248,8 +272,19 @@ def test_a_truth_outside_the_range_is_told():
         found = posterior(family, data, sigma=0.01)
     assert found.interval["kappa"][1] <= 0.4
     assert math.isnan(found.laplace["kappa"].std)
-    with pytest.raises(InputError, match="method='laplace'"):
+    with pytest.raises(InputError, match=r"no maximum inside the range .* method='laplace'"):
         posterior(family, data, sigma=0.01, method="laplace")
+
+
+def test_measurements_that_tell_nothing_leave_the_prior():
+    data = columns(Source(a=0.5, b=0.2), 10, 0.05, 12)
+    family = ExactFamily(Source(), a=(0.0, 2.0), b=(-1.0, 3.0))
+    bowl = lambda a, b: -1e-9 * (a - 1) ** 2 - 1e-9 * (b - 1) ** 2
+    found = posterior(family, data, sigma=1e4, prior=bowl, steps=4000)
+    assert found.interval["a"] == pytest.approx((0.05, 1.95), abs=0.05)
+    assert found.interval["b"] == pytest.approx((-0.9, 2.9), abs=0.1)
+    with pytest.raises(InputError, match="tell so little"):
+        posterior(family, data, sigma=1e4, prior=bowl, method="laplace")
 
 
 def test_a_short_chain_is_told():
@@ -280,6 +315,18 @@ def test_solutions_are_answers_at_the_samples(found):
 def test_it_is_one_line(found):
     assert repr(found).startswith(f"kappa = {found.mean['kappa']:.6g} ± ")
     assert "\n" not in repr(found)
+
+
+def test_a_figure_shows_every_parameter_and_both_together(found, tmp_path):
+    figure = found.plot(tmp_path / "posterior.png")
+    assert (tmp_path / "posterior.png").stat().st_size > 5000
+    assert [axes.get_xlabel() for axes in figure.axes] == ["kappa"]
+    data = columns(Drift(c=0.8, kappa=0.13), 40, 0.02, 6)
+    family = ExactFamily(Drift(), c=(0.2, 1.5), kappa=(0.02, 0.3))
+    figure = posterior(family, data, method="laplace").plot()
+    assert [axes.get_xlabel() for axes in figure.axes] == ["c", "kappa", "c"]
+    curve = figure.axes[0].lines[0]
+    assert np.trapezoid(curve.get_ydata(), curve.get_xdata()) == pytest.approx(1, abs=0.02)
 
 
 def test_the_seed_decides_and_the_global_generator_is_left_alone(found):

@@ -283,7 +283,28 @@ def _hessian(f: Callable[[Array], Array], z: Array, step: Array) -> Array:
 # Samples.
 
 
+class Chain(NamedTuple):
+    """Samples of z.
+
+    Attributes:
+        z: (n, parameters).
+        acceptance: the part of the proposals that was accepted; NaN without a chain.
+        time: the autocorrelation time of the slowest parameter in steps; NaN without a chain.
+        warnings: in sentences.
+    """
+
+    z: Array
+    acceptance: float = math.nan
+    time: float = math.nan
+    warnings: tuple[str, ...] = ()
+
+
 def sampler_library() -> ModuleType:
+    """emcee, an extra.
+
+    Raises:
+        InputError: if it is missing.
+    """
     try:
         import emcee
     except ImportError:
@@ -293,8 +314,12 @@ def sampler_library() -> ModuleType:
     return emcee
 
 
-def normal_draws(normal: Normal, n: int, rng: np.random.Generator) -> tuple[Array]:
-    """Draws within the range, by rejection."""
+def normal_draws(normal: Normal, n: int, rng: np.random.Generator) -> Chain:
+    """Draws of the normal distribution within the range, by rejection.
+
+    Raises:
+        InputError: if there is no such distribution, or hardly any of it lies in the range.
+    """
     if not normal.exists:
         raise InputError(
             "The density has no maximum inside the range of the family, so method='laplace' has nothing to offer; "
@@ -302,16 +327,19 @@ def normal_draws(normal: Normal, n: int, rng: np.random.Generator) -> tuple[Arra
         )
     half = np.linalg.cholesky(normal.covariance)
     kept = np.empty((0, len(half)))
-    while len(kept) < n:
+    for _ in range(100):
         z = normal.mode + rng.standard_normal((n, len(half))) @ half.T
         kept = np.concatenate([kept, z[(np.abs(z) <= 1).all(axis=1)]])
-    return (kept[:n],)
+        if len(kept) >= n:
+            return Chain(kept[:n])
+    raise InputError(
+        "The measurements tell so little that hardly a part of Laplace's normal distribution lies in the range of the "
+        "family; take method='mcmc'."
+    )
 
 
-def run_chain(
-    density: Density, start: Array, steps: int, rng: np.random.Generator
-) -> tuple[Array, float, float, tuple[str, ...]]:
-    """Samples of z after the burn-in, every half of an autocorrelation time; acceptance, that time, and warnings.
+def run_chain(density: Density, start: Array, steps: int, rng: np.random.Generator) -> Chain:
+    """Samples after the burn-in, every half of an autocorrelation time.
 
     Args:
         density: its logarithm, for all walkers at once.
@@ -335,4 +363,4 @@ def run_chain(
         )
     time = time if math.isfinite(time) else float(steps)
     kept = chain[min(math.ceil(BURN_IN * time), steps // 2) :: max(1, int(time / 2))]
-    return kept.reshape(-1, parameters), float(sampler.acceptance_fraction.mean()), time, said
+    return Chain(kept.reshape(-1, parameters), float(sampler.acceptance_fraction.mean()), time, said)

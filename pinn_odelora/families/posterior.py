@@ -18,20 +18,24 @@ approximated by the normal distribution of Laplace, in the family's coordinates 
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 from scipy.special import ndtri
 
 from pinn_odelora.errors import InputError
 from pinn_odelora.families.chebyshev import Array, Interpolant, interpolate, value_at, values_at
 from pinn_odelora.families.density import (
+    Chain,
     Density,
-    Grid,
     Noise,
     Normal,
     Prior,
@@ -47,6 +51,7 @@ from pinn_odelora.measurements import measured_term
 from pinn_odelora.points import Points
 from pinn_odelora.rules import one_of, whole
 from pinn_odelora.rules import seed as any_seed
+from pinn_odelora.runs.figures import BLUE, ORANGE, STYLE
 
 if TYPE_CHECKING:
     from pinn_odelora.families.answer import Answer
@@ -97,16 +102,24 @@ class Posterior:
     """
 
     def __init__(
-        self, family: Family, names: tuple[str, ...], draws: Draws, laplace: Mapping[str, Laplace], checks: Checks
+        self,
+        family: Family,
+        density: Density,
+        chain: Chain,
+        laplace: Mapping[str, Laplace],
+        checks: Checks,
+        sigma: Array,
     ) -> None:
         self.family = family
-        self.names = names
-        self.samples, self.sigma = draws.samples, draws.sigma
-        self.method, self.acceptance, self.autocorrelation = draws.method, draws.acceptance, draws.autocorrelation
+        self.names = names = tuple(laplace)
+        self.samples = np.column_stack([value_at(i, z) for i, z in zip(density.intervals, chain.z.T, strict=True)])
+        self.sigma = sigma
+        self.method = "laplace" if math.isnan(chain.acceptance) else "mcmc"
+        self.acceptance, self.autocorrelation = chain.acceptance, chain.time
         self.laplace = dict(laplace)
         self.answers = checks.answers
         self.interpolation_error, self.answer_error = checks.interpolation_error, checks.answer_error
-        self.warnings = (*checks.warnings, *draws.warnings)
+        self.warnings = (*checks.warnings, *chain.warnings)
         self.mode = {name: found.mode for name, found in laplace.items()}
         self.mean = self._by_name(self.samples.mean(axis=0))
         self.std = self._by_name(self.samples.std(axis=0))
@@ -137,6 +150,34 @@ class Posterior:
         chosen = self.samples[np.linspace(0, len(self.samples) - 1, n).round().astype(int)]
         return [self.family(**self._by_name(x)) for x in chosen]
 
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
+        """Histograms of the samples with Laplace's approximation and the 95 % interval; two parameters also together.
+
+        Args:
+            path: the image file; None writes none.
+        """
+        with mpl.rc_context(STYLE):
+            figure = Figure(figsize=(2.6 * (2 * len(self.names) - 1), 2.2))
+            panels = figure.subplots(1, 2 * len(self.names) - 1, squeeze=False)[0]
+            for axes, name, x in zip(panels, self.names, self.samples.T, strict=False):
+                self._marginal(axes, name, x)
+            if len(self.names) > 1:
+                panels[-1].plot(*self.samples.T, linestyle="", marker=".", markersize=1, alpha=0.5, color=BLUE)
+                panels[-1].set(xlabel=self.names[0], ylabel=self.names[1])
+            if path is not None:
+                figure.savefig(path)
+        return figure
+
+    def _marginal(self, axes: Axes, name: str, x: Array) -> None:
+        axes.hist(x, bins=40, density=True, color=BLUE, alpha=0.35)
+        mode, std, *_ = self.laplace[name]
+        if math.isfinite(std):
+            near = np.linspace(x.min(), x.max(), 200)
+            axes.plot(near, np.exp(-(((near - mode) / std) ** 2) / 2) / (std * math.sqrt(2 * math.pi)), color=ORANGE)
+        for end in self.interval[name]:
+            axes.axvline(end, color=BLUE, linestyle="--", linewidth=0.8)
+        axes.set(xlabel=name, yticks=[])
+
 
 def posterior(
     family: Family,
@@ -163,7 +204,7 @@ def posterior(
             for a positive range whose ends differ by more than a factor of three, in x otherwise.
         method: how samples are drawn: ``mcmc`` by emcee, which ``pip install 'pinn-odelora[bayes]'`` installs;
             ``laplace`` from the normal distribution around the mode.
-        steps: of the chain, with 32 walkers.
+        steps: of the chain, with 32 walkers; of ``laplace`` the number of samples.
         seed: of the samples.
 
     Raises:
@@ -185,8 +226,13 @@ def posterior(
     grid = resolve(density)
     normal = laplace_approximation(density, grid)
     checks = check(predictions, interpolant, density, normal)
-    draws = sampled(density, grid, normal, method, steps, seed)
-    found = Posterior(family, tuple(i.name for i in intervals), draws, in_own_units(normal, intervals), checks)
+    rng = np.random.default_rng(seed)
+    if method == "mcmc":
+        chain = run_chain(density, grid.draw(WALKERS, rng), steps, rng)
+    else:
+        chain = normal_draws(normal, steps, rng)
+    noises = noise.draw(density.squares(chain.z), density.n, rng)
+    found = Posterior(family, density, chain, in_own_units(normal, intervals), checks, noises)
     for sentence in found.warnings:
         warnings.warn(sentence, stacklevel=2)
     return found
@@ -296,32 +342,6 @@ def in_own_units(normal: Normal, intervals: Sequence[Interval]) -> dict[str, Lap
         )
         found[interval.name] = Laplace(mode, wide / 2 * std, float(ends[0]), float(ends[1]))
     return found
-
-
-class Draws(NamedTuple):
-    """Samples of the parameters, in their own units, and of σ; see ``Posterior``."""
-
-    samples: Array
-    sigma: Array
-    method: str
-    acceptance: float
-    autocorrelation: float
-    warnings: tuple[str, ...]
-
-
-def sampled(density: Density, grid: Grid, normal: Normal, method: str, steps: int, seed: int) -> Draws:
-    """Samples of the posterior.
-
-    Raises:
-        InputError: if Laplace's approximation is asked for and does not exist.
-    """
-    rng = np.random.default_rng(seed)
-    if method == "laplace":
-        z, *numbers = (*normal_draws(normal, WALKERS * steps // 10, rng), math.nan, math.nan, ())
-    else:
-        z, *numbers = run_chain(density, grid.draw(WALKERS, rng), steps, rng)
-    x = np.column_stack([value_at(interval, z[:, i]) for i, interval in enumerate(density.intervals)])
-    return Draws(x, density.noise.draw(density.squares(z), density.n, rng), method, *numbers)
 
 
 def _remaining(density: Density) -> float:
