@@ -12,8 +12,8 @@ from scipy.integrate import quad
 
 import pinn_odelora as po
 from pinn_odelora.errors import InputError, NonFiniteError
-from pinn_odelora.families.chebyshev import interpolate, values_at
-from pinn_odelora.families.density import Density, Noise, resolve, run_chain
+from pinn_odelora.families.chebyshev import Demand, Part, interpolate, values_at
+from pinn_odelora.families.density import Density, Noise, likely, resolve, run_chain
 from pinn_odelora.families.posterior import posterior
 from pinn_odelora.families.ranges import Interval, Ranges
 from pinn_odelora.formulation import Term
@@ -63,7 +63,7 @@ def test_a_linear_family_with_known_noise_has_the_normal_posterior_of_least_squa
         assert np.allclose(found.interval[name], (low, high), rtol=0, atol=0.12 * std[i])
     assert np.corrcoef(found.samples.T)[0, 1] == pytest.approx(covariance[0, 1] / std.prod(), abs=0.02)
     assert (found.sigma == 0.02).all()
-    assert found.answers == 25 + 5  # 3 x 3 nodes, doubled once each, and the mode with two to either side of it
+    assert found.answers == 9 + 4 + 5  # nodes, between them, and the mode with two to either side of it
     assert not found.warnings
 
 
@@ -191,7 +191,7 @@ def test_the_posterior_is_calibrated(problem, ranges, noise):
     x, t = rng.uniform(size=(2, 15))
     intervals = Ranges.of(problem, ranges).intervals
     u = lambda z: ExactAnswer(dataclasses.replace(problem, **values_at(intervals, z)), 0.0)(x, t)
-    interpolant = interpolate(u, intervals, lambda found: 1e-4)
+    interpolant = interpolate(u, intervals, lambda found: Demand(1e-4, found.part))
     ranks = np.empty((DATA_SETS, len(ranges) + 1))
     for k in range(DATA_SETS):
         truth = rng.uniform(-1, 1, len(ranges))
@@ -223,20 +223,60 @@ def test_answers_are_few_and_the_interpolant_is_checked_where_it_matters():
     assert asked == pytest.approx(found.mode["kappa"] + std * np.array([0, 1, -1]), abs=0.1 * std)
 
 
-def test_interpolation_doubles_only_what_needs_it_and_reports_an_upper_estimate():
-    intervals = [Interval("a", 0.0, 2.0, "linear"), Interval("b", 1.0, 9.0, "log")]
+def waves():
+    """Two parameters, of which the first needs many nodes; ``asked`` keeps where answers were computed."""
     asked = []
 
     def predict(z):
         asked.append(tuple(z))
-        return np.array([math.sin(6 * z[0]) * (1 + z[1]), math.cos(5 * z[0]) - z[1]])
+        return np.array([math.sin(6 * z[0]) * (1 + z[1]), math.cos(5 * z[0]) - z[1] ** 2])
 
-    found = interpolate(predict, intervals, lambda found: 1e-5)
-    assert found.coefficients.shape == (33, 5, 2)
-    assert found.answers == len(asked) == len(set(asked)) == 33 * 5
+    return predict, asked, [Interval("a", 0.0, 2.0, "linear"), Interval("b", 1.0, 9.0, "log")]
+
+
+def test_interpolation_doubles_only_what_needs_it_and_reports_its_error():
+    predict, asked, intervals = waves()
+    found = interpolate(predict, intervals, lambda found: Demand(1e-5, found.part))
+    assert found.coefficients.shape == (17, 5, 2)
+    assert len(asked) == len(set(asked)) == 17 * 5 + 4
     z = np.random.default_rng(3).uniform(-1, 1, (200, 2))
     difference = found(z) - np.stack([predict(point) for point in z])
-    assert np.linalg.norm(difference, axis=1).max() < found.error < 1e-5
+    worst = np.linalg.norm(difference, axis=1).max()
+    assert found.error < 1e-5
+    assert worst < 5 * found.error
+
+
+def test_interpolation_moves_to_the_part_that_matters():
+    predict, asked, intervals = waves()
+    part = Part(np.array([0.4, -0.2]), np.array([0.5, 0.1]))
+    found = interpolate(predict, intervals, lambda found: Demand(1e-5, part if found.error < 3 else found.part))
+    assert found.part == part
+    inside = sum(part.holds(np.array([z]))[0] for z in asked)
+    assert found.coefficients.shape[:2] == (5, 3)
+    assert inside <= 5 * 3 + 4 < len(asked)
+    z = np.random.default_rng(3).uniform(*part, (200, 2))
+    assert np.abs(found(z) - np.stack([predict(point) for point in z])).max() < 2e-5
+
+
+@pytest.mark.parametrize("noise", [Noise(0.01), Noise(None), Noise(None, 0.02, 3.0)])
+def test_the_error_of_the_interpolant_bounds_the_density_on_both_sides(noise):
+    """Three nodes are too few; what is given up as unlikely is unlikely with their error allowed for."""
+    data = columns(Heat(kappa=0.12), 60, 0.01, 17)
+    intervals = Ranges.of(Heat(), {"kappa": (0.03, 0.4)}).intervals
+    u = lambda z: ExactAnswer(Heat(**values_at(intervals, z)), 0.0)(data["x"], data["t"])
+    interpolant = interpolate(u, intervals, lambda found: Demand(10.0, found.part))
+    assert interpolant.coefficients.shape == (3, 60)
+    z = np.random.default_rng(2).uniform(-1, 1, (40, 1))
+    exact = np.stack([u(point) for point in z])
+    error = np.linalg.norm(interpolant(z) - exact, axis=1).max()
+    density = Density(interpolant, data["u"], noise)
+    truth = noise.log_likelihood(np.square(exact - data["u"]).sum(axis=1), 60)
+    assert (density(z, error) < truth).all()
+    assert (density(z, -error) > truth).all()
+    part = likely(density, interpolant.part, error)
+    assert part.volume < 1.9
+    assert part.holds(z[[truth.argmax()]])[0]
+    assert (truth[~part.holds(z)] < truth.max() - 25).all()
 
 
 def test_answers_that_are_not_smooth_end_the_doubling_and_are_told():

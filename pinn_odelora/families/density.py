@@ -22,13 +22,15 @@ from numpy.typing import ArrayLike
 from scipy.optimize import minimize
 
 from pinn_odelora.errors import InputError
-from pinn_odelora.families.chebyshev import Array, Interpolant, value_at
+from pinn_odelora.families.chebyshev import Array, Interpolant, Part, value_at
 from pinn_odelora.families.ranges import Interval
 from pinn_odelora.rules import number
 
 Prior = Callable[..., ArrayLike]
 """The logarithm of a density, up to a constant: ``prior(nu=array)``, (n,) -> (n,)."""
 
+NUMBER = {1: 257, 2: 65}
+"""Points of a grid for each parameter, by the number of parameters."""
 LONG_ENOUGH = 50
 """Autocorrelation times that a chain must have for these to be known (the rule of emcee's documentation)."""
 BURN_IN = 5
@@ -101,7 +103,7 @@ class Noise:
 
 
 class Density:
-    """The logarithm of the posterior density of z, up to a constant; (M, parameters) -> (M,), -inf outside.
+    """The logarithm of the posterior density of z, up to a constant; -inf outside the part of the interpolant.
 
     Args:
         interpolant: of the predictions.
@@ -122,13 +124,20 @@ class Density:
         """S, (M,)."""
         return np.square(self.interpolant.basis(z) @ self.R[:, :-1].T - self.R[:, -1]).sum(axis=1)
 
-    def __call__(self, z: Array) -> Array:
-        inside = (np.abs(z) <= 1).all(axis=1)
-        held = np.clip(z, -1, 1)
-        found = self.noise.log_likelihood(self.squares(held), self.n)
+    def __call__(self, z: Array, shift: float = 0.0) -> Array:
+        """At z, (M, parameters) -> (M,).
+
+        Args:
+            z: the points.
+            shift: added to √S; with the error of the interpolant the density is at least, and with its negative at
+                most, what is found.
+        """
+        part = self.interpolant.part
+        held = np.clip(z, part.low, part.high)
+        found = self.noise.log_likelihood(np.square(np.maximum(np.sqrt(self.squares(held)) + shift, 0)), self.n)
         if self.prior is not None:
             found = found + self._log_prior(held)
-        return np.where(inside, found, -np.inf)
+        return np.where(part.holds(z), found, -np.inf)
 
     def _log_prior(self, z: Array) -> Array:
         """With respect to z: the density of x times dx/dz."""
@@ -184,33 +193,49 @@ class Grid(NamedTuple):
         return np.clip(z, self.z.min(axis=0), self.z.max(axis=0))
 
 
-def resolve(density: Density) -> Grid:
-    """A grid that resolves the density: its box shrinks to where the density counts until it no longer does.
+def grid_on(density: Density, part: Part) -> Grid:
+    """257 points, or 65 × 65, ends included.
 
     Raises:
-        InputError: if the prior excludes the whole range.
+        InputError: if the prior excludes all of them.
     """
-    parameters = len(density.intervals)
-    number = 257 if parameters == 1 else 65
-    low, high = -np.ones(parameters), np.ones(parameters)
-    while True:
-        axes = [np.linspace(a, b, number) for a, b in zip(low, high, strict=True)]
-        z = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, parameters)
-        log_density = density(z)
-        spacing = (high - low) / (number - 1)
-        if not np.isfinite(log_density).any():
-            raise InputError("prior is -inf over the whole range of the family; it must allow a part of it.")
-        held = (log_density + _rise(log_density, parameters, number)) > log_density.max() - FAR
-        first, last = z[held].min(axis=0) - spacing, z[held].max(axis=0) + spacing
-        first, last = np.maximum(first, low), np.minimum(last, high)
-        if (last - first > 0.5 * (high - low)).all() or (high - low < 1e-12).any():
-            return Grid(z, log_density, spacing)
-        low, high = first, last
+    parameters = len(part.low)
+    number = NUMBER[parameters]
+    axes = [np.linspace(a, b, number) for a, b in zip(*part, strict=True)]
+    z = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, parameters)
+    log_density = density(z)
+    if not np.isfinite(log_density).any():
+        raise InputError("prior is -inf over the whole range of the family; it must allow a part of it.")
+    return Grid(z, log_density, (part.high - part.low) / (number - 1))
 
 
-def _rise(log_density: Array, parameters: int, number: int) -> Array:
+def likely(density: Density, part: Part, error: float = 0.0) -> Part:
+    """The box that holds all but e⁻²⁵ of the density.
+
+    Args:
+        density: on a larger box.
+        part: the larger box.
+        error: of the predictions, ‖·‖₂; what it may hide counts as likely.
+    """
+    grid = grid_on(density, part)
+    highest = density(grid.z, error).max()
+    most = density(grid.z, -error)
+    held = most + _rise(most, len(part.low)) > highest - FAR
+    low, high = grid.z[held].min(axis=0) - grid.spacing, grid.z[held].max(axis=0) + grid.spacing
+    return Part(np.maximum(low, part.low), np.minimum(high, part.high))
+
+
+def resolve(density: Density) -> Grid:
+    """A grid that resolves the density: its box shrinks to where the density counts until it no longer does."""
+    part = density.interpolant.part
+    while (narrow := likely(density, part)).volume < part.volume / 2 and (narrow.high - narrow.low > 1e-12).all():
+        part = narrow
+    return grid_on(density, part)
+
+
+def _rise(log_density: Array, parameters: int) -> Array:
     """By how much a density may exceed its value at a point of the grid before the next one, (M,)."""
-    table = log_density.reshape((number,) * parameters)
+    table = log_density.reshape((NUMBER[parameters],) * parameters)
     with np.errstate(invalid="ignore"):
         slopes = np.abs(np.stack(np.gradient(table) if parameters > 1 else [np.gradient(table)]))
     return 2 * np.where(np.isfinite(slopes), slopes, 0).sum(axis=0).reshape(-1)
@@ -242,8 +267,8 @@ def laplace_approximation(density: Density, grid: Grid) -> Normal:
         density: the logarithm of a density.
         grid: resolves it.
     """
-    unit, highest = grid.std, grid.log_density.max()
-    bounds = [((-1 - a) / s, (1 - a) / s) for a, s in zip(grid.best, unit, strict=True)]
+    unit, highest, part = grid.std, grid.log_density.max(), density.interpolant.part
+    bounds = [*zip((part.low - grid.best) / unit, (part.high - grid.best) / unit, strict=True)]
 
     def depth(t: Array) -> float:
         # A finite number where the prior excludes a value.
@@ -252,8 +277,8 @@ def laplace_approximation(density: Density, grid: Grid) -> Normal:
     found = minimize(
         depth, np.zeros(len(unit)), method="L-BFGS-B", bounds=bounds, options={"ftol": 1e-15, "gtol": 1e-8}
     )
-    mode = np.clip(grid.best + unit * found.x, -1, 1)
-    room = 1 - np.abs(mode)
+    mode = np.clip(grid.best + unit * found.x, part.low, part.high)
+    room = np.minimum(mode - part.low, part.high - mode)
     nowhere = Normal(mode, np.full((len(mode), len(mode)), math.nan))
     if (room < 1e-3 * unit).any():
         return nowhere
@@ -314,8 +339,8 @@ def sampler_library() -> ModuleType:
     return emcee
 
 
-def normal_draws(normal: Normal, n: int, rng: np.random.Generator) -> Chain:
-    """Draws of the normal distribution within the range, by rejection.
+def normal_draws(normal: Normal, part: Part, n: int, rng: np.random.Generator) -> Chain:
+    """Draws of the normal distribution within a box, by rejection.
 
     Raises:
         InputError: if there is no such distribution, or hardly any of it lies in the range.
@@ -329,7 +354,7 @@ def normal_draws(normal: Normal, n: int, rng: np.random.Generator) -> Chain:
     kept = np.empty((0, len(half)))
     for _ in range(100):
         z = normal.mode + rng.standard_normal((n, len(half))) @ half.T
-        kept = np.concatenate([kept, z[(np.abs(z) <= 1).all(axis=1)]])
+        kept = np.concatenate([kept, z[part.holds(z)]])
         if len(kept) >= n:
             return Chain(kept[:n])
     raise InputError(

@@ -32,7 +32,7 @@ from numpy.typing import ArrayLike
 from scipy.special import ndtri
 
 from pinn_odelora.errors import InputError
-from pinn_odelora.families.chebyshev import Array, Interpolant, interpolate, value_at, values_at
+from pinn_odelora.families.chebyshev import Array, Demand, Interpolant, interpolate, value_at, values_at
 from pinn_odelora.families.density import (
     Chain,
     Density,
@@ -40,6 +40,7 @@ from pinn_odelora.families.density import (
     Normal,
     Prior,
     laplace_approximation,
+    likely,
     normal_draws,
     resolve,
     run_chain,
@@ -63,6 +64,8 @@ NOTICED = 0.5
 """A systematic shift of a parameter that is worth a warning, in standard deviations."""
 EXACT = 0.1
 """The shift that the interpolant may cause."""
+SAFETY = 3.0
+"""By which its error at a few new nodes is multiplied where unlikely parameters are given up."""
 
 
 class Laplace(NamedTuple):
@@ -221,7 +224,7 @@ def posterior(
     measured = Measured.of(data, family.problem)
     noise.check(len(measured.values), len(intervals))
     predictions = Predictions(family, intervals, measured)
-    interpolant = interpolate(predictions, intervals, lambda found: predictions.tolerance(found, noise))
+    interpolant = interpolate(predictions, intervals, lambda found: predictions.demand(found, noise, prior))
     density = Density(interpolant, measured.values, noise, prior)
     grid = resolve(density)
     normal = laplace_approximation(density, grid)
@@ -230,7 +233,7 @@ def posterior(
     if method == "mcmc":
         chain = run_chain(density, grid.draw(WALKERS, rng), steps, rng)
     else:
-        chain = normal_draws(normal, steps, rng)
+        chain = normal_draws(normal, interpolant.part, steps, rng)
     noises = noise.draw(density.squares(chain.z), density.n, rng)
     found = Posterior(family, density, chain, in_own_units(normal, intervals), checks, noises)
     for sentence in found.warnings:
@@ -319,11 +322,13 @@ class Predictions:
         self.smallest = min(self.smallest, self.error)
         return found
 
-    def tolerance(self, found: Interpolant, noise: Noise) -> float:
-        """The error of the interpolant that does no harm: a tenth of σ, or that of the best answer."""
+    def demand(self, found: Interpolant, noise: Noise, prior: Prior | None) -> Demand:
+        """An error that does no harm, a tenth of σ or that of the best answer, where the parameters are likely."""
         y = self.measured.values
-        harmless = EXACT * (noise.sigma or _remaining(Density(found, y, noise)))
-        return max(harmless, self.smallest, 1e-13 * float(np.linalg.norm(y)))
+        density = Density(found, y, noise, prior)
+        harmless = EXACT * (noise.sigma or _remaining(density))
+        tolerance = max(harmless, self.smallest, 1e-13 * float(np.linalg.norm(y)))
+        return Demand(tolerance, likely(density, found.part, SAFETY * found.error))
 
 
 # Results.
@@ -371,7 +376,7 @@ def check(predictions: Predictions, interpolant: Interpolant, density: Density, 
     """
     half = np.sqrt(np.diag(normal.covariance)) if normal.exists else np.zeros(len(normal.mode))
     around = [normal.mode, *(normal.mode + sign * e for e in np.diag(half) if e.any() for sign in (1, -1))]
-    z = np.clip(np.array(around), -1, 1)
+    z = np.clip(np.array(around), *interpolant.part)
     answers = [(predictions(point), predictions.error) for point in z]
     interpolation = max(
         float(np.linalg.norm(interpolant(p[None])[0] - u)) for p, (u, _) in zip(z, answers, strict=True)
