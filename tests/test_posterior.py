@@ -11,10 +11,10 @@ from scipy import stats
 from scipy.integrate import quad
 
 import pinn_odelora as po
+from pinn_odelora.bayes.chebyshev import Demand, Part, interpolate, values_at
+from pinn_odelora.bayes.density import Density, Noise, likely, resolve, run_chain
+from pinn_odelora.bayes.posterior import posterior
 from pinn_odelora.errors import InputError, NonFiniteError
-from pinn_odelora.families.chebyshev import Demand, Part, interpolate, values_at
-from pinn_odelora.families.density import Density, Noise, likely, resolve, run_chain
-from pinn_odelora.families.posterior import posterior
 from pinn_odelora.families.ranges import Interval, Ranges
 from pinn_odelora.formulation import Term
 from pinn_odelora.geometry import Box

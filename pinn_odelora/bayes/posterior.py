@@ -31,9 +31,8 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 from scipy.special import ndtri
 
-from pinn_odelora.errors import InputError
-from pinn_odelora.families.chebyshev import Array, Demand, Interpolant, interpolate, value_at, values_at
-from pinn_odelora.families.density import (
+from pinn_odelora.bayes.chebyshev import Array, Demand, Interpolant, interpolate, value_at, values_at
+from pinn_odelora.bayes.density import (
     Chain,
     Density,
     Noise,
@@ -46,6 +45,7 @@ from pinn_odelora.families.density import (
     run_chain,
     sampler_library,
 )
+from pinn_odelora.errors import InputError
 from pinn_odelora.families.ranges import Interval
 from pinn_odelora.formulation import Problem, Term
 from pinn_odelora.measurements import measured_term

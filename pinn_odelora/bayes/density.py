@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import minimize
 
+from pinn_odelora.bayes.chebyshev import Array, Interpolant, Part, value_at
 from pinn_odelora.errors import InputError
-from pinn_odelora.families.chebyshev import Array, Interpolant, Part, value_at
 from pinn_odelora.families.ranges import Interval
 from pinn_odelora.rules import number
 
