@@ -175,7 +175,7 @@ def test_it_agrees_with_the_gauss_newton_interval_of_an_unknown_coefficient():
 
 # Calibration (Talts et al., 2018, arXiv 1804.06788): the rank of the truth among independent draws is uniform.
 
-DATA_SETS, DRAWS, BINS = 120, 19, 10
+DATA_SETS, DRAWS, BINS = 100, 19, 10
 
 
 @pytest.mark.parametrize(
@@ -460,3 +460,25 @@ def test_three_parameters_are_refused():
     family.space = Ranges(tuple(Interval(name, 0.0, 1.0, "linear") for name in "abc"))
     with pytest.raises(InputError, match="3 parameters; a posterior is found for one or two"):
         posterior(family, {})
+
+
+# With a family of networks.
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::DeprecationWarning:lightning")
+def test_a_family_of_networks_gives_the_posterior_of_the_exact_solutions():
+    """And the interval of a coefficient that is unknown in an adaptation; two sets of measurements, one family."""
+    net = po.pretrain(Burgers(nu=0.05))
+    family = po.family(net, Burgers(), nu=(0.05, 0.006), tolerance=1e-4, budget=po.Budget(steps=150))
+    for seed in range(2):
+        data = in_the_layer(seed)
+        found = posterior(family, data, steps=4000)
+        exact = posterior(ExactFamily(Burgers(), nu=(0.006, 0.05)), data, steps=4000)
+        assert found.answers <= 60
+        assert abs(found.mode["nu"] - exact.mode["nu"]) < 0.2 * exact.std["nu"]
+        assert found.std["nu"] == pytest.approx(exact.std["nu"], rel=0.06)
+        budget = po.Budget(gradient_evals=200)
+        other = po.adapt(net, Burgers(nu=0.05), data=data, unknown=("nu",), budget=budget).coefficients["nu"]
+        assert abs(found.mean["nu"] - other["estimate"]) < 0.5 * other["std"]
+        assert found.std["nu"] == pytest.approx(other["std"], rel=0.12)

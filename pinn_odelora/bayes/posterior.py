@@ -303,31 +303,29 @@ class Predictions:
     """√w u at the measured points from answers of the family; (parameters,) -> (values,).
 
     Attributes:
-        error: the estimated ‖error‖₂ of the last answer; 0 where the family gives no estimate.
-        answers: how many were computed.
+        asked: z of every answer.
+        errors: the estimated ‖error‖₂ of every answer; 0 where the family gives no estimate.
     """
 
     def __init__(self, family: Family, intervals: Sequence[Interval], measured: Measured) -> None:
         self.family, self.intervals, self.measured = family, intervals, measured
-        self.answers = 0
-        self.error = 0.0
-        self.smallest = math.inf
+        self.asked: list[Array] = []
+        self.errors: list[float] = []
 
     def __call__(self, z: Array) -> Array:
         answer = self.family(**values_at(self.intervals, z))
-        self.answers += 1
         found = self.measured.weighted(answer(*self.measured.points), len(self.family.problem.fields))
-        error = answer.error
-        self.error = float(error) * float(np.linalg.norm(found)) if error is not None and math.isfinite(error) else 0.0
-        self.smallest = min(self.smallest, self.error)
+        self.asked.append(np.array(z))
+        self.errors.append(answer.error * float(np.linalg.norm(found)) if math.isfinite(answer.error) else 0.0)
         return found
 
     def demand(self, found: Interpolant, noise: Noise, prior: Prior | None) -> Demand:
-        """An error that does no harm, a tenth of σ or that of the best answer, where the parameters are likely."""
+        """An error that does no harm, a tenth of σ or that of the answers there, where the parameters are likely."""
         y = self.measured.values
         density = Density(found, y, noise, prior)
         harmless = EXACT * (noise.sigma or _remaining(density))
-        tolerance = max(harmless, self.smallest, 1e-13 * float(np.linalg.norm(y)))
+        theirs = float(np.median(np.array(self.errors)[found.part.holds(np.array(self.asked))]))
+        tolerance = max(harmless, theirs, 1e-13 * float(np.linalg.norm(y)))
         return Demand(tolerance, likely(density, found.part, SAFETY * found.error))
 
 
@@ -377,7 +375,7 @@ def check(predictions: Predictions, interpolant: Interpolant, density: Density, 
     half = np.sqrt(np.diag(normal.covariance)) if normal.exists else np.zeros(len(normal.mode))
     around = [normal.mode, *(normal.mode + sign * e for e in np.diag(half) if e.any() for sign in (1, -1))]
     z = np.clip(np.array(around), *interpolant.part)
-    answers = [(predictions(point), predictions.error) for point in z]
+    answers = [(predictions(point), predictions.errors[-1]) for point in z]
     interpolation = max(
         float(np.linalg.norm(interpolant(p[None])[0] - u)) for p, (u, _) in zip(z, answers, strict=True)
     )
@@ -400,4 +398,4 @@ def check(predictions: Predictions, interpolant: Interpolant, density: Density, 
         if abs(z) > 0.999
     ]
     root = math.sqrt(density.n)
-    return Checks(interpolation / root, answer / root, predictions.answers, tuple(said))
+    return Checks(interpolation / root, answer / root, len(predictions.asked), tuple(said))

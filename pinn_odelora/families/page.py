@@ -45,10 +45,10 @@ NONE = 65535
 BYTES = 1_350_000
 """Of all values; a third more as text."""
 CELLS = 24_000
-"""The most of one picture, 195 × 121."""
-PROPORTION = 1.6
+"""The most of one picture, 244 × 97."""
+PROPORTION = 2.5
 """Cells along the first coordinate over those along the second: the former has the thin layers of time-dependent
-problems, and the picture is that much wider than high."""
+problems."""
 TEMPLATE = Path(__file__).with_name("page.html")
 
 
