@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from pinn_odelora.adaptation import Adaptation as Adaptation
     from pinn_odelora.adaptation import adapt as adapt
     from pinn_odelora.adaptation import steps as steps
+    from pinn_odelora.bayes.posterior import Posterior as Posterior
+    from pinn_odelora.bayes.posterior import posterior as posterior
     from pinn_odelora.budget import Budget as Budget
     from pinn_odelora.config.load import load as load
     from pinn_odelora.equation import problem as problem
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from pinn_odelora.families.family import Family as Family
     from pinn_odelora.families.files import load_family as load_family
     from pinn_odelora.families.offline import family as family
+    from pinn_odelora.families.page import dashboard as dashboard
     from pinn_odelora.formulation import Problem as Problem
     from pinn_odelora.formulation import Term as Term
     from pinn_odelora.formulation import parameter as parameter
@@ -61,6 +64,7 @@ __version__ = "0.1.0"
 
 PUBLIC = {
     "adaptation": ("Adaptation", "adapt", "steps"),
+    "bayes.posterior": ("Posterior", "posterior"),
     "budget": ("Budget",),
     "equation": ("problem",),
     "errors": ("InputError", "NonFiniteError"),
@@ -68,6 +72,7 @@ PUBLIC = {
     "families.family": ("Family",),
     "families.files": ("load_family",),
     "families.offline": ("family",),
+    "families.page": ("dashboard",),
     "formulation": ("Problem", "Term", "parameter"),
     "geometry": ("Box", "Cloud", "Union"),
     "integrators": ("RKC", "ROS2", "LinearlyImplicit", "RungeKutta"),

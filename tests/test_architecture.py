@@ -58,6 +58,7 @@ LAYERS = (
     ("pinn_odelora/result", 6),
     ("pinn_odelora/adaptation", 6),
     ("pinn_odelora/families", 6),
+    ("pinn_odelora/bayes", 6),
     ("pinn_odelora/lightning", 7),
     ("pinn_odelora/config", 8),
     ("pinn_odelora/__main__", 8),
