@@ -12,7 +12,7 @@ the command can be interrupted and repeated, and several may share the work by `
 runs of the last report first. ``--rivals none`` runs the families alone. ``--quick`` is a short form, in less than
 three minutes: two families, one seed, eight parameters, 15 s of stations, and reports to the screen alone.
 
-Exits with 1 when a target is short, and says which; with 2 when none is but runs are missing.
+Exits with 1 when a target is short or a run failed, and says which; with 2 when none is but runs are missing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 
 import torch
 from answering.cases import CASES, QUICK
-from answering.plan import Job, Plan, Run, jobs, up_to_date
+from answering.plan import FAMILY, Job, Plan, Run, family_run, jobs, up_to_date
 from answering.report import page
 from answering.results import Results
 from answering.roster import RIVALS
@@ -38,6 +38,7 @@ from racing.report import console
 from racing.results import pack, unpack
 from rich.console import Console
 
+from pinn_odelora.errors import InputError
 from pinn_odelora.files import write_json, write_text
 from pinn_odelora.runs.allocator import keep_freed_memory
 
@@ -63,6 +64,23 @@ def finish(job: Job, folder: Path, plan: Plan) -> Run | None:
     found = {**named, **run(job, folder, plan), "versions": versions}
     write_json(folder / job.file, found)
     return found
+
+
+def work(plan: Plan, folder: Path) -> list[str]:
+    """Make what is missing; the runs that failed, and why. Nothing is measured against a family that failed."""
+    failed = []
+    for job in jobs(plan):
+        if job.what != FAMILY and family_run(job, folder) is None:
+            continue
+        try:
+            found = finish(job, folder, plan)
+        except (FloatingPointError, InputError, RuntimeError) as error:
+            failed.append(f"{job.file[:-5]} failed: {error}")
+            print(failed[-1], flush=True)
+            continue
+        if found:
+            print(line(job, found), flush=True)
+    return failed
 
 
 def line(job: Job, found: Run) -> str:
@@ -99,16 +117,14 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{unpack(packed, folder)} runs taken up.")
     torch.set_num_threads(1)
     keep_freed_memory()
-    for job in [] if args.report else jobs(plan):
-        if found := finish(job, folder, plan):
-            print(line(job, found), flush=True)
+    failed = [] if args.report else work(plan, folder)
     results = Results.read(folder)
     judged = verdicts(results, plan)
     if not args.quick:
         pack(folder, packed)
         write_text(args.results, page(results, judged, plan))
     Console().print(console(judged))
-    missed = short(judged)
+    missed = failed + short(judged)
     if missed:
         print("Short:", *missed, sep="\n  ")
     return 1 if missed else 2 if any(verdict.state == "incomplete" for verdict in judged) else 0

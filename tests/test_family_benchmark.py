@@ -487,6 +487,19 @@ def test_the_command_ends_with_what_is_short(tmp_path, capsys):
     assert len((tmp_path / "family.jsonl").read_text().splitlines()) == 4
 
 
+def test_a_family_that_fails_is_said_and_the_others_go_on(tmp_path, monkeypatch, capsys):
+    def run(job, folder, asked):
+        if job.case.name == "heat":
+            raise po.NonFiniteError("the first station is not finite")
+        return family_run(case=job.case.name, answers=[answer(1e-6)] * 4)
+
+    monkeypatch.setattr(command, "run", run)
+    asked = ["--cases", "heat", "reaction", "--rivals", "none", "--seeds", "0", "--parameters", "4"]
+    assert command.main([*asked, "--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "family.md")]) == 1
+    assert sorted(file.stem for file in (tmp_path / "runs").iterdir()) == ["reaction-family-0", "reaction-tolerance-0"]
+    assert "heat-family-0 failed: the first station is not finite" in capsys.readouterr().out.split("Short:")[1]
+
+
 def test_the_rivals_are_those_that_were_asked_for():
     assert [*SOLVERS] == [NATURAL, ADAPTATION, "lbfgs", "ssbroyden", "deepxde"]
     assert [*PREPARERS] == ["combination", "one_head", "multi_head", "conditional"]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from racing.plan import finished
+from racing.results import finite
 
 from answering.cases import CASES, Case
 from answering.roster import RIVALS, SOLVERS
@@ -70,7 +71,7 @@ def family_run(job: Job, folder: Path) -> Run | None:
 
 def target_of(job: Job, family: Run) -> float:
     """The family's error at the parameter of a solver."""
-    return family["answers"][job.target]["error"]
+    return finite(family["answers"][job.target]["error"])
 
 
 def up_to_date(job: Job, folder: Path, plan: Plan) -> bool:
