@@ -140,11 +140,11 @@ def test_a_last_layer_that_solves_is_found():
 
 
 def test_the_update_is_a_scaled_one_of_broydens_class(generator):
-    """Its inverse is τ (B - BssᵀB/sᵀBs + θ sᵀBs wwᵀ) + yyᵀ/yᵀs with w = y/yᵀs - Bs/sᵀBs and τ ≤ 1; then Hy = s."""
+    """Its inverse is τ (B - BssᵀB/sᵀBs + θ sᵀBs wwᵀ) + yyᵀ/yᵀs with w = y/yᵀs - Bs/sᵀBs; then Hy = s."""
     draw = lambda *shape: torch.randn(*shape, dtype=torch.float64, generator=generator)
-    for _ in range(10):
-        R, S = draw(6, 6), draw(6, 6)
-        H, A = R @ R.mT + 0.3 * torch.eye(6), S @ S.mT + 0.3 * torch.eye(6)
+    for k in range(10):
+        R, S = draw(6, 6), (0.05 if k % 2 else 1) * draw(6, 6)
+        H, A = R @ R.mT + 0.3 * torch.eye(6), S @ S.mT + (1e-3 if k % 2 else 0.3) * torch.eye(6)
         g, alpha = draw(6), 0.7
         s = -alpha * H @ g
         y, B = A @ s, torch.linalg.inv(H)
@@ -159,7 +159,14 @@ def test_the_update_is_a_scaled_one_of_broydens_class(generator):
         rest = (torch.linalg.inv(new) - torch.outer(y, y) / ys).flatten()
         tau, scaled = torch.linalg.lstsq(basis, rest).solution
         assert torch.allclose(basis @ torch.stack([tau, scaled]), rest, atol=1e-7 * float(rest.norm()))
-        assert 0 < tau < 1 + 1e-9
+        b, h = float(s @ Bs / ys), float(y @ H @ y / ys)
+        a = b * h - 1
+        rho = min(1.0, h * (1 - math.sqrt(a / (a + 1))))
+        theta = sorted([(rho - 1) / a, (1 - b) / b, 1 / rho])[1]
+        assert float(scaled / tau) == pytest.approx(theta, rel=1e-6)
+        root = (1 + a * theta) ** (-1 / 5)
+        limit = min(root, 1 / theta) if theta > 0 else min(root, (1 + a * theta) * max(1, b))
+        assert float(tau) == pytest.approx(min(1, 1 / b) * limit, rel=1e-6)
 
 
 # The rivals.
