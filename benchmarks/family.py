@@ -31,7 +31,7 @@ from answering.plan import FAMILY, Job, Plan, Run, family_run, jobs, up_to_date
 from answering.report import page
 from answering.results import Results
 from answering.roster import RIVALS
-from answering.running import run
+from answering.running import cpu_clock, run
 from answering.verdict import short, verdicts
 from race import commit
 from racing.report import console
@@ -117,7 +117,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{unpack(packed, folder)} runs taken up.")
     torch.set_num_threads(1)
     keep_freed_memory()
-    failed = [] if args.report else work(plan, folder)
+    with cpu_clock():
+        failed = [] if args.report else work(plan, folder)
     results = Results.read(folder)
     judged = verdicts(results, plan)
     if not args.quick:

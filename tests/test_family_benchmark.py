@@ -4,6 +4,7 @@ import importlib.util
 import json
 import math
 import sys
+import time
 import types
 from dataclasses import replace
 from pathlib import Path
@@ -292,7 +293,12 @@ def answer(error, estimate=None, seconds=0.05, rank=8, **facts):
 
 
 def family_run(seed=0, answers=(), case="heat", offline=40.0):
-    made = {"pretraining_seconds": 2.0, "offline_seconds": offline, "asked": 60.0, "stations": [{"value": 0.1}] * 9}
+    made = {
+        "pretraining_seconds": 2.0,
+        "offline_seconds": offline,
+        "asked": 60.0,
+        "stations": [{"value": 0.1, "error": 1e-6}] * 9,
+    }
     return made_up(FAMILY, seed, case=case, **made, answers=[*answers])
 
 
@@ -340,7 +346,8 @@ class Fake:
 
     def __init__(self, net, problem, ends):
         self.net, self.problem, (self.name, ends) = net, problem, next(iter(ends.items()))
-        self.stations = [types.SimpleNamespace(values={self.name: v}, error=0.1) for v in ends]
+        self.stations = [types.SimpleNamespace(values={self.name: v}, weights={}) for v in ends]
+        self.parametric = types.SimpleNamespace(net=net, place=lambda weights: None)
 
     def __call__(self, tolerance=None, **values):
         u = types.SimpleNamespace(net=self.net, problem=replace(self.problem, **values), error=tolerance or 0.2)
@@ -354,7 +361,7 @@ class Fake:
 def test_a_run_of_every_kind_has_what_the_report_reads(tmp_path, monkeypatch):
     made = []
 
-    def family(net, problem, tolerance, seconds, seed, **ends):
+    def family(net, problem, tolerance, seconds, scale, seed, **ends):
         made.append(ends)
         return Fake(net, problem, ends)
 
@@ -380,6 +387,15 @@ def test_a_run_of_every_kind_has_what_the_report_reads(tmp_path, monkeypatch):
     written = page(results, verdict.verdicts(results, asked), asked)
     assert "| heat, kappa from 0.05 to 0.3 (log)" in written
     assert "| heat | combination |" in written
+
+
+def test_budgets_are_cpu_seconds_while_families_are_measured():
+    wall = time.perf_counter
+    with running.cpu_clock():
+        before = time.perf_counter()
+        time.sleep(0.2)
+        assert time.perf_counter() - before < 0.1
+    assert time.perf_counter is wall
 
 
 def test_a_rival_without_its_family_is_told_so(tmp_path):

@@ -43,7 +43,18 @@ def page(results: Results, judged: list[Verdict], plan: Plan) -> str:
 def answers(results: Results, names: list[str]) -> list[str]:
     """The families themselves."""
     head = (
-        *("family", "pretraining, s", "stations", "in s", "an answer, s", "steps", "median error", "worst", "rank"),
+        *(
+            "family",
+            "pretraining, s",
+            "stations",
+            "in s",
+            "their median error",
+            "an answer, s",
+            "steps",
+            "median error",
+            "worst",
+            "rank",
+        ),
         *("estimate within a factor of 3", "tolerance 1e-4 kept", "in s", "seeds"),
     )
     return ["## Answers", "", *table(head, (row(results, name) for name in names)), ""]
@@ -56,7 +67,14 @@ def row(results: Results, name: str) -> list[str]:
     kept = ["", ""] if f.kept is None else [f"{f.kept:.0%}", f"{f.kept_seconds:.2f}"]
     return [
         f"{name}, {case.parameter} from {case.source:g} to {case.end:g} ({case.scale}){width}",
-        *(f"{f.pretraining:.1f}", f"{f.stations:g}", f"{f.offline:.1f}", f"{f.seconds:.3f}", f"{f.steps:g}"),
+        *(
+            f"{f.pretraining:.1f}",
+            f"{f.stations:g}",
+            f"{f.offline:.1f}",
+            f"{f.station:.1e}",
+            f"{f.seconds:.3f}",
+            f"{f.steps:g}",
+        ),
         *(f"{f.median:.1e}", f"{f.worst:.1e}", f"{f.rank}", f"{f.estimated:.0%}", *kept, f"{f.seeds}"),
     ]
 

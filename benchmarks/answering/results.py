@@ -20,6 +20,7 @@ WITHIN = 3.0
 class Figures(NamedTuple):
     """A family over seeds: medians of the seeds' own figures, but for the worst error and the largest rank.
 
+    ``stations``, ``station``: how many, and their median error; ``offline``: their seconds.
     ``estimated``: the part of the answers whose estimate is within a factor of ``WITHIN``; ``kept``, ``kept_seconds``:
     the part that keeps its tolerance, and the median seconds of those answers; None where they were not asked for.
     """
@@ -27,6 +28,7 @@ class Figures(NamedTuple):
     seeds: int
     pretraining: float
     stations: float
+    station: float
     offline: float
     seconds: float
     steps: float
@@ -95,6 +97,7 @@ class Results:
             seeds=len(runs),
             pretraining=statistics.median(run["pretraining_seconds"] for run in runs),
             stations=statistics.median(len(run["stations"]) for run in runs),
+            station=middle([[finite(station["error"]) for station in run["stations"]] for run in runs]),
             offline=statistics.median(run["offline_seconds"] for run in runs),
             seconds=middle(over("seconds")),
             steps=middle(over("steps")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -62,11 +63,19 @@ class Preparer(NamedTuple):
         return None
 
 
+def station_solutions(case: Case, family: Any) -> list[Solution]:
+    """The solutions of the stations as they are, each a copy."""
+    parametric, found = family.parametric, []
+    for station in family.stations:
+        parametric.place(station.weights)
+        found.append(Solution(case.at(station.values[case.parameter]), copy.deepcopy(parametric.net)))
+    return found
+
+
 def of_stations(case: Case, start: Start) -> Callable[[float], Function]:
-    """The combination of the family's stations, each as the family answers at its place."""
+    """The combination of the solutions of the family's stations."""
     values = [station.values[case.parameter] for station in start.family.stations]
-    members = [start.family(**{case.parameter: value}) for value in values]
-    return combination(case, values, [Solution(u.problem, u.net) for u in members])
+    return combination(case, values, station_solutions(case, start.family))
 
 
 NATURAL, ADAPTATION = "natural_gradient", "adaptation"
