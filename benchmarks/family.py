@@ -49,6 +49,7 @@ QUICKLY = Plan(
     rivals=("natural_gradient", "adaptation", "combination", "one_head"),
     seeds=(0,),
     parameters=8,
+    kept=8,
     targets=1,
     offline=15.0,
     cap=15.0,
@@ -101,6 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=usual.seeds)
     parser.add_argument("--rival-seeds", nargs="+", type=int, default=usual.rival_seeds, help="seeds of the rivals")
     parser.add_argument("--parameters", type=int, default=usual.parameters, help="that each family answers")
+    parser.add_argument("--kept", type=int, default=usual.kept, help="of them that are answered with a tolerance, too")
     parser.add_argument("--targets", type=int, default=usual.targets, help="of them that solvers are given")
     parser.add_argument("--offline", type=float, default=usual.offline, help="seconds of stations at most")
     parser.add_argument("--cap", type=float, default=usual.cap, help="seconds of a solver at most")
@@ -135,7 +137,7 @@ def chosen(args: argparse.Namespace) -> Plan:
     """The plan that the command line asks for."""
     rivals = () if NONE in args.rivals else tuple(args.rivals)
     named = {"cases": tuple(args.cases), "rivals": rivals, "seeds": tuple(args.seeds)}
-    counted = {name: getattr(args, name) for name in ("parameters", "targets", "offline", "cap")}
+    counted = {name: getattr(args, name) for name in ("parameters", "kept", "targets", "offline", "cap")}
     return Plan(**named, rival_seeds=tuple(args.rival_seeds), **counted)
 
 

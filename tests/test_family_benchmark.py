@@ -281,7 +281,7 @@ def test_a_dense_matrix_is_not_for_wide_networks():
 
 # Runs, their order, and what is there already.
 
-ONE = Plan(cases=("heat",), rivals=(NATURAL, "conditional"), seeds=(0,), parameters=4, targets=2, cap=10.0)
+ONE = Plan(cases=("heat",), rivals=(NATURAL, "conditional"), seeds=(0,), parameters=4, kept=4, targets=2, cap=10.0)
 
 
 def made_up(what, seed=0, target=None, case="heat", **facts):
@@ -335,7 +335,8 @@ def test_what_a_kill_left_is_run_again_and_nothing_else(tmp_path, monkeypatch):
     # More time for solvers, more parameters, or another family: what depends on it is run again.
     again = lambda asked: [job.what for job in jobs(asked) if not up_to_date(job, tmp_path, asked)]
     assert again(ONE._replace(cap=20.0)) == [NATURAL] * 2
-    assert again(ONE._replace(parameters=5)) == [FAMILY, TOLERANCE, "conditional"]
+    assert again(ONE._replace(parameters=5)) == [FAMILY, "conditional"]
+    assert again(ONE._replace(kept=5)) == [TOLERANCE]
     assert again(ONE._replace(offline=30.0)) == [FAMILY]
     (tmp_path / every[0].file).write_text(json.dumps(family_run(answers=[answer(1e-2)] * 4, offline=41.0)))
     assert again(ONE._replace(cap=20.0)) == [TOLERANCE, "conditional"]

@@ -23,7 +23,8 @@ FAMILY, TOLERANCE = "family", "tolerance"
 class Plan(NamedTuple):
     """What is asked for.
 
-    ``parameters``: that each family answers; ``targets``: how many of them solvers are given, the first ones.
+    ``parameters``: that each family answers; ``kept``: how many of them it answers with a tolerance, too, and
+    ``targets``: how many solvers are given, the first ones.
     ``offline``: seconds of stations at most; ``cap``: those of a solver. ``rival_seeds``: seeds that rivals run with.
     """
 
@@ -32,6 +33,7 @@ class Plan(NamedTuple):
     seeds: tuple[int, ...] = (0, 1, 2)
     rival_seeds: tuple[int, ...] = (0,)
     parameters: int = 64
+    kept: int = 64
     targets: int = 4
     offline: float = 60.0
     cap: float = 60.0
@@ -83,8 +85,8 @@ def up_to_date(job: Job, folder: Path, plan: Plan) -> bool:
         return found["reached"] <= target_of(job, family) or found["cap"] >= plan.cap
     if job.what == FAMILY:
         return len(found["answers"]) >= plan.parameters and found["asked"] == plan.offline
-    same = found["offline"] == offline(family)
-    return same and len(found["answers"]) >= plan.parameters
+    wanted = plan.kept if job.what == TOLERANCE else plan.parameters
+    return found["offline"] == offline(family) and len(found["answers"]) >= wanted
 
 
 def offline(family: Run) -> float:

@@ -99,7 +99,7 @@ def run(job: Job, folder: Path, plan: Plan) -> Run:
         raise LookupError(f"{job.file} needs the run of the family of {job.case.name} with seed {job.seed}.")
     if job.what == TOLERANCE:
         made, _, _ = family_of(job.case, job.seed, folder, plan)
-        found = answered(job.case, made, plan.parameters, tolerance=KEPT_TOLERANCE)
+        found = answered(job.case, made, plan.kept, tolerance=KEPT_TOLERANCE)
         return {"offline": offline(family), "tolerance": KEPT_TOLERANCE, "answers": found}
     made, net, _ = family_of(job.case, job.seed, folder, plan)
     start = Start(net, made, offline(family))
