@@ -1,6 +1,6 @@
 """Families: how good and how quick answers at any parameter are, against whoever else could give them.
 
-Thirteen families (``answering/cases.py``), 64 random parameters each; from scratch and by one adaptation for every
+Fourteen families (``answering/cases.py``), 64 random parameters each; from scratch and by one adaptation for every
 target, one conditional network, one-shot transfer and combinations of solutions for all of them
 (``answering/rivals``). One thread, and seconds are the CPU time of the process.
 
