@@ -33,7 +33,7 @@ from pinn_odelora.lowrank.layer import LowRankLinear
 from pinn_odelora.points import Points
 from pinn_odelora.system import System
 
-DAMPING = 1e-12
+DAMPING = 1e-11
 """λ relative to the largest entry of J Jᵀ."""
 RESIDUALS = 1000
 """R."""

@@ -52,6 +52,7 @@ class Family:
         stations: the solved members, in the order in which they were found.
         grid: points of the path's grid for each parameter; 0 before it is chosen.
         seconds: time spent on them.
+        timed: whether a file keeps times.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Family:
         self.threads = threads
         self.grid = 0
         self.seconds = 0.0
+        self.timed = True
         self._points = parametric.points(RESIDUALS, seed, "family online")
         self._glance = parametric.points(GLANCE, seed, "family online")
         self._linearised = Linearised(parametric, seed)
@@ -129,6 +131,12 @@ class Family:
         began = time.perf_counter()
         with threads(self.threads):
             return self._answer(x, {name: float(values[name]) for name in self.space.names}, tolerance, began)
+
+    def prepare(self) -> None:
+        """Form what estimates need at every station, which otherwise the first answer near it does."""
+        with threads(self.threads):
+            for k in range(len(self.stations)):
+                self._green(k)
 
     def answers(self, **values: ArrayLike) -> list[Answer]:
         """Members at several parameters, arrays that are broadcast against each other; one after the other."""

@@ -2,7 +2,8 @@
 
 Tensors are named ``<station>/<parameter>``. The metadata's entry ``family`` is JSON: a digest of the pretrained
 network, the problem with its other parameters, the ranges, the adapter's settings, and for every station its
-parameters, loss, estimates and cost.
+parameters, loss, estimates and cost. Times are kept where the budget was one of time; without them the same work gives
+the same bytes.
 """
 
 from __future__ import annotations
@@ -38,8 +39,11 @@ def save(family: Family, path: str | Path) -> None:
         InputError: if it cannot be written.
     """
     tensors = {f"{k}/{name}": x for k, s in enumerate(family.stations) for name, x in s.weights.items()}
-    written = json.dumps(_described(family) | {"stations": [_row(s) for s in family.stations]}, allow_nan=False)
-    write_bytes(path, safetensors.torch.save(tensors, {"format": "pt", "family": written}))
+    written = json.dumps(
+        _described(family) | {"stations": [_row(s, family.timed) for s in family.stations]}, allow_nan=False
+    )
+    # One entry alone: the order of several is not always the same.
+    write_bytes(path, safetensors.torch.save(tensors, {"family": written}))
 
 
 def load_family(path: str | Path, net: nn.Module, problem: Problem, *, threads: int | None = 1) -> Family:
@@ -89,12 +93,14 @@ def _described(family: Family) -> dict[str, Any]:
         "lora": {k: v for k, v in dataclasses.asdict(parametric.lora).items() if k != "adaptive"},
         "seed": family.seed,
         "grid": family.grid,
-        "seconds": family.seconds,
+        "seconds": family.seconds if family.timed else None,
     }
 
 
-def _row(station: Station) -> dict[str, Any]:
+def _row(station: Station, timed: bool) -> dict[str, Any]:
     numbers = {name: getattr(station, name) for name in NUMBERS}
+    if not timed:
+        numbers["seconds"] = math.nan
     plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in numbers.items()}
     return {"values": station.values} | plain
 
@@ -144,4 +150,4 @@ def _take(family: Family, path: str | Path, content: dict[str, Any], stations: l
         if shapes != {name: tuple(p.shape) for name, p in family.parametric.trained.items()}:
             raise InputError(f"{path} holds adapters of other shapes than those of this network.")
         family.add(station)
-    family.grid, family.seconds = content["grid"], content["seconds"]
+    family.grid, family.seconds = content["grid"], content["seconds"] or 0.0

@@ -359,8 +359,10 @@ def family(
         continued(made, file)
     keep = (lambda family: None) if file is None else (lambda family: save(family, file))
     limits = budget or Budget(seconds=60.0 if seconds is None else seconds)
+    made.timed = limits.seconds is not None
     with limited(threads):
         Construction(made, tolerance, limits, most, keep, say).run()
+        made.prepare()
     if file is not None:
         save(made, file)
     return made
