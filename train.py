@@ -14,11 +14,15 @@ def train(cfg: DictConfig) -> None:
 
     from pinn_odelora.config.build import experiment
     from pinn_odelora.config.running import Run
+    from pinn_odelora.config.solving import FamilyRun
 
-    run = Run(cfg, folder, experiment(cfg))  # problem, network, method: all that can be refused
+    run = (FamilyRun if cfg.family else Run)(cfg, folder, experiment(cfg))  # all that can be refused
     config.save_config(cfg, folder)
 
     facts = run.pretrain()
+    if cfg.family:
+        run.solve(facts)
+        return
     module = run.fit(facts)
     if module.interrupted:
         run.leave(module)

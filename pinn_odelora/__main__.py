@@ -1,4 +1,4 @@
-"""python -m pinn_odelora list | predict | compare | export: the problems and methods, and what to do with runs."""
+"""python -m pinn_odelora list | predict | family | compare | export: problems and methods, and what to do with runs."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pinn_odelora.errors import InputError, unknown
+from pinn_odelora.errors import InputError, RefusedValueError, unknown
 from pinn_odelora.registry import problem_classes
+
+if TYPE_CHECKING:
+    from pinn_odelora.adapted_solution import AdaptedSolution
 
 DESCRIPTION = "The problems and methods there are, and what to do with finished runs. Runs start by: python train.py"
 
@@ -45,32 +49,87 @@ def list_(_: argparse.Namespace) -> None:
 
 def predict(args: argparse.Namespace) -> None:
     """Evaluate a run at given points: an .npz with one array for each coordinate."""
+    import pinn_odelora
+
+    print(evaluated(pinn_odelora.load(args.run), args.points, args.output))
+
+
+def evaluated(u: AdaptedSolution, file: Path, out: Path | None) -> Path:
+    """Write the values of a solution at the points of a file, beside them unless told where; the path."""
     import numpy as np
 
-    import pinn_odelora
     from pinn_odelora.files import write_bytes
 
-    u = pinn_odelora.load(args.run)
     coords, fields = u.problem.coords, u.problem.fields
     try:
-        with np.load(args.points) as file:
-            points = {name: file[name] for name in file.files}
+        with np.load(file) as archive:
+            points = {name: archive[name] for name in archive.files}
     except Exception as error:  # A damaged archive can fail in any way.
         said = str(error).rstrip(".") or type(error).__name__
-        raise InputError(f"{args.points} cannot be read as an .npz file of named arrays: {said}.") from None
+        raise InputError(f"{file} cannot be read as an .npz file of named arrays: {said}.") from None
     if missing := [name for name in coords if name not in points]:
-        raise InputError(f"{args.points} has no array {', '.join(missing)}; the coordinates are {', '.join(coords)}.")
+        raise InputError(f"{file} has no array {', '.join(missing)}; the coordinates are {', '.join(coords)}.")
     try:
         values = u(*(points[name] for name in coords))
     except (RuntimeError, TypeError) as error:
         said = str(error).rstrip(".")
-        raise InputError(f"The arrays {', '.join(coords)} of {args.points} are no coordinates: {said}.") from None
+        raise InputError(f"The arrays {', '.join(coords)} of {file} are no coordinates: {said}.") from None
     columns = [values] if len(fields) == 1 else list(np.moveaxis(values, -1, 0))
-    out = args.output or args.points.with_name(f"{args.points.stem}-predicted.npz")
-    archive = io.BytesIO()
-    np.savez(archive, **{name: points[name] for name in coords}, **dict(zip(fields, columns, strict=True)))
-    write_bytes(out, archive.getvalue())
-    print(out)
+    out = out or file.with_name(f"{file.stem}-predicted.npz")
+    written = io.BytesIO()
+    np.savez(written, **{name: points[name] for name in coords}, **dict(zip(fields, columns, strict=True)))
+    write_bytes(out, written.getvalue())
+    return out
+
+
+def family(args: argparse.Namespace) -> None:
+    """Answers from a family, with their estimated errors; without values, what it is."""
+    from pinn_odelora.config.load import family as load
+    from pinn_odelora.runs.folder import BASE
+
+    values = given(args.values)
+    numbers = max(map(len, values.values()), default=0)
+    if any(len(own) not in (1, numbers) for own in values.values()):
+        counts = ", ".join(f"{len(own)} of {name}" for name, own in values.items())
+        raise InputError(f"There are {counts}; give each parameter once, or as often as the others.")
+    if args.output and not args.points:
+        raise InputError("An output file is given, but no --points at which to evaluate the answer.")
+    if numbers != 1 and (option := "--points" if args.points else "--adapter" if args.adapter else ""):
+        raise InputError(f"{option} is for one answer, but values for {numbers} are given.")
+    found = load(args.run)
+    if not numbers and not args.page:
+        print(str(found).strip("<>"))
+    for k in range(numbers):
+        at = {name: own[k % len(own)] for name, own in values.items()}
+        try:
+            u = found(**at, tolerance=args.tolerance, extrapolate=args.extrapolate)
+        except RefusedValueError as refused:
+            allowed = refused.allowed.replace("extrapolate=True", "--extrapolate is given")
+            raise RefusedValueError(refused.name, refused.value, allowed) from None
+        said = ", ".join(f"{name}={value:.12g}" for name, value in at.items())
+        print(f"{said}: relative L2 error about {u.error:.1e}, {u.seconds:.2f} s")
+        if args.points:
+            print(evaluated(u.solution, args.points, args.output))
+        if args.adapter:
+            u.adapter.save(args.adapter, base=str(args.run / BASE))
+            print(args.adapter)
+    if args.page:
+        import pinn_odelora
+
+        pinn_odelora.dashboard(found, args.page)
+        print(args.page)
+
+
+def given(arguments: Sequence[str]) -> dict[str, list[float]]:
+    """Values by name from ``nu=0.013 nu=0.02``."""
+    found: dict[str, list[float]] = {}
+    for argument in arguments:
+        name, _, value = argument.partition("=")
+        try:
+            found.setdefault(name, []).append(float(value))
+        except ValueError:
+            raise InputError(f"Cannot read the argument {argument!r}; values read parameter=number.") from None
+    return found
 
 
 def compare(args: argparse.Namespace) -> None:
@@ -105,7 +164,7 @@ def export(args: argparse.Namespace) -> None:
     print(out)
 
 
-COMMANDS = {"list": list_, "predict": predict, "compare": compare, "export": export}
+COMMANDS = {"list": list_, "predict": predict, "family": family, "compare": compare, "export": export}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -119,6 +178,15 @@ def parser() -> argparse.ArgumentParser:
         commands[name].add_argument("run", type=Path, help="the folder of a finished run")
     commands["predict"].add_argument("points", type=Path, help="an .npz file with one array for each coordinate")
     commands["predict"].add_argument("-o", "--output", type=Path, help="default: <points>-predicted.npz beside them")
+    asked = commands["family"]
+    asked.add_argument("run", type=Path, help="the folder of a family")
+    asked.add_argument("values", nargs="*", metavar="parameter=number", help="repeated for several answers")
+    asked.add_argument("--tolerance", type=float, help="estimated relative L2 error up to which an answer is improved")
+    asked.add_argument("--extrapolate", action="store_true", help="allow values outside the range")
+    asked.add_argument("--points", type=Path, help="evaluate the answer at the points of an .npz file")
+    asked.add_argument("-o", "--output", type=Path, help="default: <points>-predicted.npz beside the points")
+    asked.add_argument("--adapter", type=Path, help="write the answer as a PEFT adapter into this folder")
+    asked.add_argument("--page", type=Path, help="write an HTML page with a slider for each parameter")
     commands["export"].add_argument("-o", "--output", type=Path, help="default: network.pt in the run's folder")
     commands["compare"].add_argument("runs", type=Path, nargs="+", help="folders of finished runs, or above them")
     commands["compare"].add_argument("--csv", type=Path, help="write the table to this file, too")

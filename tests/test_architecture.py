@@ -24,6 +24,7 @@ LAYERS = (
     ("pinn_odelora/threads", 0),
     ("pinn_odelora/sampling/settings", 0),
     ("pinn_odelora/lowrank/settings", 0),
+    ("pinn_odelora/families/settings", 0),
     ("pinn_odelora/sampling/__init__", 0),
     ("pinn_odelora/geometry", 1),
     ("pinn_odelora/derivatives", 1),
@@ -74,7 +75,7 @@ FILES = sorted(p.relative_to(ROOT).as_posix() for d in ("pinn_odelora", "problem
 FILES.append("train.py")
 LARGEST = 0.15
 """The part of the library's code that one package may hold."""
-COMMAND_LINE = 450
+COMMAND_LINE = 510
 
 
 def layer(path):
@@ -226,7 +227,8 @@ def test_the_command_line_is_small_and_uses_no_private_part_of_hydra():
     own = [
         p
         for p in FILES
-        if p.startswith("pinn_odelora/config/") and not p.endswith(("/build.py", "/running.py", "/load.py"))
+        if p.startswith("pinn_odelora/config/")
+        and not p.endswith(("/build.py", "/running.py", "/solving.py", "/load.py"))
     ]
     assert sum(map(code_lines, own)) <= COMMAND_LINE
     for path in own:

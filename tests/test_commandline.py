@@ -118,7 +118,7 @@ def test_every_key_has_a_rule_or_a_class_and_stands_in_configs(default):
     assert {*leaves(OmegaConf.to_container(default))} == {*RULES, *OPEN, *by_class} - CLASSES.keys()
 
 
-@pytest.mark.parametrize("part", ["log", "points", "pretrain", "lora", "lora.adaptive"])
+@pytest.mark.parametrize("part", ["log", "points", "pretrain", "stations", "lora", "lora.adaptive"])
 def test_python_and_the_command_line_have_the_same_defaults(default, part):
     config = OmegaConf.to_container(default)
     mine, given = resolve_name(CLASSES[part])(), settings(config, part)
@@ -611,7 +611,9 @@ def test_a_dotted_name_inside_a_component_that_leads_nowhere_is_a_sentence(typed
 @pytest.mark.parametrize("other", ["seed", "problem", "output_dir", "log.test", "trainer.devices", "lora.rank"])
 def test_resume_changes_nothing_that_takes_part_in_the_numbers(default, tmp_path, other):
     cfg, _ = put(default, f"resume={tmp_path}")
-    with pytest.raises(InputError, match=rf"{other} cannot change .* allowed: budget, checkpoint, log.every, logger\."):
+    with pytest.raises(
+        InputError, match=rf"{other} cannot change .* allowed: budget, .*, checkpoint, log.every, logger\."
+    ):
         resumed(cfg, Request(given=("resume", "budget.steps", "logger", other)))
 
 
@@ -724,7 +726,7 @@ def test_the_program_without_an_argument_prints_the_help_of_all_commands(capsys,
     code, out, said = program(capsys, *arguments)
     assert (code, said) == (0, "")
     assert out.startswith("usage: python -m pinn_odelora [-h] command ...")
-    for name in ("list", "predict", "compare", "export"):
+    for name in ("list", "predict", "family", "compare", "export"):
         assert f"  python -m pinn_odelora {name} [-h]" in out
     assert "[-o OUTPUT] run points" in out
 
@@ -732,7 +734,7 @@ def test_the_program_without_an_argument_prints_the_help_of_all_commands(capsys,
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["lst"], "Unknown command 'lst' (did you mean 'list'?); allowed: compare, export, list, predict."),
+        (["lst"], "Unknown command 'lst' (did you mean 'list'?); allowed: compare, export, family, list, predict."),
         (["--nothing"], "unrecognized arguments: --nothing"),
         (["predict", "run"], "the following arguments are required: points"),
         (["export", "run", "--outptu", "x"], "unrecognized arguments: --outptu x"),

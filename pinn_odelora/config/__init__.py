@@ -6,10 +6,12 @@
     settings         which class holds which keys
     components       the objects that ``_target_`` names
     checks           every check before a run starts
+    family           the checks of a family of solutions
     folders          where a run leaves its files, and continuing it
     sentences        invalid input in words
     build, running   the objects that a configuration names, and the run itself
-    load             a finished run as a function
+    solving          the run that solves a family
+    load             a finished run as a function, a finished family
 
 A rule on a value stands in the class that holds the value; here it only gets the name of a key. torch is imported by
 the checks of what needs it, so that ``--help`` and most refusals answer at once; the names below are loaded on first

@@ -1,7 +1,7 @@
 """Every check before a run starts, so that a sweep does not end at its last job.
 
 Keys that do not exist; values, each by the rule of the object that holds it; files that are not there; and settings
-that the chosen method would not look at.
+that the chosen method, or a family, would not look at.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pinn_odelora.config import components
+from pinn_odelora.config import components, family
 from pinn_odelora.config.components import signature
 from pinn_odelora.config.folders import chosen_folder, has_pretrained
 from pinn_odelora.config.request import Request
@@ -34,6 +34,8 @@ def check(cfg: DictConfig, request: Request) -> dict[str, str | None]:
     Raises:
         InputError: one sentence on the first thing that is wrong.
     """
+    if OmegaConf.select(cfg, "family", default={}):
+        family.limit(cfg, request)
     config = resolved(cfg)
     for key in (*OPEN, "problem.weights"):
         mapping(key, OmegaConf.select(cfg, key, default={}), ["<name>"])
@@ -122,5 +124,6 @@ def objects(config: Mapping[str, Any], request: Request) -> dict[str, str | None
     rank = config["lora"]["rank"]
     if rank != "adaptive" and (given := request.gives("lora.adaptive")):
         raise RefusedValueError("lora.rank", rank, f"adaptive where {given[0]} is given")
+    family.check_family(config, request, problem, unknown, method)
     names = {"problem": snake_case(type(problem)), "net": snake_case(type(net)), "method": method.name}
     return names | {"integrator": method.integrator and integrator_name(method.integrator)}

@@ -9,12 +9,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from pinn_odelora.config.request import Request
 from pinn_odelora.errors import InputError
 from pinn_odelora.runs.configuration import saved_config
-from pinn_odelora.runs.folder import CONFIG, START, STATE, SUMMARY
+from pinn_odelora.runs.folder import CONFIG, FAMILY, START, STATE, SUMMARY
 
 RUNS = Path("runs")
 """Where runs go that have no ``output_dir``."""
-CONTINUABLE = ("budget", "checkpoint", "log.every", "logger")
-"""What may change when a run is continued: nothing that takes part in the numbers."""
+CONTINUABLE = ("budget", "stations.tolerance", "stations.most", "checkpoint", "log.every", "logger")
+"""What may change when a run is continued: how far it goes, and nothing that takes part in the numbers before."""
 
 
 def chosen_folder(cfg: DictConfig, request: Request) -> Path:
@@ -36,7 +36,7 @@ def resumed(cfg: DictConfig, request: Request) -> DictConfig:
     if other := [key for key in request.given if key not in allowed]:
         raise InputError(f"{other[0]} cannot change when a run is resumed; allowed: {', '.join(CONTINUABLE)}.")
     kept = saved_config(folder)
-    if (folder / SUMMARY).exists() and not (folder / STATE).exists():
+    if (folder / SUMMARY).exists() and not ((folder / STATE).exists() or (folder / FAMILY).exists()):
         raise InputError(f"{folder} is a finished run without {STATE} to continue from; its {CONFIG} can repeat it.")
     with open_dict(kept):
         for key in request.gives(*CONTINUABLE):

@@ -1,4 +1,4 @@
-"""A finished run as a function:  u = load(run);  u(x, t).
+"""A finished run as a function:  u = load(run);  u(x, t);  and a finished family.
 
 What reads the configuration is imported when it is needed: a caller who gives network and problem needs no Hydra.
 """
@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -20,7 +21,10 @@ from pinn_odelora.errors import InputError
 from pinn_odelora.formulation import Problem
 from pinn_odelora.lowrank.adapter_files import load_adapter
 from pinn_odelora.nets import check_network
-from pinn_odelora.runs.folder import ADAPTER, BASE, COEFFICIENTS, CONFIG, WEIGHTS
+from pinn_odelora.runs.folder import ADAPTER, BASE, COEFFICIENTS, CONFIG, FAMILY, WEIGHTS
+
+if TYPE_CHECKING:
+    from pinn_odelora.families.family import Family
 
 
 def load(run: str | Path, net: nn.Module | None = None, problem: Problem | None = None) -> AdaptedSolution:
@@ -38,6 +42,8 @@ def load(run: str | Path, net: nn.Module | None = None, problem: Problem | None 
             must be given; or the network is not of the structure that was adapted.
     """
     folder = Path(run)
+    if (folder / FAMILY).exists():
+        raise InputError(f"{folder} holds a family of solutions; ask for one: python -m pinn_odelora family {folder}")
     problem, net = base(folder, net, problem)
     if (folder / ADAPTER).exists():
         load_adapter(net, folder / ADAPTER)
@@ -46,6 +52,21 @@ def load(run: str | Path, net: nn.Module | None = None, problem: Problem | None 
     else:
         raise InputError(f"{folder} holds no finished run; continue it with: python train.py resume={folder}")
     return AdaptedSolution(problem, net)
+
+
+def family(run: str | Path) -> Family:
+    """The family in the folder that ``train.py`` left.
+
+    Raises:
+        InputError: if the folder holds none, or ``config.yaml`` cannot build its network or problem.
+    """
+    from pinn_odelora.families.files import load_family
+
+    folder = Path(run)
+    if not (folder / FAMILY).exists():
+        raise InputError(f"{folder} holds no family: there is no {FAMILY} in it.")
+    problem, net = base(folder)
+    return load_family(folder / FAMILY, net, problem)
 
 
 def base(folder: Path, net: nn.Module | None = None, problem: Problem | None = None) -> tuple[Problem, nn.Module]:

@@ -47,7 +47,8 @@ def begin(cfg: DictConfig) -> tuple[DictConfig, Path]:
         cfg.choices = names
         folder = chosen_folder(cfg, request)
         if cfg.output_dir is None:
-            folder = new_folder(folder, f"{names['problem']}-{names['method']}-{datetime.now():%Y%m%d-%H%M%S}")
+            what = "family" if cfg.family else names["method"]
+            folder = new_folder(folder, f"{names['problem']}-{what}-{datetime.now():%Y%m%d-%H%M%S}")
         cfg.output_dir = str(folder)
     return cfg, folder
 

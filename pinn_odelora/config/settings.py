@@ -13,6 +13,7 @@ CLASSES: Mapping[str, str] = {
     "lora": "pinn_odelora.lowrank.settings.LoRA",
     "lora.adaptive": "pinn_odelora.selection.rank.AdaptiveRank",
     "pretrain": "pinn_odelora.pretraining.pretrain.Pretraining",
+    "stations": "pinn_odelora.families.settings.Stations",
 }
 """The classes whose arguments are the keys of a part."""
 PARTS = ("", "data", "derivatives", "checkpoint", "logger", *CLASSES)
@@ -37,5 +38,5 @@ RULES: Mapping[str, Rule] = {
     "pretrain.cache": path | null,
 }
 """Rules of what belongs to a run as a program, and to no object of the library."""
-OPEN = ("problem", "net", "method", "integrator", "pretrain.source", "trainer")
-"""Parts that take any key: the arguments of what they name."""
+OPEN = ("problem", "net", "method", "integrator", "pretrain.source", "family", "trainer")
+"""Parts that take any key: the arguments of what they name, and the parameters of a family."""

@@ -32,10 +32,11 @@ from pinn_odelora.families.family import Family
 from pinn_odelora.families.files import continued, save
 from pinn_odelora.families.parametric import Parametric
 from pinn_odelora.families.ranges import Ranges
+from pinn_odelora.families.settings import Stations
 from pinn_odelora.families.stations import Station, distance, solve
 from pinn_odelora.formulation import Problem
 from pinn_odelora.lowrank.settings import LoRA
-from pinn_odelora.rules import null, number, whole
+from pinn_odelora.rules import null, whole
 from pinn_odelora.rules import seed as seeds
 from pinn_odelora.threads import threads as limited
 
@@ -345,13 +346,10 @@ def family(
         raise InputError("rank and lora are both given, but rank is short for lora=LoRA(rank=...): give one.")
     if budget is not None and seconds is not None:
         raise InputError("budget and seconds are both given, but seconds is short for budget=Budget(...): give one.")
-    tolerance = number(above=0).check("tolerance", tolerance)
-    most, seed = whole(2).check("most", most), seeds.check("seed", seed)
+    settings, seed = Stations(tolerance, most, scale), seeds.check("seed", seed)
     threads = (whole(1) | null).check("threads", threads)
     given = {**(ranges or {}), **parameters}
     space = Ranges.of(problem, given, scale)
-    if len(space.names) > max(GRIDS):
-        raise InputError(f"A family has one or two parameters, not {len(space.names)}: {', '.join(space.names)}.")
     lora = lora or (LoRA() if rank is None else LoRA(rank=rank))
     parametric = Parametric(net, problem, space.names, lora, seed, derivatives)
     made = Family(parametric, space, [], seed, threads)
@@ -361,7 +359,7 @@ def family(
     limits = budget or Budget(seconds=60.0 if seconds is None else seconds)
     made.timed = limits.seconds is not None
     with limited(threads):
-        Construction(made, tolerance, limits, most, keep, say).run()
+        Construction(made, settings.tolerance, limits, settings.most, keep, say).run()
         made.prepare()
     if file is not None:
         save(made, file)

@@ -16,11 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pinn_odelora.errors import InputError, RefusedValueError, unknown
+from pinn_odelora.families.settings import SCALE
 from pinn_odelora.formulation import Problem
-from pinn_odelora.rules import number, one_of
+from pinn_odelora.rules import number
 
 RATIO = 3.0
 """From which ratio of the ends on a positive interval has the coordinate log μ."""
+MOST = 2
+"""Parameters of a family."""
 ROUNDING = 1e-9
 """By so much a coordinate may leave [0, 1]: an end is read back from a file or a table."""
 Values = Mapping[str, float]
@@ -42,7 +45,7 @@ class Interval:
     @classmethod
     def of(cls, name: str, ends: Sequence[float], scale: str = "auto") -> Interval:
         """From two ends in either order; ``scale`` is ``log``, ``linear`` or ``auto``."""
-        one_of("auto", "log", "linear").check("scale", scale)
+        SCALE.check("scale", scale)
         if isinstance(ends, str) or not isinstance(ends, Sequence | np.ndarray) or len(ends) != 2:
             raise RefusedValueError(name, ends, "the two ends of its range, as in (0.05, 0.005)")
         low, high = sorted(float(number().check(name, end)) for end in ends)
@@ -78,8 +81,8 @@ class Ranges:
         """Those of a problem's parameters.
 
         Raises:
-            InputError: if there is none, one is no parameter of the problem or no real number, or its bound lies inside
-                the range.
+            InputError: if there is none or there are too many, one is no parameter of the problem or no real number, or
+                its bound lies inside the range.
         """
         declared = problem.parameters()
         allowed = [name for name, p in declared.items() if not (p.integer or p.choices)]
@@ -91,6 +94,8 @@ class Ranges:
         for name in ends:
             if name not in allowed:
                 raise unknown(f"parameter of {type(problem).__name__} for a family:", name, allowed)
+        if len(ends) > MOST:
+            raise InputError(f"A family has one or two parameters, not {len(ends)}: {', '.join(ends)}.")
         intervals = tuple(Interval.of(name, given, scale) for name, given in ends.items())
         for interval in intervals:
             declared[interval.name].rule.check(interval.name, interval.low)

@@ -17,7 +17,7 @@ from yaml import YAMLError
 
 from pinn_odelora.errors import InputError
 from pinn_odelora.files import write_text
-from pinn_odelora.runs.folder import CONFIG, SUMMARY
+from pinn_odelora.runs.folder import CONFIG, FAMILY, SUMMARY
 
 COLUMNS = (
     "problem",
@@ -52,14 +52,14 @@ ASIDE = (
 
 
 def summaries(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
-    """The summaries of all finished runs in or below the folders, each with its ``settings`` in full.
+    """The summaries of all finished runs in or below the folders, families apart, each with its ``settings`` in full.
 
     Raises:
         InputError: for a folder without a finished run, or a file that is not that of a run.
     """
     found = []
     for folder in map(Path, folders):
-        files = sorted(folder.rglob(SUMMARY))
+        files = sorted(file for file in folder.rglob(SUMMARY) if not file.with_name(FAMILY).exists())
         if not files:
             raise InputError(f"{folder} holds no finished run: there is no {SUMMARY} in it or below it.")
         found += [_summary(file) for file in files]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -24,6 +27,18 @@ def leave(where: str, folder: Path) -> NoReturn:
     """Say how an interrupted run is continued, and end the program."""
     say(f"Interrupted {where}; continue with: python train.py resume={near(folder)}")
     raise SystemExit(130)
+
+
+@contextmanager
+def leaving(where: str, folder: Path) -> Iterator[None]:
+    """Ctrl-C and SIGTERM inside the block: one line that says how to continue, and no traceback."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        leave(where, folder)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def last_line(outcome: str, failure: str, folder: Path) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 import pinn_odelora
 from pinn_odelora.checkpoints import save_network, save_tensors
 from pinn_odelora.errors import InputError
+from pinn_odelora.families.settings import Stations
 from pinn_odelora.files import write_bytes, write_json, write_text
 from pinn_odelora.formulation import Term
 from pinn_odelora.integrators import Tableau, tableau
@@ -34,6 +35,8 @@ OTHERS = {
     "output_dir": None,
     "resume": None,
     "checkpoint": {"every": 100},
+    "family": {},
+    "stations": dataclasses.asdict(Stations()),
     "trainer": {"accelerator": "auto", "devices": 1},
     "logger": {
         "kind": "csv",

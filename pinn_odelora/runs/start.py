@@ -5,9 +5,6 @@ from __future__ import annotations
 
 import json
 import secrets
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +16,7 @@ from pinn_odelora.formulation import Problem
 from pinn_odelora.pretraining import cache
 from pinn_odelora.pretraining.pretrain import Pretraining, pretrained
 from pinn_odelora.runs.folder import BASE, START
-from pinn_odelora.runs.messages import leave, say
+from pinn_odelora.runs.messages import leaving, say
 from pinn_odelora.system import Solution, System
 
 
@@ -61,7 +58,8 @@ def start(
         adaptation.error_before = facts["rel_l2_before"]
         return facts
     net.to(device)
-    with _leaving(folder):
+    # There is no step yet to end after.
+    with leaving("before the first step", folder):
         known = pretrained(System(source, Solution(source, net)), settings, checkpoint, kept, say)
     net.to("cpu")
     save_network(net, folder / BASE, {"problem": repr(source)})
@@ -75,18 +73,6 @@ def start(
     }
     write_json(folder / START, facts)
     return facts
-
-
-@contextmanager
-def _leaving(folder: Path) -> Iterator[None]:
-    """Ctrl-C and SIGTERM before there is a step to end after: one line that says how to continue, and no traceback."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    except KeyboardInterrupt:
-        leave("before the first step", folder)
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def facts_of(folder: Path) -> dict[str, Any]:
