@@ -163,10 +163,11 @@ class Family:
             if error <= tolerance:
                 break
             solved = solve(self.parametric, weights, values, tolerance / 4, self.seed + round_, CORRECTIONS)
-            weights, loss, corrections = solved.weights, solved.loss, corrections + solved.steps
-            self.parametric.place(weights)
-            before, error = error, self.estimate(x)
-            if not error < ENOUGH * before:
+            corrections += solved.steps
+            before, after = error, self.estimate(x)
+            if after < before:
+                weights, loss, error = solved.weights, solved.loss, after
+            if not after < ENOUGH * before:
                 break
         return Answer(
             self.parametric, values, weights, error, loss, found.steps, corrections, time.perf_counter() - began
