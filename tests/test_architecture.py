@@ -59,17 +59,21 @@ LAYERS = (
     ("pinn_odelora/adaptation", 6),
     ("pinn_odelora/families", 6),
     ("pinn_odelora/lightning", 7),
+    ("pinn_odelora/sweeps", 7),
     ("pinn_odelora/config", 8),
     ("pinn_odelora/__main__", 8),
+    ("hydra_plugins", 8),
     ("train", 8),
 )
 HOMES = {
     "deepxde": {"pinn_odelora/geometry/deepxde.py"},
     "lightning": {"pinn_odelora/lightning", "pinn_odelora/config/running.py", "pinn_odelora/config/checks.py"},
     "wandb": {"pinn_odelora/lightning/tracking.py"},
-    "hydra": {"train.py", "pinn_odelora/config", "pinn_odelora/config/load.py"},
+    "hydra": {"train.py", "pinn_odelora/config", "pinn_odelora/config/load.py", "hydra_plugins"},
+    "submitit": {"pinn_odelora/sweeps/cluster.py"},
 }
-FILES = sorted(p.relative_to(ROOT).as_posix() for d in ("pinn_odelora", "problems") for p in (ROOT / d).rglob("*.py"))
+DIRS = ("pinn_odelora", "problems", "hydra_plugins")
+FILES = sorted(p.relative_to(ROOT).as_posix() for d in DIRS for p in (ROOT / d).rglob("*.py"))
 FILES.append("train.py")
 LARGEST = 0.15
 """The part of the library's code that one package may hold."""
