@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from hydra.core.config_store import ConfigStore
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from test_problems import Quantities, generic_points
 
+import hydra_plugins.pinn_odelora  # noqa: F401  (tells Hydra of its launchers)
 import pinn_odelora
 import problems
 from pinn_odelora import __main__ as program
@@ -250,7 +252,17 @@ def test_the_keys_and_their_defaults_are_those_of_the_configuration():
         assert [yaml.safe_load(cell) for cell in rows[key][-3:]] == [member[key] for member in members], key
     of_components = {key for key in rows if key.startswith(("method.", "integrator.", "problem.", "net."))}
     groups = {path.name for path in CONFIGS.iterdir() if path.is_dir()}
-    assert rows.keys() - of_components - groups == plain.keys() | members[0].keys()
+    of_launchers = {key for key in rows if key.startswith("hydra")}
+    assert rows.keys() - of_components - of_launchers - groups == plain.keys() | members[0].keys()
+
+
+def test_the_keys_of_launchers_and_their_defaults_are_those_that_hydra_knows():
+    known = {name: ConfigStore.instance().load(f"hydra/launcher/{name}.yaml").node for name in ("processes", "slurm")}
+    rows = {key: cells for key, cells in key_rows().items() if key.startswith("hydra.launcher.")}
+    assert {key.rpartition(".")[2] for key in rows} == {*known["processes"], *known["slurm"]} - {"_target_"}
+    for key, (of, *_, default) in rows.items():
+        values = [known[launcher][key.rpartition(".")[2]] for launcher in re.findall(r"`(\w+)`", of)]
+        assert [yaml.safe_load(cell) for cell in default.split(", ")] == values, key
 
 
 @pytest.mark.parametrize(("group", "made_of"), [("method", ("integrator",)), ("integrator", ("tableau", "order"))])
