@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, IterableDataset
 
 from pinn_odelora.adaptation import Adaptation
+from pinn_odelora.distributed import ALONE, processes
 from pinn_odelora.loop import Row, StepRecord
 
 BLOCK = 50
@@ -60,11 +61,14 @@ class ODELoRAModule(L.LightningModule):
 
     def on_fit_start(self) -> None:
         self.adaptation.diagnostics.to(self.device, next(self.adaptation.net.parameters()).dtype)
+        self.adaptation.share(processes())
         self._records = iter(self.adaptation)
 
     def training_step(self, block: int, _: int) -> None:
         rows = []
         for _ in range(block):
+            # All processes stop after the same step.
+            self.interrupted = self.adaptation.system.processes.any(self.interrupted)
             record = None if self.interrupted else next(self._records, None)
             if record is None:
                 self.trainer.should_stop = True
@@ -94,6 +98,10 @@ class ODELoRAModule(L.LightningModule):
         if not self.interrupted:
             self.adaptation.conclude()
             self._tell(self.adaptation.history[-1])
+        self.adaptation.share(ALONE)
+
+    def on_exception(self, exception: BaseException) -> None:
+        self.adaptation.share(ALONE)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["adaptation"] = self.adaptation.training.state_dict()
