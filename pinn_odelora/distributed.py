@@ -101,3 +101,9 @@ def processes() -> Processes:
     """Those that torch.distributed has been started with."""
     started = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
     return TorchProcesses() if started else ALONE
+
+
+def end() -> None:
+    """Part with the other processes, if there are any."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()

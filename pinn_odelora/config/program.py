@@ -26,6 +26,8 @@ from pinn_odelora.config.checks import check
 from pinn_odelora.config.folders import chosen_folder, resumed
 from pinn_odelora.config.request import Request
 from pinn_odelora.errors import NonFiniteError
+from pinn_odelora.runs.configuration import saved_config
+from pinn_odelora.runs.leader import leaders_folder
 from pinn_odelora.runs.location import new_folder
 
 REFUSED, DIVERGED = 2, 3
@@ -41,6 +43,8 @@ def begin(cfg: DictConfig) -> tuple[DictConfig, Path]:
     Raises:
         InputError: for any invalid input, before anything is trained.
     """
+    if (folder := leaders_folder()) is not None:
+        return saved_config(folder), folder
     request = Request.current()
     cfg, names = checked(cfg, request)
     with open_dict(cfg):

@@ -53,6 +53,10 @@ class ODELoRAModule(L.LightningModule):
         self.listeners: list[Callable[[Row], None]] = []
         self._records: Iterator[StepRecord] | None = None
 
+    def configure_model(self) -> None:
+        # Factors are put in now: other processes must find the same parameters.
+        _ = self.adaptation.training
+
     def configure_optimizers(self) -> Optimizer:
         return self.adaptation.training.optimizer
 
