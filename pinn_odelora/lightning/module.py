@@ -7,6 +7,9 @@
 The module asks the one loop for the next record, and brings its own points. Lightning's batch is a block of several
 steps, so that its own cost vanishes beside theirs; the step axis is that of the records. There are batches without end:
 callbacks that act at the end of an epoch, as ``EarlyStopping`` does, need ``Trainer(limit_train_batches=…)``.
+
+With ``Trainer(strategy="ddp", devices=2)`` each process evaluates its part of the points, see
+``pinn_odelora.distributed``. DDP's own exchange of gradients is not used, since steps ask for more than those.
 """
 
 from __future__ import annotations
