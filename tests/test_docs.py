@@ -162,12 +162,14 @@ def test_the_command_lines_of_the_lesson_reach_parameters_conditions_and_weights
 # Python in the guide.
 
 
-@pytest.mark.parametrize("page", ["getting-started", "your-own-model", "inverse-problems"])
+@pytest.mark.parametrize("page", ["getting-started", "your-own-model", "inverse-problems", "tuning"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 def test_the_python_of_the_guide_runs(page, tmp_path, monkeypatch):
     """All blocks of a page in one namespace, with short budgets."""
     if page == "your-own-model":
         pytest.importorskip("peft")
+    if page == "tuning":
+        pytest.importorskip("optuna")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PINN_ODELORA_CACHE", str(tmp_path / "cache"))
     rows = [f"{x},{t},{-math.sin(math.pi * x) * math.exp(-t)}" for x in (-0.5, 0.1, 0.6) for t in (0.1, 0.5, 0.9)]
@@ -176,7 +178,7 @@ def test_the_python_of_the_guide_runs(page, tmp_path, monkeypatch):
     blocks = re.findall(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
     found: dict = {}
     for block in blocks:
-        exec(re.sub(r"Budget\([^)]*\)", "Budget(steps=2)", block), found)
+        exec(re.sub(r"Budget\([^)]*\)", "Budget(steps=2)", block.replace("range(20)", "range(3)")), found)
     assert len(blocks) >= 1
     result = found["result"]
     assert result.steps == 2
@@ -187,6 +189,9 @@ def test_the_python_of_the_guide_runs(page, tmp_path, monkeypatch):
         assert math.isfinite(result.rel_l2)  # of po.problem, with its reference
     if page == "your-own-model":
         assert found["loss"].item() < 0.85 * float((found["targets"]).square().mean())
+    if page == "tuning":
+        assert [len(trial.params) for trial in found["study"].trials] == [2, 2, 2]
+        assert found["study"].best_value == min(trial.value for trial in found["study"].trials)
     if page == "inverse-problems":
         assert found["result"].coefficients.keys() == {"nu"}
 
