@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from traceback import format_exception
@@ -42,8 +42,8 @@ class Parallel(Launcher):
         from pinn_odelora.config.program import Ended
 
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
-        jobs = [self._job(overrides, number) for number, overrides in enumerate(job_overrides, initial_job_idx)]
-        outcomes = self.run(jobs)
+        jobs = (self._job(overrides, number) for number, overrides in enumerate(job_overrides, initial_job_idx))
+        outcomes = self.run(jobs, len(job_overrides))
         for error in outcomes:
             if isinstance(error, Ended):
                 raise error
@@ -62,8 +62,8 @@ class Parallel(Launcher):
         """Refuse a setting, before any job."""
 
     @abstractmethod
-    def run(self, jobs: Sequence[Any]) -> list[BaseException | None]:
-        """Run the jobs; how they ended."""
+    def run(self, jobs: Iterable[Any], number: int) -> list[BaseException | None]:
+        """Run the jobs, of which there are so many; how they ended."""
 
 
 class Processes(Parallel):
@@ -74,10 +74,10 @@ class Processes(Parallel):
 
         (whole(1) | null).check("hydra.launcher.workers", self.settings["workers"])
 
-    def run(self, jobs: Sequence[Any]) -> list[BaseException | None]:
+    def run(self, jobs: Iterable[Any], number: int) -> list[BaseException | None]:
         from pinn_odelora.sweeps.processes import cores, in_processes
 
-        return in_processes(jobs, min(self.settings["workers"] or cores(), len(jobs)))
+        return in_processes(jobs, number, min(self.settings["workers"] or cores(), number))
 
 
 class Cluster(Parallel):
@@ -88,14 +88,14 @@ class Cluster(Parallel):
 
         whole(1).check("hydra.launcher.workers", self.settings["workers"])
 
-    def run(self, jobs: Sequence[Any]) -> list[BaseException | None]:
+    def run(self, jobs: Iterable[Any], number: int) -> list[BaseException | None]:
         from pinn_odelora.sweeps.cluster import on_cluster
 
         settings = {
             name: OmegaConf.to_container(x) if OmegaConf.is_config(x) else x for name, x in self.settings.items()
         }
         cluster, at_once = settings.pop("cluster"), settings.pop("workers")
-        return on_cluster(jobs, Path(self.config.hydra.sweep.dir).absolute() / ".jobs", cluster, at_once, settings)
+        return on_cluster([*jobs], Path(self.config.hydra.sweep.dir).absolute() / ".jobs", cluster, at_once, settings)
 
 
 def ran(main: Task, config: DictConfig, paths: Sequence[str]) -> BaseException | None:

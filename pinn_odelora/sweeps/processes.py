@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -35,20 +35,25 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def in_processes(jobs: Sequence[Job], workers: int) -> list[Outcome]:
+def in_processes(jobs: Iterable[Job], number: int, workers: int) -> list[Outcome]:
     """Run all jobs, ``workers`` of them at once, and return how each ended; one that fails stops no other.
+
+    Args:
+        jobs: taken one by one, so that the next is made while others run.
+        number: how many there are.
+        workers: processes.
 
     Raises:
         SystemExit: with code 130 if the sweep was interrupted, with a sentence if a process was killed.
     """
     outcomes: dict[int, Outcome] = {}
-    waiting, running = list(jobs), dict[Future[Outcome], Job]()
+    begun, running, jobs = [], dict[Future[Outcome], Job](), iter(jobs)
     spawn = multiprocessing.get_context("spawn")  # a fork would copy torch's threads and CUDA's state
     with _stopping() as stopped, ProcessPoolExecutor(workers, spawn, _begin) as pool:
         try:
-            while running or (waiting and not stopped.is_set()):
-                while waiting and len(running) < workers and not stopped.is_set():
-                    job = waiting.pop(0)
+            while running or (len(begun) < number and not stopped.is_set()):
+                while len(begun) < number and len(running) < workers and not stopped.is_set():
+                    begun.append(job := next(jobs))
                     print(f"#{job.number} : {job.line}", flush=True)
                     running[pool.submit(_run, job)] = job
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -57,12 +62,13 @@ def in_processes(jobs: Sequence[Job], workers: int) -> list[Outcome]:
                         stopped.set()
         except BrokenProcessPool:
             if not stopped.is_set():
-                raise SystemExit(_killed(jobs, outcomes, workers)) from None
+                left = [job.number for job in begun if job.number not in outcomes]
+                raise SystemExit(_killed(left, number - len(begun), workers)) from None
     if stopped.is_set():
-        if waiting:
-            say(f"The sweep is interrupted; {len(waiting)} of its {len(jobs)} jobs were not begun.")
+        if len(begun) < number:
+            say(f"The sweep is interrupted; {number - len(begun)} of its {number} jobs were not begun.")
         raise SystemExit(INTERRUPTED)
-    return [outcomes[job.number] for job in jobs]
+    return [outcomes[job.number] for job in begun]
 
 
 def _ended(future: Future[Outcome]) -> Outcome:
@@ -72,11 +78,11 @@ def _ended(future: Future[Outcome]) -> Outcome:
     return future.result() if raised is None else raised
 
 
-def _killed(jobs: Sequence[Job], outcomes: dict[int, Outcome], workers: int) -> str:
-    left = ", ".join(f"#{job.number}" for job in jobs if job.number not in outcomes)
+def _killed(left: Sequence[int], unbegun: int, workers: int) -> str:
+    jobs = ", ".join(f"#{number}" for number in left)
     return (
-        f"A process of the sweep was killed, perhaps for want of memory with {workers} of them; not finished: {left}. "
-        "Those with a saved state continue with: python train.py resume=<folder>"
+        f"A process of the sweep was killed, perhaps for want of memory with {workers} of them; not finished: {jobs}; "
+        f"not begun: {unbegun} jobs. Those with a saved state continue with: python train.py resume=<folder>"
     )
 
 
