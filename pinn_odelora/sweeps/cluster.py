@@ -35,7 +35,7 @@ def on_cluster(
         InputError: if submitit or the cluster is missing, or refuses a setting.
         SystemExit: with code 130 if the wait was interrupted; the jobs go on.
     """
-    executor = _executor(folder / "%j", cluster, at_once, settings)
+    executor = _executor(folder, cluster, at_once, settings)
     submitted = executor.map_array(_run, list(jobs))
     for job, handle in zip(jobs, submitted, strict=True):
         print(f"#{job.number} : {job.line} -> {cluster} {handle.job_id}", flush=True)
