@@ -44,9 +44,10 @@ class Parallel(Launcher):
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         jobs = (self._job(overrides, number) for number, overrides in enumerate(job_overrides, initial_job_idx))
         outcomes = self.run(jobs, len(job_overrides))
-        for error in outcomes:
-            if isinstance(error, Ended):
-                raise error
+        for kind in (Ended, SystemExit, KeyboardInterrupt):
+            for error in outcomes:
+                if isinstance(error, kind):
+                    raise error
         return [_returned(error, overrides) for error, overrides in zip(outcomes, job_overrides, strict=True)]
 
     def _job(self, overrides: Sequence[str], number: int) -> Any:

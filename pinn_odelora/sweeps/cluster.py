@@ -74,16 +74,14 @@ def _run(job: Job) -> Outcome:
 
 
 def _ended(job: Job, handle: Any) -> Outcome:
-    """How a job ended; one that left no word was ended by the cluster."""
+    """How a job ended, told; one that left no word was ended by the cluster."""
     import submitit
 
     try:
         ended = handle.result()
-        say(f"#{job.number} {'finished' if ended is None else ended}")
+        left = isinstance(ended, SystemExit | KeyboardInterrupt)
+        say(f"#{job.number} {'finished' if ended is None else 'was interrupted' if left else ended}")
         return ended
-    except (submitit.core.utils.FailedJobError, submitit.core.utils.UncompletedJobError) as error:
-        text = f"Job #{job.number} was ended by the cluster ({handle.state}); its log is {handle.paths.stderr}."
-        say(text)
-        lost = RuntimeError(text)
-        lost.add_note(str(error))
-        return lost
+    except (submitit.core.utils.FailedJobError, submitit.core.utils.UncompletedJobError):
+        say(f"#{job.number} was ended by the cluster ({handle.state}); its log is {handle.paths.stderr}.")
+        return SystemExit(1)
