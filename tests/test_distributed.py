@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +78,9 @@ def result(run):
 def worker(rank, folder):
     """Every case in this process of two, and how many points it swept."""
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=TWO)
+    place = {"init_method": f"file://{folder}/store", "rank": rank, "world_size": TWO}
+    # Processes that disagree wait for each other.
+    distributed.init_process_group("gloo", timeout=timedelta(seconds=60), **place)
     together, found, swept = processes(), {}, []
     groups = Sweep._groups
     Sweep._groups = lambda self, name, p, *rest: swept.append(p.number) or groups(self, name, p, *rest)
