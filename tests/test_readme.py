@@ -85,7 +85,8 @@ def workplace(tmp_path, monkeypatch):
 
 
 def begin(monkeypatch, arguments):
-    """The exit code of train.py with a run that only saves its configuration."""
+    """The exit code of train.py with a run that only saves its configuration; jobs of a sweep one after another."""
+    arguments = [word for word in arguments if not word.startswith(("hydra/launcher", "hydra.launcher"))]
 
     def train(cfg):
         commandline.save_config(*commandline.begin(cfg))
