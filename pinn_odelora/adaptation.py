@@ -21,6 +21,7 @@ from pinn_odelora import loop
 from pinn_odelora.budget import Budget
 from pinn_odelora.confidence import Interval, coefficient_intervals
 from pinn_odelora.diagnostics import FINER, Diagnostics, Reference, errors
+from pinn_odelora.distributed import Processes
 from pinn_odelora.errors import InputError, RefusedValueError
 from pinn_odelora.errors import unknown as no_such
 from pinn_odelora.formulation import Problem, Term
@@ -232,6 +233,11 @@ class Adaptation:
         self.solution.to(device)
         self.diagnostics.to(device, next(self.net.parameters()).dtype)
         return self
+
+    def share(self, processes: Processes) -> None:
+        """Evaluate each point in one of these processes, which take all steps together; ``ALONE`` ends that."""
+        self.system.processes = processes
+        self.training.clock = processes.clock
 
     def __iter__(self) -> Iterator[StepRecord]:
         records = loop.steps(self.training, self.budget, self.diagnostics)

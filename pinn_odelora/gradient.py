@@ -35,10 +35,24 @@ class Gradient:
         self.adapted = dict(adapted or {})
 
     def __call__(self, points: Mapping[str, Points]) -> tuple[Loss, list[Tensor]]:
+        processes = self.system.processes
         with torch.enable_grad(), formed_weights(self.adapted) as W:
-            loss = self.system.loss(points)
+            loss = self._own_part(points) if processes.number > 1 else self.system.loss(points)
         gradients = torch.autograd.grad(loss.total, [*self.parameters, *W.values()], materialize_grads=True)
-        return Loss(loss.total.detach(), {name: x.detach() for name, x in loss.terms.items()}), list(gradients)
+        found = processes.summed([x.detach() for x in (loss.total, *loss.terms.values(), *gradients)])
+        total, terms = found[0], found[1 : 1 + len(loss.terms)]
+        return Loss(total, dict(zip(loss.terms, terms, strict=True))), found[1 + len(terms) :]
+
+    def _own_part(self, points: Mapping[str, Points]) -> Loss:
+        """What this process adds to the loss: that at its points by their number; of what all evaluate, one n-th."""
+        system, terms = self.system, {}
+        for name in system.terms:
+            if name in points:
+                p = points[name]
+                own = p.part(system.share(name, p.number))
+                part = own.number / p.number if own is not p else 1 / system.processes.number
+                terms[name] = part * system.loss({name: own}).total
+        return Loss(sum(terms.values()), terms)
 
 
 def residual_vector_of(system: System) -> Callable[[Mapping[str, Points]], Tensor]:
@@ -46,7 +60,7 @@ def residual_vector_of(system: System) -> Callable[[Mapping[str, Points]], Tenso
     plain, pieces = torch.no_grad()(system.residual_vector), in_pieces(system)
 
     def residuals(points: Mapping[str, Points]) -> Tensor:
-        if any(p.number > at_once(system.solution) for p in points.values()):
+        if system.processes.number > 1 or any(p.number > at_once(system.solution) for p in points.values()):
             return torch.cat([system.weighted(name, r).mT.flatten() for name, r in pieces(points).items()])
         return plain(points)
 
@@ -56,7 +70,12 @@ def residual_vector_of(system: System) -> Callable[[Mapping[str, Points]], Tenso
 def in_pieces(system: System) -> Callable[[Mapping[str, Points]], dict[str, Tensor]]:
     """``residuals(points)`` as ``System.residuals``, without a graph, of as many points at once as ``PIECE`` takes."""
 
-    def residual(name: str, p: Points) -> Tensor:
+    def residual(name: str, points: Points) -> Tensor:
+        p = points.part(system.share(name, points.number))
+        found = evaluated(name, p)
+        return found if p is points else system.processes.gathered(found, points.number)
+
+    def evaluated(name: str, p: Points) -> Tensor:
         size = p.number if system.terms[name].coupled else at_once(system.solution)
         parts = [p] if p.number <= size else p.kept(("pieces", size), lambda: p.pieces(size))
         return torch.cat([system.residuals({name: part})[name].detach() for part in parts])

@@ -47,6 +47,12 @@ class Points(dict[str, Tensor]):
         """The points in order, in pieces of ``size`` points; the last may be smaller."""
         return [Points({k: x[i : i + size] for k, x in self.items()}) for i in range(0, self.number, size)]
 
+    def part(self, rows: slice) -> Points:
+        """Some of the points; the same object, with its cache, where these are all."""
+        if rows == slice(0, self.number):
+            return self
+        return self.kept(("part", rows.start, rows.stop), lambda: Points({k: x[rows] for k, x in self.items()}))
+
     def tracked(self, names: Sequence[str]) -> Points:
         """The same points with the named columns as new leaves that require a gradient."""
         return Points({k: v.detach().requires_grad_() if k in names else v for k, v in self.items()})

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pinn_odelora.derivatives import SAMPLE, Engine, lifted, rehearse
 from pinn_odelora.derivatives.jets import LastingJets
+from pinn_odelora.distributed import ALONE, Processes
 from pinn_odelora.formulation import Problem, Term
 from pinn_odelora.geometry import sobol, stream
 from pinn_odelora.points import Points
@@ -75,6 +76,9 @@ class System:
         solution: the map Points -> (N, fields) whose residuals are asked for.
         extra: further terms, for instance measurements.
         derivatives: ``auto``, ``jets`` or ``autograd``, see ``derivatives.rehearsal``.
+
+    Attributes:
+        processes: those that share the points of an evaluation; one alone, unless somebody has put others here.
     """
 
     def __init__(
@@ -89,6 +93,7 @@ class System:
         self.extra = dict(extra or {})
         self.terms = {**problem.loss_terms(), **self.extra}
         self.derivatives = derivatives
+        self.processes: Processes = ALONE
         self._engines: dict[str, Engine] = {}
         self._components: dict[str, int] = {}
 
@@ -129,6 +134,10 @@ class System:
     def residuals(self, points: Mapping[str, Points]) -> dict[str, Tensor]:
         """r_k at the points of every term k that is given, (N_k, components), unweighted."""
         return {name: self.engine(name).residual(points[name]) for name in self.terms if name in points}
+
+    def share(self, name: str, number: int) -> slice:
+        """Which of the points of a term this process evaluates: all of them where a residual reads other points."""
+        return slice(0, number) if self.terms[name].coupled else self.processes.part(number)
 
     def residual_vector(self, points: Mapping[str, Points]) -> Tensor:
         """r with L = ½‖r‖², (R,): √(2 w_k / N_k) · r_k(x_i), term by term and component by component."""

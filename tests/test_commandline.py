@@ -349,7 +349,7 @@ WRONG = [
     ("threads=1000000000", "threads is 1000000000, but it must be auto or a whole number of at least 1 and at most"),
     ("method=lora_adam method.betas=[0.9]", "method.betas is [0.9], but it must be a list of 2 numbers, each at"),
     ("method=lora_adam method.betas=[0.9,1]", "method.betas is [0.9, 1], but it must be a list of 2 numbers"),
-    ("trainer.devices=2", "trainer.devices is 2, but it must be one device, 1 or its index as [0]"),
+    ("trainer.devices=2", "trainer.devices is 2, but it must be one device, 1 or its index as [0], or several with"),
     (
         "trainer.precision=16",
         "trainer.precision is 16, but it must be left out, since a run decides that itself: set precis",

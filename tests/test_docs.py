@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from hydra.core.config_store import ConfigStore
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from test_problems import Quantities, generic_points
 
+import hydra_plugins.pinn_odelora  # noqa: F401  (tells Hydra of its launchers)
 import pinn_odelora
 import problems
 from pinn_odelora import __main__ as program
@@ -160,12 +162,14 @@ def test_the_command_lines_of_the_lesson_reach_parameters_conditions_and_weights
 # Python in the guide.
 
 
-@pytest.mark.parametrize("page", ["getting-started", "your-own-model", "inverse-problems"])
+@pytest.mark.parametrize("page", ["getting-started", "your-own-model", "inverse-problems", "tuning"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 def test_the_python_of_the_guide_runs(page, tmp_path, monkeypatch):
     """All blocks of a page in one namespace, with short budgets."""
     if page == "your-own-model":
         pytest.importorskip("peft")
+    if page == "tuning":
+        pytest.importorskip("optuna")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PINN_ODELORA_CACHE", str(tmp_path / "cache"))
     rows = [f"{x},{t},{-math.sin(math.pi * x) * math.exp(-t)}" for x in (-0.5, 0.1, 0.6) for t in (0.1, 0.5, 0.9)]
@@ -174,7 +178,7 @@ def test_the_python_of_the_guide_runs(page, tmp_path, monkeypatch):
     blocks = re.findall(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
     found: dict = {}
     for block in blocks:
-        exec(re.sub(r"Budget\([^)]*\)", "Budget(steps=2)", block), found)
+        exec(re.sub(r"Budget\([^)]*\)", "Budget(steps=2)", block.replace("range(20)", "range(3)")), found)
     assert len(blocks) >= 1
     result = found["result"]
     assert result.steps == 2
@@ -185,6 +189,9 @@ def test_the_python_of_the_guide_runs(page, tmp_path, monkeypatch):
         assert math.isfinite(result.rel_l2)  # of po.problem, with its reference
     if page == "your-own-model":
         assert found["loss"].item() < 0.85 * float((found["targets"]).square().mean())
+    if page == "tuning":
+        assert [len(trial.params) for trial in found["study"].trials] == [2, 2, 2]
+        assert found["study"].best_value == min(trial.value for trial in found["study"].trials)
     if page == "inverse-problems":
         assert found["result"].coefficients.keys() == {"nu"}
 
@@ -250,7 +257,17 @@ def test_the_keys_and_their_defaults_are_those_of_the_configuration():
         assert [yaml.safe_load(cell) for cell in rows[key][-3:]] == [member[key] for member in members], key
     of_components = {key for key in rows if key.startswith(("method.", "integrator.", "problem.", "net."))}
     groups = {path.name for path in CONFIGS.iterdir() if path.is_dir()}
-    assert rows.keys() - of_components - groups == plain.keys() | members[0].keys()
+    of_launchers = {key for key in rows if key.startswith("hydra")}
+    assert rows.keys() - of_components - of_launchers - groups == plain.keys() | members[0].keys()
+
+
+def test_the_keys_of_launchers_and_their_defaults_are_those_that_hydra_knows():
+    known = {name: ConfigStore.instance().load(f"hydra/launcher/{name}.yaml").node for name in ("processes", "slurm")}
+    rows = {key: cells for key, cells in key_rows().items() if key.startswith("hydra.launcher.")}
+    assert {key.rpartition(".")[2] for key in rows} == {*known["processes"], *known["slurm"]} - {"_target_"}
+    for key, (of, *_, default) in rows.items():
+        values = [known[launcher][key.rpartition(".")[2]] for launcher in re.findall(r"`(\w+)`", of)]
+        assert [yaml.safe_load(cell) for cell in default.split(", ")] == values, key
 
 
 @pytest.mark.parametrize(("group", "made_of"), [("method", ("integrator",)), ("integrator", ("tableau", "order"))])

@@ -85,7 +85,8 @@ def workplace(tmp_path, monkeypatch):
 
 
 def begin(monkeypatch, arguments):
-    """The exit code of train.py with a run that only saves its configuration."""
+    """The exit code of train.py with a run that only saves its configuration; jobs of a sweep one after another."""
+    arguments = [word for word in arguments if not word.startswith(("hydra/launcher", "hydra.launcher"))]
 
     def train(cfg):
         commandline.save_config(*commandline.begin(cfg))
@@ -155,7 +156,7 @@ def test_the_python_section_adapts_and_saves(tmp_path, monkeypatch, capsys):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PINN_ODELORA_CACHE", str(tmp_path / "cache"))
-    adapting, looping = fenced(README, "python")
+    _, adapting, looping = fenced(README, "python")
     found = {}
     exec(adapting.replace("seconds=10", "gradient_evals=200"), found)
     result, u, burgers = found["result"], found["u"], Burgers(nu=0.02)
@@ -189,6 +190,20 @@ def test_the_python_section_adapts_and_saves(tmp_path, monkeypatch, capsys):
     ]
     assert len(printed) == 8
     assert float(printed[-1][1]) < 0.1 * float(printed[0][1])
+
+
+def test_the_family_at_the_top_answers(tmp_path, monkeypatch, capsys):
+    """With a budget of steps instead of seconds, and a page of few values."""
+    monkeypatch.chdir(tmp_path)
+    first, *_ = fenced(README, "python")
+    shorter = first.replace("seconds=30", "budget=po.Budget(steps=36)").replace('"burgers.html"', '"burgers.html", values=3')
+    found = {}
+    exec(shorter, found)
+    error, value = map(float, capsys.readouterr().out.split())
+    assert error == found["u"].error < 1e-2
+    assert value == found["u"](0.3, 0.5)
+    assert found["slope"](0.3, 0.5).shape == ()
+    assert Path("burgers.html").is_file()
 
 
 # Tables.

@@ -51,7 +51,7 @@ def check(cfg: DictConfig, request: Request) -> dict[str, str | None]:
             value = [*read[key]] if isinstance(read[key], tuple) else read[key]
             OmegaConf.update(cfg, key, value, force_add=True)
     with within("trainer"):
-        check_trainer(config["trainer"])
+        check_trainer(config["trainer"], sweep=request.job is not None)
     names = objects(resolved(cfg), request)
     if cfg.resume is None:
         check_free(chosen_folder(cfg, request))

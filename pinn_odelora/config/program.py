@@ -26,6 +26,8 @@ from pinn_odelora.config.checks import check
 from pinn_odelora.config.folders import chosen_folder, resumed
 from pinn_odelora.config.request import Request
 from pinn_odelora.errors import NonFiniteError
+from pinn_odelora.runs.configuration import saved_config
+from pinn_odelora.runs.leader import leaders_folder
 from pinn_odelora.runs.location import new_folder
 
 REFUSED, DIVERGED = 2, 3
@@ -41,6 +43,8 @@ def begin(cfg: DictConfig) -> tuple[DictConfig, Path]:
     Raises:
         InputError: for any invalid input, before anything is trained.
     """
+    if (folder := leaders_folder()) is not None:
+        return saved_config(folder), folder
     request = Request.current()
     cfg, names = checked(cfg, request)
     with open_dict(cfg):
@@ -74,7 +78,7 @@ def run(main: Task, configs: str | Path = "configs") -> int:
     if os.getcwd() not in sys.path:
         # A user's own network or problem lies where they work, not beside this program.
         sys.path.append(os.getcwd())
-    program = hydra.main(version_base="1.3", config_path=str(folder), config_name="train")(_carrying(main))
+    program = hydra.main(version_base="1.3", config_path=str(folder), config_name="train")(carrying(main))
     try:
         if {"--help", "-h"} & {*sys.argv[1:]}:
             print(explained(folder))
@@ -101,8 +105,11 @@ class Ended(BaseException):
         super().__init__(error, said)
         self.error, self.said = error, said
 
+    def __str__(self) -> str:
+        return self.said or f"{type(self.error).__name__}: {self.error}"
 
-def _carrying(main: Task) -> Task:
+
+def carrying(main: Task) -> Task:
     """The task with its errors carried out of Hydra, but for a job of a sweep that diverged: the others are run."""
 
     @wraps(main)

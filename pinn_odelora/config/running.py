@@ -17,6 +17,7 @@ from pinn_odelora.lightning.module import ODELoRAModule
 from pinn_odelora.result import Result
 from pinn_odelora.runs import messages, save, start
 from pinn_odelora.runs.allocator import keep_freed_memory
+from pinn_odelora.runs.leader import leaders_folder, leading
 
 
 @dataclass
@@ -70,10 +71,19 @@ class Run:
         )
 
     def fit(self, facts: dict[str, Any]) -> ODELoRAModule:
-        """Adapt the network until the budget is spent, from the resume state if the folder has one."""
-        self.loggers = self._trackers(facts["tracking_id"])
+        """Adapt the network until the budget is spent, from the resume state if the folder has one.
+
+        Raises:
+            SystemExit: in a process that does not lead the run: its part is done.
+        """
+        leads = leaders_folder() is None
+        self.loggers = self._trackers(facts["tracking_id"]) if leads else []
         every = self.cfg.checkpoint.every
-        return fit.fit(self.experiment.adaptation, self.folder, self.loggers, self.trainer, every)
+        with leading(self.folder, torch.get_num_threads()):
+            module = fit.fit(self.experiment.adaptation, self.folder, self.loggers, self.trainer, every)
+        if not leads:
+            raise SystemExit(0)
+        return module
 
     def _trackers(self, run_id: str) -> list[Logger]:
         """The trackers of the run; a continued run goes on with its own."""

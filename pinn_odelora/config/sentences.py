@@ -32,7 +32,8 @@ def of_composition(error: Exception) -> str:
     if isinstance(error, MissingConfigException) and error.options:
         group, _, name = error.missing_cfg_file.rpartition("/")
         return str(unknown(group, name, error.options))
-    if isinstance(cause, ConfigAttributeError | ConfigKeyError) and not str(cause.full_key).startswith("hydra"):
+    missing = isinstance(cause, ConfigAttributeError | ConfigKeyError)
+    if missing and not re.match(r"hydra(?!\.launcher\.)", str(cause.full_key)):
         return str(unknown_key(str(cause.full_key), cause.parent_node))
     if found := re.match(r"Ambiguous value for argument '(.*)'", str(error)):
         return f"{found[1]} holds several values: add -m to run one after the other, or write a list as key=[a,b]."
@@ -54,7 +55,7 @@ def unknown_key(key: str, siblings: Any) -> InputError:
     prefix, _, name = key.rpartition(".")
     leaves = [full for full in _leaves(siblings) if full.endswith(f".{name}")]
     advice = f"; perhaps {' or '.join(leaves)} was meant" if leaves and not prefix else ""
-    return unknown(f"key of {prefix}:" if prefix else "key", name, {*siblings} - {"hydra"}, advice)
+    return unknown(f"key of {prefix}:" if prefix else "key", name, {*siblings} - {"hydra", "_target_"}, advice)
 
 
 def _leaves(node: Any, prefix: str = "") -> Iterable[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +17,14 @@ from torch import Tensor
 
 from pinn_odelora.errors import unknown
 from pinn_odelora.families.answer import Answer
-from pinn_odelora.families.estimate import Green, Linearised, calibration, relative
+from pinn_odelora.families.estimate import SAFETY, Green, Linearised, relative
 from pinn_odelora.families.interpolation import guesses
-from pinn_odelora.families.parametric import Parametric
+from pinn_odelora.families.parametric import Parametric, fresh
 from pinn_odelora.families.ranges import Ranges
 from pinn_odelora.families.sensitivity import Sensitivity, sensitivity
 from pinn_odelora.families.span import Found, Span, gauss_newton
 from pinn_odelora.families.stations import Station, solve
 from pinn_odelora.formulation import Problem
-from pinn_odelora.points import Points
 from pinn_odelora.rules import null, number
 from pinn_odelora.threads import threads
 
@@ -90,7 +89,7 @@ class Family:
     def pretrained_loss(self, x: NDArray) -> float:
         """‖r‖² of the network before adaptation at x."""
         self.parametric.place(self.parametric.start, self.space.values(x))
-        return float(self.parametric.residual_vector(_fresh(self._glance)).square().sum())
+        return float(self.parametric.residual_vector(fresh(self._glance)).square().sum())
 
     def __repr__(self) -> str:
         ranges = ", ".join(f"{name} from {low:g} to {high:g}" for name, (low, high) in self.ranges.items())
@@ -109,11 +108,6 @@ class Family:
     def bytes(self) -> int:
         """Memory of one station's adapter."""
         return sum(x.numel() * x.element_size() for x in self.parametric.trained.values())
-
-    @property
-    def factor(self) -> float:
-        """By which raw estimates are multiplied, see ``families.estimate``."""
-        return calibration(self.stations)
 
     def __call__(self, *, tolerance: float | None = None, extrapolate: bool = False, **values: float) -> Answer:
         """The member at these parameters.
@@ -169,10 +163,11 @@ class Family:
             if error <= tolerance:
                 break
             solved = solve(self.parametric, weights, values, tolerance / 4, self.seed + round_, CORRECTIONS)
-            weights, loss, corrections = solved.weights, solved.loss, corrections + solved.steps
-            self.parametric.place(weights)
-            before, error = error, self.estimate(x)
-            if not error < ENOUGH * before:
+            corrections += solved.steps
+            before, after = error, self.estimate(x)
+            if after < before:
+                weights, loss, error = solved.weights, solved.loss, after
+            if not after < ENOUGH * before:
                 break
         return Answer(
             self.parametric, values, weights, error, loss, found.steps, corrections, time.perf_counter() - began
@@ -182,7 +177,7 @@ class Family:
         """Gauss–Newton steps in the span of the nearest stations; the member is in the network afterwards."""
         near = self.nearest(x)
         base = self._base(x, values, near)
-        return gauss_newton(Span(self.parametric, base, [self.stations[k].weights for k in near]), _fresh(self._points))
+        return gauss_newton(Span(self.parametric, base, [self.stations[k].weights for k in near]), fresh(self._points))
 
     def nearest(self, x: NDArray) -> list[int]:
         """The stations that span a member, the nearest first."""
@@ -196,7 +191,7 @@ class Family:
 
     def _base(self, x: NDArray, values: dict[str, float], near: list[int]) -> dict[str, Tensor]:
         """The best of the guesses."""
-        points = _fresh(self._glance)
+        points = fresh(self._glance)
         best, lowest = None, math.inf
         for c in guesses(self.coordinates[near], x):
             tried = self._combined(c, near)
@@ -228,20 +223,16 @@ class Family:
             raise unknown("parameter of the family:", name, self.space.names)
         u = self(**values)
         with threads(self.threads):
-            return sensitivity(self.parametric, u.values, u.weights, name, _fresh(self._points))
+            return sensitivity(self.parametric, u.values, u.weights, name, fresh(self._points))
 
     # How good it is.
 
     def estimate(self, x: NDArray) -> float:
         """Of the relative L2 error of the member in the network at x."""
-        return self.factor * self.raw_estimate(x)
-
-    def raw_estimate(self, x: NDArray) -> float:
-        """The estimate without the factor."""
         k = int(np.argmin(np.linalg.norm(self.coordinates - x, axis=1)))
         G = self._green(k)
         u = self.parametric.function()
-        return relative(G.error(self._linearised.residuals()), u)
+        return SAFETY * relative(G.error(self._linearised.residuals()), u)
 
     def _green(self, k: int) -> Green:
         if k not in self._greens:
@@ -250,8 +241,3 @@ class Family:
             self._greens[k] = self._linearised.green(self.stations[k])
             self.parametric.place(here, values)
         return self._greens[k]
-
-
-def _fresh(points: Mapping[str, Points]) -> dict[str, Points]:
-    """The same columns without what was kept with them for other parameters."""
-    return {name: Points(dict(p)) for name, p in points.items()}

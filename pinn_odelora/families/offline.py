@@ -33,7 +33,7 @@ from pinn_odelora.families.files import continued, save
 from pinn_odelora.families.parametric import Parametric
 from pinn_odelora.families.ranges import Ranges
 from pinn_odelora.families.settings import Stations
-from pinn_odelora.families.stations import Station, distance, solve
+from pinn_odelora.families.stations import Station, solve
 from pinn_odelora.formulation import Problem
 from pinn_odelora.lowrank.settings import LoRA
 from pinn_odelora.rules import null, whole
@@ -217,21 +217,18 @@ class Construction:
         key = (x.tobytes(), *((k, self.family.stations[k].rounds) for k in near))
         if key not in self._known:
             self.family.in_span(x, self.family.space.values(x))
-            self._known[key] = self.family.raw_estimate(x)
-        return self.family.factor * self._known[key]
+            self._known[key] = self.family.estimate(x)
+        return self._known[key]
 
     def _insert(self, x: NDArray) -> None:
         values = self.family.space.values(x)
-        answer = self.family.in_span(x, values)
-        estimate, before = self.family.raw_estimate(x), self.family.parametric.function()
-        station = self._solved(x, answer.weights, FURTHER)
-        self._add(replace(station, estimate=estimate, truth=distance(before, self.family.parametric.function())))
+        self._add(self._solved(x, self.family.in_span(x, values).weights, FURTHER))
 
     def _further(self, k: int) -> None:
         old = self.family.stations[k]
         x = self.family.coordinates[k]
         self.family.parametric.place(old.weights, old.values)
-        before = self.family.raw_estimate(x)
+        before = self.family.estimate(x)
         again = solve(
             self.family.parametric,
             old.weights,
@@ -242,15 +239,13 @@ class Construction:
         )
         found = replace(
             again,
-            estimate=old.estimate,
-            truth=old.truth,
             steps=old.steps + again.steps,
             gradient_evals=old.gradient_evals + again.gradient_evals,
             seconds=old.seconds + again.seconds,
             rounds=old.rounds + 1,
         )
         self.family.replace(k, found)
-        after = self.family.raw_estimate(x)
+        after = self.family.estimate(x)
         if not after < GAIN * before:
             found = replace(found, settled=True)
             if not after < before:

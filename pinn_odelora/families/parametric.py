@@ -11,7 +11,7 @@ import copy
 import dataclasses
 import hashlib
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +21,12 @@ from pinn_odelora.families.ranges import Values
 from pinn_odelora.formulation import Problem
 from pinn_odelora.geometry import sobol, stream
 from pinn_odelora.gradient import residual_vector_of
+from pinn_odelora.linearisation import Coordinates, Linearisation
 from pinn_odelora.lowrank.layer import LowRankLinear
 from pinn_odelora.lowrank.settings import ADAPTIVE, AUTO, LoRA
 from pinn_odelora.lowrank.start import named
 from pinn_odelora.lowrank.targets import check_rank, linear_targets, put_factors, thaw
+from pinn_odelora.manifolds.variables import Variable, variable
 from pinn_odelora.nets import check_network
 from pinn_odelora.objective import Objective
 from pinn_odelora.optim.groups import pairs_of, parameters, single_tensors
@@ -122,14 +124,29 @@ class Parametric:
         """θ + dθ, with dθ by layer, (dA, dB) of an adapted one, or by tensor, as the variables of a Jacobian."""
         found = dict(weights)
         names = {id(p): name for name, p in self.trained.items()}
-        for variable, part in parts.items():
-            if (layer := self.layers.get(variable)) is not None:
+        for key, part in parts.items():
+            if (layer := self.layers.get(key)) is not None:
                 keys = [names[id(p)] for p in layer.factors]
             else:
-                keys = [variable if variable in self.trained else f"{variable}.weight"]
-            for key, change in zip(keys, part.split([self.trained[key].numel() for key in keys]), strict=True):
-                found[key] = weights[key] + change.view_as(weights[key])
+                keys = [key if key in self.trained else f"{key}.weight"]
+            for own, change in zip(keys, part.split([self.trained[k].numel() for k in keys]), strict=True):
+                found[own] = weights[own] + change.view_as(weights[own])
         return found
+
+    def columns(self, around: Linearisation, metric: Literal["product", "factors"]) -> Tensor:
+        """A Jacobian in coordinates at the member in the network, (R, P), float64.
+
+        Args:
+            around: with the variables of ``objective.sweep``.
+            metric: for pairs, ``product`` (coordinates of the manifold) or ``factors``.
+        """
+        frames = {name: variable.frame(variable.start()) for name, variable in self.variables(around, metric).items()}
+        return Coordinates(around, {name: x for name, x in frames.items() if x is not None}).dense()
+
+    def variables(self, around: Linearisation, metric: Literal["product", "factors"]) -> dict[str, Variable]:
+        """The variables in the order of the columns."""
+        found = {group["name"]: variable(group, metric) for group in self.groups}
+        return {name: found[name] for name in (*around.layers, *around.others)}
 
     @torch.no_grad()
     def function(self) -> Tensor:
@@ -163,8 +180,6 @@ def digest(net: nn.Module) -> str:
     return found.hexdigest()[:16]
 
 
-class Member(NamedTuple):
-    """A point of the family: the parameters of the equation and what is trained."""
-
-    values: dict[str, float]
-    weights: dict[str, Tensor]
+def fresh(points: Mapping[str, Points]) -> dict[str, Points]:
+    """The same columns without what was kept with them for other parameters of the equation."""
+    return {name: Points(dict(p)) for name, p in points.items()}

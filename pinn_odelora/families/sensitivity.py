@@ -19,11 +19,10 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from pinn_odelora.adapted_solution import AdaptedSolution
-from pinn_odelora.families.parametric import Parametric, Weights
+from pinn_odelora.families.parametric import Parametric, Weights, fresh
 from pinn_odelora.formulation import Problem
 from pinn_odelora.linalg.damped import Damped
-from pinn_odelora.linearisation import Coordinates, Linearisation
-from pinn_odelora.manifolds.variables import variable
+from pinn_odelora.linearisation import Linearisation
 from pinn_odelora.points import Points
 
 STEP = 1e-4
@@ -57,15 +56,13 @@ def sensitivity(
     residuals = []
     for sign in (1, -1):
         parametric.place(weights, moved(sign))
-        residuals.append(parametric.residual_vector({key: Points(dict(p)) for key, p in points.items()}))
+        residuals.append(parametric.residual_vector(fresh(points)))
     parametric.place(weights, values)
     around = Linearisation(parametric.objective.sweep, points)
-    variables = {group["name"]: variable(group, "factors") for group in parametric.groups}
-    names = [*around.layers, *around.others]
-    frames = {n: frame for n in names if (frame := variables[n].frame(variables[n].start())) is not None}
-    solver = Damped(Coordinates(around, frames).dense(), single=False)
+    solver = Damped(parametric.columns(around, "factors"), single=False)
     velocity = -solver((residuals[0] - residuals[1]) / (2 * step), DAMPING * solver.largest)
-    sizes = [variables[n].dimension for n in names]
+    variables = parametric.variables(around, "factors")
+    names, sizes = [*variables], [x.dimension for x in variables.values()]
     ends = []
     for sign in (1, -1):
         parts = dict(zip(names, (sign * step * velocity).split(sizes), strict=True))

@@ -49,8 +49,6 @@ class Station:
         loss: on the points of its last step.
         change: d_n of that step.
         steps, gradient_evals, seconds: cost.
-        estimate: of the relative L2 error of the online answer there, before it was a station; NaN for the first ones.
-        truth: the distance of that answer from the station, which tells how good the estimate was.
         rounds: how many times it was solved further.
         settled: whether that no longer helps.
         failure: why it could not be solved; empty if it was.
@@ -63,8 +61,6 @@ class Station:
     steps: int
     gradient_evals: int
     seconds: float
-    estimate: float = math.nan
-    truth: float = math.nan
     rounds: int = 0
     settled: bool = False
     failure: str = ""
@@ -76,12 +72,17 @@ def residuals_of_a_step(dimension: int) -> int:
     return wanted if wanted <= MOST else FEW
 
 
-def sampling(parametric: Parametric) -> Sampling:
-    """The points of a station's steps: new ones each time, a third of them where the residual is large."""
+def sampling(parametric: Parametric, residuals: int | None = None) -> Sampling:
+    """The points of a step: new ones each time, a third of them where the residual is large.
+
+    Args:
+        parametric: the residual system.
+        residuals: about how many; absent, as many as a station takes.
+    """
     terms, n = parametric.system.terms, parametric.components
     inner = sum(n[name] for name, term in terms.items() if term.where.interior) or 1
     outer = sum(n[name] for name, term in terms.items() if not term.where.interior)
-    residuals = residuals_of_a_step(parametric.dimension)
+    residuals = residuals or residuals_of_a_step(parametric.dimension)
     interior = max(1, round(residuals / (inner + BOUNDARY * outer)))
     return Sampling(
         interior=interior,

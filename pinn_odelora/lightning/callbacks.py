@@ -41,8 +41,11 @@ class Saver(L.Callback):
         self.save(trainer, module)
 
     def save(self, trainer: L.Trainer, module: ODELoRAModule) -> None:
-        with replacing(self.path) as temporary:
-            trainer.save_checkpoint(temporary)
+        if trainer.is_global_zero:
+            with replacing(self.path) as temporary:
+                trainer.save_checkpoint(temporary)
+        else:  # it takes part, and writes nothing
+            trainer.save_checkpoint(self.path)
         self.saved = module.adaptation.training.progress.step
 
 

@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
 from pinn_odelora.adaptation import Adaptation
+from pinn_odelora.distributed import end
 from pinn_odelora.errors import InputError
 from pinn_odelora.lightning import tracking
 from pinn_odelora.lightning.callbacks import ProgressLine, Saver, StopOnSignal
@@ -44,17 +45,19 @@ def fit(
     """
     state = folder / STATE
     module = ODELoRAModule(adaptation)
-    history = History(folder / HISTORY, up_to_step=steps_done(folder) - 1)
     line = ProgressLine(adaptation)
-    adaptation.history[:] = history.rows
-    module.listeners += [history.append, line]
     trained = trainer(settings, loggers, [Saver(state, every), StopOnSignal()])
-    if (plan := adaptation.plan()) is not None and plan.unusual:
-        say(str(plan))
+    if trained.is_global_zero:
+        history = History(folder / HISTORY, up_to_step=steps_done(folder) - 1)
+        adaptation.history[:] = history.rows
+        module.listeners += [history.append, line]
+        if (plan := adaptation.plan()) is not None and plan.unusual:
+            say(str(plan))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning|torch")
         trained.fit(module, ckpt_path=state if state.exists() else None, weights_only=True)
     line.close()
+    end()
     return module
 
 

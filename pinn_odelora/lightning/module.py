@@ -7,6 +7,9 @@
 The module asks the one loop for the next record, and brings its own points. Lightning's batch is a block of several
 steps, so that its own cost vanishes beside theirs; the step axis is that of the records. There are batches without end:
 callbacks that act at the end of an epoch, as ``EarlyStopping`` does, need ``Trainer(limit_train_batches=…)``.
+
+With ``Trainer(strategy="ddp", devices=2)`` each process evaluates its part of the points, see
+``pinn_odelora.distributed``. DDP's own exchange of gradients is not used, since steps ask for more than those.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, IterableDataset
 
 from pinn_odelora.adaptation import Adaptation
+from pinn_odelora.distributed import ALONE, processes
 from pinn_odelora.loop import Row, StepRecord
 
 BLOCK = 50
@@ -52,6 +56,10 @@ class ODELoRAModule(L.LightningModule):
         self.listeners: list[Callable[[Row], None]] = []
         self._records: Iterator[StepRecord] | None = None
 
+    def configure_model(self) -> None:
+        # Factors are put in now: other processes must find the same parameters.
+        _ = self.adaptation.training
+
     def configure_optimizers(self) -> Optimizer:
         return self.adaptation.training.optimizer
 
@@ -60,11 +68,14 @@ class ODELoRAModule(L.LightningModule):
 
     def on_fit_start(self) -> None:
         self.adaptation.diagnostics.to(self.device, next(self.adaptation.net.parameters()).dtype)
+        self.adaptation.share(processes())
         self._records = iter(self.adaptation)
 
     def training_step(self, block: int, _: int) -> None:
         rows = []
         for _ in range(block):
+            # All processes stop after the same step.
+            self.interrupted = self.adaptation.system.processes.any(self.interrupted)
             record = None if self.interrupted else next(self._records, None)
             if record is None:
                 self.trainer.should_stop = True
@@ -94,6 +105,10 @@ class ODELoRAModule(L.LightningModule):
         if not self.interrupted:
             self.adaptation.conclude()
             self._tell(self.adaptation.history[-1])
+        self.adaptation.share(ALONE)
+
+    def on_exception(self, exception: BaseException) -> None:
+        self.adaptation.share(ALONE)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["adaptation"] = self.adaptation.training.state_dict()

@@ -25,10 +25,14 @@ DECIDED: Mapping[str, str] = {
 """Those that would do nothing in a run, or spoil it, and what to do instead."""
 
 
-def check_trainer(settings: Mapping[str, Any]) -> None:
+def check_trainer(settings: Mapping[str, Any], sweep: bool = False) -> None:
     """Refuse what the Trainer does not take, and what a run decides itself.
 
     Lightning is imported only for something unusual.
+
+    Args:
+        settings: those given.
+        sweep: whether the run is a job of one, which Lightning cannot start in a second process.
 
     Raises:
         InputError: for the first such setting.
@@ -41,6 +45,9 @@ def check_trainer(settings: Mapping[str, Any]) -> None:
         takes = inspect.signature(Trainer).parameters.keys()
         for name in settings.keys() - takes:
             raise unknown("key of trainer:", name, takes - DECIDED.keys())
-    devices = settings.get("devices", 1)
-    if devices not in (1, "1") and not (isinstance(devices, list) and len(devices) == 1):
-        raise RefusedValueError("devices", devices, "one device, 1 or its index as [0], since a run stays on it")
+    devices, strategy = settings.get("devices", 1), settings.get("strategy", "auto")
+    one = devices in (1, "1") or (isinstance(devices, list) and len(devices) == 1)
+    several = strategy == "ddp" and isinstance(devices, int | list) and devices not in (0, -1, [])
+    if not one and (sweep or not several):
+        others = "since the jobs of a sweep have one each" if sweep else "or several with strategy=ddp"
+        raise RefusedValueError("devices", devices, f"one device, 1 or its index as [0], {others}")

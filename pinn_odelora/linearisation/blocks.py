@@ -11,8 +11,8 @@ pairs become (G_c L, H_c Rᵀ).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -44,6 +44,10 @@ class Outer:
     def __getitem__(self, rows: slice) -> Outer:
         """Some of the rows."""
         return Outer([Pair(G[rows], H[rows]) for G, H in self.pairs])
+
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> Outer:
+        """With every tensor replaced by a function of it."""
+        return Outer([Pair(*map(function, pair)) for pair in self.pairs])
 
     def apply(self, D: Tensor) -> Tensor:
         """⟨∂r_i/∂W, D⟩ for every row, (N,); D (m, n)."""
@@ -110,6 +114,9 @@ class Formed:
     def __getitem__(self, rows: slice) -> Formed:
         return Formed(self.J[rows])
 
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> Formed:
+        return Formed(function(self.J))
+
     def apply(self, D: Tensor) -> Tensor:
         return self.J.flatten(1) @ D.flatten()
 
@@ -159,6 +166,12 @@ class Group:
     r: Tensor
     blocks: dict[str, Block]
     columns: dict[str, Tensor]
+
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> Group:
+        """With every tensor, each a row for each residual, replaced by a function of it."""
+        blocks = {name: block.mapped(function) for name, block in self.blocks.items()}
+        columns = {name: function(x) for name, x in self.columns.items()}
+        return replace(self, r=function(self.r), blocks=blocks, columns=columns)
 
     @property
     def bytes(self) -> int:

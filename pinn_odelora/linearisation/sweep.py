@@ -13,13 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pinn_odelora.derivatives.jet import Passage
+from pinn_odelora.distributed import Processes
 from pinn_odelora.errors import InputError
 from pinn_odelora.linearisation.blocks import Block, Formed, Group, Outer, Pair
 from pinn_odelora.lowrank.layer import LowRankLinear
@@ -116,7 +117,11 @@ class Sweep:
             first: index of the term's first residual.
             start: index of the first point of p among the ``number`` points.
         """
-        return self._groups(name, p, number, first, start, self.paired(name))
+        paired, processes = self.paired(name), self.system.processes
+        share = self.system.share(name, p.number)
+        own = p.part(share)
+        groups = self._groups(name, own, number, first, start + share.start, paired)
+        return groups if own is p else _gathered(groups, processes, share.start, p.number)
 
     def paired(self, name: str) -> bool:
         """Whether the Jacobian of term ``name`` is given by pairs, determined at a few points."""
@@ -176,6 +181,30 @@ class Sweep:
             return all(map(_agree, paired, self._groups(name, few, few.number, 0, 0, False)))
         except RuntimeError:  # The pairs have other shapes if the rows of a layer's input are not points.
             return False
+
+
+def _gathered(groups: list[Group], processes: Processes, before: int, number: int) -> list[Group]:
+    """The groups of all points from those at the points of each process, by one exchange.
+
+    Args:
+        groups: of this process.
+        processes: all of them.
+        before: how many points come before its own.
+        number: of all points.
+    """
+    own: dict[int, Tensor] = {}
+
+    def known(x: Tensor) -> Tensor:
+        return own.setdefault(id(x), x)
+
+    for group in groups:
+        group.mapped(known)
+    # The components share the inputs of a layer: one tensor is sent once.
+    sent = torch.cat([x.flatten(1) if x.ndim > 1 else x[:, None] for x in own.values()], dim=1)
+    columns = processes.gathered(sent, number).split([x[0].numel() for x in own.values()], dim=1)
+    all_of = {key: part.reshape(number, *x.shape[1:]) for (key, x), part in zip(own.items(), columns, strict=True)}
+    rows = lambda group: slice(group.rows.start - before, group.rows.start - before + number)
+    return [replace(group.mapped(lambda x: all_of[id(x)]), rows=rows(group)) for group in groups]
 
 
 def _agree(a: Group, b: Group) -> bool:

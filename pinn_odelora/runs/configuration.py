@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from pinn_odelora.errors import InputError
 from pinn_odelora.files import write_text
 from pinn_odelora.runs.folder import CONFIG
+from pinn_odelora.runs.leader import leaders_folder
 
 RENAMED: Mapping[str, str] = {
     "points.rows": "points.batch_size",
@@ -46,6 +47,8 @@ def save_config(cfg: DictConfig, folder: Path) -> None:
     Raises:
         InputError: if the folder cannot be written.
     """
+    if leaders_folder() is not None:  # it is what was read
+        return
     kept = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True) | {"output_dir": None, "resume": None})
     write_text(folder / CONFIG, OmegaConf.to_yaml(kept))
 

@@ -1,0 +1,33 @@
+"""Which of the processes of a run leads it: the one that was started, makes its folder and writes its files.
+
+The others are started by Lightning with the same command line, when the leader has pretrained and written the
+configuration; they are told of its folder by the environment, and read both there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+FOLDER = "PINN_ODELORA_RUN_FOLDER"
+RANK = "LOCAL_RANK"  # set by Lightning, 0 in the leader
+
+
+def leaders_folder() -> Path | None:
+    """The folder of the run that this process takes part in without leading it; None where it leads."""
+    return Path(os.environ[FOLDER]) if FOLDER in os.environ and os.environ.get(RANK, "0") != "0" else None
+
+
+@contextmanager
+def leading(folder: Path, threads: int) -> Iterator[None]:
+    """Tell processes that are started meanwhile of the folder, and Lightning of the threads that each shall have."""
+    before = dict(os.environ)
+    os.environ.setdefault(FOLDER, str(folder))
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():  # Lightning leaves ranks and addresses, too
+            del os.environ[name]
