@@ -98,6 +98,10 @@ def test_a_family_leaves_its_files_and_says_what_came_of_it(finished):
     )
     assert re.fullmatch(line, last), last
     assert len(re.findall(r"^station \d+ at nu=", said, flags=re.MULTILINE)) >= summary["count"]
+    page = (ROOT / "docs/reference/columns.md").read_text(encoding="utf-8")
+    table = page.split("## Names in the `summary.json` of a family\n\n")[1].split("\n\n")[0]
+    cells = [line.split("|")[1] for line in table.splitlines()]
+    assert {name for cell in cells for name in re.findall(r"`(\w+)`", cell)} == summary.keys()
     assert summary["ranges"] == {"nu": [0.03, 0.05]}
     assert summary["count"] == len(summary["stations"]) > 2
     assert summary["steps"] == sum(s["steps"] for s in summary["stations"]) >= 60

@@ -104,7 +104,10 @@ def commands(text):
 
 
 GUIDE = "docs/guide/"
-COMMANDS = ["README.md", GUIDE + "command-line.md", GUIDE + "inverse-problems.md", GUIDE + "matrix-problems.md"]
+COMMANDS = [
+    "README.md",
+    *(f"{GUIDE}{name}.md" for name in ("command-line", "families", "inverse-problems", "matrix-problems")),
+]
 
 
 @pytest.mark.parametrize("path", COMMANDS)
@@ -122,7 +125,7 @@ def test_every_command_line_is_accepted(path, workplace, monkeypatch, capsys):
             case _:
                 assert " ".join(words).replace(".[test]", "'.[test]'") in f"{FIRST} {SECOND}"
     if path in COMMANDS[:2]:
-        assert seen == {"list", "predict", "compare", "export"}
+        assert seen == {"list", "predict", "family", "compare", "export"}
         assert (workplace / "runs" / "sweep" / "5" / "config.yaml").exists()
 
 
@@ -196,7 +199,9 @@ def test_the_family_at_the_top_answers(tmp_path, monkeypatch, capsys):
     """With a budget of steps instead of seconds, and a page of few values."""
     monkeypatch.chdir(tmp_path)
     first, *_ = fenced(README, "python")
-    shorter = first.replace("seconds=30", "budget=po.Budget(steps=36)").replace('"burgers.html"', '"burgers.html", values=3')
+    shorter = first.replace("seconds=30", "budget=po.Budget(steps=36)").replace(
+        '"burgers.html"', '"burgers.html", values=3'
+    )
     found = {}
     exec(shorter, found)
     error, value = map(float, capsys.readouterr().out.split())
