@@ -14,12 +14,15 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_commandline import compose, put
 
 import pinn_odelora as po
 from pinn_odelora import config as commandline
 from pinn_odelora.__main__ import main
+from pinn_odelora.config.checks import check
 from pinn_odelora.config.load import family as family_of
 from pinn_odelora.config.load import load
+from pinn_odelora.config.sentences import of_run
 from pinn_odelora.errors import InputError
 from pinn_odelora.families import offline
 from pinn_odelora.families.family import Family
@@ -275,18 +278,11 @@ REFUSED = [
     ("family.nu=[0.05]", "family.nu is [0.05], but it must be the two ends of its range"),
     ("family.nu=[0.05,0.03,0.01]", "family.nu is [0.05, 0.03, 0.01], but it must be the two ends"),
     ("family.nu=null", "family.nu is null, but it must be the two ends of its range"),
-    ("family.nu=[0.05,0.05]", "family.nu is [0.05, 0.05], but it must be a range with two different ends."),
     ("family.nu=[0.05,thin]", "family.nu is thin, but it must be a finite number."),
     ("family.nu=[0.05,-0.01]", "family.nu is -0.01, but it must be a finite number above 0."),
-    (
-        "family.nu=0.05,0.01",
-        "family.nu=0.05,0.01 holds several values: add -m to run one after the other, or write a list",
-    ),
-    ("family=0.05", "family is 0.05, but it is not a key with a value: set family.<name>."),
     ("problem=helmholtz family.k=[1,3]", "Unknown parameter of Helmholtz for a family: 'k'"),
-    ("{} problem.nu=0.03", "problem.nu is given, but family.nu gives its range: leave one out."),
     ("{} data.file=points.csv", "data.file is points.csv, but it must be null for a family."),
-    ("family.amplitude=[1,2] problem.nu=unknown data.file=points.csv", "but it must be null for a family."),
+    ("family.amplitude=[1,2] problem.nu=unknown", "problem.nu is unknown, but it must be a number for a family."),
     ("{} method=lora_adam", "method is lora_adam, but it must be odelora for a family."),
     ("{} integrator=rk4", "integrator is rk4, but it must be linearly_implicit for a family."),
     ("{} precision=32", "precision is 32, but it must be 64 for a family."),
@@ -300,21 +296,62 @@ REFUSED = [
     ("{} stations.scale=lin", "stations.scale is lin, but it must be auto, log or linear."),
     ("{} stations.number=3", "Unknown key of stations: 'number'; allowed: most, scale, tolerance."),
     ("stations.tolerance=1e-3", "stations.tolerance is given, but there is no family: give a range, as family.nu="),
-    ("{} lora.rank=50", "lora.rank is 50, but"),
     ("{} budget.steps=0", "budget.steps is 0"),
     ("{} budget.gradient_evals=null", "budget.steps is null, but it must be a whole number where neither"),
 ]
 
 
+@pytest.fixture(scope="module")
+def default():
+    return compose()
+
+
 @pytest.mark.parametrize(("line", "sentence"), REFUSED, ids=[line for line, _ in REFUSED])
-def test_what_is_wrong_is_a_sentence_before_anything_is_trained(typed, tmp_path, line, sentence):
+def test_what_is_wrong_is_a_sentence(default, tmp_path, monkeypatch, line, sentence):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "points.csv").write_text("x,t,u\n0.5,0.5,0.1\n")
-    code, said = typed(*SMALL[:2], *line.format(RANGE).split())
+    with pytest.raises(InputError) as refused:
+        check(*put(default, line.format(RANGE)))
+    said = of_run(refused.value)
+    assert sentence.replace("points.csv", str(tmp_path / "points.csv")) in said
+    assert said.endswith(".")
+
+
+TYPED = [
+    (
+        "family.nu=0.05,0.01",
+        "family.nu=0.05,0.01 holds several values: add -m to run one after the other, or write a list",
+    ),
+    ("family.nu=[0.05,0.05]", "family.nu is [0.05, 0.05], but it must be a range with two different ends."),
+    ("family=0.05", "family is 0.05, but it is not a key with a value: set family.<name>."),
+    ("{} problem.nu=0.03", "problem.nu is given, but family.nu gives its range: leave one out."),
+    ("{} lora.rank=50", "lora.rank is 50, but"),
+]
+
+
+@pytest.mark.parametrize(("line", "sentence"), TYPED, ids=[line for line, _ in TYPED])
+def test_what_is_wrong_is_one_line_before_anything_is_trained(typed, tmp_path, line, sentence):
+    code, said = typed(*SMALL, *line.format(RANGE).split())
     assert code == 2
     assert len(said) == 1, said
-    assert sentence.replace("points.csv", str(tmp_path / "points.csv")) in said[0]
-    assert said[0].endswith(".")
-    assert [f for f in tmp_path.rglob("*") if f.is_file()] == [tmp_path / "points.csv"]
+    assert sentence in said[0]
+    assert [f for f in tmp_path.rglob("*") if f.is_file()] == []
+
+
+def test_a_family_of_three_parameters_is_not_begun(default, tmp_path, monkeypatch):
+    (tmp_path / "waves.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from pinn_odelora.formulation import parameter\n"
+        "from problems.burgers import Burgers\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Waves(Burgers):\n"
+        "    c: float = parameter(1.0, 2.0)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    line = f"problem._target_=waves.Waves {RANGE} family.amplitude=[1,2] family.c=[1,2]"
+    with pytest.raises(InputError, match="A family has one or two parameters, not 3: nu, amplitude, c"):
+        check(*put(default, line))
+    sys.modules.pop("waves")
 
 
 def test_resume_changes_no_range(typed):

@@ -43,7 +43,7 @@ def check_family(
     Raises:
         InputError: one sentence on the first thing that is wrong.
     """
-    from pinn_odelora.families.ranges import Ranges
+    from pinn_odelora.families.ranges import MOST, Ranges
     from pinn_odelora.naming import integrator_name
 
     ends, stations = config["family"], config["stations"]
@@ -52,7 +52,9 @@ def check_family(
             raise InputError(f"{given[0]} is given, but there is no family: give a range, as family.nu=[0.05,0.006].")
         return
     with within("family"):
-        Ranges.of(problem, ends, stations["scale"])
+        Ranges.of(problem, ends, stations["scale"], MOST)
+    if unknown:
+        raise RefusedValueError(f"problem.{unknown[0]}", "unknown", "a number for a family")
     integrator = method.integrator and integrator_name(method.integrator)
     for key, value, wanted in (
         ("method", method.name, "odelora"),
@@ -64,8 +66,6 @@ def check_family(
             raise RefusedValueError(key, value, f"{wanted} for a family")
     if config["lora"]["rank"] == "adaptive":
         raise RefusedValueError("lora.rank", "adaptive", "a whole number or auto for a family")
-    if unknown:
-        raise RefusedValueError(f"problem.{unknown[0]}", "unknown", "a number for a family")
     if given := request.gives(*(f"problem.{name}" for name in ends)):
         name = given[0].removeprefix("problem.")
         raise InputError(f"{given[0]} is given, but family.{name} gives its range: leave one out.")

@@ -23,7 +23,7 @@ from pinn_odelora.rules import number
 RATIO = 3.0
 """From which ratio of the ends on a positive interval has the coordinate log μ."""
 MOST = 2
-"""Parameters of a family."""
+"""Parameters of a family that can be solved."""
 ROUNDING = 1e-9
 """By so much a coordinate may leave [0, 1]: an end is read back from a file or a table."""
 Values = Mapping[str, float]
@@ -77,8 +77,10 @@ class Ranges:
     intervals: tuple[Interval, ...]
 
     @classmethod
-    def of(cls, problem: Problem, ends: Mapping[str, Sequence[float]], scale: str = "auto") -> Ranges:
-        """Those of a problem's parameters.
+    def of(
+        cls, problem: Problem, ends: Mapping[str, Sequence[float]], scale: str = "auto", most: int | None = None
+    ) -> Ranges:
+        """Those of a problem's parameters, ``most`` of them where it is given.
 
         Raises:
             InputError: if there is none or there are too many, one is no parameter of the problem or no real number, or
@@ -94,7 +96,7 @@ class Ranges:
         for name in ends:
             if name not in allowed:
                 raise unknown(f"parameter of {type(problem).__name__} for a family:", name, allowed)
-        if len(ends) > MOST:
+        if most is not None and len(ends) > most:
             raise InputError(f"A family has one or two parameters, not {len(ends)}: {', '.join(ends)}.")
         intervals = tuple(Interval.of(name, given, scale) for name, given in ends.items())
         for interval in intervals:
