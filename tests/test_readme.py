@@ -196,7 +196,9 @@ def test_the_family_at_the_top_answers(tmp_path, monkeypatch, capsys):
     """With a budget of steps instead of seconds, and a page of few values."""
     monkeypatch.chdir(tmp_path)
     first, *_ = fenced(README, "python")
-    shorter = first.replace("seconds=30", "budget=po.Budget(steps=36)").replace('"burgers.html"', '"burgers.html", values=3')
+    shorter = first.replace("seconds=30", "budget=po.Budget(steps=36)").replace(
+        '"burgers.html"', '"burgers.html", values=3'
+    )
     found = {}
     exec(shorter, found)
     error, value = map(float, capsys.readouterr().out.split())
