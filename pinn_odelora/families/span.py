@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, linalg
@@ -90,8 +91,7 @@ def _directions(D: Tensor) -> list[Tensor]:
     return [(s[:, None] * v)[s > RANK_TOLERANCE * s[0]] for s, v in zip(S, V, strict=True)]
 
 
-@dataclass
-class Found:
+class Found(NamedTuple):
     """Where Gauss–Newton steps ended.
 
     Attributes:
