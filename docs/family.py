@@ -1,6 +1,6 @@
 """Draws docs/family.png: one network, and the solutions of Burgers' equation at any viscosity between 0.05 and 0.006.
 
-    python docs/family.py
+python docs/family.py
 """
 
 from __future__ import annotations

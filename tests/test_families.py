@@ -123,7 +123,7 @@ def test_the_jacobian_in_the_span_is_the_derivative_of_the_residuals(parametric)
     z, d = (torch.randn(span.dimension, generator=generator, dtype=torch.float64) for _ in range(2))
     here = span.at(0.3 * z)
     parametric.place(here)
-    J = Linearisation(parametric.objective.sweep, points).columns(span.frames_at(here))
+    J = Linearisation(parametric.objective.sweep, points).columns(span.frames(here))
     ends = []
     for sign in (1, -1):
         parametric.place(span.at(0.3 * z + sign * 1e-5 * d))
@@ -136,12 +136,12 @@ def test_the_span_holds_all_stations_that_span_it(parametric):
     base, neighbours = moved(parametric, 0), [moved(parametric, k) for k in (1, 2)]
     span = Span(parametric, base, neighbours)
     # Coordinates of the first neighbour, part by part, by least squares.
-    for layer, frame in span.frames.items():
+    for layer, own in span.directions.items():
         a, b = span.factors[layer]
-        for c, V in enumerate(frame.A):
+        for c, V in enumerate(own.A):
             gap = neighbours[0][a][c] - base[a][c]
             assert torch.linalg.vector_norm(gap - V.T @ torch.linalg.lstsq(V.T, gap[:, None]).solution[:, 0]) < 1e-10
-        for c, U in enumerate(frame.B):
+        for c, U in enumerate(own.B):
             gap = neighbours[0][b][:, c] - base[b][:, c]
             assert torch.linalg.vector_norm(gap - U @ torch.linalg.lstsq(U, gap[:, None]).solution[:, 0]) < 1e-10
 
@@ -161,7 +161,7 @@ def test_steps_in_the_span_end_where_the_gradient_vanishes(heat):
     span = Span(parametric, start, others)
     found = gauss_newton(span, points)
     around = Linearisation(parametric.objective.sweep, points)
-    J = around.columns(span.frames_at(found.weights))
+    J = around.columns(span.frames(found.weights))
     assert found.loss < 5e-2 * before
     assert torch.linalg.vector_norm(J.mT @ around.r) < 1e-2 * torch.linalg.vector_norm(J) * torch.linalg.vector_norm(
         around.r

@@ -160,6 +160,7 @@ def in_the_layer(seed, n=200):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::DeprecationWarning:lightning")
+@pytest.mark.slow
 def test_it_agrees_with_the_gauss_newton_interval_of_an_unknown_coefficient():
     """The latter knows neither the prior nor the exact solution; both are close to the bound of Cramér and Rao."""
     data = in_the_layer(1)
@@ -182,7 +183,7 @@ DATA_SETS, DRAWS, BINS = 100, 19, 10
     ("problem", "ranges"),
     [
         pytest.param(Heat(), {"kappa": (0.03, 0.4)}, id="heat"),
-        pytest.param(Drift(), {"c": (0.2, 1.5), "kappa": (0.02, 0.3)}, id="drift"),
+        pytest.param(Drift(), {"c": (0.2, 1.5), "kappa": (0.02, 0.3)}, id="drift", marks=pytest.mark.slow),
     ],
 )
 @pytest.mark.parametrize("noise", [Noise(0.2), Noise(None, 0.2, 4.0)], ids=["known", "unknown"])

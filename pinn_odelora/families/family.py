@@ -6,7 +6,6 @@ u = family(nu=0.013, tolerance=1e-6)          and steps on the low-rank manifold
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +31,8 @@ RESIDUALS = 1000
 """Of the points of a Gauss–Newton step."""
 NEIGHBOURS = 2
 """Stations that span a member: so many for each parameter, and two."""
+FAR = 10.0
+"""So many times the losses of the stations beside it are too much for an answer."""
 GLANCE = 200
 """Residuals on which base points are compared."""
 CORRECTIONS = 12
@@ -174,10 +175,23 @@ class Family:
         )
 
     def in_span(self, x: NDArray, values: dict[str, float]) -> Found:
-        """Gauss–Newton steps in the span of the nearest stations; the member is in the network afterwards."""
+        """Gauss–Newton steps in the span of the nearest stations; the member is in the network afterwards.
+
+        Where they end far above the losses of the stations beside it, they start again from the next best guess.
+        """
         near = self.nearest(x)
-        base = self._base(x, values, near)
-        return gauss_newton(Span(self.parametric, base, [self.stations[k].weights for k in near]), fresh(self._points))
+        neighbours = [self.stations[k].weights for k in near]
+        usual = FAR * max(self.stations[k].loss for k in near[:2])
+        best: Found | None = None
+        for base in self._bases(x, values, near):
+            found = gauss_newton(Span(self.parametric, base, neighbours), fresh(self._points))
+            if best is None or found.loss < best.loss:
+                best = found._replace(steps=found.steps + (best.steps if best else 0))
+            if best.loss <= usual:
+                break
+        assert best is not None
+        self.parametric.place(best.weights)
+        return best
 
     def nearest(self, x: NDArray) -> list[int]:
         """The stations that span a member, the nearest first."""
@@ -189,19 +203,14 @@ class Family:
         """Of all stations, (stations, parameters)."""
         return np.array([self.space.coordinates(s.values, extrapolate=True) for s in self.stations])
 
-    def _base(self, x: NDArray, values: dict[str, float], near: list[int]) -> dict[str, Tensor]:
-        """The best of the guesses."""
-        points = fresh(self._glance)
-        best, lowest = None, math.inf
+    def _bases(self, x: NDArray, values: dict[str, float], near: list[int]) -> list[dict[str, Tensor]]:
+        """The guesses, the best first."""
+        points, found = fresh(self._glance), []
         for c in guesses(self.coordinates[near], x):
-            tried = self._combined(c, near)
-            self.parametric.place(tried, values)
-            r = self.parametric.residual_vector(points)
-            loss = float(r @ r)
-            if best is None or loss < lowest:
-                best, lowest = tried, loss
-        assert best is not None
-        return best
+            guess = self._combined(c, near)
+            self.parametric.place(guess, values)
+            found.append((float(self.parametric.residual_vector(points).square().sum()), len(found), guess))
+        return [guess for *_, guess in sorted(found, key=lambda entry: entry[:2])]
 
     def _combined(self, c: NDArray, stations: Sequence[int]) -> dict[str, Tensor]:
         used = [(float(w), self.stations[k].weights) for w, k in zip(c, stations, strict=True) if w]

@@ -104,8 +104,11 @@ class Construction:
         return Progress(steps, evaluations, self.family.seconds)
 
     def _over(self) -> bool:
+        """Whether there is nothing left for another station and for what its estimates need."""
         self._clock()
-        return len(self.family.stations) >= self.most or self.budget.used(self.progress) >= 1
+        ahead = self.progress
+        ahead.seconds += 1.5 * max((s.seconds / (s.rounds + 1) for s in self.family.stations), default=0.0)
+        return len(self.family.stations) >= self.most or self.budget.used(ahead) >= 1
 
     def _clock(self) -> None:
         now = time.perf_counter()
@@ -255,6 +258,7 @@ class Construction:
 
     def _add(self, station: Station) -> None:
         self.family.add(station)
+        self.family.prepare()
         self._report(len(self.family.stations) - 1, station)
 
     def _report(self, k: int, station: Station, estimate: float | None = None) -> None:
@@ -355,7 +359,6 @@ def family(
     made.timed = limits.seconds is not None
     with limited(threads):
         Construction(made, settings.tolerance, limits, settings.most, keep, say).run()
-        made.prepare()
     if file is not None:
         save(made, file)
     return made

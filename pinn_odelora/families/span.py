@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, linalg
@@ -46,26 +47,20 @@ SETTLED = 0.9
 
 
 @dataclass(frozen=True)
-class SpanFrame:
-    """The coordinates of one adapted layer: restrictions b_c · (S V) and (S V) · a_c, and which part each moves.
+class Directions:
+    """S V of every part of one layer: how far its a_c, and its b_c, may move.
 
     Attributes:
-        restrictions: of the weight, see ``manifolds.tangent``.
-        A, B: directions by part, (k, n) and (m, k).
+        A, B: by part, (k, n) and (m, k).
     """
 
     A: list[Tensor]
     B: list[Tensor]
-    restrictions: list[Restriction]
 
     @property
     def dimension(self) -> int:
         """Number of coordinates."""
         return sum(len(V) for V in self.A) + sum(U.shape[1] for U in self.B)
-
-    def to(self, *args: object) -> SpanFrame:
-        """The frame itself, float64 on the CPU as all of a family."""
-        return self
 
     def moved(self, A: Tensor, B: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """The factors at coordinates z (dimension,), from those at the base."""
@@ -75,13 +70,25 @@ class SpanFrame:
         B = torch.stack([b + U @ w for b, U, w in zip(B.mT, self.B, parts[r:], strict=True)], dim=1)
         return A, B
 
+    def frame(self, A: Tensor, B: Tensor, scale: float) -> SpanFrame:
+        """The coordinates where the factors are A and B: a direction of a_c is multiplied by the b_c of that place."""
+        own = [Restriction(scale * B[:, c : c + 1], V) for c, V in enumerate(self.A)]
+        return SpanFrame(own + [Restriction(scale * U, A[c : c + 1]) for c, U in enumerate(self.B)], self.dimension)
 
-def frame(A: Tensor, B: Tensor, neighbours: Sequence[tuple[Tensor, Tensor]], scale: float) -> SpanFrame:
-    """The coordinates of a layer around factors A (r, n) and B (m, r), from those of its neighbours."""
+
+@dataclass(frozen=True)
+class SpanFrame:
+    """The coordinates of a layer as restrictions of its weight, see ``manifolds.tangent``."""
+
+    restrictions: list[Restriction]
+    dimension: int
+
+
+def directions(A: Tensor, B: Tensor, neighbours: Sequence[tuple[Tensor, Tensor]]) -> Directions:
+    """Of a layer around factors A (r, n) and B (m, r), from those of its neighbours."""
     V = _directions(torch.stack([near - A for near, _ in neighbours]).transpose(0, 1))
-    U = [x.mT for x in _directions(torch.stack([(near - B).mT for _, near in neighbours]).transpose(0, 1))]
-    own = [Restriction(scale * B[:, c : c + 1], x) for c, x in enumerate(V)]
-    return SpanFrame(V, U, own + [Restriction(scale * x, A[c : c + 1]) for c, x in enumerate(U)])
+    U = _directions(torch.stack([(near - B).mT for _, near in neighbours]).transpose(0, 1))
+    return Directions(V, [x.mT for x in U])
 
 
 def _directions(D: Tensor) -> list[Tensor]:
@@ -90,8 +97,7 @@ def _directions(D: Tensor) -> list[Tensor]:
     return [(s[:, None] * v)[s > RANK_TOLERANCE * s[0]] for s, v in zip(S, V, strict=True)]
 
 
-@dataclass
-class Found:
+class Found(NamedTuple):
     """Where Gauss–Newton steps ended.
 
     Attributes:
@@ -118,16 +124,15 @@ class Span:
         self.parametric = parametric
         self.base = dict(base)
         names = {id(p): name for name, p in parametric.trained.items()}
-        self.factors = {
-            layer: (names[id(x.A)], names[id(x.B)]) for layer, x in parametric.layers.items() if id(x.A) in names
-        }
-        self.frames = {
-            layer: frame(base[a], base[b], [(w[a], w[b]) for w in neighbours], parametric.layers[layer].scale)
+        self.factors = {layer: (names[id(x.A)], names[id(x.B)]) for layer, x in parametric.layers.items()}
+        self.directions = {
+            layer: directions(base[a], base[b], [(w[a], w[b]) for w in neighbours])
             for layer, (a, b) in self.factors.items()
         }
         sweep = parametric.objective.sweep.variables
         self.order = [*sweep.layers, *sweep.others]
-        self.sizes = [self.frames[n].dimension if n in self.frames else self._free(n).numel() for n in self.order]
+        own = self.directions
+        self.sizes = [own[n].dimension if n in own else self._free(n).numel() for n in self.order]
 
     def _free(self, variable: str) -> Tensor:
         return self.parametric.trained[self._name(variable)]
@@ -144,24 +149,20 @@ class Span:
         """The weights at coordinates z, (dimension,)."""
         found = dict(self.base)
         for name, part in zip(self.order, z.split(self.sizes), strict=True):
-            if name in self.frames:
+            if name in self.directions:
                 a, b = self.factors[name]
-                found[a], found[b] = self.frames[name].moved(self.base[a], self.base[b], part)
+                found[a], found[b] = self.directions[name].moved(self.base[a], self.base[b], part)
             else:
                 key = self._name(name)
                 found[key] = self.base[key] + part.view_as(self.base[key])
         return found
 
-    def frames_at(self, weights: Mapping[str, Tensor]) -> dict[str, SpanFrame]:
-        """The coordinates where the factors are now: a direction of a_c is multiplied by the b_c of that place."""
-        found = {}
-        for name, (a, b) in self.factors.items():
-            scale, own = self.parametric.layers[name].scale, self.frames[name]
-            A, B = weights[a], weights[b]
-            parts = [Restriction(scale * B[:, c : c + 1], x) for c, x in enumerate(own.A)]
-            parts += [Restriction(scale * x, A[c : c + 1]) for c, x in enumerate(own.B)]
-            found[name] = SpanFrame(own.A, own.B, parts)
-        return found
+    def frames(self, weights: Weights) -> dict[str, SpanFrame]:
+        """The coordinates of all adapted layers at these weights."""
+        return {
+            layer: self.directions[layer].frame(weights[a], weights[b], self.parametric.layers[layer].scale)
+            for layer, (a, b) in self.factors.items()
+        }
 
 
 def gauss_newton(span: Span, points: Mapping[str, Points]) -> Found:
@@ -173,7 +174,7 @@ def gauss_newton(span: Span, points: Mapping[str, Points]) -> Found:
         parametric.place(here)
         around = Linearisation(parametric.objective.sweep, points)
         r, loss = around.r, float(around.loss)
-        J = around.columns(span.frames_at(here))
+        J = around.columns(span.frames(here))
         solver, mu = Damped(J, single=False), DAMPING
         first = loss
         for chord in range(CHORDS):
