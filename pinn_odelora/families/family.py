@@ -94,7 +94,8 @@ class Family:
 
     def __repr__(self) -> str:
         ranges = ", ".join(f"{name} from {low:g} to {high:g}" for name, (low, high) in self.ranges.items())
-        return f"<family of {type(self.problem).__name__} for {ranges}: {len(self.stations)} stations>"
+        number = len(self.stations)
+        return f"<family of {type(self.problem).__name__} for {ranges}: {number} station{'s' * (number != 1)}>"
 
     @property
     def problem(self) -> Problem:

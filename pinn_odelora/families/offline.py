@@ -91,6 +91,7 @@ class Construction:
         """
         for x in self._path():
             if self._over():
+                self.say(f"The budget ends on the path: {_named(self.family.space.values(x))} is not reached.")
                 return
             self._reach(x)
         while not self._over() and self._refine():
