@@ -41,6 +41,8 @@ def main() -> None:
     stations = [s.values["nu"] for s in family.stations]
     right.plot(stations, [min(truth) / 2] * len(stations), "|", color="C0", label="stations")
     right.set(xlabel="ν", ylabel="relative L2 error", title=f"{ANSWERED} answers")
+    right.minorticks_off()
+    right.set_xticks((0.006, 0.01, 0.02, 0.05), ("0.006", "0.01", "0.02", "0.05"))
     right.legend(frameon=False, fontsize=8)
     figure.savefig(PICTURE, dpi=150)
 

@@ -90,6 +90,8 @@ class Construction:
             NonFiniteError: if no station can be solved.
         """
         for x in self._path():
+            if self._solved_at(x):
+                continue
             if self._over():
                 self.say(f"The budget ends on the path: {_named(self.family.space.values(x))} is not reached.")
                 return
@@ -162,9 +164,9 @@ class Construction:
     def _reach(self, x: NDArray) -> None:
         """Solve the station at x, and on the way there as many as it takes."""
         for _ in range(HALVINGS):
-            stations = self.family.stations
-            if stations and np.linalg.norm(self.family.coordinates - x, axis=1).min() < 1e-9:
+            if self._solved_at(x):
                 return
+            stations = self.family.stations
             near = stations[self.family.nearest(x)[0]] if stations else None
             start = self.family.parametric.start if near is None else near.weights
             target = x
@@ -184,6 +186,11 @@ class Construction:
             self._add(station)
             if target is x:
                 return
+
+    def _solved_at(self, x: NDArray) -> bool:
+        """Whether there is a station at x."""
+        there = self.family.coordinates
+        return len(there) > 0 and bool(np.linalg.norm(there - x, axis=1).min() < 1e-9)
 
     def _solved(self, x: NDArray, start: dict, steps: int) -> Station:
         number = len(self.family.stations)
