@@ -114,7 +114,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     plan = QUICKLY if args.quick else chosen(args)
     folder = args.runs or ROOT / ("runs/family_quick" if args.quick else "runs/family")
-    packed = args.results.with_suffix(".jsonl")
+    packed = args.results.with_suffix(".jsonl.gz")
     if args.resume:
         print(f"{unpack(packed, folder)} runs taken up.")
     torch.set_num_threads(1)

@@ -41,7 +41,7 @@ from pinn_odelora.files import write_json
 from pinn_odelora.runs.allocator import keep_freed_memory
 
 ROOT = Path(__file__).parent.parent
-RUNS = "runs.jsonl"
+RUNS = "runs.jsonl.gz"
 
 
 def run(job, folder, seconds, cache):

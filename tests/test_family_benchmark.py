@@ -26,6 +26,7 @@ from answering.rivals.last_layer import joint_problem, last_layer, multi_head
 from answering.rivals.span import Span, along
 from answering.roster import ADAPTATION, NATURAL, PREPARERS, RIVALS, SOLVERS, Start
 from answering.trace import Trace, error_at
+from racing.results import packed
 
 import pinn_odelora as po
 from pinn_odelora.derivatives import AutogradField
@@ -508,7 +509,7 @@ def test_the_command_ends_with_what_is_short(tmp_path, capsys):
     write(family_run(0, [answer(1e-4)] * 4))
     assert command.main(asked) == 1
     assert "Short:\n  heat: median error 1e-05 at most: 1.0e-04" in capsys.readouterr().out
-    assert len((tmp_path / "family.jsonl").read_text().splitlines()) == 4
+    assert len(packed(tmp_path / "family.jsonl.gz")) == 4
 
 
 def test_a_family_that_fails_is_said_and_the_others_go_on(tmp_path, monkeypatch, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import statistics
@@ -76,17 +77,18 @@ class Results:
 
 
 def pack(folder: Path, file: Path) -> None:
-    """All runs of a folder as lines of one file, by the names of theirs; it keeps those that the folder lacks."""
+    """All runs of a folder as lines of one compressed file, by the names of theirs; it keeps what the folder lacks."""
     runs = {run["file"]: run for run in packed(file)}
     found = {path.name: finished(path) for path in folder.glob("*.json")}
     runs |= {name: {"file": name, **run} for name, run in found.items() if run is not None}
     written = file.with_suffix(".part")
-    written.write_text("".join(json.dumps(runs[name]) + "\n" for name in sorted(runs)))
+    lines = "".join(json.dumps(runs[name]) + "\n" for name in sorted(runs))
+    written.write_bytes(gzip.compress(lines.encode(), mtime=0))  # the same runs give the same bytes
     written.replace(file)
 
 
 def packed(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    return [json.loads(line) for line in gzip.decompress(file.read_bytes()).splitlines()] if file.is_file() else []
 
 
 def unpack(file: Path, folder: Path) -> int:
