@@ -43,7 +43,7 @@ def check_family(
     Raises:
         InputError: one sentence on the first thing that is wrong.
     """
-    from pinn_odelora.families.ranges import MOST, Ranges
+    from pinn_odelora.families.ranges import Ranges
     from pinn_odelora.naming import integrator_name
 
     ends, stations = config["family"], config["stations"]
@@ -52,7 +52,7 @@ def check_family(
             raise InputError(f"{given[0]} is given, but there is no family: give a range, as family.nu=[0.05,0.006].")
         return
     with within("family"):
-        Ranges.of(problem, ends, stations["scale"], MOST)
+        Ranges.of(problem, ends, stations["scale"])
     if unknown:
         raise RefusedValueError(f"problem.{unknown[0]}", "unknown", "a number for a family")
     integrator = method.integrator and integrator_name(method.integrator)

@@ -1,7 +1,10 @@
 """A family of solutions: stations found offline, and any member between them online.
 
-u = family(nu=0.013)                          a base point, a few Gauss–Newton steps in the span, an estimate
-u = family(nu=0.013, tolerance=1e-6)          and steps on the low-rank manifold, if the estimate is larger
+    u = family(nu=0.013)                    a base point, a few Gauss–Newton steps in the span, an estimate
+    u = family(nu=0.013, tolerance=1e-6)    and steps on the low-rank manifold, if the estimate is larger
+
+The stations are solved by ``families.offline``; ``families.span`` has the coordinates of the span, and
+``families.estimate`` the estimate.
 """
 
 from __future__ import annotations
@@ -59,7 +62,6 @@ class Family:
         self,
         parametric: Parametric,
         ranges: Ranges,
-        stations: Sequence[Station],
         seed: int = 0,
         threads: int | None = 1,
     ) -> None:
@@ -75,8 +77,6 @@ class Family:
         self._glance = parametric.points(GLANCE, seed, "family online")
         self._linearised = Linearised(parametric, seed)
         self._greens: dict[int, Green] = {}
-        for station in stations:
-            self.add(station)
 
     def add(self, station: Station) -> None:
         """Add a solved member to those that span the others."""
@@ -84,8 +84,9 @@ class Family:
 
     def replace(self, k: int, station: Station) -> None:
         """Put a station in the place of another one."""
+        if station.weights is not self.stations[k].weights:
+            self._greens.pop(k, None)
         self.stations[k] = station
-        self._greens.pop(k, None)
 
     def pretrained_loss(self, x: NDArray) -> float:
         """‖r‖² of the network before adaptation at x."""
@@ -233,7 +234,8 @@ class Family:
             raise unknown("parameter of the family:", name, self.space.names)
         u = self(**values)
         with threads(self.threads):
-            return sensitivity(self.parametric, u.values, u.weights, name, fresh(self._points))
+            step = self.space.step(name, u.values)
+            return sensitivity(self.parametric, u.values, u.weights, name, step, self._points)
 
     # How good it is.
 

@@ -62,7 +62,7 @@ def load_family(path: str | Path, net: nn.Module, problem: Problem, *, threads: 
     ranges = Ranges(tuple(Interval(**interval) for interval in content["ranges"]))
     with limited(threads):
         parametric = Parametric(net, problem, ranges.names, LoRA(**content["lora"]), content["seed"])
-        found = Family(parametric, ranges, [], content["seed"], threads)
+        found = Family(parametric, ranges, content["seed"], threads)
         _take(found, path, content, stations)
     return found
 

@@ -31,7 +31,7 @@ from pinn_odelora.errors import InputError, NonFiniteError
 from pinn_odelora.families.family import Family
 from pinn_odelora.families.files import continued, save
 from pinn_odelora.families.parametric import Parametric
-from pinn_odelora.families.ranges import MOST, Ranges
+from pinn_odelora.families.ranges import Ranges
 from pinn_odelora.families.settings import Stations
 from pinn_odelora.families.stations import Station, solve
 from pinn_odelora.formulation import Problem
@@ -356,10 +356,10 @@ def family(
     settings, seed = Stations(tolerance, most, scale), seeds.check("seed", seed)
     threads = (whole(1) | null).check("threads", threads)
     given = {**(ranges or {}), **parameters}
-    space = Ranges.of(problem, given, scale, MOST)
+    space = Ranges.of(problem, given, scale)
     lora = lora or (LoRA() if rank is None else LoRA(rank=rank))
     parametric = Parametric(net, problem, space.names, lora, seed, derivatives)
-    made = Family(parametric, space, [], seed, threads)
+    made = Family(parametric, space, seed, threads)
     if file is not None:
         continued(made, file)
     keep = (lambda family: None) if file is None else (lambda family: save(family, file))

@@ -2,7 +2,7 @@
 
 θ is what is trained: the balanced factors (A, B) of each adapted layer, and the last layer. The equation is read once,
 with μ as tensors whose values are set before an evaluation, so that neither the plan of its derivatives nor the checks
-of its Jacobian are repeated from one member to the next, and ∂r/∂μ is a column of the Jacobian like others.
+of its Jacobian are repeated from one member to the next.
 """
 
 from __future__ import annotations
@@ -89,9 +89,18 @@ class Parametric:
         self.groups = [group | {"above": None} for group in (*pairs_of(self.net), *single_tensors(self.solution))]
         self.objective = self.new_objective()
         self.residual_vector = residual_vector_of(self.system)
+        self.tensors_of = self._tensors_of()
         self.components = {name: self.system.components(name) for name in self.system.terms}
         self.probes = problem.region.sample(PROBES, lambda n, d: sobol(n, d, seed=stream("family probes")))
         self.start = self.weights()
+
+    def _tensors_of(self) -> dict[str, tuple[str, ...]]:
+        """By the variables of a Jacobian, in its order, the names of their tensors: (A, B) of an adapted layer."""
+        names = {id(p): name for name, p in self.trained.items()}
+        layers, others = self.objective.variables
+        tensors = {name: x.factors if name in self.layers else (x.weight,) for name, x in layers.items()}
+        tensors |= {name: (x,) for name, x in others.items()}
+        return {variable: tuple(names[id(x)] for x in own) for variable, own in tensors.items()}
 
     def new_objective(self) -> Objective:
         """A loss with nothing remembered, for the steps of one member."""
@@ -103,6 +112,13 @@ class Parametric:
         pairs = sum(x.rank * (sum(x.weight.shape) - x.rank) for x in self.layers.values())
         factors = {id(p) for x in self.layers.values() for p in x.factors}
         return pairs + sum(p.numel() for p in self.trained.values() if id(p) not in factors)
+
+    @property
+    def residuals_at_a_point(self) -> tuple[int, int]:
+        """Of all terms of full dimension together, one at least, and of all conditions."""
+        terms, n = self.system.terms, self.components
+        inner = sum(n[name] for name, term in terms.items() if term.where.interior)
+        return max(inner, 1), sum(n.values()) - inner
 
     def problem_at(self, values: Values) -> Problem:
         """The equation with numbers for its parameters."""
@@ -123,14 +139,10 @@ class Parametric:
     def moved(self, weights: Weights, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """θ + dθ, with dθ by layer, (dA, dB) of an adapted one, or by tensor, as the variables of a Jacobian."""
         found = dict(weights)
-        names = {id(p): name for name, p in self.trained.items()}
         for key, part in parts.items():
-            if (layer := self.layers.get(key)) is not None:
-                keys = [names[id(p)] for p in layer.factors]
-            else:
-                keys = [key if key in self.trained else f"{key}.weight"]
-            for own, change in zip(keys, part.split([self.trained[k].numel() for k in keys]), strict=True):
-                found[own] = weights[own] + change.view_as(weights[own])
+            names = self.tensors_of[key]
+            for name, change in zip(names, part.split([self.trained[n].numel() for n in names]), strict=True):
+                found[name] = weights[name] + change.view_as(weights[name])
         return found
 
     def columns(self, around: Linearisation, metric: Literal["product", "factors"]) -> Tensor:
@@ -157,12 +169,10 @@ class Parametric:
         """Evenly drawn points of about so many residuals, float64; inner points are four fifths where there are
         conditions, too.
         """
-        terms, n = self.system.terms, self.components
-        inner = sum(n[name] for name, term in terms.items() if term.where.interior) or 1
-        outer = sum(n[name] for name, term in terms.items() if not term.where.interior)
+        inner, outer = self.residuals_at_a_point
         interior = max(1, round(residuals * (0.8 if outer else 1.0) / inner))
         boundary = max(1, round(residuals * 0.2 / max(outer, 1)))
-        return draw_points(terms, interior, boundary, seed, purpose=purpose)
+        return draw_points(self.system.terms, interior, boundary, seed, purpose=purpose)
 
 
 def _rank(lora: LoRA) -> int:

@@ -24,6 +24,8 @@ RATIO = 3.0
 """From which ratio of the ends on a positive interval has the coordinate log μ."""
 MOST = 2
 """Parameters of a family that can be solved."""
+STEP = 1e-4
+"""Of central differences, so that neither their error nor rounding matters beside that of a solution."""
 ROUNDING = 1e-9
 """By so much a coordinate may leave [0, 1]: an end is read back from a file or a table."""
 Values = Mapping[str, float]
@@ -77,10 +79,8 @@ class Ranges:
     intervals: tuple[Interval, ...]
 
     @classmethod
-    def of(
-        cls, problem: Problem, ends: Mapping[str, Sequence[float]], scale: str = "auto", most: int | None = None
-    ) -> Ranges:
-        """Those of a problem's parameters, ``most`` of them where it is given.
+    def of(cls, problem: Problem, ends: Mapping[str, Sequence[float]], scale: str = "auto") -> Ranges:
+        """Those of a problem's parameters.
 
         Raises:
             InputError: if there is none or there are too many, one is no parameter of the problem or no real number, or
@@ -96,7 +96,7 @@ class Ranges:
         for name in ends:
             if name not in allowed:
                 raise unknown(f"parameter of {type(problem).__name__} for a family:", name, allowed)
-        if most is not None and len(ends) > most:
+        if len(ends) > MOST:
             raise InputError(f"A family has one or two parameters, not {len(ends)}: {', '.join(ends)}.")
         intervals = tuple(Interval.of(name, given, scale) for name, given in ends.items())
         for interval in intervals:
@@ -135,6 +135,11 @@ class Ranges:
             allowed = f"from {interval.low:g} to {interval.high:g} in this family, unless extrapolate=True"
             raise RefusedValueError(interval.name, value, allowed)
         return x
+
+    def step(self, name: str, values: Values) -> float:
+        """A small change of a parameter: relative to it where its coordinate is its logarithm, else to its range."""
+        interval = next(interval for interval in self.intervals if interval.name == name)
+        return STEP * (values[name] if interval.scale == "log" else interval.high - interval.low)
 
     def values(self, x: NDArray) -> dict[str, float]:
         """The point of coordinates (parameters,)."""

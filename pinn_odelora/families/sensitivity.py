@@ -25,8 +25,6 @@ from pinn_odelora.linalg.damped import Damped
 from pinn_odelora.linearisation import Linearisation
 from pinn_odelora.points import Points
 
-STEP = 1e-4
-"""Of the differences, relative to the parameter, or absolute where it is below one in size."""
 DAMPING = 1e-12
 """Relative to the largest entry of JᵀJ; the factors have directions that do not change their product."""
 
@@ -48,17 +46,21 @@ class Sensitivity:
 
 
 def sensitivity(
-    parametric: Parametric, values: dict[str, float], weights: Weights, name: str, points: Mapping[str, Points]
+    parametric: Parametric,
+    values: dict[str, float],
+    weights: Weights,
+    name: str,
+    step: float,
+    points: Mapping[str, Points],
 ) -> Sensitivity:
-    """By a parameter of this name, at a member with these values and weights."""
-    step = STEP * max(abs(values[name]), 1e-3)
+    """By a parameter of this name, at a member with these values and weights; ``step`` is ε of the differences."""
     moved = lambda sign: values | {name: values[name] + sign * step}
     residuals = []
     for sign in (1, -1):
         parametric.place(weights, moved(sign))
         residuals.append(parametric.residual_vector(fresh(points)))
     parametric.place(weights, values)
-    around = Linearisation(parametric.objective.sweep, points)
+    around = Linearisation(parametric.objective.sweep, fresh(points))
     solver = Damped(parametric.columns(around, "factors"), single=False)
     velocity = -solver((residuals[0] - residuals[1]) / (2 * step), DAMPING * solver.largest)
     variables = parametric.variables(around, "factors")

@@ -123,38 +123,29 @@ class Span:
     def __init__(self, parametric: Parametric, base: Weights, neighbours: Sequence[Weights]) -> None:
         self.parametric = parametric
         self.base = dict(base)
-        names = {id(p): name for name, p in parametric.trained.items()}
-        self.factors = {layer: (names[id(x.A)], names[id(x.B)]) for layer, x in parametric.layers.items()}
+        self.factors = {layer: parametric.tensors_of[layer] for layer in parametric.layers}
         self.directions = {
             layer: directions(base[a], base[b], [(w[a], w[b]) for w in neighbours])
             for layer, (a, b) in self.factors.items()
         }
-        sweep = parametric.objective.sweep.variables
-        self.order = [*sweep.layers, *sweep.others]
-        own = self.directions
-        self.sizes = [own[n].dimension if n in own else self._free(n).numel() for n in self.order]
-
-    def _free(self, variable: str) -> Tensor:
-        return self.parametric.trained[self._name(variable)]
-
-    def _name(self, variable: str) -> str:
-        return variable if variable in self.parametric.trained else f"{variable}.weight"
+        own, trained = self.directions, parametric.trained
+        self.sizes = {
+            variable: own[variable].dimension if variable in own else sum(trained[name].numel() for name in names)
+            for variable, names in parametric.tensors_of.items()
+        }
 
     @property
     def dimension(self) -> int:
         """Number of coordinates."""
-        return sum(self.sizes)
+        return sum(self.sizes.values())
 
     def at(self, z: Tensor) -> dict[str, Tensor]:
         """The weights at coordinates z, (dimension,)."""
-        found = dict(self.base)
-        for name, part in zip(self.order, z.split(self.sizes), strict=True):
-            if name in self.directions:
-                a, b = self.factors[name]
-                found[a], found[b] = self.directions[name].moved(self.base[a], self.base[b], part)
-            else:
-                key = self._name(name)
-                found[key] = self.base[key] + part.view_as(self.base[key])
+        parts = dict(zip(self.sizes, z.split([*self.sizes.values()]), strict=True))
+        free = {variable: part for variable, part in parts.items() if variable not in self.directions}
+        found = self.parametric.moved(self.base, free)
+        for layer, (a, b) in self.factors.items():
+            found[a], found[b] = self.directions[layer].moved(self.base[a], self.base[b], parts[layer])
         return found
 
     def frames(self, weights: Weights) -> dict[str, SpanFrame]:
@@ -169,31 +160,37 @@ def gauss_newton(span: Span, points: Mapping[str, Points]) -> Found:
     """Minimise ½‖r‖² in the span; the member is in the network afterwards."""
     parametric = span.parametric
     z = torch.zeros(span.dimension, dtype=torch.float64)
-    here, tried = span.base, 0
+    here, steps = span.base, 0
     for _ in range(RENEWALS):
         parametric.place(here)
         around = Linearisation(parametric.objective.sweep, points)
-        r, loss = around.r, float(around.loss)
-        J = around.columns(span.frames(here))
-        solver, mu = Damped(J, single=False), DAMPING
-        first = loss
-        for chord in range(CHORDS):
-            trial, left = None, 1.0
-            for _ in range(TRIALS if chord == 0 else 1):
-                trial = z - solver(r, mu * solver.largest)
-                parametric.place(span.at(trial))
-                ahead = parametric.residual_vector(points)
-                left, tried = float(ahead @ ahead) / 2 / max(loss, 1e-300), tried + 1
-                if left < 1:
-                    break
-                mu *= 1e3
-            if not left < 1:
-                break
-            z, r, loss = trial, ahead, left * loss
-            if left > FAST:
-                break
-        here = span.at(z)
-        if not loss < SETTLED * first:
+        before = float(around.loss)
+        z, loss, taken = _with_one_jacobian(span, points, z, around.r, around.columns(span.frames(here)))
+        here, steps = span.at(z), steps + taken
+        if not loss < SETTLED * before:
             break
     parametric.place(here)
-    return Found(here, loss, tried)
+    return Found(here, loss, steps)
+
+
+def _with_one_jacobian(
+    span: Span, points: Mapping[str, Points], z: Tensor, r: Tensor, J: Tensor
+) -> tuple[Tensor, float, int]:
+    """Steps from z while they leave at most ``FAST`` of the loss: where they end, its loss, and how many were tried."""
+    solver, mu, loss, tried = Damped(J, single=False), DAMPING, float(r @ r) / 2, 0
+    for chord in range(CHORDS):
+        for _ in range(1 if chord else TRIALS):
+            trial = z - solver(r, mu * solver.largest)
+            span.parametric.place(span.at(trial))
+            ahead = span.parametric.residual_vector(points)
+            after, tried = float(ahead @ ahead) / 2, tried + 1
+            if after < loss:
+                break
+            mu *= 1e3
+        if not after < loss:  # also where it is no number
+            break
+        slow = after > FAST * loss
+        z, r, loss = trial, ahead, after
+        if slow:
+            break
+    return z, loss, tried

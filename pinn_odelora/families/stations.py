@@ -35,8 +35,9 @@ OVER, MOST, FEW = 2.5, 4000, 1000
 BOUNDARY = 0.25
 """Points of a condition for each interior one."""
 DAMPING = 1e-11
-"""1/h of the first step, relative to the largest entry of JᵀJ. The start is close, so it is far below the default: what
-few steps do not reach are the soft directions. Of 1e-6, 1e-9, 1e-11, 1e-12 on burgers, convection and reaction."""
+"""1/h of the first step, relative to the largest entry of JᵀJ: far below the default, since the start is close, and
+what few steps do not reach are the soft directions. Chosen among 1e-6, 1e-9, 1e-11 and 1e-12 on burgers, convection and
+reaction; at 1e-12 convection has single answers that are lost."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,7 @@ def sampling(parametric: Parametric, residuals: int | None = None) -> Sampling:
         parametric: the residual system.
         residuals: about how many; absent, as many as a station takes.
     """
-    terms, n = parametric.system.terms, parametric.components
-    inner = sum(n[name] for name, term in terms.items() if term.where.interior) or 1
-    outer = sum(n[name] for name, term in terms.items() if not term.where.interior)
+    inner, outer = parametric.residuals_at_a_point
     residuals = residuals or residuals_of_a_step(parametric.dimension)
     interior = max(1, round(residuals / (inner + BOUNDARY * outer)))
     return Sampling(
