@@ -1,6 +1,7 @@
 """The benchmark of families: equations with known solutions, rivals that solve, and verdicts that follow from runs."""
 
 import importlib.util
+import itertools
 import json
 import math
 import sys
@@ -174,6 +175,12 @@ def test_the_update_is_a_scaled_one_of_broydens_class(generator):
 # The rivals.
 
 
+@pytest.fixture
+def ticking(monkeypatch):
+    """A clock on which the same work always takes the same time."""
+    monkeypatch.setattr(time, "process_time", itertools.count(0.0, 0.01).__next__)
+
+
 def pieces(solve, cap=1.0):
     return solve(TINY, 0.11, 0, 1e-9, cap, Start(TINY.net(0), None, 0.0)).record()
 
@@ -229,7 +236,7 @@ def test_combinations_of_solutions_answer_between_them():
     assert error_at(case.at(values[1]))(answer(values[1])) < 1e-9
 
 
-def test_a_trained_body_is_better_than_an_untrained_one():
+def test_a_trained_body_is_better_than_an_untrained_one(ticking):
     error = error_at(TINY.at(0.11))
     net = po.pretrain(TINY.at(TINY.source), TINY.net(0), settings=po.Pretraining(natural_gradient_steps=15))
     untrained = error(last_layer(TINY, TINY.net(0))(0.11))
@@ -237,7 +244,7 @@ def test_a_trained_body_is_better_than_an_untrained_one():
     assert error(multi_head(TINY, 0, 1.0)(0.11)) < untrained
 
 
-def test_a_conditional_network_answers_everywhere():
+def test_a_conditional_network_answers_everywhere(ticking):
     answer = conditional(TINY, 0, 1.5)
     for value in (0.06, 0.11, 0.29):
         assert error_at(TINY.at(value))(answer(value)) < 0.2
