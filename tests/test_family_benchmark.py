@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import family as command
 from answering import plan, running, verdict
 from answering.cases import CASES, QUICK, STRICT
-from answering.plan import FAMILY, TOLERANCE, Job, Plan, jobs, up_to_date
+from answering.plan import ADAPTER, FAMILY, TOLERANCE, Job, Plan, jobs, up_to_date
 from answering.report import page
 from answering.results import Results
 from answering.rivals import scratch, ssbroyden
@@ -297,7 +297,8 @@ def made_up(what, seed=0, target=None, case="heat", **facts):
 
 
 def answer(error, estimate=None, seconds=0.05, rank=8, **facts):
-    return {"error": error, "estimate": estimate or error, "seconds": seconds, "steps": 3, "rank": rank, **facts}
+    made = {"error": error, "estimate": estimate or error, "seconds": seconds, "steps": 3, "rank": rank}
+    return {**made, "form": "combination", **facts}
 
 
 def family_run(seed=0, answers=(), case="heat", offline=40.0):
@@ -307,13 +308,13 @@ def family_run(seed=0, answers=(), case="heat", offline=40.0):
         "asked": 60.0,
         "stations": [{"value": 0.1, "error": 1e-6}] * 9,
     }
-    return made_up(FAMILY, seed, case=case, **made, answers=[*answers])
+    return made_up(FAMILY, seed, case=case, **made, answers=[*answers], together=0.002)
 
 
 def test_families_come_first_and_rivals_have_their_own_seeds():
     wide = ONE._replace(cases=("heat", "heat_wide"), rivals=("ssbroyden", "one_head"), seeds=(0, 1), targets=2)
     planned = [(j.seed, j.case.name, j.what, j.target) for j in jobs(wide)]
-    own = lambda seed, case: [(seed, case, FAMILY, None), (seed, case, TOLERANCE, None)]
+    own = lambda seed, case: [(seed, case, what, None) for what in (FAMILY, TOLERANCE, ADAPTER)]
     first = [(0, "heat", "ssbroyden", 0), (0, "heat", "ssbroyden", 1), (0, "heat", "one_head", None)]
     second = [(0, "heat_wide", "one_head", None)]
     assert planned == [*own(0, "heat"), *first, *own(0, "heat_wide"), *second, *own(1, "heat"), *own(1, "heat_wide")]
@@ -343,11 +344,11 @@ def test_what_a_kill_left_is_run_again_and_nothing_else(tmp_path, monkeypatch):
     # More time for solvers, more parameters, or another family: what depends on it is run again.
     again = lambda asked: [job.what for job in jobs(asked) if not up_to_date(job, tmp_path, asked)]
     assert again(ONE._replace(cap=20.0)) == [NATURAL] * 2
-    assert again(ONE._replace(parameters=5)) == [FAMILY, "conditional"]
+    assert again(ONE._replace(parameters=5)) == [FAMILY, ADAPTER, "conditional"]
     assert again(ONE._replace(kept=5)) == [TOLERANCE]
     assert again(ONE._replace(offline=30.0)) == [FAMILY]
     (tmp_path / every[0].file).write_text(json.dumps(family_run(answers=[answer(1e-2)] * 4, offline=41.0)))
-    assert again(ONE._replace(cap=20.0)) == [TOLERANCE, "conditional"]
+    assert again(ONE._replace(cap=20.0)) == [TOLERANCE, ADAPTER, "conditional"]
 
 
 class Fake:
@@ -358,10 +359,13 @@ class Fake:
         self.stations = [types.SimpleNamespace(values={self.name: v}, weights={}) for v in ends]
         self.parametric = types.SimpleNamespace(net=net, place=lambda weights: None)
 
-    def __call__(self, tolerance=None, **values):
+    def __call__(self, tolerance=None, form="auto", **values):
         u = types.SimpleNamespace(net=self.net, problem=replace(self.problem, **values), error=tolerance or 0.2)
-        u.steps, u.corrections = 3, 0
+        u.steps, u.corrections, u.form = 3, 0, "combination" if form == "auto" else form
         return u
+
+    def answers(self, **values):
+        return [self(**{name: v}) for name, given in values.items() for v in given]
 
     def save(self, path):
         path.write_text(self.name)
@@ -390,12 +394,16 @@ def test_a_run_of_every_kind_has_what_the_report_reads(tmp_path, monkeypatch):
     assert found.worst == pytest.approx(max(errors))
     assert (found.seeds, found.stations, found.steps) == (1, 2, 3)
     assert found.kept == 0
+    assert found.combined == 1
+    assert found.together > 0
+    assert results.adapters("heat").worst == pytest.approx(max(errors))
     assert results.contest("heat", ADAPTATION).runs == 1
     assert results.answers("heat", "combination").median < 1
     assert results.answers("heat", "one_head").offline > 0
     written = page(results, verdict.verdicts(results, asked), asked)
     assert "| heat, kappa from 0.05 to 0.3 (log)" in written
     assert "| heat | combination |" in written
+    assert "## As one adapter" in written
 
 
 def test_budgets_are_cpu_seconds_while_families_are_measured():
@@ -528,7 +536,8 @@ def test_a_family_that_fails_is_said_and_the_others_go_on(tmp_path, monkeypatch,
     monkeypatch.setattr(command, "run", run)
     asked = ["--cases", "heat", "reaction", "--rivals", "none", "--seeds", "0", "--parameters", "4"]
     assert command.main([*asked, "--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "family.md")]) == 1
-    assert sorted(file.stem for file in (tmp_path / "runs").iterdir()) == ["reaction-family-0", "reaction-tolerance-0"]
+    kinds = ("adapter", "family", "tolerance")
+    assert sorted(file.stem for file in (tmp_path / "runs").iterdir()) == [f"reaction-{kind}-0" for kind in kinds]
     assert "heat-family-0 failed: the first station is not finite" in capsys.readouterr().out.split("Short:")[1]
 
 

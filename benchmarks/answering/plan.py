@@ -1,6 +1,7 @@
 """What is run, in which order, and what is there already: a file for every run, so that it can be interrupted.
 
-Seed by seed and case by case: the family, its answers with a tolerance, and then the rivals. A solver has the family's
+Seed by seed and case by case: the family with its answers, those with a tolerance and those by one adapter, and then
+the rivals. A solver has the family's
 error for its target, and everybody who prepares its time, so that they are run again where the family has changed.
 """
 
@@ -17,7 +18,7 @@ from answering.cases import CASES, Case
 from answering.roster import RIVALS, SOLVERS
 
 Run = dict[str, Any]
-FAMILY, TOLERANCE = "family", "tolerance"
+FAMILY, TOLERANCE, ADAPTER = "family", "tolerance", "adapter"
 
 
 class Plan(NamedTuple):
@@ -59,6 +60,7 @@ def jobs(plan: Plan) -> Iterator[Job]:
         for case in (CASES[name] for name in plan.cases):
             yield Job(case, FAMILY, seed)
             yield Job(case, TOLERANCE, seed)
+            yield Job(case, ADAPTER, seed)
             for name in plan.rivals if seed in plan.rival_seeds else ():
                 if RIVALS[name].missing(case):
                     continue

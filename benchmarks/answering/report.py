@@ -27,6 +27,7 @@ def page(results: Results, judged: list[Verdict], plan: Plan) -> str:
             "(modes of waves and of heat, scales of a source) have a parameter that can have every value.",
             "",
             *answers(results, names),
+            *adapters(results, names),
             *solvers(results, names, plan),
             *preparers(results, names),
             "## Targets",
@@ -50,10 +51,11 @@ def answers(results: Results, names: list[str]) -> list[str]:
             "in s",
             "their median error",
             "an answer, s",
+            "of 64 together, s",
             "steps",
             "median error",
             "worst",
-            "rank",
+            "combinations",
         ),
         *("estimate within a factor of 3", "tolerance 1e-4 kept", "in s", "seeds"),
     )
@@ -73,10 +75,26 @@ def row(results: Results, name: str) -> list[str]:
             f"{f.offline:.1f}",
             f"{f.station:.1e}",
             f"{f.seconds:.3f}",
+            f"{f.together:.4f}",
             f"{f.steps:g}",
         ),
-        *(f"{f.median:.1e}", f"{f.worst:.1e}", f"{f.rank}", f"{f.estimated:.0%}", *kept, f"{f.seeds}"),
+        *(f"{f.median:.1e}", f"{f.worst:.1e}", f"{f.combined:.0%}", f"{f.estimated:.0%}", *kept, f"{f.seeds}"),
     ]
+
+
+def adapters(results: Results, names: list[str]) -> list[str]:
+    """The same members as one adapter each."""
+    rows = [
+        [name, f"{f.seconds:.3f}", f"{f.median:.1e}", f"{f.worst:.1e}", f"{f.rank}", f"{f.estimated:.0%}"]
+        for name in names
+        if (f := results.adapters(name))
+    ]
+    head = ("family", "an answer, s", "median error", "worst", "rank", "estimate within a factor of 3")
+    said = (
+        "The answers above combine the solutions of all stations, in the part given there. With "
+        '`form="adapter"` the same families answer by one adapter, found in the span of the stations\' factors:'
+    )
+    return ["## As one adapter", "", said, "", *table(head, rows), ""] if rows else []
 
 
 def solvers(results: Results, names: list[str], plan: Plan) -> list[str]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from racing.plan import finished
 from racing.results import finite
 
-from answering.plan import FAMILY, TOLERANCE, Run, offline
+from answering.plan import ADAPTER, FAMILY, TOLERANCE, Run, offline
 
 WITHIN = 3.0
 """The factor by which an estimate may be off."""
@@ -23,6 +23,7 @@ class Figures(NamedTuple):
     ``stations``, ``station``: how many, and their median error; ``offline``: their seconds.
     ``estimated``: the part of the answers whose estimate is within a factor of ``WITHIN``; ``kept``, ``kept_seconds``:
     the part that keeps its tolerance, and the median seconds of those answers; None where they were not asked for.
+    ``together``: seconds of an answer where all are found at once; ``combined``: the part that are combinations.
     """
 
     seeds: int
@@ -36,6 +37,8 @@ class Figures(NamedTuple):
     worst: float
     rank: int
     estimated: float
+    together: float
+    combined: float
     kept: float | None
     kept_seconds: float | None
 
@@ -50,6 +53,16 @@ class Contest(NamedTuple):
     seconds: float
     times: float
     smallest: float
+
+
+class Adapters(NamedTuple):
+    """The answers of a family as one adapter each: median seconds and error, the rest of all answers."""
+
+    seconds: float
+    median: float
+    worst: float
+    rank: int
+    estimated: float
 
 
 class Answers(NamedTuple):
@@ -105,7 +118,23 @@ class Results:
             worst=max(max(seed) for seed in errors),
             rank=max(max(seed) for seed in over("rank")),
             estimated=_part(honest(answer) for answer in answers),
+            together=statistics.median(run["together"] for run in runs),
+            combined=_part(answer["form"] == "combination" for answer in answers),
             **self._kept(case),
+        )
+
+    def adapters(self, case: str) -> Adapters | None:
+        """Of the family; None without a run."""
+        answers = [answer for run in self.of(case, ADAPTER) for answer in run["answers"]]
+        if not answers:
+            return None
+        errors = [finite(answer["error"]) for answer in answers]
+        return Adapters(
+            seconds=statistics.median(answer["seconds"] for answer in answers),
+            median=statistics.median(errors),
+            worst=max(errors),
+            rank=max(answer["rank"] for answer in answers),
+            estimated=_part(map(honest, answers)),
         )
 
     def _kept(self, case: str) -> dict[str, float | None]:

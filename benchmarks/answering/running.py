@@ -17,7 +17,7 @@ from torch import nn
 
 import pinn_odelora as po
 from answering.cases import Case
-from answering.plan import FAMILY, TOLERANCE, Job, Plan, Run, family_run, offline, target_of
+from answering.plan import ADAPTER, FAMILY, TOLERANCE, Job, Plan, Run, family_run, offline, target_of
 from answering.roster import PREPARERS, SOLVERS, Start, station_solutions
 from answering.trace import error_at
 from pinn_odelora.checkpoints import load_network, save_network
@@ -102,6 +102,8 @@ def run(job: Job, folder: Path, plan: Plan) -> Run:
         found = answered(job.case, made, plan.kept, tolerance=KEPT_TOLERANCE)
         return {"offline": offline(family), "tolerance": KEPT_TOLERANCE, "answers": found}
     made, net, _ = family_of(job.case, job.seed, folder, plan)
+    if job.what == ADAPTER:
+        return {"offline": offline(family), "answers": answered(job.case, made, plan.parameters, form="adapter")}
     start = Start(net, made, offline(family))
     if job.what in PREPARERS:
         return prepared(job, plan, start)
@@ -124,13 +126,20 @@ def family_with_answers(case: Case, seed: int, folder: Path, plan: Plan) -> Run:
         "pretraining_error": error_at(source)(Solution(source, net)),
         "stations": stations,
         "answers": answered(case, family, plan.parameters),
+        "together": together(case, family, plan.parameters),
     }
 
 
-def answered(case: Case, family: Any, number: int, **settings: float) -> list[dict[str, float]]:
+def together(case: Case, family: Any, number: int) -> float:
+    """Seconds of an answer where all are found at once."""
+    _, seconds = timed(lambda: family.answers(**{case.parameter: case.values(number)}))
+    return seconds / number
+
+
+def answered(case: Case, family: Any, number: int, **settings: Any) -> list[dict[str, float]]:
     """The answers at the first parameters of the case; one before them, which is not kept, warms everything up."""
     values = case.values(number)
-    family(**{case.parameter: values[-1]})
+    family(**{case.parameter: values[-1]}, **settings)
     found = []
     for value in values:
         u, seconds = timed(lambda value=value: family(**{case.parameter: value}, **settings))
@@ -144,6 +153,7 @@ def answered(case: Case, family: Any, number: int, **settings: float) -> list[di
                 "estimate": u.error,
                 "steps": u.steps,
                 "corrections": u.corrections,
+                "form": u.form,
                 "rank": max(ranks, default=0),
             }
         )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import copy
+import dataclasses
+from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -11,11 +12,13 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from pinn_odelora.adapted_solution import AdaptedSolution
-from pinn_odelora.families.parametric import Parametric
 from pinn_odelora.result import Adapter
 
 if TYPE_CHECKING:
     from pinn_odelora.formulation import Problem
+
+
+COMBINATION, ADAPTER = "combination", "adapter"
 
 
 class Answer:
@@ -23,28 +26,30 @@ class Answer:
 
     Attributes:
         values: the parameters of the equation.
-        weights: what is trained, by the names of the network's parameters.
+        form: ``combination`` of the stations' solutions, or ``adapter``.
         error: the estimate of its relative L2 error.
-        loss: on the points on which it was found.
-        steps: Gauss–Newton steps in the span of the stations.
-        corrections: steps on the low-rank manifold, where the span did not suffice for a tolerance.
-        seconds: time that it took.
+        loss: ½‖r‖² on the points on which it was found.
+        steps: Gauss–Newton steps.
+        corrections: steps on the low-rank manifold that a tolerance called for.
+        seconds: time that it took; of several answers together, an equal share.
     """
 
     def __init__(
         self,
-        parametric: Parametric,
+        posed: Problem,
         values: dict[str, float],
-        weights: dict[str, Tensor],
+        form: str,
         error: float,
         loss: float,
         steps: int,
         corrections: int,
         seconds: float,
+        network: Callable[[], nn.Module],
+        adapted: Callable[[], Answer] | None = None,
     ) -> None:
-        self.values, self.weights, self.error, self.loss = values, weights, error, loss
+        self.values, self.form, self.error, self.loss = values, form, error, loss
         self.steps, self.corrections, self.seconds = steps, corrections, seconds
-        self._parametric = parametric
+        self._posed, self._network, self._adapted = posed, network, adapted
 
     def __repr__(self) -> str:
         at = ", ".join(f"{name}={value:.6g}" for name, value in self.values.items())
@@ -53,13 +58,17 @@ class Answer:
     @cached_property
     def problem(self) -> Problem:
         """The equation at these parameters."""
-        return self._parametric.problem_at(self.values)
+        return dataclasses.replace(self._posed, **self.values)
 
     @cached_property
     def net(self) -> nn.Module:
-        """The adapted network, a copy of its own."""
-        self._parametric.place(self.weights)
-        return copy.deepcopy(self._parametric.net)
+        """The network N of the ansatz: the adapted one, or the sum of those of the stations."""
+        return self._network()
+
+    @cached_property
+    def adapted(self) -> Answer:
+        """The member as one adapter, with an estimate of its own: itself, or solved for when it is first asked for."""
+        return self if self._adapted is None else self._adapted()
 
     @cached_property
     def solution(self) -> AdaptedSolution:
@@ -68,8 +77,8 @@ class Answer:
 
     @cached_property
     def adapter(self) -> Adapter:
-        """The low-rank change of the network, ``adapter.save(folder)`` for PEFT."""
-        return Adapter(self.net)
+        """The low-rank change of the network of ``adapted``; ``adapter.save(folder)`` for PEFT."""
+        return Adapter(self.adapted.net)
 
     def __call__(self, *coordinates: ArrayLike | Tensor) -> np.ndarray | Tensor:
         """The values at points, as ``AdaptedSolution``."""

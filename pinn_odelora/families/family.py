@@ -1,48 +1,44 @@
 """A family of solutions: stations found offline, and any member between them online.
 
-    u = family(nu=0.013)                    a base point, a few Gauss–Newton steps in the span, an estimate
+    u = family(nu=0.013)                    a combination of the stations' solutions, with an estimate of its error
     u = family(nu=0.013, tolerance=1e-6)    and steps on the low-rank manifold, if the estimate is larger
+    u = family(nu=0.013, form="adapter")    one adapter, in the span of the stations' factors
 
-The stations are solved by ``families.offline``; ``families.span`` has the coordinates of the span, and
-``families.estimate`` the estimate.
+The stations are solved by ``families.offline``; ``families.combination`` and ``families.adapted`` find members, and
+``families.estimate`` says how good they are.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 
-from pinn_odelora.errors import unknown
-from pinn_odelora.families.answer import Answer
-from pinn_odelora.families.estimate import SAFETY, Green, Linearised, relative
-from pinn_odelora.families.interpolation import guesses
+from pinn_odelora.errors import InputError, unknown
+from pinn_odelora.families.adapted import Adapted, adapted
+from pinn_odelora.families.answer import ADAPTER, COMBINATION, Answer
+from pinn_odelora.families.combination import Combination, Combinations
+from pinn_odelora.families.estimate import COMBINED, SAFETY, Green, Linearised, relative
 from pinn_odelora.families.parametric import Parametric, fresh
-from pinn_odelora.families.ranges import Ranges
+from pinn_odelora.families.ranges import Ranges, Values
 from pinn_odelora.families.sensitivity import Sensitivity, sensitivity
-from pinn_odelora.families.span import Found, Span, gauss_newton
-from pinn_odelora.families.stations import Station, solve
+from pinn_odelora.families.stations import Station
 from pinn_odelora.formulation import Problem
-from pinn_odelora.rules import null, number
+from pinn_odelora.rules import null, number, one_of
 from pinn_odelora.threads import threads
 
 RESIDUALS = 1000
 """Of the points of a Gauss–Newton step."""
 NEIGHBOURS = 2
 """Stations that span a member: so many for each parameter, and two."""
-FAR = 10.0
-"""So many times the losses of the stations beside it are too much for an answer."""
 GLANCE = 200
 """Residuals on which base points are compared."""
-CORRECTIONS = 12
-"""Most steps on the manifold in one round, and how many rounds there are."""
-ROUNDS = 3
-ENOUGH = 0.8
-"""A round that leaves more than this fraction of the estimate is the last."""
+FORM = one_of("auto", COMBINATION, ADAPTER)
 
 
 class Family:
@@ -56,6 +52,7 @@ class Family:
         grid: points of the path's grid for each parameter; 0 before it is chosen.
         seconds: time spent on them.
         timed: whether a file keeps times.
+        points, glance: on which members are found, and on which first guesses are compared.
     """
 
     def __init__(
@@ -73,10 +70,11 @@ class Family:
         self.grid = 0
         self.seconds = 0.0
         self.timed = True
-        self._points = parametric.points(RESIDUALS, seed, "family online")
-        self._glance = parametric.points(GLANCE, seed, "family online")
+        self.points = parametric.points(RESIDUALS, seed, "family online")
+        self.glance = parametric.points(GLANCE, seed, "family online")
         self._linearised = Linearised(parametric, seed)
         self._greens: dict[int, Green] = {}
+        self._combinations: dict[torch.device, Combinations] = {}
 
     def add(self, station: Station) -> None:
         """Add a solved member to those that span the others."""
@@ -91,7 +89,7 @@ class Family:
     def pretrained_loss(self, x: NDArray) -> float:
         """‖r‖² of the network before adaptation at x."""
         self.parametric.place(self.parametric.start, self.space.values(x))
-        return float(self.parametric.residual_vector(fresh(self._glance)).square().sum())
+        return float(self.parametric.residual_vector(fresh(self.glance)).square().sum())
 
     def __repr__(self) -> str:
         ranges = ", ".join(f"{name} from {low:g} to {high:g}" for name, (low, high) in self.ranges.items())
@@ -112,35 +110,56 @@ class Family:
         """Memory of one station's adapter."""
         return sum(x.numel() * x.element_size() for x in self.parametric.trained.values())
 
-    def __call__(self, *, tolerance: float | None = None, extrapolate: bool = False, **values: float) -> Answer:
+    def __call__(
+        self, *, tolerance: float | None = None, form: str = "auto", extrapolate: bool = False, **values: float
+    ) -> Answer:
         """The member at these parameters.
 
         Args:
-            tolerance: estimated relative L2 error up to which steps on the low-rank manifold follow; None takes none.
+            tolerance: estimated relative L2 error up to which steps on the low-rank manifold follow, which yield an
+                adapter; None takes none.
+            form: ``combination`` of the stations' solutions, one ``adapter``, or ``auto``: the combination, unless it
+                solves the equation worse than the stations beside it or misses the tolerance, and then whichever has
+                the smaller estimate.
             extrapolate: whether a parameter may lie outside its range.
             values: one for each parameter of the family.
 
         Raises:
-            InputError: if a parameter is missing, unknown or outside the range, or tolerance is not positive.
+            InputError: if a parameter is missing, unknown or outside the range, tolerance is not positive, or there are
+                no combinations for the equation and one is asked for.
         """
-        tolerance = (number(above=0) | null).check("tolerance", tolerance)
         x = self.space.coordinates(values, extrapolate)
-        began = time.perf_counter()
-        with threads(self.threads):
-            return self._answer(x, {name: float(values[name]) for name in self.space.names}, tolerance, began)
+        return self._answers([x], [values], tolerance, form, "cpu")[0]
 
     def prepare(self) -> None:
-        """Form what estimates need at every station, which otherwise the first answer near it does."""
+        """Form what answers and estimates need at every station, which otherwise the first answer near it does."""
         with threads(self.threads):
+            self._of_stations("cpu")
             for k in range(len(self.stations)):
                 self._green(k)
 
-    def answers(self, **values: ArrayLike) -> list[Answer]:
-        """Members at several parameters, arrays that are broadcast against each other; one after the other."""
+    def answers(
+        self,
+        *,
+        tolerance: float | None = None,
+        form: str = "auto",
+        extrapolate: bool = False,
+        device: torch.device | str = "cpu",
+        **values: ArrayLike,
+    ) -> list[Answer]:
+        """Members at several parameters, whose combinations are found together.
+
+        Args:
+            tolerance, form, extrapolate: as for one.
+            device: where combinations are found.
+            values: arrays that are broadcast against each other.
+
+        Raises:
+            InputError: as for one.
+        """
         columns = np.broadcast_arrays(*(np.asarray(v, dtype=float) for v in values.values()))
-        return [
-            self(**dict(zip(values, map(float, row), strict=True))) for row in zip(*map(np.ravel, columns), strict=True)
-        ]
+        rows = [dict(zip(values, map(float, row), strict=True)) for row in zip(*map(np.ravel, columns), strict=True)]
+        return self._answers([self.space.coordinates(row, extrapolate) for row in rows], rows, tolerance, form, device)
 
     def problem_at(self, **values: float) -> Problem:
         """The equation at these parameters."""
@@ -158,65 +177,101 @@ class Family:
 
     # How an answer is found.
 
-    def _answer(self, x: NDArray, values: dict[str, float], tolerance: float | None, began: float) -> Answer:
-        found = self.in_span(x, values)
-        error = self.estimate(x)
-        corrections, weights, loss = 0, found.weights, found.loss
-        for round_ in range(ROUNDS if tolerance is not None else 0):
-            if error <= tolerance:
-                break
-            solved = solve(self.parametric, weights, values, tolerance / 4, self.seed + round_, CORRECTIONS)
-            corrections += solved.steps
-            before, after = error, self.estimate(x)
-            if after < before:
-                weights, loss, error = solved.weights, solved.loss, after
-            if not after < ENOUGH * before:
-                break
+    def _answers(
+        self,
+        xs: Sequence[NDArray],
+        values: Sequence[Values],
+        tolerance: float | None,
+        form: str,
+        device: torch.device | str,
+    ) -> list[Answer]:
+        tolerance, form = (number(above=0) | null).check("tolerance", tolerance), FORM.check("form", form)
+        began = time.perf_counter()
+        with threads(self.threads):
+            combined = self._combined(xs, form, device)
+            share = (time.perf_counter() - began) / max(len(xs), 1)
+            return [
+                self._answer(x, {name: float(v[name]) for name in self.space.names}, c, tolerance, form, share)
+                for x, v, c in zip(xs, values, combined, strict=True)
+            ]
+
+    def _answer(
+        self,
+        x: NDArray,
+        values: dict[str, float],
+        combination: Combination | None,
+        tolerance: float | None,
+        form: str,
+        share: float,
+    ) -> Answer:
+        """The better of the two forms that are wanted; ``share`` is the time that the combination has taken."""
+        began = time.perf_counter()
+        error = math.inf if combination is None else self._combination_error(x, combination)
+        wanted = error if tolerance is None else tolerance
+        enough = combination is not None and combination.loss <= self.loss_beside(x) and error <= wanted
+        other = None if enough or form == COMBINATION else adapted(self, x, tolerance)
+        if combination is None or (other is not None and not error <= other.error):
+            assert other is not None
+            return self._as_adapter(values, other, share + time.perf_counter() - began)
+        network = self._of_stations("cpu").network(combination.coefficients)
         return Answer(
-            self.parametric, values, weights, error, loss, found.steps, corrections, time.perf_counter() - began
+            self.parametric.posed,
+            values,
+            COMBINATION,
+            error,
+            combination.loss,
+            combination.steps,
+            other.corrections if other else 0,
+            share + time.perf_counter() - began,
+            lambda: network,
+            lambda: self(form=ADAPTER, extrapolate=True, **values),
         )
 
-    def in_span(self, x: NDArray, values: dict[str, float]) -> Found:
-        """Gauss–Newton steps in the span of the nearest stations; the member is in the network afterwards.
+    def _as_adapter(self, values: dict[str, float], found: Adapted, seconds: float) -> Answer:
+        return Answer(
+            self.parametric.posed,
+            values,
+            ADAPTER,
+            found.error,
+            found.loss,
+            found.steps,
+            found.corrections,
+            seconds,
+            lambda: self.parametric.network(found.weights),
+        )
 
-        Where they end far above the losses of the stations beside it, they start again from the next best guess.
-        """
-        near = self.nearest(x)
-        neighbours = [self.stations[k].weights for k in near]
-        usual = FAR * max(self.stations[k].loss for k in near[:2])
-        best: Found | None = None
-        for base in self._bases(x, values, near):
-            found = gauss_newton(Span(self.parametric, base, neighbours), fresh(self._points))
-            if best is None or found.loss < best.loss:
-                best = found._replace(steps=found.steps + (best.steps if best else 0))
-            if best.loss <= usual:
-                break
-        assert best is not None
-        self.parametric.place(best.weights)
-        return best
+    def _combined(self, xs: Sequence[NDArray], form: str, device: torch.device | str) -> Sequence[Combination | None]:
+        """The combinations, where the form allows them and the equation has them."""
+        if form == ADAPTER or not xs:
+            return [None] * len(xs)
+        combinations = self._of_stations(device)
+        if not combinations.reason:
+            return combinations.find([self.space.values(x) for x in xs], [self.nearest(x)[0] for x in xs])
+        if form == COMBINATION:
+            name = type(self.problem).__name__
+            raise InputError(f"{name} has no combinations, since {combinations.reason}; form=adapter is possible.")
+        return [None] * len(xs)
+
+    def _of_stations(self, device: torch.device | str) -> Combinations:
+        device = torch.device(device)
+        if device not in self._combinations:
+            self._combinations[device] = Combinations(self.parametric, self.points, self._linearised.points, device)
+        self._combinations[device].take(self.stations)
+        return self._combinations[device]
 
     def nearest(self, x: NDArray) -> list[int]:
-        """The stations that span a member, the nearest first."""
+        """The stations that span an adapter, the nearest first."""
         distances = np.linalg.norm(self.coordinates - x, axis=1)
         return [int(k) for k in np.argsort(distances, kind="stable")[: NEIGHBOURS * len(x) + 2]]
+
+    def loss_beside(self, x: NDArray) -> float:
+        """The larger loss of the two stations nearest to x."""
+        return max(self.stations[k].loss for k in self.nearest(x)[:2])
 
     @property
     def coordinates(self) -> NDArray:
         """Of all stations, (stations, parameters)."""
         return np.array([self.space.coordinates(s.values, extrapolate=True) for s in self.stations])
-
-    def _bases(self, x: NDArray, values: dict[str, float], near: list[int]) -> list[dict[str, Tensor]]:
-        """The guesses, the best first."""
-        points, found = fresh(self._glance), []
-        for c in guesses(self.coordinates[near], x):
-            guess = self._combined(c, near)
-            self.parametric.place(guess, values)
-            found.append((float(self.parametric.residual_vector(points).square().sum()), len(found), guess))
-        return [guess for *_, guess in sorted(found, key=lambda entry: entry[:2])]
-
-    def _combined(self, c: NDArray, stations: Sequence[int]) -> dict[str, Tensor]:
-        used = [(float(w), self.stations[k].weights) for w, k in zip(c, stations, strict=True) if w]
-        return {name: sum(w * weights[name] for w, weights in used) for name in self.parametric.trained}
 
     # How it depends on the parameters.
 
@@ -232,19 +287,21 @@ class Family:
         """
         if name not in self.space.names:
             raise unknown("parameter of the family:", name, self.space.names)
-        u = self(**values)
+        x = self.space.coordinates(values)
+        at = {name: float(values[name]) for name in self.space.names}
         with threads(self.threads):
-            step = self.space.step(name, u.values)
-            return sensitivity(self.parametric, u.values, u.weights, name, step, self._points)
+            weights = adapted(self, x).weights
+            return sensitivity(self.parametric, at, weights, name, self.space.step(name, at), self.points)
 
     # How good it is.
 
     def estimate(self, x: NDArray) -> float:
         """Of the relative L2 error of the member in the network at x."""
-        k = int(np.argmin(np.linalg.norm(self.coordinates - x, axis=1)))
-        G = self._green(k)
-        u = self.parametric.function()
-        return SAFETY * relative(G.error(self._linearised.residuals()), u)
+        G = self._green(self.nearest(x)[0])
+        return SAFETY * relative(G.error(self._linearised.residuals()), self.parametric.function())
+
+    def _combination_error(self, x: NDArray, found: Combination) -> float:
+        return COMBINED * relative(self._green(self.nearest(x)[0]).error(found.residuals), found.u)
 
     def _green(self, k: int) -> Green:
         if k not in self._greens:

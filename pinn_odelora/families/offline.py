@@ -28,6 +28,7 @@ from torch import nn
 
 from pinn_odelora.budget import Budget, Progress
 from pinn_odelora.errors import InputError, NonFiniteError
+from pinn_odelora.families.adapted import in_span
 from pinn_odelora.families.family import Family
 from pinn_odelora.families.files import continued, save
 from pinn_odelora.families.parametric import Parametric
@@ -227,13 +228,12 @@ class Construction:
         near = self.family.nearest(x)
         key = (x.tobytes(), *((k, self.family.stations[k].rounds) for k in near))
         if key not in self._known:
-            self.family.in_span(x, self.family.space.values(x))
+            in_span(self.family, x)
             self._known[key] = self.family.estimate(x)
         return self._known[key]
 
     def _insert(self, x: NDArray) -> None:
-        values = self.family.space.values(x)
-        self._add(self._solved(x, self.family.in_span(x, values).weights, FURTHER))
+        self._add(self._solved(x, in_span(self.family, x).weights, FURTHER))
 
     def _further(self, k: int) -> None:
         old = self.family.stations[k]

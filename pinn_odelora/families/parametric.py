@@ -129,8 +129,25 @@ class Parametric:
         """Put a member into the network, and its parameters into the equation."""
         for name, p in self.trained.items():
             p.copy_(weights[name])
-        for name, value in (values or {}).items():
+        self.set(values or {})
+
+    @torch.no_grad()
+    def set(self, values: Values) -> None:
+        """Give the parameters of the equation these values."""
+        for name, value in values.items():
             self.solution.coefficients[name].fill_(value)
+
+    def free(self, p: Points) -> Tensor:
+        """m N at points, what the network adds to the ansatz, (N, fields)."""
+        if self.problem.conditions == "soft":
+            return self.solution(p)
+        g, _ = self.problem.ansatz(p)
+        return self.solution(p) - g
+
+    def network(self, weights: Weights) -> nn.Module:
+        """The adapted network of a member, a copy of its own; the member is in this one afterwards."""
+        self.place(weights)
+        return copy.deepcopy(self.net)
 
     def weights(self) -> dict[str, Tensor]:
         """Copies of θ as it is."""
