@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pinn_odelora.errors import InputError, RefusedValueError, unknown
+from pinn_odelora.families.settings import ADAPTER, COMBINATION, FORMS
 from pinn_odelora.registry import problem_classes
 
 if TYPE_CHECKING:
@@ -96,13 +97,16 @@ def family(args: argparse.Namespace) -> None:
         raise InputError("An output file is given, but no --points at which to evaluate the answer.")
     if numbers != 1 and (option := "--points" if args.points else "--adapter" if args.adapter else ""):
         raise InputError(f"{option} is for one answer, but values for {numbers} are given.")
+    if args.adapter and args.form == COMBINATION:
+        raise InputError("--adapter writes one adapter, which a combination is not; --form must be adapter or auto.")
+    form = ADAPTER if args.adapter else args.form
     found = load(args.run)
     if not numbers and not args.page:
         print(str(found).strip("<>"))
     for k in range(numbers):
         at = {name: own[k % len(own)] for name, own in values.items()}
         try:
-            u = found(**at, tolerance=args.tolerance, extrapolate=args.extrapolate)
+            u = found(**at, tolerance=args.tolerance, form=form, extrapolate=args.extrapolate)
         except RefusedValueError as refused:
             allowed = refused.allowed.replace("extrapolate=True", "--extrapolate is given")
             raise RefusedValueError(refused.name, refused.value, allowed) from None
@@ -182,6 +186,7 @@ def parser() -> argparse.ArgumentParser:
     asked.add_argument("run", type=Path, help="the folder of a family")
     asked.add_argument("values", nargs="*", metavar="parameter=number", help="repeated for several answers")
     asked.add_argument("--tolerance", type=float, help="estimated relative L2 error up to which an answer is improved")
+    asked.add_argument("--form", choices=FORMS, default="auto", help="what an answer is: default %(default)s")
     asked.add_argument("--extrapolate", action="store_true", help="allow values outside the range")
     asked.add_argument("--points", type=Path, help="evaluate the answer at the points of an .npz file")
     asked.add_argument("-o", "--output", type=Path, help="default: <points>-predicted.npz beside the points")

@@ -32,7 +32,7 @@ class ExactFamily:
         self.problem, self.error, self.asked = problem, error, []
         self.space = Ranges.of(problem, ranges)
 
-    def __call__(self, **values):
+    def __call__(self, form="auto", **values):
         for interval in self.space.intervals:
             assert interval.low <= values[interval.name] <= interval.high
         self.asked.append(values)

@@ -393,6 +393,7 @@ def test_an_answer_at_points_and_as_an_adapter(finished, capsys, tmp_path):
     asked(capsys, folder, "nu=0.037", "--points", tmp_path / "points.npz")
     assert (tmp_path / "points-predicted.npz").read_bytes() == (tmp_path / "out.npz").read_bytes()
     code, lines, _ = asked(capsys, folder, "nu=0.037", "--adapter", tmp_path / "adapter")
+    assert f"about {family_of(folder)(nu=0.037, form='adapter').error:.1e}," in lines[0]
     assert (code, lines[1]) == (0, str(tmp_path / "adapter"))
     assert sorted(f.name for f in (tmp_path / "adapter").iterdir()) == [
         "adapter_config.json",
@@ -429,6 +430,10 @@ UNASKED = [
     ("nu=thin", "Cannot read the argument 'nu=thin'; values read parameter=number."),
     ("nu=0.03 nu=0.04 --points p.npz", "--points is for one answer, but values for 2 are given."),
     ("--adapter here", "--adapter is for one answer, but values for 0 are given."),
+    (
+        "nu=0.04 --adapter here --form combination",
+        "--adapter writes one adapter, which a combination is not; --form must be adapter or auto.",
+    ),
     ("nu=0.04 -o out.npz", "An output file is given, but no --points at which to evaluate the answer."),
     ("nu=0.03 nu=0.04 nu=0.05 mu=1 mu=2", "There are 3 of nu, 2 of mu; give each parameter once, or as often as the"),
     ("nu=0.04 --tolerance 0", "tolerance is 0.0, but it must be a finite number above 0 or None."),

@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from pinn_odelora.formulation import Problem
 
 
-COMBINATION, ADAPTER = "combination", "adapter"
-
-
 class Answer:
     """A member: ``u(x, t)`` evaluates it.
 

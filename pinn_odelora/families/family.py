@@ -21,12 +21,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from pinn_odelora.errors import InputError, unknown
 from pinn_odelora.families.adapted import Adapted, adapted
-from pinn_odelora.families.answer import ADAPTER, COMBINATION, Answer
+from pinn_odelora.families.answer import Answer
 from pinn_odelora.families.combination import Combination, Combinations
 from pinn_odelora.families.estimate import COMBINED, SAFETY, Green, Linearised, relative
 from pinn_odelora.families.parametric import Parametric, fresh
 from pinn_odelora.families.ranges import Ranges, Values
 from pinn_odelora.families.sensitivity import Sensitivity, sensitivity
+from pinn_odelora.families.settings import ADAPTER, COMBINATION, FORMS
 from pinn_odelora.families.stations import Station
 from pinn_odelora.formulation import Problem
 from pinn_odelora.rules import null, number, one_of
@@ -38,7 +39,6 @@ NEIGHBOURS = 2
 """Stations that span a member: so many for each parameter, and two."""
 GLANCE = 200
 """Residuals on which base points are compared."""
-FORM = one_of("auto", COMBINATION, ADAPTER)
 
 
 class Family:
@@ -185,7 +185,7 @@ class Family:
         form: str,
         device: torch.device | str,
     ) -> list[Answer]:
-        tolerance, form = (number(above=0) | null).check("tolerance", tolerance), FORM.check("form", form)
+        tolerance, form = (number(above=0) | null).check("tolerance", tolerance), one_of(*FORMS).check("form", form)
         began = time.perf_counter()
         with threads(self.threads):
             combined = self._combined(xs, form, device)

@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pinn_odelora.errors import InputError
+from pinn_odelora.families.settings import ADAPTER
 from pinn_odelora.files import write_text
 from pinn_odelora.geometry import Box
 from pinn_odelora.rules import whole
@@ -96,8 +97,8 @@ def dashboard(family: Family, path: str | os.PathLike[str] | None = None, *, val
     Args:
         family: one or two parameters, of a problem on a box.
         path: the file to write; None writes none. In a notebook the page shows itself.
-        values: of each parameter, 41 for one and 11 for two unless given; an answer takes about 0.1 s, and more of them
-            leave room for fewer cells.
+        values: of each parameter, 41 for one and 11 for two unless given; an adapter takes about 0.1 s, and
+            more of them leave room for fewer cells.
 
     Raises:
         InputError: if the family has more parameters, its problem no box, ``values`` is not allowed, or the file cannot
@@ -114,7 +115,8 @@ def dashboard(family: Family, path: str | os.PathLike[str] | None = None, *, val
     names = [interval.name for interval in intervals]
     shown, errors = [], []
     for point in itertools.product(*marks):
-        answer = family(**dict(zip(names, point, strict=True)))
+        # As one network: a picture evaluates it at more points than it was found on.
+        answer = family(**dict(zip(names, point, strict=True)), form=ADAPTER)
         shown.append(picture.values(answer))
         errors.append(float(answer.error))
     frames = np.stack(shown)

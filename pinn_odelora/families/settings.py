@@ -1,4 +1,4 @@
-"""Settings of the stations of a family."""
+"""Settings of the stations of a family, and the forms of its answers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pinn_odelora.rules import check, number, one_of, whole
 
 SCALE = one_of("auto", "log", "linear")
+COMBINATION, ADAPTER = "combination", "adapter"
+FORMS = ("auto", COMBINATION, ADAPTER)
+"""What an answer is: a sum of the stations' solutions, one adapter, or whichever suits."""
 
 
 @dataclass(frozen=True)
