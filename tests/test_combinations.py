@@ -160,6 +160,7 @@ def test_steps_end_where_the_gradient_vanishes(made):
 
 def test_a_renewed_station_renews_its_tables(made):
     combinations, values, c = made
+    combinations.steps.residuals(combinations._at(values[:1]), c[:1])
     stations = list(combinations.stations)
     (name,) = stations[0].values
     stations[1] = stations_of(combinations.parametric, name, (stations[0].values[name], stations[2].values[name]), 5)[4]
