@@ -128,6 +128,11 @@ def norm_of(tensors: list[Tensor]) -> float:
     return math.sqrt(sum(float(x.double().square().sum()) for x in tensors))
 
 
+def multipliers(found: Mapping[str, float]) -> Row:
+    """The row of λ_k."""
+    return {f"weighting/{name}": x for name, x in found.items()}
+
+
 class Reference:
     """What a solution is compared with: reference values at test points, and a held-out set of points for the loss.
 
@@ -205,6 +210,7 @@ class Diagnostics:
             "cost/batch_size": record.batch_size,
             "loss": record.loss,
             **{f"loss/{name}": value for name, value in record.terms.items()},
+            **multipliers(record.multipliers),
             "gradient/norm": norm_of(first.gradients),
             "update/norm": norm_of([after[name] - before[name] for name in before]),
             "flow/alignment": alignment(before, after, first.weights),
@@ -227,7 +233,8 @@ class Diagnostics:
         here = sampler.draw(training.progress.step, sampler.largest).to(objective.parameters[0].device)
         loss = objective.system.loss_of(objective.uncounted(sampler.chosen(here, objective.uncounted).points))
         terms = {f"loss/{name}": float(x) for name, x in loss.terms.items()}
-        return self.state(training) | {"cost/batch_size": sampler.largest, "loss": float(loss.total)} | terms
+        batch = {"cost/batch_size": sampler.largest, "loss": float(loss.total)}
+        return self.state(training) | batch | terms | multipliers(objective.multipliers)
 
     def _returned(self, training: Training) -> Row:
         heldout = self.reference.loss()
