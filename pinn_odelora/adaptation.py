@@ -20,12 +20,13 @@ from torch import nn
 from pinn_odelora import loop
 from pinn_odelora.budget import Budget
 from pinn_odelora.confidence import Interval, coefficient_intervals
-from pinn_odelora.diagnostics import FINER, Diagnostics, Reference, errors
+from pinn_odelora.diagnostics import FINER, Diagnostics, Kernels, Reference, errors
 from pinn_odelora.distributed import Processes
 from pinn_odelora.errors import InputError, RefusedValueError
 from pinn_odelora.errors import unknown as no_such
 from pinn_odelora.formulation import Problem, Term
 from pinn_odelora.integrators import LinearlyImplicit
+from pinn_odelora.kernel import Spectrum
 from pinn_odelora.linalg.plan import Plan
 from pinn_odelora.log import Log
 from pinn_odelora.loop import Row, StepRecord, Training
@@ -44,7 +45,7 @@ from pinn_odelora.sampling.sampler import Sampler
 from pinn_odelora.sampling.settings import Sampling
 from pinn_odelora.selection.initial_rank import RANKS, initial_rank
 from pinn_odelora.selection.rank import AdaptiveRank, RankAdaptation
-from pinn_odelora.system import Solution, System
+from pinn_odelora.system import Solution, System, draw_points
 from pinn_odelora.threads import threads
 from pinn_odelora.weighting.loss_weights import LossWeights
 from pinn_odelora.weighting.settings import KINDS, Weighting
@@ -219,7 +220,9 @@ class Adaptation:
         parameters = [p for group in groups for p in group["params"]]
         objective = Objective(self.system, parameters, layers, loss_weights)
         self.groups = groups
-        self.diagnostics = Diagnostics(Reference(self.system, self.log), layers, self.log.every)
+        self.kernels = Kernels(objective.sweep, groups, self.method.metric)
+        measured = self.kernels if self.log.kernel else None
+        self.diagnostics = Diagnostics(Reference(self.system, self.log), layers, self.log.every, measured)
         self.diagnostics.to(like.device, like.dtype)
         return Training(
             objective,
@@ -280,6 +283,31 @@ class Adaptation:
         here = sampler.draw(training.progress.step, sampler.largest).to(objective.parameters[0].device)
         points = sampler.chosen(here, objective.uncounted).points
         return coefficient_intervals(objective.sweep, self.groups, points, multipliers=objective.multipliers)
+
+    def kernel_spectra(self, interior: int = 250, leading: int | None = None) -> Mapping[str, Spectrum]:
+        """The spectrum of the neural tangent kernel of each term, and under ``all`` that of all terms together.
+
+            run = steps(net, problem)
+            before = run.kernel_spectra()["all"]
+            result = run.result()
+            after = run.kernel_spectra()["all"]
+            after.values, after.condition, after.alignment, after.effective_dimension(1e-3)
+
+        It is that of the network as it is, in the coordinates of the method, at points that no step has; with up to
+        2,000 rows it is complete.
+
+        Args:
+            interior: points of terms of full dimension; those of other terms are a fifth as many.
+            leading: eigenpairs, see ``kernel.Kernel``; 64 where there are too many for all.
+
+        Raises:
+            InputError: if a number is not a whole one of at least 1.
+        """
+        interior = whole(1).check("interior", interior)
+        parameters = self.training.objective.parameters
+        drawn = draw_points(self.system.terms, interior, max(interior // 5, 1), self.seed, purpose="kernel")
+        with threads(self.threads):
+            return self.kernels.spectra({name: p.to(parameters[0]) for name, p in drawn.items()}, leading)
 
     def plan(self) -> Plan | None:
         """The linear algebra of steps of the largest batch and rank, smaller ones may take another form; None where no

@@ -51,6 +51,7 @@ LAYERS = (
     ("pinn_odelora/gradient", 3),
     ("pinn_odelora/linearisation", 3),
     ("pinn_odelora/weighting", 3),
+    ("pinn_odelora/kernel", 4),
     ("pinn_odelora/objective", 3),
     ("pinn_odelora/optim", 4),
     ("pinn_odelora/sampling", 4),

@@ -198,6 +198,7 @@ def test_a_renewal_keeps_a_part_of_the_former_multipliers_but_for_the_first(kind
         sizes = objective.loss_weights.sizes(Linearisation(objective.sweep, batch(run).points))
         if number == 1:
             exact = {k: 0.6 * seen[0][k] + 0.4 * sum(sizes.values()) / x for k, x in sizes.items()}
+    assert sum(1 / x for x in seen[0].values()) == pytest.approx(1, rel=1e-12)
     assert seen[0] == seen[1] != seen[2] == seen[3] != seen[4]
     assert seen[2] == pytest.approx(exact, rel=1e-12)
     assert objective.loss_weights.renewed == 3

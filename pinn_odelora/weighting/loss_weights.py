@@ -26,7 +26,7 @@ term whose T_k is below 1e-6 of the sum is weighted as if it were that much, sin
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -35,7 +35,7 @@ from torch import Tensor
 from pinn_odelora.linearisation import Coordinates, Linearisation
 from pinn_odelora.linearisation.coordinates import Frames
 from pinn_odelora.manifolds.tangent import FactorFrame, Frame, Stretch
-from pinn_odelora.manifolds.variables import variable
+from pinn_odelora.manifolds.variables import frames_of
 from pinn_odelora.weighting.settings import Weighting
 
 LEAST = 1e-6
@@ -139,18 +139,6 @@ def gradient_norms(around: Linearisation, frames: Frames) -> dict[str, float]:
         k: math.sqrt(sum(float(x.double().square().sum()) for n, g in G.items() for x in _in_frame(g, frames.get(n))))
         for k, G in around.term_gradients().items()
     }
-
-
-def frames_of(groups: Iterable[Mapping[str, Any]], metric: Literal["product", "factors"]) -> dict[str, Any]:
-    """The coordinates of all that is trained at the present parameters, by variable; none for those that are their own.
-
-    Args:
-        groups: parameter groups, see ``Method.groups``.
-        metric: of pairs.
-    """
-    variables = {group["name"]: variable({"above": None} | dict(group), metric) for group in groups}
-    frames = {name: x.frame(x.start()) for name, x in variables.items()}
-    return {name: frame for name, frame in frames.items() if frame is not None}
 
 
 def _in_frame(G: Tensor, frame: Frame | FactorFrame | Stretch | None) -> list[Tensor]:
