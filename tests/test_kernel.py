@@ -231,6 +231,14 @@ def test_measuring_the_kernel_does_not_change_the_run():
     assert not any(name.startswith("kernel") for name in begun(log=po.Log(every=1)).history)
 
 
+@pytest.mark.parametrize(("method", "rank"), [(None, 65), (po.methods.lora_adam(), 73), (po.methods.full_adam(), 140)])
+def test_a_kernel_has_at_most_as_many_eigenvalues_as_the_method_has_coordinates(method, rank):
+    """2 · 28 + 9 in the tangent space, 2 · 32 + 9 by the factors; all 177 weights are more than the 140 residuals."""
+    found = begun(method).kernel_spectra(interior=100)[ALL]
+    assert (len(found.residual), found.rank, len(found.values)) == (140, rank, rank)
+    assert float(found.values[-1]) > 0
+
+
 def test_spectra_before_and_after_come_from_python():
     run = begun()
     before = run.kernel_spectra(interior=30)
