@@ -226,9 +226,12 @@ def test_what_a_step_minimises_is_the_sum_of_the_terms_times_their_multipliers(m
         for p in objective.parameters:
             p *= 1.01
     objective()
-    moved = sum(found[k] * x for k, x in run.system.loss(points).terms.items())
+    terms = run.system.loss(points).terms
+    moved = sum(found[k] * x for k, x in terms.items())
+    plain = {k: x.item() for k, x in terms.items()}
     gradients, moved = torch.autograd.grad(moved, objective.parameters), moved.item()
     assert float(objective.last.total) == pytest.approx(moved, rel=1e-12)
+    assert {k: float(x) for k, x in objective.last.terms.items()} == pytest.approx(plain, rel=1e-12)
     for a, b in zip(objective.last.gradients, gradients, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
     # The same holds of residuals and of the linearisation.
