@@ -20,12 +20,13 @@ from torch import nn
 from pinn_odelora import loop
 from pinn_odelora.budget import Budget
 from pinn_odelora.confidence import Interval, coefficient_intervals
-from pinn_odelora.diagnostics import FINER, Diagnostics, Reference, errors
+from pinn_odelora.diagnostics import FINER, Diagnostics, Kernels, Reference, errors
 from pinn_odelora.distributed import Processes
 from pinn_odelora.errors import InputError, RefusedValueError
 from pinn_odelora.errors import unknown as no_such
 from pinn_odelora.formulation import Problem, Term
 from pinn_odelora.integrators import LinearlyImplicit
+from pinn_odelora.kernel import Spectrum
 from pinn_odelora.linalg.plan import Plan
 from pinn_odelora.log import Log
 from pinn_odelora.loop import Row, StepRecord, Training
@@ -44,8 +45,10 @@ from pinn_odelora.sampling.sampler import Sampler
 from pinn_odelora.sampling.settings import Sampling
 from pinn_odelora.selection.initial_rank import RANKS, initial_rank
 from pinn_odelora.selection.rank import AdaptiveRank, RankAdaptation
-from pinn_odelora.system import Solution, System
+from pinn_odelora.system import Solution, System, draw_points
 from pinn_odelora.threads import threads
+from pinn_odelora.weighting.loss_weights import LossWeights
+from pinn_odelora.weighting.settings import KINDS, Weighting
 
 DTYPES = {32: torch.float32, 64: torch.float64}
 Data = str | Path | Term | Mapping[str, ArrayLike]
@@ -66,6 +69,8 @@ class Adaptation:
         method: what is trained and how; ``odelora(LinearlyImplicit())`` if absent.
         points: the points of the steps.
         budget: when to stop.
+        weighting: multipliers of the terms of the loss that are renewed on the way; a kind, ``ntk`` or ``gradnorm``,
+            is short for ``Weighting(kind)``, and the weights of the problem alone are ``fixed``.
         data: measured values that enter the loss.
         data_weight: w of their term.
         unknown: parameters of the problem that are found from the data.
@@ -89,6 +94,7 @@ class Adaptation:
         method: Method | None = None,
         points: Sampling | None = None,
         budget: Budget | None = None,
+        weighting: Weighting | str = "fixed",
         data: Data | None = None,
         data_weight: float = 1.0,
         unknown: Sequence[str] = (),
@@ -107,6 +113,7 @@ class Adaptation:
         self.points = points or Sampling()
         self.budget = budget or Budget(gradient_evals=500)
         self.log = log or Log()
+        self.weighting = weighting if isinstance(weighting, Weighting) else _weighting(weighting)
         self.lora = lora or (LoRA() if rank is None else LoRA(rank=rank))
         self.unknown = _unknown(unknown, problem)
         self.data = data
@@ -140,6 +147,9 @@ class Adaptation:
                 f"{self.unknown[0]} is unknown, but only an implicit scheme can find it: choose odelora, lora_gd or "
                 "full_implicit with linearly_implicit or ros2."
             )
+        if self.weighting.kind != "fixed" and self.method.one_loss:
+            allowed = f"fixed with {self.method.name}, which keeps the curvature of one loss"
+            raise RefusedValueError("weighting", self.weighting.kind, allowed)
         h = None if self.method.integrator is None else self.method.integrator.h
         if self.lora.start == "zero" and self.method.full_rank and h is None and self.method.trains == "factors":
             raise InputError(
@@ -205,9 +215,14 @@ class Adaptation:
         self.net.to(DTYPES[self.precision])
         like = next(self.net.parameters())
         groups = self.method.groups(self.solution)
-        objective = Objective(self.system, [p for group in groups for p in group["params"]], layers)
+        weights = {name: term.weight for name, term in self.system.terms.items()}
+        loss_weights = LossWeights(self.weighting, weights, groups, self.method.metric, self.method.linearises)
+        parameters = [p for group in groups for p in group["params"]]
+        objective = Objective(self.system, parameters, layers, loss_weights)
         self.groups = groups
-        self.diagnostics = Diagnostics(Reference(self.system, self.log), layers, self.log.every)
+        self.kernels = Kernels(objective.sweep, groups, self.method.metric)
+        measured = self.kernels if self.log.kernel else None
+        self.diagnostics = Diagnostics(Reference(self.system, self.log), layers, self.log.every, measured)
         self.diagnostics.to(like.device, like.dtype)
         return Training(
             objective,
@@ -267,7 +282,32 @@ class Adaptation:
         sampler, objective = training.sampler, training.objective
         here = sampler.draw(training.progress.step, sampler.largest).to(objective.parameters[0].device)
         points = sampler.chosen(here, objective.uncounted).points
-        return coefficient_intervals(objective.sweep, self.groups, points)
+        return coefficient_intervals(objective.sweep, self.groups, points, multipliers=objective.multipliers)
+
+    def kernel_spectra(self, interior: int = 250, leading: int | None = None) -> Mapping[str, Spectrum]:
+        """The spectrum of the neural tangent kernel of each term, and under ``all`` that of all terms together.
+
+            run = steps(net, problem)
+            before = run.kernel_spectra()["all"]
+            result = run.result()
+            after = run.kernel_spectra()["all"]
+            after.values, after.condition, after.alignment, after.effective_dimension(1e-3)
+
+        It is that of the network as it is, in the coordinates of the method, at points that no step has; with up to
+        2,000 rows it is complete.
+
+        Args:
+            interior: points of terms of full dimension; those of other terms are a fifth as many.
+            leading: eigenpairs, see ``kernel.Kernel``; 64 where there are too many for all.
+
+        Raises:
+            InputError: if a number is not a whole one of at least 1.
+        """
+        interior = whole(1).check("interior", interior)
+        parameters = self.training.objective.parameters
+        drawn = draw_points(self.system.terms, interior, max(interior // 5, 1), self.seed, purpose="kernel")
+        with threads(self.threads):
+            return self.kernels.spectra({name: p.to(parameters[0]) for name, p in drawn.items()}, leading)
 
     def plan(self) -> Plan | None:
         """The linear algebra of steps of the largest batch and rank, smaller ones may take another form; None where no
@@ -330,6 +370,11 @@ class Adaptation:
         training.load_state_dict(state["training"])
         self.history = state["history"]
         self._error_before = state["error_before"]
+
+
+def _weighting(kind: str) -> Weighting:
+    """The default settings of a kind, refused by the name of the argument."""
+    return Weighting(one_of(*KINDS).check("weighting", kind))
 
 
 def _unknown(names: str | Sequence[str], problem: Problem) -> tuple[str, ...]:

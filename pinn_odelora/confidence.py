@@ -92,7 +92,11 @@ def response(J: Tensor, r: Tensor, data: slice) -> Response:
 
 
 def coefficient_intervals(
-    sweep: Sweep, groups: Sequence[dict[str, Any]], points: Mapping[str, Points], level: float = 0.95
+    sweep: Sweep,
+    groups: Sequence[dict[str, Any]],
+    points: Mapping[str, Points],
+    level: float = 0.95,
+    multipliers: Mapping[str, float] | None = None,
 ) -> dict[str, Interval]:
     """The confidence interval of every unknown coefficient by name, at the current weights.
 
@@ -101,8 +105,9 @@ def coefficient_intervals(
         groups: parameter groups of all trained variables, see ``Method.groups``.
         points: points by term; those of the data are all measurements.
         level: the confidence level.
+        multipliers: λ_k by term, 1 where not given: the estimate minimises Σ_k λ_k L_k.
     """
-    linearised = Linearisation(sweep, points)
+    linearised = Linearisation(sweep, points, multipliers=multipliers)
     variables = {group["name"]: variable({"above": None} | group, "product") for group in groups}
     here = {name: variables[name].start() for name in (*linearised.layers, *linearised.others)}
     frames = {name: frame for name, y in here.items() if (frame := variables[name].frame(y)) is not None}

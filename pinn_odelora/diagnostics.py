@@ -9,18 +9,22 @@ full fine-tuning.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, linalg, nn
 
 from pinn_odelora.formulation import Problem
 from pinn_odelora.geometry import sobol, stream
+from pinn_odelora.kernel import ALL, Spectrum, spectra
+from pinn_odelora.linearisation import Linearisation, Sweep
 from pinn_odelora.log import Log
 from pinn_odelora.loop import Row, StepRecord, Training
 from pinn_odelora.lowrank.layer import LowRankLinear
 from pinn_odelora.manifolds.factors import Factors, balance_defect
+from pinn_odelora.manifolds.variables import frames_of
 from pinn_odelora.metrics import max_error, relative_l2
 from pinn_odelora.points import Points
 from pinn_odelora.system import System, draw_points
@@ -29,6 +33,8 @@ Layers = Mapping[str, nn.Linear | LowRankLinear]
 
 SHOWN = 8
 """How many singular values of a layer are logged."""
+LOGGED = (1, 10, 100)
+"""Which eigenvalues of a kernel are logged, and how far its eigenvectors are counted in an alignment."""
 FINER = 16
 """How many times more test points the errors before and after a run have than those of its history."""
 
@@ -128,6 +134,11 @@ def norm_of(tensors: list[Tensor]) -> float:
     return math.sqrt(sum(float(x.double().square().sum()) for x in tensors))
 
 
+def multipliers(found: Mapping[str, float]) -> Row:
+    """The row of λ_k."""
+    return {f"weighting/{name}": x for name, x in found.items()}
+
+
 class Reference:
     """What a solution is compared with: reference values at test points, and a held-out set of points for the loss.
 
@@ -170,6 +181,47 @@ class Reference:
                 p.requires_grad_(True)
 
 
+@dataclass(frozen=True)
+class Kernels:
+    """The spectra of the neural tangent kernel of a run, in the coordinates of its method.
+
+    The kernel is that of the problem's own loss, whatever multipliers the terms have.
+
+    Args:
+        sweep: evaluates the residuals and their Jacobian.
+        groups: parameter groups of all that is trained, see ``Method.groups``.
+        metric: of pairs, see ``Method.metric``.
+    """
+
+    sweep: Sweep
+    groups: Sequence[Mapping[str, Any]]
+    metric: Literal["product", "factors"]
+
+    def spectra(self, points: Mapping[str, Points], leading: int | None = None) -> Mapping[str, Spectrum]:
+        """By term, and of all terms together, at the parameters as they are; see ``kernel.spectra``."""
+        return spectra(Linearisation(self.sweep, points), frames_of(self.groups, self.metric), leading)
+
+
+def kernel_row(found: Mapping[str, Spectrum]) -> Row:
+    """What is logged of spectra by name: of the whole kernel, and of the kernel of each term if there are several."""
+    row: Row = {}
+    for name, spectrum in found.items():
+        prefix = "kernel" if name == ALL else f"kernel/{name}"
+        alignment = spectrum.alignment
+        row |= {
+            f"{prefix}/trace": spectrum.trace,
+            f"{prefix}/condition": spectrum.condition,
+            **{f"{prefix}/eigenvalue_{k}": _nth(spectrum.values, k) for k in LOGGED},
+            **{f"{prefix}/alignment_{k}": _nth(alignment, k) for k in LOGGED},
+        }
+    return row
+
+
+def _nth(values: Tensor, k: int) -> float:
+    """The k-th value; NaN where there are fewer."""
+    return float(values[k - 1]) if k <= len(values) else math.nan
+
+
 class Diagnostics:
     """Measures a run at every ``every``-th step; an ``Observer`` of the loop.
 
@@ -177,14 +229,17 @@ class Diagnostics:
         reference: what the solution is compared with.
         layers: the layers that are adapted, by name.
         every: steps between two rows.
+        kernels: the kernel of the run, where its spectrum is to be measured.
     """
 
-    def __init__(self, reference: Reference, layers: Layers, every: int) -> None:
+    def __init__(self, reference: Reference, layers: Layers, every: int, kernels: Kernels | None = None) -> None:
         self.reference = reference
         self.layers = dict(layers)
         self.every = every
+        self.kernels = kernels
         self.pretrained = weights(self.layers)
         self._weights: dict[str, Tensor] = {}
+        self._spectrum: Spectrum | None = None
 
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
         self.reference.to(device, dtype)
@@ -201,25 +256,45 @@ class Diagnostics:
         before, after, first = self._weights, weights(self.layers), training.objective.first
         report = record.report
         solver = report.solver
-        return row | {
-            "cost/batch_size": record.batch_size,
-            "loss": record.loss,
-            **{f"loss/{name}": value for name, value in record.terms.items()},
-            "gradient/norm": norm_of(first.gradients),
-            "update/norm": norm_of([after[name] - before[name] for name in before]),
-            "flow/alignment": alignment(before, after, first.weights),
-            "integrator/h": report.h,
-            "integrator/rejected": math.nan if training.method.integrator is None else float(report.rejected),
-            "integrator/bits": math.nan if solver is None else float(solver.bits),
-            "integrator/fallback": math.nan if solver is None else float(solver.fallback),
-            "lora/discarded": math.nan if report.discarded is None else report.discarded,
-        }
+        return (
+            row
+            | self._effective_dimension(training, report.h)
+            | {
+                "cost/batch_size": record.batch_size,
+                "loss": record.loss,
+                **{f"loss/{name}": value for name, value in record.terms.items()},
+                **multipliers(record.multipliers),
+                "gradient/norm": norm_of(first.gradients),
+                "update/norm": norm_of([after[name] - before[name] for name in before]),
+                "flow/alignment": alignment(before, after, first.weights),
+                "integrator/h": report.h,
+                "integrator/rejected": math.nan if training.method.integrator is None else float(report.rejected),
+                "integrator/bits": math.nan if solver is None else float(solver.bits),
+                "integrator/fallback": math.nan if solver is None else float(solver.fallback),
+                "lora/discarded": math.nan if report.discarded is None else report.discarded,
+            }
+        )
 
     def state(self, training: Training) -> Row:
         """What can be measured of the iterate that the run would return."""
         iterate = self.reference.loss()
+        kernel = self._kernel()
         with training.objective.restored(training.returned()):
-            return self._returned(training) | {"stability/iterate_loss": iterate}
+            return self._returned(training) | {"stability/iterate_loss": iterate} | kernel
+
+    def _kernel(self) -> Row:
+        if self.kernels is None:
+            return {}
+        found = self.kernels.spectra(self.reference.heldout)
+        self._spectrum = found[ALL]
+        return kernel_row(found)
+
+    def _effective_dimension(self, training: Training, h: float) -> Row:
+        """d(1/h) of the kernel where the step started, its lower bound; NaN for a method without an integrator."""
+        if self.kernels is None:
+            return {}
+        flow = training.method.integrator is not None and h > 0
+        return {"kernel/effective_dimension": self._spectrum.effective_dimension(1 / h)[0] if flow else math.nan}
 
     def last(self, training: Training) -> Row:
         """The last row: the iterate that the run returns, its loss on a batch of the largest size."""
@@ -227,7 +302,8 @@ class Diagnostics:
         here = sampler.draw(training.progress.step, sampler.largest).to(objective.parameters[0].device)
         loss = objective.system.loss_of(objective.uncounted(sampler.chosen(here, objective.uncounted).points))
         terms = {f"loss/{name}": float(x) for name, x in loss.terms.items()}
-        return self.state(training) | {"cost/batch_size": sampler.largest, "loss": float(loss.total)} | terms
+        batch = {"cost/batch_size": sampler.largest, "loss": float(loss.total)}
+        return self.state(training) | batch | terms | multipliers(objective.multipliers)
 
     def _returned(self, training: Training) -> Row:
         heldout = self.reference.loss()

@@ -18,6 +18,8 @@ PIECE = 2.0**26
 class Gradient:
     """``gradient(points)`` gives the loss and ∂L/∂p for every parameter p, then ∂L/∂W for every adapted layer.
 
+    With ``multipliers`` λ_k the total is Σ_k λ_k L_k, and so are the gradients; the terms are L_k still.
+
     The effective weights W are formed once and the chain to A and B runs through them, so that G = ∂L/∂W, the gradient
     of full fine-tuning, costs nothing beside the gradient of the factors.
 
@@ -34,10 +36,14 @@ class Gradient:
         self.parameters = list(parameters)
         self.adapted = dict(adapted or {})
 
-    def __call__(self, points: Mapping[str, Points]) -> tuple[Loss, list[Tensor]]:
+    def __call__(
+        self, points: Mapping[str, Points], multipliers: Mapping[str, float] | None = None
+    ) -> tuple[Loss, list[Tensor]]:
         processes = self.system.processes
         with torch.enable_grad(), formed_weights(self.adapted) as W:
             loss = self._own_part(points) if processes.number > 1 else self.system.loss(points)
+            if multipliers:
+                loss = Loss(sum(multipliers[name] * x for name, x in loss.terms.items()), loss.terms)
         gradients = torch.autograd.grad(loss.total, [*self.parameters, *W.values()], materialize_grads=True)
         found = processes.summed([x.detach() for x in (loss.total, *loss.terms.values(), *gradients)])
         total, terms = found[0], found[1 : 1 + len(loss.terms)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pinn_odelora.rules import check, whole
+from pinn_odelora.rules import boolean, check, whole
 
 
 @dataclass(frozen=True)
@@ -16,14 +16,16 @@ class Log:
         heldout: points inside the domain on which the held-out loss is measured; a fifth as many on each part of the
             boundary.
         test: points at which the solution is compared with the reference.
+        kernel: whether rows have the spectrum of the neural tangent kernel, at the held-out points.
 
     Raises:
-        InputError: if one of them is not a whole number of at least 1.
+        InputError: if a number is not a whole one of at least 1, or kernel is neither true nor false.
     """
 
     every: int = 10
     heldout: int = 256
     test: int = 512
+    kernel: bool = False
 
     def __post_init__(self) -> None:
-        check(self, every=whole(1), heldout=whole(1), test=whole(1))
+        check(self, every=whole(1), heldout=whole(1), test=whole(1), kernel=boolean)

@@ -38,14 +38,16 @@ class StepRecord:
 
     Attributes:
         step: its number n, from 0.
-        loss: L at y_n, where the step started, on its points.
+        loss: L at y_n, where the step started, on its points, by the weights w_k of the problem alone.
         terms: w_k · mean_i |r_k(x_i)|² of each term, which sum to the loss.
-        report: what the integrator says of the step, its step size and solver among it.
+        report: what the integrator says of the step, its step size and solver among it; its losses are of what the step
+            minimised, with the multipliers of the terms.
         gradient_evals: evaluations up to its end.
         seconds: spent in steps up to its end, measurements excluded.
         batch_size: residuals of its points as asked for; measured values come on top.
         measured: what an observer measured at this step, by the names of docs/reference/notation.md; empty where none
             did.
+        multipliers: λ_k of each term in this step; empty where the weights of the problem are all there is.
     """
 
     step: int
@@ -56,6 +58,7 @@ class StepRecord:
     seconds: float
     batch_size: int
     measured: Row = field(default_factory=dict)
+    multipliers: Mapping[str, float] = field(default_factory=dict)
 
 
 class Observer(Protocol):
@@ -124,6 +127,7 @@ class Training:
             "best": asdict(self.best),
             "ranks": None if self.ranks is None else self.ranks.state(),
             "evaluation": None if last is None else dict(last._asdict()),
+            "loss_weights": None if (weights := self.objective.loss_weights) is None else weights.state(),
             "draw": self.draw,
             "considered": self.considered,
         }
@@ -135,6 +139,8 @@ class Training:
         self.best = BestIterate.loaded(state["best"])
         if self.ranks is not None:
             self.ranks.load(state["ranks"])
+        if self.objective.loss_weights is not None:
+            self.objective.loss_weights.load(state["loss_weights"])
         self.draw, self.considered = state["draw"], state["considered"]
         self.objective.count = self.progress.gradient_evals
         if state["evaluation"] is not None:
@@ -208,7 +214,7 @@ def _step(training: Training) -> StepRecord | None:
     # Without this no budget but time would end a run whose steps ask for nothing.
     training.stalled = objective.count == asked
     first, report = objective.first, report_of(training.optimizer)
-    loss = float(first.total)
+    loss = float(sum(first.terms.values()) if objective.multipliers else first.total)
     progress.rises += loss > progress.loss
     progress.loss = loss
     _update_batch_size(training, report)
@@ -220,6 +226,7 @@ def _step(training: Training) -> StepRecord | None:
         progress.gradient_evals,
         progress.seconds,
         size,
+        multipliers=dict(objective.multipliers),
     )
 
 
@@ -237,15 +244,19 @@ def _advance(training: Training, candidates: Batch) -> None:
 
 
 def _update_batch_size(training: Training, report: Report) -> None:
-    first, sampler = training.objective.first, training.sampler
+    objective, sampler = training.objective, training.sampler
+    first, weights = objective.first, objective.loss_weights
+    # The loss before is of the multipliers before: what is compared with it must be, too.
+    former = weights.former if objective.multipliers else dict.fromkeys(first.terms, 1.0)
     training.batch_size.update(
         float(first.total),
         report.loss_after,
         price(report.form),
         report.dimension,
         sampler.largest,
-        sum(float(first.terms[name]) for name in sampler.measured),
+        sum(former[name] * float(first.terms[name]) for name in sampler.measured),
         sampler.sufficient,
+        float(weights.of(first.terms, former)) if objective.multipliers else None,
     )
 
 

@@ -2,6 +2,8 @@
 
     L = ½‖r‖² ,    g = ∂L/∂y ,    G = ∂L/∂W ,    J = ∂r/∂z
 
+With multipliers λ_k of its terms (``weighting``) L is Σ_k λ_k L_k, and the rows of term k in r and J are times √λ_k.
+
 An optimiser asks for loss and gradient by calling the objective, as torch's optimisers call a closure; a scheme that
 linearises also asks for residuals and their linearisation. Every evaluation counts one, whoever asks for it. A second
 request for loss and gradient at the same parameters and points is answered from memory: so an embedded pair whose last
@@ -25,6 +27,7 @@ from pinn_odelora.lowrank.layer import LowRankLinear, plain_name
 from pinn_odelora.manifolds.factors import Factors
 from pinn_odelora.points import Points
 from pinn_odelora.system import System
+from pinn_odelora.weighting.loss_weights import LossWeights
 
 
 class Batch(NamedTuple):
@@ -42,7 +45,10 @@ class Batch(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """Loss, terms and gradients at one point, all detached; ``weights`` holds G = ∂L/∂W of every adapted layer."""
+    """Loss, terms and gradients at one point, all detached; ``weights`` holds G = ∂L/∂W of every adapted layer.
+
+    ``terms`` are L_k = w_k · mean|r_k|², and ``total`` their sum, each times λ_k where terms have multipliers.
+    """
 
     batch: int
     parameters: list[Tensor]
@@ -94,6 +100,7 @@ class Objective:
         system: the residual system.
         parameters: what is trained.
         layers: the adapted layers by name, whose weight gradients are wanted.
+        loss_weights: the multipliers λ_k of the terms, renewed at the first evaluation of a step; absent, 1.
 
     Attributes:
         count: evaluations so far, of loss and gradient, residuals or a linearisation.
@@ -101,7 +108,11 @@ class Objective:
     """
 
     def __init__(
-        self, system: System, parameters: Sequence[nn.Parameter], layers: Mapping[str, nn.Linear | LowRankLinear]
+        self,
+        system: System,
+        parameters: Sequence[nn.Parameter],
+        layers: Mapping[str, nn.Linear | LowRankLinear],
+        loss_weights: LossWeights | None = None,
     ) -> None:
         self.system = system
         self.parameters = list(parameters)
@@ -117,12 +128,20 @@ class Objective:
         self.last: Evaluation | None = None
         self.good: Evaluation | None = None
         self.first: Evaluation | None = None
+        self.loss_weights = loss_weights
+        self._due = False
         self._starts: list[Factors] = []
+
+    @property
+    def multipliers(self) -> dict[str, float]:
+        """λ_k by term; empty where all are 1 for good."""
+        return self.loss_weights.multipliers if self.loss_weights and self.loss_weights.active else {}
 
     def begin(self, batch: Batch) -> None:
         """A step starts with these points: its first evaluation is where the network is now."""
         self.batch = batch
         self.first = None
+        self._due = self.loss_weights is not None and self.loss_weights.begin()
 
     def __call__(self) -> Tensor:
         """Loss at the parameters as they are now; their ``.grad`` is set to tensors that nobody may write to.
@@ -130,7 +149,11 @@ class Objective:
         Raises:
             NonFiniteError: if loss or gradient are not finite; the message names the term and the layer.
         """
-        if not self._known():
+        if self._due:
+            # A linearisation has loss and gradients, so that this is the evaluation that would be made anyway.
+            self.last = self._described(self._linearised(2.0**30))
+            self.count += 1
+        elif not self._known():
             self.last = self._evaluate()
             self.count += 1
         if self.first is None:
@@ -141,12 +164,21 @@ class Objective:
 
     def linearise(self, memory: float = 2.0**30) -> Linearisation:
         """r and its Jacobian at the parameters as they are now, in ``memory`` bytes."""
-        around = Linearisation(self.sweep, self.batch.points, memory=memory)
+        around = self._linearised(memory)
         evaluation = self._described(around)
         self.count += 1
         if self.first is None:
             self._began(evaluation)
         return around
+
+    def _linearised(self, memory: float) -> Linearisation:
+        """The linearisation, from which the multipliers are renewed if that is due."""
+        around = Linearisation(self.sweep, self.batch.points, memory=memory, multipliers=self.multipliers)
+        if not self._due:
+            return around
+        self._due = False
+        self.loss_weights.renew(around)
+        return around.reweighted(self.multipliers)
 
     def _began(self, evaluation: Evaluation) -> None:
         """A step begins at a point with finite loss and gradient: the one to go back to."""
@@ -165,7 +197,15 @@ class Objective:
     def residuals(self) -> Tensor:
         """r alone, (R,), at a trial point: whether it is finite is for the caller to see."""
         self.count += 1
-        return self._residual_vector(self.batch.points)
+        r = self._residual_vector(self.batch.points)
+        return torch.cat([math.sqrt(c) * part for c, part in self._by_term(r)]) if self.multipliers else r
+
+    def _by_term(self, r: Tensor) -> Iterator[tuple[float, Tensor]]:
+        """λ_k, and the rows of r, for each term k."""
+        points = self.batch.points
+        names = [name for name in self.system.terms if name in points]
+        sizes = [points[name].number * self.system.components(name) for name in names]
+        return zip((self.multipliers[name] for name in names), r.split(sizes), strict=True)
 
     def residuals_at(self, points: Mapping[str, Points]) -> dict[str, Tensor]:
         """The residuals of each term, (N_k, components), at other points than the batch's, counted as an evaluation."""
@@ -177,6 +217,7 @@ class Objective:
         G = around.gradient()
         gradients = self._pulled_back(G)
         terms = {name: around.r[rows].square().sum() / 2 for name, rows in around.terms.items()}
+        terms = {name: x / self.multipliers.get(name, 1.0) for name, x in terms.items()}
         self._check(around.loss, terms, gradients)
         parameters = [p.detach().clone() for p in self.parameters]
         weights = {name: G[name] for name in self.layers}
@@ -238,7 +279,7 @@ class Objective:
         return all(torch.equal(p, x) for p, x in zip(self.parameters, self.last.parameters, strict=True))
 
     def _evaluate(self) -> Evaluation:
-        loss, found = self.gradient(self.batch.points)
+        loss, found = self.gradient(self.batch.points, self.multipliers)
         gradients = found[: len(self.parameters)]
         self._check(loss.total, loss.terms, gradients)
         G = dict(zip(self.gradient.adapted, found[len(self.parameters) :], strict=True))

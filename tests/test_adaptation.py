@@ -273,6 +273,7 @@ def again(folder, to):
             "method": po.methods.lora_adam(lr=1e-2),
             "derivatives": "autograd",
             "problem": Burgers(nu=0.03, conditions="soft"),
+            "weighting": po.Weighting("ntk", every=2),
         },
     ],
     ids=["default", "runge_kutta", "adaptive", "rkc", "adam"],

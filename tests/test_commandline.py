@@ -36,7 +36,7 @@ from pinn_odelora.runs.location import new_folder
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
-GROUPS = ("problem", "net", "derivatives", "method", "integrator", "points", "logger", "experiment")
+GROUPS = ("problem", "net", "derivatives", "method", "integrator", "points", "weighting", "logger", "experiment")
 HEAVY = {"torch", "lightning", "wandb", "deepxde"}
 
 
@@ -118,7 +118,7 @@ def test_every_key_has_a_rule_or_a_class_and_stands_in_configs(default):
     assert {*leaves(OmegaConf.to_container(default))} == {*RULES, *OPEN, *by_class} - CLASSES.keys()
 
 
-@pytest.mark.parametrize("part", ["log", "points", "pretrain", "stations", "lora", "lora.adaptive"])
+@pytest.mark.parametrize("part", ["log", "points", "weighting", "pretrain", "stations", "lora", "lora.adaptive"])
 def test_python_and_the_command_line_have_the_same_defaults(default, part):
     config = OmegaConf.to_container(default)
     mine, given = resolve_name(CLASSES[part])(), settings(config, part)
@@ -240,6 +240,9 @@ REFUSED = [
     ("integrator=rk5", "Unknown integrator 'rk5' (did you mean 'rk4'?); allowed: bogacki_shampine, dormand_prince"),
     ("logger=tensorboard", "Unknown logger 'tensorboard'; allowed: csv, wandb."),
     ("points=sometimes", "Unknown points 'sometimes'; allowed: fixed, fresh, residual."),
+    ("weighting=trace", "Unknown weighting 'trace'; allowed: fixed, gradnorm, ntk."),
+    ("weighting=ntk weighting.every=0", "weighting.every is 0, but it must be a whole number of at least 1 or null."),
+    ("weighting.average=1", "weighting.average is 1, but it must be a number of at least 0 and below 1."),
     ("experiment=none", "Unknown experiment 'none'; allowed: "),
     ("problem=null", "chosen by the name of a member"),
     ("metod=odelora", "Unknown key 'metod' (did you mean 'method'?); allowed: budget, "),

@@ -49,6 +49,12 @@ CASES = {
     "adaptive rank": lambda: {"rank": "adaptive"},
     "three components": lambda: {"problem": Kovasznay(re=30.0)},
     "soft conditions": lambda: {"problem": Burgers(nu=0.02, conditions="soft")},
+    "kernel weights": lambda: {"problem": Burgers(nu=0.02, conditions="soft"), "weighting": "ntk"},
+    "gradient weights of Adam": lambda: {
+        "problem": Burgers(nu=0.02, conditions="soft"),
+        "method": po.methods.lora_adam(),
+        "weighting": po.Weighting("gradnorm", every=3),
+    },
     "a coupled term": lambda: {"problem": Sector(), "points": po.Sampling(interior=60, boundary=1)},
     "measurements": lambda: {
         "data": measured(),

@@ -249,6 +249,7 @@ def read(file):
 def test_the_keys_and_their_defaults_are_those_of_the_configuration():
     rows = key_rows()
     plain = dict(leaves(read("train") | {"logger": read("logger/wandb"), "derivatives": read("derivatives/auto")}))
+    plain |= dict(leaves(read("weighting/fixed"), "weighting."))
     for key, value in plain.items():
         assert key in rows, key
         assert yaml.safe_load(rows[key][-1]) == value, key

@@ -310,9 +310,10 @@ def measured(tmp_path):
 def test_the_batch_grows_by_the_loss_without_the_measured_part(compose, run, measured, monkeypatch):
     updates, update = [], AdaptiveBatchSize.update
 
-    def recording(batch, began, ended, price, dimension, largest, measured, sufficient):
+    def recording(batch, began, ended, price, dimension, largest, measured, sufficient, compared):
+        assert compared is None  # terms have no multipliers
         updates.append((began, measured))
-        update(batch, began, ended, price, dimension, largest, measured, sufficient)
+        update(batch, began, ended, price, dimension, largest, measured, sufficient, compared)
 
     cfg = compose(
         *("problem.nu=unknown", measured, "points=residual", "points.initial_batch_size=10", "pretrain.adam_steps=0"),

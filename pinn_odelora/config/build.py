@@ -53,6 +53,7 @@ def experiment(cfg: DictConfig) -> Experiment:
             method=method,
             points=settings(config, "points"),
             budget=settings(config, "budget"),
+            weighting=settings(config, "weighting"),
             log=settings(config, "log"),
             data=config["data"]["file"],
             data_weight=config["data"]["weight"],

@@ -10,6 +10,7 @@ CLASSES: Mapping[str, str] = {
     "budget": "pinn_odelora.budget.Budget",
     "log": "pinn_odelora.log.Log",
     "points": "pinn_odelora.sampling.settings.Sampling",
+    "weighting": "pinn_odelora.weighting.settings.Weighting",
     "lora": "pinn_odelora.lowrank.settings.LoRA",
     "lora.adaptive": "pinn_odelora.selection.rank.AdaptiveRank",
     "pretrain": "pinn_odelora.pretraining.pretrain.Pretraining",

@@ -49,6 +49,10 @@ class Outer:
         """With every tensor replaced by a function of it."""
         return Outer([Pair(*map(function, pair)) for pair in self.pairs])
 
+    def scaled(self, c: float) -> Outer:
+        """Every row times c."""
+        return Outer([Pair(c * G, H) for G, H in self.pairs])
+
     def apply(self, D: Tensor) -> Tensor:
         """⟨∂r_i/∂W, D⟩ for every row, (N,); D (m, n)."""
         return sum((G @ D * H).sum(dim=1) for G, H in self.pairs)
@@ -117,6 +121,9 @@ class Formed:
     def mapped(self, function: Callable[[Tensor], Tensor]) -> Formed:
         return Formed(function(self.J))
 
+    def scaled(self, c: float) -> Formed:
+        return Formed(c * self.J)
+
     def apply(self, D: Tensor) -> Tensor:
         return self.J.flatten(1) @ D.flatten()
 
@@ -172,6 +179,12 @@ class Group:
         blocks = {name: block.mapped(function) for name, block in self.blocks.items()}
         columns = {name: function(x) for name, x in self.columns.items()}
         return replace(self, r=function(self.r), blocks=blocks, columns=columns)
+
+    def scaled(self, c: float) -> Group:
+        """Residuals and Jacobian times c."""
+        blocks = {name: block.scaled(c) for name, block in self.blocks.items()}
+        columns = {name: c * x for name, x in self.columns.items()}
+        return replace(self, r=c * self.r, blocks=blocks, columns=columns)
 
     @property
     def bytes(self) -> int:

@@ -71,6 +71,10 @@ class Part(NamedTuple):
         """Σ_i J_ip² for each of its columns p."""
         return self.columns.square().sum(dim=0) if self.block is None else self.block.column_squares().flatten()
 
+    def row_squares(self) -> Tensor:
+        """Σ_p J_ip² over its columns for each of its rows i."""
+        return self.columns.square().sum(dim=1) if self.block is None else self.block.squares()
+
     @property
     def bytes(self) -> int:
         """Memory of the part."""
@@ -143,6 +147,13 @@ class Coordinates:
     def squares(self) -> Tensor:
         """The diagonal of JᵀJ, (P,)."""
         return self._summed(Part.squares)
+
+    def diagonal(self) -> Tensor:
+        """The diagonal of J Jᵀ, (R,)."""
+        out = torch.zeros_like(self.linearised.r)
+        for part in self.parts():
+            out[part.rows] += part.row_squares()
+        return out.double()
 
     def _summed(self, of: Callable[[Part], Tensor], vectors: tuple[int, ...] = ()) -> Tensor:
         out = self.linearised.r.new_zeros(self.shape[1], *vectors)

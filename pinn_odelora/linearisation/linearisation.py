@@ -10,6 +10,8 @@ ordered by layer, then by the other variables; a layer with a frame contributes 
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Iterable, Iterator, Mapping
 
 import torch
@@ -34,6 +36,7 @@ class Linearisation:
         memory: bytes available for the pairs. If they need more, they are recomputed in every operation, chunk by
             chunk; the weights must then not change while this object is in use.
         chunk: points per sweep; None for a number that fits ``memory``.
+        multipliers: λ_k by term, 1 where not given: the rows of term k are times √λ_k, so that ½‖r‖² = Σ_k λ_k L_k.
 
     Raises:
         InputError: if memory or chunk is not positive.
@@ -46,6 +49,7 @@ class Linearisation:
         *,
         memory: float = 2**30,
         chunk: int | None = None,
+        multipliers: Mapping[str, float] | None = None,
     ) -> None:
         if not memory > 0 or (chunk is not None and chunk < 1):
             raise InputError(f"memory is {memory!r} and chunk {chunk!r}, but both must be positive.")
@@ -55,8 +59,9 @@ class Linearisation:
         self.memory = memory
         self.chunk = chunk
         self._sweep = sweep
+        self.multipliers = dict(multipliers or {})
         self._kept: list[Group] | None = None
-        self._passed: Direction = {}
+        self._passed: dict[str, Direction] = {}
         self.terms: dict[str, slice] = {}
         self.r = self._first_pass()
 
@@ -70,7 +75,8 @@ class Linearisation:
             spent += group.bytes
             if spent > self.memory:
                 for passed in kept:
-                    self._passed = _added(self._passed, _adjoint(passed, passed.r))
+                    so_far = self._passed.get(passed.term, {})
+                    self._passed[passed.term] = _added(so_far, _adjoint(passed, passed.r))
                 kept.clear()
         self._kept = kept if spent <= self.memory else None
         r = values[0][1].new_empty(max(rows.stop for rows, _ in values))
@@ -87,7 +93,7 @@ class Linearisation:
                 groups = self._sweep(name, part, p.number, first, start)
                 components = len(groups)
                 while groups:
-                    yield groups.pop(0)
+                    yield _times(groups.pop(0), math.sqrt(self.multipliers.get(name, 1.0)))
             self.terms[name] = slice(first, first + components * p.number)
             first = self.terms[name].stop
 
@@ -105,6 +111,22 @@ class Linearisation:
         """Residuals and Jacobian, group by group."""
         return self._swept() if self._kept is None else self._kept
 
+    def reweighted(self, multipliers: Mapping[str, float]) -> Linearisation:
+        """The same linearisation with other λ_k, without a sweep; terms that are not given keep theirs."""
+        other = copy.copy(self)
+        other.multipliers = self.multipliers | dict(multipliers)
+        root = {name: math.sqrt(other.multipliers[name] / self.multipliers.get(name, 1.0)) for name in multipliers}
+        if self._kept is not None:
+            other._kept = [_times(group, root.get(group.term, 1.0)) for group in self._kept]
+        other._passed = {
+            term: {name: root.get(term, 1.0) ** 2 * x for name, x in passed.items()}
+            for term, passed in self._passed.items()
+        }
+        other.r = self.r.clone()
+        for name, c in root.items():
+            other.r[self.terms[name]] *= c
+        return other
+
     @property
     def rows(self) -> int:
         """R, the number of residuals."""
@@ -117,7 +139,20 @@ class Linearisation:
 
     def gradient(self) -> Direction:
         """∂L/∂y = Jᵀr, by variable."""
-        return self.rmatvec(self.r) if self._kept is not None else self._shaped(self._passed)
+        if self._kept is not None:
+            return self.rmatvec(self.r)
+        total: Direction = {}
+        for passed in self._passed.values():
+            total = _added(total, passed)
+        return self._shaped(total)
+
+    def term_gradients(self) -> dict[str, Direction]:
+        """J_kᵀ r_k of each term k, by variable: they sum to the gradient."""
+        found = dict(self._passed)
+        if self._kept is not None:
+            for group in self._kept:
+                found[group.term] = _added(found.get(group.term, {}), _adjoint(group, group.r))
+        return {term: self._shaped(total) for term, total in found.items()}
 
     def matvec(self, direction: Mapping[str, Tensor]) -> Tensor:
         """J δ, (R,).
@@ -263,6 +298,10 @@ def parts_of(block: Block, W: Tensor, frame: Frame | FactorFrame | None) -> list
         part = block.restrict(L, R)
         parts.append((shape[::-1], part.transposed()) if transposed else (shape, part))
     return parts
+
+
+def _times(group: Group, c: float) -> Group:
+    return group if c == 1 else group.scaled(c)
 
 
 def _adjoint(group: Group, w: Tensor) -> Direction:

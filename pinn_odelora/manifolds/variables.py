@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -187,3 +188,17 @@ def variable(group: dict[str, Any], metric: Literal["product", "factors"]) -> Va
     if group["above"] is not None:
         return Positive(group["params"], group["above"])
     return Flat(group["params"])
+
+
+def frames_of(
+    groups: Iterable[Mapping[str, Any]], metric: Literal["product", "factors"]
+) -> dict[str, Frame | FactorFrame | Stretch]:
+    """The coordinates of all that is trained at the present parameters, by variable; none for those that are their own.
+
+    Args:
+        groups: parameter groups, see ``Method.groups``.
+        metric: of pairs.
+    """
+    variables = {group["name"]: variable({"above": None} | dict(group), metric) for group in groups}
+    frames = {name: x.frame(x.start()) for name, x in variables.items()}
+    return {name: frame for name, frame in frames.items() if frame is not None}

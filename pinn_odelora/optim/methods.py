@@ -38,6 +38,9 @@ class Method:
         integrator: the time discretisation; None for a rival.
         full_rank: whether it needs factors of full rank to start from, unless a step size is given.
         settings: what the function was called with.
+        metric: of the factors, that of their ``product`` where the method follows the gradient of that, else that of
+            the ``factors`` themselves.
+        one_loss: whether all steps must have the same loss, of which the method keeps a curvature.
     """
 
     name: str
@@ -46,6 +49,8 @@ class Method:
     integrator: Integrator | None = None
     full_rank: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
+    metric: Literal["product", "factors"] = "factors"
+    one_loss: bool = False
 
     def groups(self, solution: Solution) -> list[Group]:
         """The parameter groups: the LoRA pairs of the network, or all its weights, which are thawed; then every other
@@ -90,7 +95,7 @@ def odelora(
         allowed = f"True, since {type(integrator).__name__} works on the manifold, where factors are always balanced"
         raise RefusedValueError("retract", retract, allowed)
     settings = {"retract": retract, "chart": chart}
-    return Method("odelora", "factors", make, integrator, resolved == "factors", settings)
+    return Method("odelora", "factors", make, integrator, resolved == "factors", settings, metric="product")
 
 
 def lora_gd(integrator: Integrator) -> Method:
@@ -204,7 +209,7 @@ def full_lbfgs(history: int = 100) -> Method:
     """
     history = whole(1).check("history", history)
     make = lambda groups: LBFGS(parameters(groups), history)
-    return Method("full_lbfgs", "weights", make, settings={"history": history})
+    return Method("full_lbfgs", "weights", make, settings={"history": history}, one_loss=True)
 
 
 def _adam(name: str, trains: Literal["factors", "weights"], lr: float, betas: Sequence[float]) -> Method:

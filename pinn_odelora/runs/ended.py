@@ -18,6 +18,7 @@ from pinn_odelora.optim.methods import Method
 from pinn_odelora.sampling.settings import Sampling
 from pinn_odelora.selection.rank import AdaptiveRank
 from pinn_odelora.system import Solution, System
+from pinn_odelora.weighting.settings import Weighting
 
 
 class EndedRun(Protocol):
@@ -26,7 +27,8 @@ class EndedRun(Protocol):
     Attributes:
         problem, net, solution, system: what was solved, by which network.
         before: the tensors of the network before adaptation.
-        method, lora, adaptive, points, budget, log, seed, precision, unknown, data, data_weight: its settings.
+        method, lora, adaptive, points, weighting, budget, log, seed, precision, unknown, data, data_weight: its
+            settings.
         training: what the steps have changed.
         history: the logged rows; the last one describes the end.
         intervals: of the coefficients that were found.
@@ -41,6 +43,7 @@ class EndedRun(Protocol):
     method: Method
     lora: LoRA
     points: Sampling
+    weighting: Weighting
     budget: Budget
     log: Log
     seed: int

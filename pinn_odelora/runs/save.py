@@ -133,6 +133,7 @@ def configuration(adaptation: EndedRun, folder: Path) -> dict[str, Any]:
         if integrator
         else {"_target_": "pinn_odelora.integrators.LinearlyImplicit"},
         "points": _plain(run.points),
+        "weighting": _plain(run.weighting),
         "lora": lora,
         "budget": _plain(run.budget),
         "log": _plain(run.log),

@@ -111,6 +111,7 @@ class AdaptiveBatchSize:
         largest: int,
         measured: float = 0.0,
         sufficient: int = 0,
+        compared: float | None = None,
     ) -> None:
         """After a step.
 
@@ -123,7 +124,10 @@ class AdaptiveBatchSize:
             measured: the part of ``began`` at points that every step has, such as measured ones. The last step ended
                 where this one began, so it ended with that part as well: g is taken without it, f with it.
             sufficient: the smallest sufficient batch.
+            compared: ``began`` with the multipliers of the terms that the step before had, as ``measured``; None where
+                they are the same.
         """
+        now, began = began, began if compared is None else compared
         if ended is None:
             self.size = largest
         elif self._known(began, measured):
@@ -133,7 +137,7 @@ class AdaptiveBatchSize:
             pays = self.gap > max(LEAST_GAP, 2 * (price - 1) * self.progress)
             if pays and (size := enlarged(self.size, largest, sufficient, dimension)) > self.size:
                 self.size, self.gap = size, 0.0
-        self.began, self.ended = began, ended
+        self.began, self.ended = now, ended
 
     def _known(self, began: float, measured: float) -> bool:
         """Whether all three losses are known and have a logarithm, also without the part that stays."""

@@ -1,0 +1,1 @@
+"""Weights of the terms of the loss that follow the training."""
