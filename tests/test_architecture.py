@@ -56,6 +56,7 @@ LAYERS = (
     ("pinn_odelora/confidence", 5),
     ("pinn_odelora/diagnostics", 5),
     ("pinn_odelora/pretraining", 5),
+    ("pinn_odelora/ntk", 6),
     ("pinn_odelora/runs", 6),
     ("pinn_odelora/result", 6),
     ("pinn_odelora/adaptation", 6),

@@ -10,7 +10,8 @@ ordered by layer, then by the other variables; a layer with a frame contributes 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -34,6 +35,7 @@ class Linearisation:
         memory: bytes available for the pairs. If they need more, they are recomputed in every operation, chunk by
             chunk; the weights must then not change while this object is in use.
         chunk: points per sweep; None for a number that fits ``memory``.
+        further: rows that belong to no points, such as those of a weight decay; they come last.
 
     Raises:
         InputError: if memory or chunk is not positive.
@@ -46,6 +48,7 @@ class Linearisation:
         *,
         memory: float = 2**30,
         chunk: int | None = None,
+        further: Sequence[Group] = (),
     ) -> None:
         if not memory > 0 or (chunk is not None and chunk < 1):
             raise InputError(f"memory is {memory!r} and chunk {chunk!r}, but both must be positive.")
@@ -54,6 +57,7 @@ class Linearisation:
         self.points = {name: points[name] for name in sweep.system.terms}
         self.memory = memory
         self.chunk = chunk
+        self.further = further
         self._sweep = sweep
         self._kept: list[Group] | None = None
         self._passed: Direction = {}
@@ -90,6 +94,10 @@ class Linearisation:
                     yield groups.pop(0)
             self.terms[name] = slice(first, first + components * p.number)
             first = self.terms[name].stop
+        for group in self.further:
+            self.terms[group.term] = slice(first, first + len(group.r))
+            first = self.terms[group.term].stop
+            yield replace(group, rows=self.terms[group.term])
 
     def _chunk(self, name: str, p: Points) -> int:
         """Points per sweep: all, unless their graph would exceed the memory; coupled points are never split."""
