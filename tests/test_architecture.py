@@ -26,6 +26,7 @@ LAYERS = (
     ("pinn_odelora/sampling/settings", 0),
     ("pinn_odelora/lowrank/settings", 0),
     ("pinn_odelora/families/settings", 0),
+    ("pinn_odelora/ntk/settings", 0),
     ("pinn_odelora/sampling/__init__", 0),
     ("pinn_odelora/geometry", 1),
     ("pinn_odelora/derivatives", 1),

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -201,11 +201,8 @@ class ProximalGradient(Optimizer):
                 loss = closure()
             return loss.detach(), [p.grad.clone() for p in tensors]
 
-        # The trial points are where the loss is finite or the step is refused.
+        # The trial that was accepted is the last one, where the tensors are now.
         self._here = after = accelerated_step(evaluate, here, self.weight)
-        for p, value in zip(tensors, after.x, strict=True):
-            p.copy_(value)
-        self._here = replace(after, x=[p.detach().clone() for p in tensors])
         self.report = Report(after.h / GROWTH, after.loss)
         return torch.as_tensor(after.loss)
 

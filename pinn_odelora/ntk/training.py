@@ -43,6 +43,7 @@ class LinearisedRun:
         scale: s.
         decay: λ ≥ 0, weight decay on both factors.
         start: factors by layer, A (r, n) and B (m, r); or a start of ``lowrank.start``, which is given δ = 0 for W0.
+        subtracted: whether the start is subtracted, δ_l = s (B_l A_l − B₀A₀), as in an adaptation: δ then starts at 0.
         seed: of a random start.
         budget: when to stop; 1000 steps if absent.
 
@@ -59,6 +60,7 @@ class LinearisedRun:
         scale: float = 1.0,
         decay: float = 0.0,
         start: Mapping[str, Factors] | Start = orthonormal,
+        subtracted: bool = False,
         seed: int = 0,
         budget: Budget | None = None,
     ) -> None:
@@ -66,15 +68,17 @@ class LinearisedRun:
         number(above=0).check("scale", scale)
         (whole(1) | null).check("rank", rank)
         whole(0).check("seed", seed)
-        _check_method(model, method, decay)
+        check_method(model, method, decay)
+        if subtracted and decay:
+            raise InputError("the start is subtracted, so that decay would not be one of δ: leave one of them out.")
         self.model, self.method, self.decay, self.scale = model, method, decay, float(scale)
         self.budget = budget or Budget(steps=1000)
         self.net = RowNetwork(model)
         if method.trains == "factors":
-            self._put_factors(rank, start, seed)
+            self._put_factors(rank, start, seed, subtracted)
         self.training = self._training()
 
-    def _put_factors(self, rank: int | None, start: Mapping[str, Factors] | Start, seed: int) -> None:
+    def _put_factors(self, rank: int | None, start: Mapping[str, Factors] | Start, seed: int, subtracted: bool) -> None:
         layers = {name: self.net.get_submodule(name) for name in self.model.shapes}
         given = start if isinstance(start, Mapping) else None
         if rank is None:
@@ -85,7 +89,7 @@ class LinearisedRun:
         generator = torch.Generator().manual_seed(seed)
         if given is None:
             given = {name: start(x.weight.detach(), rank, self.scale, generator) for name, x in layers.items()}
-        for name, layer in layers.items():
+        for name, layer in layers.items() if not subtracted else ():
             A, B = given[name]
             layer.weight.data = self.scale * (B @ A).detach().double()
         queue = iter([Factors(*(x.double() for x in given[name])) for name in layers])
@@ -144,12 +148,17 @@ class LinearisedRun:
         return float(self.model.value(self.delta()) + self.decay / 2 * squares)
 
 
-def _check_method(model: Linearised, method: Method, decay: float) -> None:
+def check_method(model: Linearised | None, method: Method, decay: float) -> None:
+    """Refuse a method that does not go with a decay, or with the loss of a model (a squared error without one).
+
+    Raises:
+        InputError: one sentence.
+    """
     if method.trains == "weights" and decay:
         raise InputError("decay is of factors, but the method trains full matrices: give proximal a weight instead.")
     if not method.linearises:
         return
-    if not isinstance(model.loss, SquaredError):
+    if model is not None and not isinstance(model.loss, SquaredError):
         raise InputError(
             f"An implicit scheme follows a sum of squares, but the loss is {model.loss.name}: choose an explicit "
             "integrator."
