@@ -614,6 +614,10 @@ def test_losses_that_are_not_convex_and_targets_that_do_not_fit_are_refused():
         linearised(net, Examples(x, normal(14, 3), lambda f, y: torch.tanh((f - y).square()).sum(dim=1)))
     with refused("The loss is not convex in the outputs"):
         linearised(net, Examples(x, normal(14, 3), lambda f, y: torch.sqrt((f - y).abs()).sum(dim=1)))
+    # Convex near the outputs of the network, and not far from them.
+    far = lambda f, y: ((f - y).square() / (1 + (f - y).square() / 400)).sum(dim=1)
+    with refused("The loss is not convex in the outputs"):
+        linearised(net, Examples(x, normal(14, 3), far))
     with refused("one value for each of the 14 examples"):
         linearised(net, Examples(x, normal(14, 3), lambda f, y: (f - y).square()))
     with refused("Unknown loss 'crossentropy' (did you mean 'cross_entropy'?)"):

@@ -318,6 +318,11 @@ EXPERIMENT = Experiment(
     tables,
     figure,
     (Plan(), QUICK),
+    (
+        "Values with noise: the excess risk falls faster than predicted, exponent −1.36 instead of −0.5 to −1.2. For "
+        "large N it is that of a parametric model, ∝ 1/N, and for small N it is cut off at that of δ = 0.",
+        "Labels: at N of 30 and 60 low rank is no better than an ℓ2 penalty, 3 to 4 % worse.",
+    ),
 )
 
 

@@ -298,7 +298,7 @@ def trap_statements(records: list[Record]) -> list[Statement]:
                 "below",
                 f"trap of {q} block{'s' * (q > 1)}, r = {q} (count {q * (q + 1) // 2} of KN = {4 * q * q}): random "
                 "starts "
-                f"end in a strict trap, about {expected:.0%} of them",
+                f"end in a trap, strict up to O(r), about {expected:.0%} of them",
                 f"{len(stuck)} of {len(there)}, smallest Hessian eigenvalue {curved:.0e}, excess "
                 f"{min((r['excess'] for r in stuck), default=0):.2f} to "
                 f"{max((r['excess'] for r in stuck), default=0):.2f}",
@@ -439,6 +439,14 @@ EXPERIMENT = Experiment(
     tables,
     figure,
     (Plan(), QUICK),
+    (
+        "Fewer starts end in the constructed traps than half of the sign patterns would say: 33, 70 and 83 % instead "
+        "of 50, 75 and 88 %. The way to the right signs is shorter.",
+        "A trap in a random problem: 2 of 30 starts of one problem (squared error, seed 4) at r = 2, the rank of its "
+        "minimiser, end at a strict local minimum 0.8 % above the global one. At r = 3 there is none.",
+        "Near the end gradients are at 3e-8 at most and not at rounding error: the method stops where the objective no "
+        "longer decreases.",
+    ),
 )
 
 
