@@ -308,6 +308,22 @@ def test_the_gap_bounds_the_distance_to_the_minimum():
     assert math.isinf(duality_gap(model, model.zero(), 0.0)) or duality_gap(model, model.zero(), 0.0) > 0
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_conditions_see_a_gradient_that_turns_either_singular_vector(side):
+    """G = −μ u vᵀ + ε u⊥ vᵀ (or u v⊥ᵀ) breaks G V = −μ U by ε, and ‖G‖ ≤ μ by ε²/2 only."""
+    U, V = (linalg.qr(normal(size, size, seed=size)).Q for size in (5, 4))
+    mu, eps = 0.7, 1e-4
+    X = 2.0 * torch.outer(U[:, 0], V[:, 0])
+    more = torch.outer(U[:, 1], V[:, 0]) if side == "left" else torch.outer(U[:, 0], V[:, 1])
+    G = -mu * torch.outer(U[:, 0], V[:, 0]) + eps * more
+    J = torch.eye(20).double().unflatten(1, (5, 4))
+    loss = SquaredError((X - G).flatten())
+    start = torch.zeros(20).double()
+    group = Group("rows", slice(0, 20), start, {"W": Formed(J)}, {})
+    model = Linearised(start, [group], {"W": (5, 4)}, loss, {"rows": group.rows})
+    assert optimality(model, {"W": X}, mu) == pytest.approx(eps / mu, rel=1e-3)
+
+
 def test_zero_is_the_minimum_above_the_largest_weight_and_not_below():
     model = random_model(SHAPES, 9, seed=3)
     for part, zero_is_best in ((1.001, True), (0.99, False)):

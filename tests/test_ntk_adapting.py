@@ -145,6 +145,17 @@ def test_the_line_leaves_a_folder_that_can_be_loaded(typed, tmp_path):  # noqa: 
         "linears.1.weight",
         "linears.2.weight",
     }
+    # Interrupted, it starts again; finished, there is nothing to continue.
+    code, said = typed(f"resume={folder}")
+    assert code == 2
+    assert "is a finished run without last.ckpt" in said[-1]
+    (folder / "summary.json").unlink()
+    assert typed(f"resume={folder}")[0] == 0
+    again = json.loads((folder / "summary.json").read_text())
+    assert {k: x for k, x in again.items() if "seconds" not in k and k != "pretrain_origin"} == {
+        k: x for k, x in summary.items() if "seconds" not in k and k != "pretrain_origin"
+    }
+    assert len((folder / "history.csv").read_text().splitlines()) == 3
     u = po.load(folder)
     assert errors(Burgers(), u.solution, 512)["error/rel_l2"] == pytest.approx(summary["network_rel_l2"], rel=1e-9)
 

@@ -159,7 +159,8 @@ class LinearisedAdaptation(Run):
         Args:
             facts: what is known of the pretrained network.
         """
-        built, history = self.experiment.adaptation, History(self.folder / HISTORY)
+        # A run that is continued starts again, without the rows of before.
+        built, history = self.experiment.adaptation, History(self.folder / HISTORY, up_to_step=-1)
 
         def kept(record: StepRecord) -> None:
             if record.step % self.cfg.log.every == 0:

@@ -112,8 +112,7 @@ def main(experiment: Experiment, arguments: Sequence[str] | None = None) -> int:
     folder = args.results or (None if args.quick else RESULTS)
     facts: dict[str, Any]
     if args.report:
-        kept = json.loads(((folder or RESULTS) / f"{experiment.name}.json").read_text(encoding="utf-8"))
-        facts, records = kept["facts"], kept["records"]
+        facts, records = load((folder or RESULTS) / f"{experiment.name}.json")
     else:
         began = time.process_time()
         records = [{k: rounded(v) for k, v in r.items()} for r in experiment.measure(experiment.plans[args.quick])]
@@ -145,13 +144,22 @@ def write(
     folder: Path,
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    lines = ",\n".join(json.dumps(r, ensure_ascii=False, separators=(",", ":")) for r in records)
+    columns = [*dict.fromkeys(key for r in records for key in r)]
+    rows = [[r.get(key) for key in columns] for r in records]
+    lines = ",\n".join(json.dumps(row, ensure_ascii=False, separators=(",", ":")) for row in rows)
     said = json.dumps([s._asdict() for s in found], ensure_ascii=False, indent=1)
-    text = f'{{"facts": {json.dumps(facts)},\n"statements": {said},\n"records": [\n{lines}\n]}}\n'
-    (folder / f"{experiment.name}.json").write_text(text, encoding="utf-8")
+    head = f'{{"facts": {json.dumps(facts)},\n"statements": {said},\n"columns": {json.dumps(columns)},\n'
+    (folder / f"{experiment.name}.json").write_text(f'{head}"rows": [\n{lines}\n]}}\n', encoding="utf-8")
     (folder / f"{experiment.name}.md").write_text(page(experiment, records, found, facts), encoding="utf-8")
     with mpl.rc_context(STYLE):
         experiment.figure(records).savefig(folder / f"{experiment.name}.png", dpi=110)
+
+
+def load(file: Path) -> tuple[dict[str, Any], list[Record]]:
+    """Facts and records as ``write`` has left them; what a record does not have is not in it."""
+    kept = json.loads(file.read_text(encoding="utf-8"))
+    pairs = (zip(kept["columns"], row, strict=True) for row in kept["rows"])
+    return kept["facts"], [{key: value for key, value in row if value is not None} for row in pairs]
 
 
 def page(experiment: Experiment, records: list[Record], found: Sequence[Statement], facts: dict[str, Any]) -> str:
