@@ -14,13 +14,14 @@ def train(cfg: DictConfig) -> None:
 
     from pinn_odelora.config.build import experiment
     from pinn_odelora.config.running import Run
-    from pinn_odelora.config.solving import FamilyRun
+    from pinn_odelora.config.solving import FamilyRun, LinearisedAdaptation
 
-    run = (FamilyRun if cfg.family else Run)(cfg, folder, experiment(cfg))  # all that can be refused
+    solved = FamilyRun if cfg.family else LinearisedAdaptation if cfg.training.regime == "linearised" else None
+    run = (solved or Run)(cfg, folder, experiment(cfg))  # all that can be refused
     config.save_config(cfg, folder)
 
     facts = run.pretrain()
-    if cfg.family:
+    if solved:
         run.solve(facts)
         return
     module = run.fit(facts)

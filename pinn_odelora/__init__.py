@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pinn_odelora import flows as flows
+    from pinn_odelora import ntk as ntk
     from pinn_odelora.adaptation import Adaptation as Adaptation
     from pinn_odelora.adaptation import adapt as adapt
     from pinn_odelora.adaptation import steps as steps
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from pinn_odelora.lowrank.pairs import factor_pairs as factor_pairs
     from pinn_odelora.lowrank.settings import LoRA as LoRA
     from pinn_odelora.nets import MLP as MLP
+    from pinn_odelora.ntk.linearise import linearised as linearised
     from pinn_odelora.objective import Objective as Objective
     from pinn_odelora.optim import ODELoRA as ODELoRA
     from pinn_odelora.optim import methods as methods
@@ -84,6 +86,7 @@ PUBLIC = {
     "lowrank.pairs": ("factor_pairs",),
     "lowrank.settings": ("LoRA",),
     "nets": ("MLP",),
+    "ntk.linearise": ("linearised",),
     "objective": ("Objective",),
     "optim": ("ODELoRA",),
     "points": ("Points",),
@@ -96,8 +99,8 @@ PUBLIC = {
     "weighting.settings": ("Weighting",),
 }
 """The public names by the module that has them. None may be that of a module here: importing it would hide the name."""
-MODULES = {"flows": "flows", "methods": "optim.methods"}
-"""Public modules: velocity fields on LoRA factors, and the methods that ``adapt`` takes."""
+MODULES = {"flows": "flows", "methods": "optim.methods", "ntk": "ntk"}
+"""Public modules: velocity fields on LoRA factors, the methods that ``adapt`` takes, and the linearised regime."""
 _HOMES = {name: module for module, names in PUBLIC.items() for name in names}
 __all__ = sorted([*_HOMES, *MODULES])
 

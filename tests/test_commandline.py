@@ -118,7 +118,9 @@ def test_every_key_has_a_rule_or_a_class_and_stands_in_configs(default):
     assert {*leaves(OmegaConf.to_container(default))} == {*RULES, *OPEN, *by_class} - CLASSES.keys()
 
 
-@pytest.mark.parametrize("part", ["log", "points", "weighting", "pretrain", "stations", "lora", "lora.adaptive"])
+@pytest.mark.parametrize(
+    "part", ["log", "points", "weighting", "pretrain", "stations", "lora", "lora.adaptive", "training"]
+)
 def test_python_and_the_command_line_have_the_same_defaults(default, part):
     config = OmegaConf.to_container(default)
     mine, given = resolve_name(CLASSES[part])(), settings(config, part)

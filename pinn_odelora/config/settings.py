@@ -15,6 +15,7 @@ CLASSES: Mapping[str, str] = {
     "lora.adaptive": "pinn_odelora.selection.rank.AdaptiveRank",
     "pretrain": "pinn_odelora.pretraining.pretrain.Pretraining",
     "stations": "pinn_odelora.families.settings.Stations",
+    "training": "pinn_odelora.ntk.settings.Regime",
 }
 """The classes whose arguments are the keys of a part."""
 PARTS = ("", "data", "derivatives", "checkpoint", "logger", *CLASSES)

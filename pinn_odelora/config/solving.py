@@ -1,4 +1,4 @@
-"""A family of the command line: its stations, and how good the answers between them are."""
+"""What is solved in another way than step by step: a family with its stations, and a linearised model."""
 
 from __future__ import annotations
 
@@ -7,18 +7,25 @@ from dataclasses import dataclass
 from statistics import mean, median
 from typing import Any
 
+from pinn_odelora.checkpoints import save_network
 from pinn_odelora.config.build import KEYS, by_keys
 from pinn_odelora.config.checks import resolved, settings
+from pinn_odelora.config.request import Request
 from pinn_odelora.config.running import Run
 from pinn_odelora.diagnostics import errors
+from pinn_odelora.errors import InputError
 from pinn_odelora.families.family import Family
 from pinn_odelora.families.offline import family
 from pinn_odelora.families.parametric import Parametric
 from pinn_odelora.files import write_json
 from pinn_odelora.geometry import sobol, stream
+from pinn_odelora.loop import StepRecord
+from pinn_odelora.ntk.adapting import LinearisedResult, adapt_linearised, check_settings
 from pinn_odelora.runs import messages
-from pinn_odelora.runs.folder import FAMILY, SUMMARY
+from pinn_odelora.runs.folder import FAMILY, HISTORY, SUMMARY, WEIGHTS
+from pinn_odelora.runs.history import History
 from pinn_odelora.runs.save import versions
+from pinn_odelora.sampling.settings import Sampling
 from pinn_odelora.system import Solution
 
 ANSWERS = 9
@@ -119,3 +126,67 @@ def outcome(summary: dict[str, Any]) -> str:
         f"{x['problem']} family {ranges}: {stations} in {seconds} s; answers: estimated error median "
         f"{x['estimate_median']:.0e}, worst {x['estimate_worst']:.0e}{true}, {x['answer_seconds']:.2f} s each"
     )
+
+
+UNUSED = ("data", "checkpoint", "lora.adaptive", "lora.also", "log.heldout", "stations", "precision")
+"""Keys that the linearised model does not look at."""
+
+
+@dataclass
+class LinearisedAdaptation(Run):
+    """What a configuration asks for with ``training.regime=linearised``; its arguments, and what is raised, are those
+    of ``Run``.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        config, built = resolved(self.cfg), self.experiment.adaptation
+        request, drawn = Request.current(), settings(config, "points")
+        unused = [*UNUSED, *(["logger"] if config["logger"]["kind"] == "wandb" else [])]
+        if given := request.gives(*unused):
+            raise InputError(f"{given[0]} is given, but it has no effect on the linearised model: leave it out.")
+        if drawn.fresh and request.gives("points"):
+            raise InputError("points are new at every step, but those of the linearised model stay: give points=fixed.")
+        # Without a choice they are those of points=fixed, and not as many as new ones would be.
+        chosen = Sampling.fixed() if drawn.fresh else drawn
+        self.lora, self.budget, self.points = settings(config, "lora"), settings(config, "budget"), chosen
+        with by_keys(KEYS | {"start": "lora.start", "decay": "training.decay"}):
+            check_settings(built.net, built.problem, built.method, self.lora, self.cfg.training.decay)
+
+    def solve(self, facts: dict[str, Any]) -> None:
+        """Adapt the linearised model; leave its history, the network with the weights W0 + δ, and the summary.
+
+        Args:
+            facts: what is known of the pretrained network.
+        """
+        # A run that is continued starts again, without the rows of before.
+        built, history = self.experiment.adaptation, History(self.folder / HISTORY, up_to_step=-1)
+
+        def kept(record: StepRecord) -> None:
+            if record.step % self.cfg.log.every == 0:
+                spent = {"gradient_evals": record.gradient_evals, "seconds": record.seconds}
+                history.append({"step": record.step, "loss": record.loss, "h": record.report.h, **spent})
+
+        with messages.leaving("while the linearised model was trained", self.folder), by_keys(KEYS):
+            found = adapt_linearised(
+                built.net,
+                built.problem,
+                method=built.method,
+                lora=self.lora,
+                interior=self.points.interior,
+                boundary=self.points.boundary,
+                budget=self.budget,
+                decay=self.cfg.training.decay,
+                seed=self.cfg.seed,
+                test=self.cfg.log.test,
+                derivatives=resolved(self.cfg)["derivatives"]["engine"],
+                observe=kept,
+            )
+        save_network(found.net, self.folder / WEIGHTS, {})
+        write_json(self.folder / SUMMARY, self._summary(found, facts))
+        messages.last_line(f"{self.cfg.choices.problem}, {built.method.name}, {found!r}", found.failure, self.folder)
+
+    def _summary(self, found: LinearisedResult, facts: dict[str, Any]) -> dict[str, Any]:
+        names = {name: self.cfg.choices[name] for name in ("problem", "method", "integrator")}
+        pretraining = {name: value for name, value in facts.items() if name.startswith("pretrain")}
+        return names | found.summary | pretraining | {"versions": versions()}

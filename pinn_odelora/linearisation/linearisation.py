@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -37,6 +38,7 @@ class Linearisation:
             chunk; the weights must then not change while this object is in use.
         chunk: points per sweep; None for a number that fits ``memory``.
         multipliers: λ_k by term, 1 where not given: the rows of term k are times √λ_k, so that ½‖r‖² = Σ_k λ_k L_k.
+        further: rows that belong to no points, such as those of a weight decay; they come last.
 
     Raises:
         InputError: if memory or chunk is not positive.
@@ -50,6 +52,7 @@ class Linearisation:
         memory: float = 2**30,
         chunk: int | None = None,
         multipliers: Mapping[str, float] | None = None,
+        further: Sequence[Group] = (),
     ) -> None:
         if not memory > 0 or (chunk is not None and chunk < 1):
             raise InputError(f"memory is {memory!r} and chunk {chunk!r}, but both must be positive.")
@@ -58,6 +61,7 @@ class Linearisation:
         self.points = {name: points[name] for name in sweep.system.terms}
         self.memory = memory
         self.chunk = chunk
+        self.further = further
         self._sweep = sweep
         self.multipliers = dict(multipliers or {})
         self._kept: list[Group] | None = None
@@ -96,6 +100,10 @@ class Linearisation:
                     yield _times(groups.pop(0), math.sqrt(self.multipliers.get(name, 1.0)))
             self.terms[name] = slice(first, first + components * p.number)
             first = self.terms[name].stop
+        for group in self.further:
+            self.terms[group.term] = slice(first, first + len(group.r))
+            first = self.terms[group.term].stop
+            yield replace(group, rows=self.terms[group.term])
 
     def _chunk(self, name: str, p: Points) -> int:
         """Points per sweep: all, unless their graph would exceed the memory; coupled points are never split."""
