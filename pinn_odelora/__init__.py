@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from pinn_odelora.lowrank.pairs import factor_pairs as factor_pairs
     from pinn_odelora.lowrank.settings import LoRA as LoRA
     from pinn_odelora.nets import MLP as MLP
+    from pinn_odelora.ntk.rank import RankAdvice as RankAdvice
+    from pinn_odelora.ntk.rank import suggest_rank as suggest_rank
     from pinn_odelora.objective import Objective as Objective
     from pinn_odelora.optim import ODELoRA as ODELoRA
     from pinn_odelora.optim import methods as methods
@@ -83,6 +85,7 @@ PUBLIC = {
     "lowrank.pairs": ("factor_pairs",),
     "lowrank.settings": ("LoRA",),
     "nets": ("MLP",),
+    "ntk.rank": ("RankAdvice", "suggest_rank"),
     "objective": ("Objective",),
     "optim": ("ODELoRA",),
     "points": ("Points",),
