@@ -319,7 +319,7 @@ def test_the_picture_is_drawn(advised, tmp_path):
         ({"ranks": []}, "ranks is empty, but there must be one to compare."),
         ({"ranks": [2, 9]}, "ranks is 9, but it must be at most 6 for layer linears.1 of shape (8, 6)."),
         ({"ranks": [0]}, "ranks is 0, but it must be a whole number of at least 1."),
-        ({"lora": LoRA(start="zero")}, "start is zero, but ranks are compared where factors start at pissa."),
+        ({"lora": LoRA(start="zero")}, "start is 'zero', but it must be pissa, from which"),
         ({"derivatives": "jet"}, "jet"),
     ],
 )

@@ -30,7 +30,7 @@ from torch import linalg, nn
 
 from pinn_odelora.adaptation import Adaptation, Data
 from pinn_odelora.budget import Budget
-from pinn_odelora.errors import InputError
+from pinn_odelora.errors import InputError, RefusedValueError
 from pinn_odelora.formulation import Problem
 from pinn_odelora.gradient import residual_vector_of
 from pinn_odelora.linearisation import Linearisation
@@ -45,6 +45,8 @@ from pinn_odelora.threads import threads as limited
 log = logging.getLogger(__name__)
 RANKS = (1, 2, 4, 8, 16)
 """The ranks compared where none are given."""
+TOLERANCE = number(above=0) | null
+"""What a tolerance may be."""
 RESIDUALS = 800
 """Residuals of the linearised model: several times the effective dimensions that were met."""
 PENALTY = 1e-12
@@ -162,7 +164,7 @@ def suggest_rank(
     seed: int = 0,
     derivatives: str = "auto",
     threads: int | None = 1,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Callable[[], float] | None = None,
     say: Callable[[str], None] = log.info,
 ) -> RankAdvice:
     """Advice on the rank of an adaptation, before any training.
@@ -188,17 +190,17 @@ def suggest_rank(
         seed: of the points.
         derivatives: ``auto``, ``jets`` or ``autograd``.
         threads: CPU threads of torch meanwhile; None leaves them alone.
-        clock: seconds of work, by which steps are timed.
+        clock: seconds of work, by which steps are timed; None for the CPU time of one thread, and for the time that
+            passes with several.
         say: takes messages on the way.
 
     Raises:
         InputError: one sentence on what does not fit: the network, a rank, a tolerance that is not above 0, factors
             that do not start at the best approximation.
     """
-    tolerance = (number(above=0) | null).check("tolerance", tolerance)
-    lora = lora or LoRA()
-    if lora.start != "pissa":
-        raise InputError(f"start is {lora.start}, but ranks are compared where factors start at pissa.")
+    tolerance = TOLERANCE.check("tolerance", tolerance)
+    lora = checked_start(lora or LoRA())
+    clock = clock or (time.thread_time if threads == 1 else time.perf_counter)
     points = points or Sampling()
     settings = {"data": data, "data_weight": data_weight, "seed": seed, "derivatives": derivatives}
 
@@ -233,6 +235,17 @@ def suggest_rank(
         len(model.kernels.r),
         model.by_jets,
     )
+
+
+def checked_start(lora: LoRA) -> LoRA:
+    """The settings themselves, where advice on their rank can be given.
+
+    Raises:
+        InputError: if factors do not start at the best approximation of the weight.
+    """
+    if lora.start != "pissa":
+        raise RefusedValueError("start", lora.start, "pissa, from which tangent spaces of increasing rank are nested")
+    return lora
 
 
 def _checked(ranks: Sequence[int], targets: Mapping[str, nn.Linear]) -> tuple[int, ...]:
