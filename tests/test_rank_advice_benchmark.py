@@ -39,6 +39,7 @@ def test_ten_problems_have_two_jumps_each_that_can_be_composed():
     assert len(benchmark.CASES) == 20
     assert len({line.partition("-")[0] for line in benchmark.CASES}) == 10
     assert len(benchmark.CHOSEN_ON) == 5
+    assert {case.partition("-")[0] for case in benchmark.OTHER_CASES} == {*benchmark.OTHERS}
     for case in benchmark.CASES.values():
         cfg = benchmark.configuration(case, benchmark.Contender("x", ("lora.rank=2",)), 0)
         problem, source, _ = benchmark.build.posed(cfg)

@@ -251,7 +251,7 @@ HEAD = (
 
 
 def page(rows: Sequence[Row], form: Form, command: str, seconds: float, versions: str) -> str:
-    """The results as Markdown; what they mean stands in ``MEANING``."""
+    """The results as Markdown, those of the full form with what they mean."""
     line = lambda parts: f"| {' | '.join(parts)} |"
     return "\n".join(
         [
@@ -260,8 +260,7 @@ def page(rows: Sequence[Row], form: Form, command: str, seconds: float, versions
             f"Made by `{command}` in {seconds / 60:.0f} minutes of CPU time on one thread ({versions}); all figures "
             f"are in [{RAW}]({RAW}).",
             "",
-            MEANING.strip(),
-            "",
+            *([MEANING.read_text(encoding="utf-8")] if form == FULL else []),
             f"Width 40, rank {RANK}, default settings, {form.seconds:g} CPU seconds a run, one seed, kernels of "
             f"{form.residuals} residuals. The size of a jump is the logarithm of target over source; 0.9 is ν = 0.05 → "
             "0.02 of Burgers' equation. Pairs are kernel change and linearisation error, where a tenth of the residual "
@@ -279,9 +278,8 @@ def page(rows: Sequence[Row], form: Form, command: str, seconds: float, versions
     )
 
 
-MEANING = """
-PLACEHOLDER
-"""
+MEANING = Path(__file__).with_name("linearity.md")
+"""What the figures of the full form say."""
 
 
 def picture(rows: Sequence[Row], path: Path) -> None:
