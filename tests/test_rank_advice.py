@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from pinn_odelora import LoRA, Sampling, suggest_rank
+from pinn_odelora import Adaptation, LoRA, Sampling, suggest_rank
 from pinn_odelora.errors import InputError
 from pinn_odelora.linearisation import Linearisation, Sweep
 from pinn_odelora.ntk import rank as advising
@@ -168,6 +168,23 @@ def test_the_advice_is_about_the_ranks_that_fit_and_their_prices(advised):
     assert advice.rank == min(advice.predictions, key=lambda x: x.price).rank
     assert 0 < advice.effective_dimension < advice.residuals == 800
     assert advice.by_jets
+
+
+@pytest.mark.parametrize(("seconds", "best"), [((1e-4, 1, 1), 1), ((1, 1e-4, 1), 2), ((1, 1, 1), 4)])
+def test_the_rank_with_the_smallest_price_is_advised(seconds, best, generator, monkeypatch):
+    takes = dict(zip((1, 2, 4), seconds, strict=True))
+    monkeypatch.setattr(advising, "_seconds", lambda run, clock: takes[run.rank])
+    advice = suggest_rank(Net(2, 1, generator), Burgers(nu=0.03), points=FEW)
+    assert [x.seconds for x in advice.predictions] == [*seconds]
+    assert advice.rank == best
+
+
+def test_the_model_is_where_it_was_after_its_solution_was_put_into_the_network(generator):
+    run = Adaptation(Net(2, 1, generator), Burgers(nu=0.03), rank=1, points=FEW)
+    model = advising._Model(run, (1, 2), lambda line: None)
+    before = [p.detach().clone() for p in run.net.parameters()]
+    assert model.reached() == model.reached()
+    assert all(torch.equal(x, p) for x, p in zip(before, run.net.parameters(), strict=True))
 
 
 def test_the_smallest_ranks_meet_the_tolerance_and_none_can_be_lowered(advised):

@@ -176,7 +176,7 @@ def suggest_rank(
     The target's residuals are linearised at the pretrained network. The residual that each rank leaves in this model,
     compared with what all weights leave, and the measured seconds of a step give the rank that should end with the
     smallest error at equal seconds. The thresholds of Jang, Lee and Ryu (2024, arXiv 2402.11867) are about the
-    same linearised training, but bound the rank for any data; here it is the data at hand that are looked into.
+    same linearised training, but bound the rank for any data; this is about the data at hand.
 
     Args:
         net: the pretrained network, (N, inputs) -> (N, fields); it is not changed.
