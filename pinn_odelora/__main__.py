@@ -1,4 +1,7 @@
-"""python -m pinn_odelora list | predict | family | compare | export: problems and methods, and what to do with runs."""
+"""python -m pinn_odelora list | suggest-rank | predict | family | compare | export
+
+Problems and methods, advice on the rank before a run, and what to do with finished runs.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,9 @@ from pinn_odelora.registry import problem_classes
 if TYPE_CHECKING:
     from pinn_odelora.adapted_solution import AdaptedSolution
 
-DESCRIPTION = "The problems and methods there are, and what to do with finished runs. Runs start by: python train.py"
+DESCRIPTION = (
+    "Problems and methods, advice on the rank, and what to do with finished runs. Runs start by: python train.py"
+)
 
 
 def list_(_: argparse.Namespace) -> None:
@@ -46,6 +51,17 @@ def list_(_: argparse.Namespace) -> None:
     console = Console(width=max(Console().width, 120))
     console.print(problems)
     console.print(table)
+
+
+def suggest_rank(args: argparse.Namespace) -> None:
+    """Advice on lora.rank for a run with these settings, from the linearisation at the pretrained network."""
+    from pinn_odelora.config.suggesting import suggested
+
+    advice = suggested(args.settings)
+    print(advice)
+    if args.plot:
+        advice.plot(args.plot)
+        print(args.plot)
 
 
 def predict(args: argparse.Namespace) -> None:
@@ -168,7 +184,14 @@ def export(args: argparse.Namespace) -> None:
     print(out)
 
 
-COMMANDS = {"list": list_, "predict": predict, "family": family, "compare": compare, "export": export}
+COMMANDS = {
+    "list": list_,
+    "suggest-rank": suggest_rank,
+    "predict": predict,
+    "family": family,
+    "compare": compare,
+    "export": export,
+}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -178,6 +201,10 @@ def parser() -> argparse.ArgumentParser:
     for name, function in COMMANDS.items():
         said = inspect.getdoc(function)
         commands[name] = added.add_parser(name, help=said, description=said)
+    advised = commands["suggest-rank"]
+    settings = "as of train.py, problem=burgers; and tolerance=0.1, the residual asked for in the linearised model"
+    advised.add_argument("settings", nargs="+", metavar="key=value", help=settings)
+    advised.add_argument("--plot", type=Path, help="draw residuals and seconds against the rank in this image")
     for name in ("predict", "export"):
         commands[name].add_argument("run", type=Path, help="the folder of a finished run")
     commands["predict"].add_argument("points", type=Path, help="an .npz file with one array for each coordinate")

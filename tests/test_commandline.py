@@ -731,7 +731,7 @@ def test_the_program_without_an_argument_prints_the_help_of_all_commands(capsys,
     code, out, said = program(capsys, *arguments)
     assert (code, said) == (0, "")
     assert out.startswith("usage: python -m pinn_odelora [-h] command ...")
-    for name in ("list", "predict", "family", "compare", "export"):
+    for name in ("list", "suggest-rank", "predict", "family", "compare", "export"):
         assert f"  python -m pinn_odelora {name} [-h]" in out
     assert "[-o OUTPUT] run points" in out
 
@@ -739,7 +739,10 @@ def test_the_program_without_an_argument_prints_the_help_of_all_commands(capsys,
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["lst"], "Unknown command 'lst' (did you mean 'list'?); allowed: compare, export, family, list, predict."),
+        (
+            ["lst"],
+            "Unknown command 'lst' (did you mean 'list'?); allowed: compare, export, family, list, predict, suggest-",
+        ),
         (["--nothing"], "unrecognized arguments: --nothing"),
         (["predict", "run"], "the following arguments are required: points"),
         (["export", "run", "--outptu", "x"], "unrecognized arguments: --outptu x"),

@@ -162,7 +162,7 @@ def test_the_command_lines_of_the_lesson_reach_parameters_conditions_and_weights
 # Python in the guide.
 
 
-@pytest.mark.parametrize("page", ["getting-started", "your-own-model", "inverse-problems", "tuning"])
+@pytest.mark.parametrize("page", ["getting-started", "choosing-a-rank", "your-own-model", "inverse-problems", "tuning"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 def test_the_python_of_the_guide_runs(page, tmp_path, monkeypatch):
     """All blocks of a page in one namespace, with short budgets."""
@@ -192,6 +192,9 @@ def test_the_python_of_the_guide_runs(page, tmp_path, monkeypatch):
     if page == "tuning":
         assert [len(trial.params) for trial in found["study"].trials] == [2, 2, 2]
         assert found["study"].best_value == min(trial.value for trial in found["study"].trials)
+    if page == "choosing-a-rank":
+        assert [x.rank for x in found["advice"].predictions] == [1, 2, 4, 8, 16]
+        assert (tmp_path / "ranks.png").exists()
     if page == "inverse-problems":
         assert found["result"].coefficients.keys() == {"nu"}
 

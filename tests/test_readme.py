@@ -106,7 +106,10 @@ def commands(text):
 GUIDE = "docs/guide/"
 COMMANDS = [
     "README.md",
-    *(f"{GUIDE}{name}.md" for name in ("command-line", "families", "inverse-problems", "matrix-problems")),
+    *(
+        f"{GUIDE}{name}.md"
+        for name in ("command-line", "choosing-a-rank", "families", "inverse-problems", "matrix-problems")
+    ),
 ]
 
 
@@ -125,7 +128,7 @@ def test_every_command_line_is_accepted(path, workplace, monkeypatch, capsys):
             case _:
                 assert " ".join(words).replace(".[test]", "'.[test]'") in f"{FIRST} {SECOND}"
     if path in COMMANDS[:2]:
-        assert seen == {"list", "predict", "family", "compare", "export"}
+        assert seen == {"list", "suggest-rank", "predict", "family", "compare", "export"}
         assert (workplace / "runs" / "sweep" / "5" / "config.yaml").exists()
 
 

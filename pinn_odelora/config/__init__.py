@@ -11,6 +11,7 @@
     sentences        invalid input in words
     build, running   the objects that a configuration names, and the run itself
     solving          the run that solves a family
+    suggesting       advice on the rank, before a run
     load             a finished run as a function, a finished family
 
 A rule on a value stands in the class that holds the value; here it only gets the name of a key. torch is imported by
