@@ -75,17 +75,8 @@ def check_family(
 
 def _without_effect(request: Request, config: Mapping[str, Any]) -> list[str]:
     """What was given of the keys that a family does not use; its method and its logger may be named."""
-    unused = [
-        "points",
-        "weighting",
-        "checkpoint",
-        "data",
-        "lora.adaptive",
-        "log.every",
-        "log.heldout",
-        "log.kernel",
-        "training",
-    ]
+    unused = ["points", "weighting", "training", "checkpoint", "data", "lora.adaptive"]
+    unused += ["log.every", "log.heldout", "log.kernel"]
     if config["logger"]["kind"] == "wandb":
         unused.append("logger")
     inside = [key for key in request.gives("method", "integrator", "trainer") if "." in key]
