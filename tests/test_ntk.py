@@ -423,8 +423,12 @@ def test_the_gradient_of_the_decay_is_the_same_in_the_factors_and_on_the_manifol
         assert numerical[name] == pytest.approx(float(by_tensor[id(run.net.get_submodule(name).A)].sum()), rel=1e-6)
     around = objective.linearise()
     assert float(around.loss - loss) == pytest.approx(0, abs=1e-12)
-    for name, x in around.gradient().items():
-        assert torch.allclose(x, G[name], atol=1e-11)
+    for memory in (2.0**30, 1.0):  # kept, and swept again in every operation
+        again = objective.linearise(memory)
+        assert torch.allclose(again.columns(), around.columns(), atol=1e-13)
+        for name, x in again.gradient().items():
+            assert torch.allclose(x, G[name], atol=1e-11)
+    assert [*around.terms] == ["rows", "decay"]
     assert float(objective.residuals().square().sum() / 2) == pytest.approx(float(loss), rel=1e-12)
 
 
@@ -563,6 +567,8 @@ def test_nothing_is_reduced_where_the_count_holds_already():
 def test_thresholds_are_the_smallest_ranks_above_the_counts():
     found = rank_thresholds({"a": (64, 64), "b": (64, 64), "c": (64, 64)}, 2000)
     assert found.of("jang", "a").rank == 63  # 62·63/2 = 1953, 63·64/2 = 2016
+    assert rank_thresholds({"a": (64, 64)}, 2016).of("jang", "a").rank == 64  # the count must exceed KN, not meet it
+    assert rank_thresholds({"a": (64, 64)}, 100, constant=1.27).of("park", "a").rank == 2  # 127 is no more than 127
     assert not found.of("jang", "a").vacuous
     assert found.of("jang").rank == 37  # 3·36·37/2 = 1998, 3·37·38/2 = 2109
     assert found.of("park").count == 3 * 8 * 128 - 3 * 64 == 2880 > 1.35 * 2000 > 3 * 7 * 128 - 3 * 49

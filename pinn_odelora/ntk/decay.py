@@ -40,27 +40,29 @@ class DecayedObjective(Objective):
         plain = self._residual_vector
         self._residual_vector = lambda points: torch.cat([plain(points), self._rows()])
 
+    @property
     def _pairs(self) -> dict[str, LowRankLinear]:
         return {name: layer for name, layer in self.layers.items() if isinstance(layer, LowRankLinear)}
 
     def _products(self) -> dict[str, LowRank]:
-        return {name: low_rank(layer.factors, layer.scale) for name, layer in self._pairs().items()}
+        return {name: low_rank(layer.factors, layer.scale) for name, layer in self._pairs.items()}
 
     def penalty(self) -> Tensor:
         """(λ/2) Σ_l (‖A_l‖² + ‖B_l‖²) at the factors as they are."""
-        return self.decay / 2 * sum(x.detach().square().sum() for y in self._pairs().values() for x in y.factors)
+        return self.decay / 2 * sum(x.detach().square().sum() for y in self._pairs.values() for x in y.factors)
 
     def _evaluate(self) -> Evaluation:
-        found = super()._evaluate()
-        decayed = {id(x): self.decay * x.detach() for layer in self._pairs().values() for x in layer.factors}
-        gradients = [g + decayed.get(id(p), 0) for p, g in zip(self.parameters, found.gradients, strict=True)]
-        G = {name: self.decay / self._pairs()[name].scale * y.U @ y.V for name, y in self._products().items()}
-        penalty = self.penalty()
+        found, penalty = super()._evaluate(), self.penalty()
+        factors = {id(x) for layer in self._pairs.values() for x in layer.factors}
+        decayed = lambda p, g: g + self.decay * p.detach() if id(p) in factors else g
+        weights = dict(found.weights)
+        for name, y in self._products().items():
+            weights[name] = weights[name] + self.decay / self._pairs[name].scale * y.U @ y.V
         return found._replace(
             total=found.total + penalty,
             terms={**found.terms, TERM: penalty},
-            gradients=gradients,
-            weights={name: x + G.get(name, 0) for name, x in found.weights.items()},
+            gradients=[decayed(p, g) for p, g in zip(self.parameters, found.gradients, strict=True)],
+            weights=weights,
         )
 
     def linearise(self, memory: float = 2.0**30) -> Linearisation:
@@ -73,19 +75,15 @@ class DecayedObjective(Objective):
 
     def _rows(self) -> Tensor:
         """ρ_l of every layer, (L,)."""
-        pairs = self._pairs()
-        sums = [2 * self.decay / pairs[name].scale * y.sigma.sum() for name, y in self._products().items()]
-        return torch.stack(sums).sqrt()
+        weights = [2 * self.decay / layer.scale for layer in self._pairs.values()]
+        return torch.stack([w * y.sigma.sum() for w, y in zip(weights, self._products().values(), strict=True)]).sqrt()
 
     def _group(self) -> Group:
         """ρ with its Jacobian by layer."""
-        rho, products = self._rows(), self._products()
-        blocks = {name: Formed(torch.zeros(len(rho), *layer.weight.shape).to(rho)) for name, layer in self._all()}
-        for l, (name, y) in enumerate(products.items()):
+        rho, layers = self._rows(), self.variables.layers
+        blocks = {name: Formed(rho.new_zeros(len(rho), *layer.weight.shape)) for name, layer in layers.items()}
+        for l, (name, y) in enumerate(self._products().items()):
             if rho[l] > 0:
-                blocks[name].J[l] = self.decay / self._pairs()[name].scale * (y.U @ y.V) / rho[l]
-        columns = {name: x.new_zeros(len(rho), x.numel()) for name, x in self.variables.others.items()}
+                blocks[name].J[l] = self.decay / self._pairs[name].scale * (y.U @ y.V) / rho[l]
+        columns = {name: rho.new_zeros(len(rho), x.numel()) for name, x in self.variables.others.items()}
         return Group(TERM, slice(0, len(rho)), rho, blocks, columns)
-
-    def _all(self) -> list[tuple[str, torch.nn.Module]]:
-        return [*self.variables.layers.items()]
