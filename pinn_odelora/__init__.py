@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from pinn_odelora.nets import MLP as MLP
     from pinn_odelora.ntk.linearise import linearised as linearised
     from pinn_odelora.ntk.rank import RankAdvice as RankAdvice
+    from pinn_odelora.ntk.rank import RankPrediction as RankPrediction
     from pinn_odelora.ntk.rank import suggest_rank as suggest_rank
     from pinn_odelora.objective import Objective as Objective
     from pinn_odelora.optim import ODELoRA as ODELoRA
@@ -89,7 +90,7 @@ PUBLIC = {
     "lowrank.settings": ("LoRA",),
     "nets": ("MLP",),
     "ntk.linearise": ("linearised",),
-    "ntk.rank": ("RankAdvice", "suggest_rank"),
+    "ntk.rank": ("RankAdvice", "RankPrediction", "suggest_rank"),
     "objective": ("Objective",),
     "optim": ("ODELoRA",),
     "points": ("Points",),

@@ -261,12 +261,12 @@ def test_biases_and_targets_are_taken_from_the_settings(generator):
 def test_a_step_is_timed_on_a_batch_as_large_as_its_rank_needs(generator):
     """Scalar equation, 4,000 points drawn: 5 residuals a coordinate, or the smallest sufficient batch where that stays
     under-determined; a clock that counts its own readings shows which steps are timed."""
-    net = Net(2, 1, generator, sizes=(6, 40, 40, 40, 5))
+    net = Net(2, 1, generator, sizes=(24, 40, 40, 24))
     ticks = itertools.count()
-    advice = suggest_rank(net, Burgers(nu=0.03), ranks=[1, 4, 5], clock=lambda: float(next(ticks)), points=Sampling())
+    advice = suggest_rank(net, Burgers(nu=0.03), ranks=[1, 4, 12], clock=lambda: float(next(ticks)), points=Sampling())
     batches = {x.dimension: x.batch for x in advice.predictions}
-    for P, batch in batches.items():
-        assert batch == (800 if P >= 1600 else min(4000, 5 * P))
+    assert [*batches] == [2 * 63 + 79 + 25, 4 * (2 * 60 + 76) + 25, 12 * (2 * 52 + 68) + 25]
+    assert [*batches.values()] == [5 * 230, 4000, 800]
     assert all(x.seconds >= 1 for x in advice.predictions)
     assert all(
         x.batch == 60 for x in suggest_rank(net, Burgers(nu=0.03), points=Sampling.fixed(60), ranks=[1, 2]).predictions
@@ -294,7 +294,7 @@ def test_without_jets_the_slower_way_is_named_and_predicts_the_same(generator):
     said = []
     advice = suggest_rank(net, Burgers(nu=0.03), points=FEW, ranks=[1], say=said.append)
     assert not advice.by_jets
-    assert said == ["The residuals have no jets: their Jacobian is formed row by row, which takes longer."]
+    assert said == ["Without jets for all residuals their Jacobian is formed row by row, which takes longer."]
     tanh = Net(2, 1, generator, sizes=(4, 5, 4))
     a = suggest_rank(tanh, Burgers(nu=0.03), points=FEW, ranks=[1], derivatives="autograd")
     b = suggest_rank(tanh, Burgers(nu=0.03), points=FEW, ranks=[1])
@@ -328,6 +328,16 @@ def test_the_picture_is_drawn(advised, tmp_path):
         assert min(image.size) > 300
 
 
+def test_measured_values_are_among_the_residuals(generator):
+    net, x = Net(2, 1, generator), torch.linspace(-0.9, 0.9, 30, dtype=torch.float64)
+    measured = {"x": x, "t": 0.3 + 0 * x, "u": torch.sin(x), "weight": 1 + x.square()}
+    data = {name: values.numpy() for name, values in measured.items()}
+    advice = suggest_rank(net, Burgers(nu=0.03), points=FEW, ranks=[1, 2], data=data, data_weight=3.0)
+    without = suggest_rank(net, Burgers(nu=0.03), points=FEW, ranks=[1, 2])
+    assert (advice.residuals, without.residuals) == (830, 800)
+    assert advice.predictions[0].residual > without.predictions[0].residual  # more to fit with the same coordinates
+
+
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
@@ -352,6 +362,10 @@ def test_a_network_that_does_not_fit_and_a_solved_problem_are_refused(generator)
         suggest_rank(Net(2, 3, generator), Burgers(nu=0.03))
     with pytest.raises(InputError, match="not a torch module"):
         suggest_rank("net", Burgers(nu=0.03))
+    huge = Net(2, 1, generator)
+    huge.linears[4].weight.data *= 1e200
+    with pytest.raises(InputError, match="the residual at the pretrained network is NaN or infinite"):
+        suggest_rank(huge, Burgers(nu=0.03), points=FEW)
     problem = MatrixRegression(rows=6, columns=5, rank=2)
     net = matrix_net(problem)
     net.W.weight.data = problem.matrix

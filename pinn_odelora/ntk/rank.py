@@ -265,10 +265,13 @@ class _Model:
         sweep = self.objective.sweep
         self.by_jets = all(map(sweep.paired, sweep.system.terms))
         if not self.by_jets:
-            say("The residuals have no jets: their Jacobian is formed row by row, which takes longer.")
+            say("Without jets for all residuals their Jacobian is formed row by row, which takes longer.")
         self.points = self.sampler.validation(RESIDUALS)
         self.linearised = Linearisation(sweep, self.points)
-        if not float(self.linearised.r.norm()) > 0:
+        size = float(self.linearised.r.norm())
+        if not math.isfinite(size):
+            raise InputError("the residual at the pretrained network is NaN or infinite, so nothing can be predicted.")
+        if size == 0:
             raise InputError("the residual vanishes at the pretrained network, which needs no adaptation.")
         self.adapted = [*self.objective.layers]
         self.kernels = TangentKernels(self.linearised, self.adapted, ranks)
