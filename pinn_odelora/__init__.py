@@ -49,8 +49,6 @@ if TYPE_CHECKING:
     from pinn_odelora.lowrank.pairs import factor_pairs as factor_pairs
     from pinn_odelora.lowrank.settings import LoRA as LoRA
     from pinn_odelora.nets import MLP as MLP
-    from pinn_odelora.ntk.rank import RankAdvice as RankAdvice
-    from pinn_odelora.ntk.rank import RankPrediction as RankPrediction
     from pinn_odelora.ntk.rank import suggest_rank as suggest_rank
     from pinn_odelora.objective import Objective as Objective
     from pinn_odelora.optim import ODELoRA as ODELoRA
@@ -86,7 +84,7 @@ PUBLIC = {
     "lowrank.pairs": ("factor_pairs",),
     "lowrank.settings": ("LoRA",),
     "nets": ("MLP",),
-    "ntk.rank": ("RankAdvice", "RankPrediction", "suggest_rank"),
+    "ntk.rank": ("suggest_rank",),
     "objective": ("Objective",),
     "optim": ("ODELoRA",),
     "points": ("Points",),
