@@ -235,9 +235,11 @@ def report(
             f"{', '.join(map(str, seeds))} (geometric mean), over the smallest of the case; errors below "
             f"{ACCURACY:g} count as {ACCURACY:g}. The advice is that of [`suggest_rank`](../guide/choosing-a-rank.md) "
             f"with a seed of its own and took {min(spent):.1f} to {max(spent):.1f} CPU seconds. Its rule and constants "
-            f"were chosen on {', '.join(CHOSEN_ON)} with seed 0; the others were not looked at before.",
+            f"were chosen on {', '.join(CHOSEN_ON)} with seed 0; errors of the others were not looked at before.",
             "",
             *(f"* {name}: **{'yes' if holds else 'no'}**" for name, holds in verdict(found).items()),
+            "",
+            PREDICTED,
             "",
             "## By case",
             "",
@@ -257,6 +259,10 @@ def report(
     )
 
 
+PREDICTED = (
+    "Predicted before the table was read: the advice within twice the best error in 17 of 20 "
+    "cases, in 8 of 10 on those problems, at 1.4 times it in the mean; rank 8, the best constant one, in 15 of 20."
+)
 OTHER_SETTINGS = (
     "Other settings, wide layers and soft conditions, were added when the rule had been tested on the cases above; "
     "they have no part in the verdict."

@@ -51,8 +51,6 @@ if TYPE_CHECKING:
     from pinn_odelora.lowrank.settings import LoRA as LoRA
     from pinn_odelora.nets import MLP as MLP
     from pinn_odelora.ntk.linearise import linearised as linearised
-    from pinn_odelora.ntk.rank import RankAdvice as RankAdvice
-    from pinn_odelora.ntk.rank import RankPrediction as RankPrediction
     from pinn_odelora.ntk.rank import suggest_rank as suggest_rank
     from pinn_odelora.objective import Objective as Objective
     from pinn_odelora.optim import ODELoRA as ODELoRA
@@ -90,7 +88,7 @@ PUBLIC = {
     "lowrank.settings": ("LoRA",),
     "nets": ("MLP",),
     "ntk.linearise": ("linearised",),
-    "ntk.rank": ("RankAdvice", "RankPrediction", "suggest_rank"),
+    "ntk.rank": ("suggest_rank",),
     "objective": ("Objective",),
     "optim": ("ODELoRA",),
     "points": ("Points",),

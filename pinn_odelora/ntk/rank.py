@@ -194,6 +194,11 @@ def suggest_rank(
             passes with several.
         say: takes messages on the way.
 
+    Returns:
+        A ``RankAdvice``, which prints as a table and draws itself by ``plot(path)``: ``rank``, the best at equal
+        seconds; ``predictions`` by rank, with ``residual``, ``fraction`` and ``seconds``; ``sufficient`` and
+        ``layers``, the smallest ranks that meet the tolerance, None and empty where none do; ``effective_dimension``.
+
     Raises:
         InputError: one sentence on what does not fit: the network, a rank, a tolerance that is not above 0, factors
             that do not start at the best approximation.
