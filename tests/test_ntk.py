@@ -498,6 +498,20 @@ def test_the_system_of_the_rows_is_the_model():
     assert torch.allclose(around.r, objective.residuals(), atol=1e-13)
 
 
+def test_the_rows_of_examples_are_weighed_by_their_number():
+    """L = ½‖r‖² with r = (f − y)/√N, for schemes that linearise."""
+    model = linearised(classifier(), examples(loss="squared"), targets="*")
+    run = train(model, odelora(LinearlyImplicit()), rank=2)
+    objective = run.training.objective
+    objective.begin(run.training.sampler.draw(0))
+    around, delta = objective.linearise(), run.delta()
+    assert torch.allclose(around.r, (model.values(delta) - model.loss.y) / 14**0.5, atol=1e-13)
+    assert torch.allclose(around.columns(), model.matrix() / 14**0.5, atol=1e-13)
+    for name, G in model.gradient(delta).items():
+        assert torch.allclose(around.gradient()[name], G, atol=1e-12)
+    assert float(around.loss - model.value(delta)) == pytest.approx(0, abs=1e-13)
+
+
 def test_groups_and_one_array_are_the_same_model(monkeypatch):
     net = Net(2, 1, torch.tanh, generator(1))
     formed = linearised(net, Burgers(conditions="soft"), interior=7, boundary=3)
