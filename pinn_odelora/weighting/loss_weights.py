@@ -99,14 +99,14 @@ class LossWeights:
         """T_k by term."""
         frames = frames_of(self.groups, self.metric)
         applied = {k: 2 * w * around.multipliers.get(k, 1.0) for k, w in self.weights.items()}
-        if self.settings.kind == "ntk":
-            return {k: x / applied[k] for k, x in traces(around, frames).items()}
-        return {k: 2 * x / applied[k] for k, x in gradient_norms(around, frames).items()}
+        ntk = self.settings.kind == "ntk"
+        found = traces(around, frames) if ntk else gradient_norms(around, frames)
+        return {k: (1 if ntk else 2) * found[k] / x for k, x in applied.items()}
 
     def of(self, terms: Mapping[str, Tensor], multipliers: Mapping[str, float] | None = None) -> Tensor:
         """Σ_k λ_k L_k of the losses L_k, with the λ_k in force unless others are given."""
         found = self.multipliers if multipliers is None else multipliers
-        return sum(found[name] * x for name, x in terms.items())
+        return sum(found.get(name, 1.0) * x for name, x in terms.items())
 
     def state(self) -> dict[str, Any]:
         """Plain numbers to continue from."""
