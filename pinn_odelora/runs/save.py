@@ -23,6 +23,7 @@ from pinn_odelora.files import write_bytes, write_json, write_text
 from pinn_odelora.formulation import Term
 from pinn_odelora.integrators import Tableau, tableau
 from pinn_odelora.naming import integrator_name, snake_case
+from pinn_odelora.ntk.settings import Regime
 from pinn_odelora.runs.ended import EndedRun, Outcome
 from pinn_odelora.runs.folder import ADAPTER, BASE, COEFFICIENTS, CONFIG, HISTORY, START, SUMMARY, WEIGHTS
 from pinn_odelora.runs.history import History
@@ -134,6 +135,7 @@ def configuration(adaptation: EndedRun, folder: Path) -> dict[str, Any]:
         else {"_target_": "pinn_odelora.integrators.LinearlyImplicit"},
         "points": _plain(run.points),
         "weighting": _plain(run.weighting),
+        "training": _plain(Regime()),
         "lora": lora,
         "budget": _plain(run.budget),
         "log": _plain(run.log),
