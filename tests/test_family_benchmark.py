@@ -364,6 +364,9 @@ class Fake:
         u.steps, u.corrections, u.form = 3, 0, "combination" if form == "auto" else form
         return u
 
+    def prepare(self):
+        pass
+
     def answers(self, **values):
         return [self(**{name: v}) for name, given in values.items() for v in given]
 

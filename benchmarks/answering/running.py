@@ -137,8 +137,12 @@ def together(case: Case, family: Any, number: int) -> float:
 
 
 def answered(case: Case, family: Any, number: int, **settings: Any) -> list[dict[str, float]]:
-    """The answers at the first parameters of the case; one before them, which is not kept, warms everything up."""
+    """The answers at the first parameters of the case; one before them, which is not kept, warms everything up.
+
+    What a family forms at its stations while they are solved, one from a file forms before the first answer.
+    """
     values = case.values(number)
+    family.prepare()
     family(**{case.parameter: values[-1]}, **settings)
     found = []
     for value in values:
