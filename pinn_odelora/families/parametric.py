@@ -26,7 +26,7 @@ from pinn_odelora.lowrank.layer import LowRankLinear
 from pinn_odelora.lowrank.settings import ADAPTIVE, AUTO, LoRA
 from pinn_odelora.lowrank.start import named
 from pinn_odelora.lowrank.targets import check_rank, linear_targets, put_factors, thaw
-from pinn_odelora.manifolds.variables import Variable, variable
+from pinn_odelora.manifolds.variables import Variable, frames_of, variable
 from pinn_odelora.nets import check_network
 from pinn_odelora.objective import Objective
 from pinn_odelora.optim.groups import pairs_of, parameters, single_tensors
@@ -169,8 +169,7 @@ class Parametric:
             around: with the variables of ``objective.sweep``.
             metric: for pairs, ``product`` (coordinates of the manifold) or ``factors``.
         """
-        frames = {name: variable.frame(variable.start()) for name, variable in self.variables(around, metric).items()}
-        return Coordinates(around, {name: x for name, x in frames.items() if x is not None}).dense()
+        return Coordinates(around, frames_of(self.groups, metric)).dense()
 
     def variables(self, around: Linearisation, metric: Literal["product", "factors"]) -> dict[str, Variable]:
         """The variables in the order of the columns."""

@@ -176,7 +176,8 @@ class KnownSweep(Sweep):
             if a < b:
                 whole = slice(a - group.rows.start, b - group.rows.start)
                 parts.append(group.blocks[layer][whole])
-        return _scaled(_joined(parts), root)
+        block = _joined(parts)
+        return block if root == 1 else block.scaled(root)
 
 
 def _joined(parts: list[Block]) -> Block:
@@ -187,11 +188,3 @@ def _joined(parts: list[Block]) -> Block:
         pairs = zip(*(part.pairs for part in parts), strict=True)
         return Outer([Pair(*(torch.cat(x) for x in zip(*of, strict=True))) for of in pairs])
     return Formed(torch.cat([part.formed() for part in parts]))
-
-
-def _scaled(block: Block, root: float) -> Block:
-    if root == 1:
-        return block
-    if isinstance(block, Outer):
-        return Outer([Pair(root * G, H) for G, H in block.pairs])
-    return block.mapped(lambda J: root * J)
