@@ -118,6 +118,7 @@ class Combination(NamedTuple):
 
     Attributes:
         coefficients: c, (K,).
+        network: their sum of the stations' networks.
         loss: ½‖r‖² at the points of the steps.
         steps: of Gauss–Newton.
         residuals: r at the points of the estimate, (R,).
@@ -125,6 +126,7 @@ class Combination(NamedTuple):
     """
 
     coefficients: Tensor
+    network: CombinedNetwork
     loss: float
     steps: int
     residuals: Tensor
@@ -198,7 +200,7 @@ class Combinations:
         u = self.probes.residuals(at(everyone), found.coefficients) * math.sqrt(self.parametric.probes.number / 2)
         fields = len(self.parametric.problem.fields)
         return [
-            Combination(c, float(loss), int(steps), r.cpu(), u.view(fields, -1).mT.cpu())
+            Combination(c, self.network(c), float(loss), int(steps), r.cpu(), u.view(fields, -1).mT.cpu())
             for c, loss, steps, r, u in zip(found.coefficients.cpu(), found.loss, found.steps, r, u, strict=True)
         ]
 

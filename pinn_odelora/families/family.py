@@ -213,7 +213,6 @@ class Family:
         if combination is None or (other is not None and not error <= other.error):
             assert other is not None
             return self._as_adapter(values, other, share + time.perf_counter() - began)
-        network = self._of_stations("cpu").network(combination.coefficients)
         return Answer(
             self.parametric.posed,
             values,
@@ -223,7 +222,7 @@ class Family:
             combination.steps,
             other.corrections if other else 0,
             share + time.perf_counter() - began,
-            lambda: network,
+            lambda: combination.network,
             lambda: self(form=ADAPTER, extrapolate=True, **values),
         )
 
