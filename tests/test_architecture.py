@@ -55,6 +55,7 @@ LAYERS = (
     ("pinn_odelora/kernel", 4),
     ("pinn_odelora/objective", 3),
     ("pinn_odelora/optim", 4),
+    ("pinn_odelora/rivals", 4),
     ("pinn_odelora/sampling", 4),
     ("pinn_odelora/selection", 4),
     ("pinn_odelora/loop", 5),

@@ -1,0 +1,97 @@
+"""What published optimisers of LoRA pairs share: one evaluation a step, a rule for pairs, and Adam on other tensors.
+
+A rule takes a pair A (r, n), B (m, r) with gradients g_A = s BᵀG, g_B = s GAᵀ, where W = W0 + s·B A and G = ∂L/∂W, to
+the next pair. Tensors that are no factors, as biases and a last layer trained beside the factors, go by Adam (Kingma
+and Ba, 2015, arXiv 1412.6980) with the learning rate of the pairs, since the papers speak of pairs alone.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, MutableMapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from pinn_odelora.manifolds.factors import Factors
+from pinn_odelora.optim.groups import Group, check_group, has_gradient, is_pair
+
+ADVICE = "build them by pinn_odelora.factor_pairs(model)"
+State = MutableMapping[str, Any]
+
+
+class PairOptimizer(Optimizer):
+    """Moves every LoRA pair by ``pair``, and every other tensor by ``single``.
+
+    ``step(closure)`` evaluates the closure once; ``step()`` takes the gradients that are there. What a rule remembers
+    of a pair is in the state of its A, that of another tensor in its own, so that both are saved by ``state_dict``.
+    ``state["step"]`` counts from 1.
+
+    Args:
+        groups: parameter groups of one pair or one tensor each, as ``factor_pairs`` and ``trainable_groups`` give.
+        lr: η, of all groups.
+        settings: defaults of the groups beyond ``lr`` and ``scale``; ``betas`` and ``eps`` are those of Adam.
+
+    Raises:
+        InputError: for a group that is neither a pair nor one tensor.
+    """
+
+    def __init__(self, groups: Iterable[Group], lr: float, **settings: Any) -> None:
+        groups = [dict(group) for group in groups]
+        for group in groups:
+            check_group(group, ADVICE)
+            group.pop("layer", None)  # a module, which a state_dict must not hold
+        defaults = {"betas": (0.9, 0.999), "eps": 1e-8, "scale": 1.0, "above": None}
+        super().__init__(groups, {**defaults, "lr": lr, **settings})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            if not has_gradient(group):
+                continue
+            first, *rest = group["params"]
+            state = self.state[first]
+            state["step"] = state.get("step", 0) + 1
+            if is_pair(group):
+                B = rest[0]
+                after = self.pair(Factors(first, B), Factors(first.grad, B.grad), state, group)
+                first.copy_(after.A)
+                B.copy_(after.B)
+            else:
+                first.copy_(self.single(first, first.grad, state, group))
+        return loss
+
+    @abstractmethod
+    def pair(self, y: Factors, g: Factors, state: State, group: Group) -> Factors:
+        """The pair after the step; neither ``y`` nor ``g`` may be written to.
+
+        Args:
+            y: A (r, n), B (m, r).
+            g: g_A, g_B, same shapes.
+            state: what the rule remembers of this pair, with ``step`` = t.
+            group: its settings, ``lr`` and ``scale`` among them.
+        """
+
+    def single(self, x: Tensor, g: Tensor, state: State, group: Group) -> Tensor:
+        """A tensor that is no factor after the step: by Adam."""
+        return x - group["lr"] * adam_direction(g, state, group["betas"], group["eps"])
+
+
+def adam_direction(g: Tensor, state: State, betas: tuple[float, float], eps: float, key: str = "") -> Tensor:
+    """m̂/(√v̂ + ε) with m ← β₁m + (1 − β₁)g, v ← β₂v + (1 − β₂)g², both over 1 − βᵗ; t is ``state["step"]``.
+
+    Args:
+        g: the gradient, or what takes its place.
+        state: holds m and v as ``m`` and ``v``, followed by ``key``.
+    """
+    (b1, b2), t = betas, state["step"]
+    m = b1 * state.get(f"m{key}", torch.zeros_like(g)) + (1 - b1) * g
+    v = b2 * state.get(f"v{key}", torch.zeros_like(g)) + (1 - b2) * g.square()
+    state[f"m{key}"], state[f"v{key}"] = m, v
+    return m / (1 - b1**t) / ((v / (1 - b2**t)).sqrt() + eps)
