@@ -182,7 +182,7 @@ def ticking(monkeypatch):
 
 
 def pieces(solve, cap=1.0):
-    return solve(TINY, 0.11, 0, 1e-9, cap, Start(TINY.net(0), None, 0.0)).record()
+    return solve(TINY, 0.11, 0, 1e-9, cap, Start(lambda: TINY.net(0), lambda: None, 0.0)).record()
 
 
 @pytest.mark.parametrize("name", [name for name in SOLVERS if name != "deepxde"])

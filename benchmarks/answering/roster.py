@@ -22,13 +22,14 @@ from pinn_odelora.system import Solution
 
 
 class Start(NamedTuple):
-    """What there is before a target is known.
+    """What there is before a target is known; nothing is made for those who do not ask for it.
 
-    ``net``: pretrained at the source; ``family``: with its stations; ``seconds``: of CPU time for both.
+    ``network``: makes the one pretrained at the source; ``stations``: makes the family; ``seconds``: of CPU time that
+    both took.
     """
 
-    net: nn.Module
-    family: Any
+    network: Callable[[], nn.Module]
+    stations: Callable[[], Any]
     seconds: float
 
 
@@ -74,8 +75,9 @@ def station_solutions(case: Case, family: Any) -> list[Solution]:
 
 def of_stations(case: Case, start: Start) -> Callable[[float], Function]:
     """The combination of the solutions of the family's stations."""
-    values = [station.values[case.parameter] for station in start.family.stations]
-    return combination(case, values, station_solutions(case, start.family))
+    family = start.stations()
+    values = [station.values[case.parameter] for station in family.stations]
+    return combination(case, values, station_solutions(case, family))
 
 
 NATURAL, ADAPTATION = "natural_gradient", "adaptation"
@@ -83,7 +85,7 @@ SOLVERS: Mapping[str, Solver] = {
     solver.name: solver
     for solver in (
         Solver(NATURAL, lambda *job: natural_gradient(*job[:-1])),
-        Solver(ADAPTATION, lambda *job: adaptation(*job[:-1], job[-1].net), scratch=False),
+        Solver(ADAPTATION, lambda *job: adaptation(*job[:-1], job[-1].network()), scratch=False),
         Solver("lbfgs", lambda *job: lbfgs(*job[:-1])),
         Solver("ssbroyden", lambda *job: ssbroyden(*job[:-1]), most=LARGEST),
         Solver("deepxde", lambda *job: deepxde(*job[:-1]), package="deepxde"),
@@ -93,7 +95,7 @@ PREPARERS: Mapping[str, Preparer] = {
     preparer.name: preparer
     for preparer in (
         Preparer("combination", lambda case, seed, start: of_stations(case, start)),
-        Preparer("one_head", lambda case, seed, start: last_layer(case, start.net)),
+        Preparer("one_head", lambda case, seed, start: last_layer(case, start.network())),
         Preparer("multi_head", lambda case, seed, start: multi_head(case, seed, start.seconds)),
         Preparer("conditional", lambda case, seed, start: conditional(case, seed, start.seconds)),
     )

@@ -101,10 +101,10 @@ def run(job: Job, folder: Path, plan: Plan) -> Run:
         made, _, _ = family_of(job.case, job.seed, folder, plan)
         found = answered(job.case, made, plan.kept, tolerance=KEPT_TOLERANCE)
         return {"offline": offline(family), "tolerance": KEPT_TOLERANCE, "answers": found}
-    made, net, _ = family_of(job.case, job.seed, folder, plan)
+    made = lambda: family_of(job.case, job.seed, folder, plan)[0]
     if job.what == ADAPTER:
-        return {"offline": offline(family), "answers": answered(job.case, made, plan.parameters, form="adapter")}
-    start = Start(net, made, offline(family))
+        return {"offline": offline(family), "answers": answered(job.case, made(), plan.parameters, form="adapter")}
+    start = Start(lambda: pretrained(job.case, job.seed, folder)[0], made, offline(family))
     if job.what in PREPARERS:
         return prepared(job, plan, start)
     value = job.case.values(plan.parameters)[job.target]
