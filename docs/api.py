@@ -45,11 +45,13 @@ def section(name: str, thing: Any) -> str:
 
 
 def members(name: str, module: Any) -> Iterator[str]:
-    """The functions of a public module."""
-    public = getattr(module, "__all__", None) or vars(module)
+    """The functions of a public module, its own or those in its ``__all__``."""
+    public = getattr(module, "__all__", None) or [
+        key for key, x in vars(module).items() if getattr(x, "__module__", None) == module.__name__
+    ]
     for key in public:
         thing = getattr(module, key)
-        if inspect.isfunction(thing) and not key.startswith("_") and thing.__module__.startswith(module.__name__):
+        if inspect.isfunction(thing) and not key.startswith("_"):
             yield section(f"{name}.{key}", thing).replace("## ", "### ", 1)
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pinn_odelora import flows as flows
+    from pinn_odelora import methods as methods
     from pinn_odelora import ntk as ntk
     from pinn_odelora.adaptation import Adaptation as Adaptation
     from pinn_odelora.adaptation import adapt as adapt
@@ -54,7 +55,6 @@ if TYPE_CHECKING:
     from pinn_odelora.ntk.rank import suggest_rank as suggest_rank
     from pinn_odelora.objective import Objective as Objective
     from pinn_odelora.optim import ODELoRA as ODELoRA
-    from pinn_odelora.optim import methods as methods
     from pinn_odelora.points import Points as Points
     from pinn_odelora.pretraining.pretrain import Pretraining as Pretraining
     from pinn_odelora.pretraining.pretrain import pretrain as pretrain
@@ -101,7 +101,7 @@ PUBLIC = {
     "weighting.settings": ("Weighting",),
 }
 """The public names by the module that has them. None may be that of a module here: importing it would hide the name."""
-MODULES = {"flows": "flows", "methods": "optim.methods", "ntk": "ntk"}
+MODULES = {"flows": "flows", "methods": "methods", "ntk": "ntk"}
 """Public modules: velocity fields on LoRA factors, the methods that ``adapt`` takes, and the linearised regime."""
 _HOMES = {name: module for module, names in PUBLIC.items() for name in names}
 __all__ = sorted([*_HOMES, *MODULES])

@@ -11,8 +11,8 @@ import torch
 from pinn_odelora import loop
 from pinn_odelora.integrators import RKC, ROS2, LinearlyImplicit, RungeKutta
 from pinn_odelora.integrators.tableau import EULER
+from pinn_odelora.methods import full_adam, full_implicit, lora_adam, lora_gd, odelora
 from pinn_odelora.objective import Objective, Snapshot
-from pinn_odelora.optim.methods import full_adam, full_implicit, lora_adam, lora_gd, odelora
 from pinn_odelora.points import Points
 from pinn_odelora.sampling.residual_sampling import effective_sample_size
 from pinn_odelora.selection.best_iterate import BestIterate, lower, more

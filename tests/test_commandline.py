@@ -236,8 +236,7 @@ REFUSED = [
     ("problem=burger", "Unknown problem 'burger' (did you mean 'burgers'?); allowed: allen_cahn, burgers"),
     (
         "method=sgd",
-        "Unknown method 'sgd'; allowed: full_adam, full_implicit, full_lbfgs, lora_adam, lora_gd, lora_muon, "
-        "lora_plus, odelora, scaled_gd.",
+        f"Unknown method 'sgd'; allowed: {', '.join(sorted(x.stem for x in CONFIGS.glob('method/*.yaml')))}.",
     ),
     ("integrator=rk5", "Unknown integrator 'rk5' (did you mean 'rk4'?); allowed: bogacki_shampine, dormand_prince"),
     ("logger=tensorboard", "Unknown logger 'tensorboard'; allowed: csv, wandb."),

@@ -223,7 +223,7 @@ def test_verdicts_follow_from_the_rows():
     assert set(verdicts(stable).values()) == {"confirmed"}
     alone = [c for c in stable if "no rival" in c.claim]
     assert [c.verdict for c in alone] == ["confirmed"]
-    other = judged(synthetic({"odelora": 0.0, "lora_muon": 0.0}))
+    other = judged(synthetic({"odelora": 0.0, "factor_muon": 0.0}))
     assert "not confirmed" in {c.verdict for c in other if "no rival" in c.claim}
     assert set(verdicts(judged(synthetic({}))).values()) == {"not confirmed"}
     failing = synthetic({"odelora": 0.0})

@@ -37,7 +37,7 @@ pytestmark = [
     "method",
     [
         *("odelora", "odelora integrator=bogacki_shampine", "odelora lora.rank=adaptive lora.adaptive.residuals=0.1"),
-        *("lora_adam", "lora_muon", "scaled_gd", "full_lbfgs"),
+        *("lora_adam", "factor_muon", "scaled_gd", "full_lbfgs"),
     ],
 )
 def test_a_run_on_the_gpu_follows_the_run_on_the_cpu(problem, method, compose, run, tmp_path):
@@ -76,7 +76,7 @@ def test_a_matrix_problem_on_the_gpu_follows_that_on_the_cpu(problem, compose, r
         "method=odelora points.initial_batch_size=5",
         "method=odelora lora.rank=adaptive lora.adaptive.residuals=0.1 lora.adaptive.outside=0.1",
         "method=odelora integrator=bogacki_shampine points=fixed",
-        "method=lora_muon",
+        "method=factor_muon",
         "method=full_lbfgs",
     ],
 )

@@ -21,9 +21,9 @@ from pinn_odelora.lowrank.layer import adapters
 from pinn_odelora.lowrank.start import zero
 from pinn_odelora.manifolds.factors import balance_defect
 from pinn_odelora.manifolds.variables import LowRankPair
+from pinn_odelora.methods import lora_gd, odelora, scaled_gd
 from pinn_odelora.objective import Batch, Objective
 from pinn_odelora.optim import ODELoRA, factor_pairs
-from pinn_odelora.optim.methods import lora_gd, odelora, scaled_gd
 from pinn_odelora.system import Solution, System, draw_points
 from problems.burgers import Burgers
 

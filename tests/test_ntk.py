@@ -21,6 +21,7 @@ from pinn_odelora.linearisation.blocks import Formed, Group
 from pinn_odelora.lowrank.start import orthonormal, zero
 from pinn_odelora.manifolds.factors import Factors
 from pinn_odelora.matrix_problem import MatrixProblem
+from pinn_odelora.methods import full_adam, lora_adam, lora_gd, odelora
 from pinn_odelora.ntk import (
     Examples,
     LinearisedRun,
@@ -38,7 +39,6 @@ from pinn_odelora.ntk import (
 from pinn_odelora.ntk.losses import CrossEntropy, Logistic, SquaredError
 from pinn_odelora.ntk.model import Linearised
 from pinn_odelora.ntk.proximal import soft_threshold
-from pinn_odelora.optim.methods import full_adam, lora_adam, lora_gd, odelora
 from pinn_odelora.points import Points
 from pinn_odelora.system import Solution, System, draw_points
 from problems.burgers import Burgers

@@ -15,9 +15,9 @@ from pinn_odelora.diagnostics import errors
 from pinn_odelora.errors import InputError
 from pinn_odelora.integrators import LinearlyImplicit, RungeKutta
 from pinn_odelora.integrators.tableau import EULER
+from pinn_odelora.methods import lora_gd, odelora
 from pinn_odelora.ntk.adapting import adapt_linearised
 from pinn_odelora.ntk.settings import Regime
-from pinn_odelora.optim.methods import lora_gd, odelora
 from pinn_odelora.system import Solution, System, draw_points
 from problems.burgers import Burgers
 from problems.kovasznay import Kovasznay

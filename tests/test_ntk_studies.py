@@ -23,8 +23,8 @@ import pinn_odelora as po
 from pinn_odelora.integrators import RungeKutta
 from pinn_odelora.integrators.tableau import EULER
 from pinn_odelora.manifolds.factors import Factors
+from pinn_odelora.methods import lora_gd, odelora
 from pinn_odelora.ntk import nuclear_norm_solution, optimality, ranks, train
-from pinn_odelora.optim.methods import lora_gd, odelora
 
 ALL = (existence, minima, generalisation, magnitude, misalignment)
 

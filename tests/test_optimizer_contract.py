@@ -27,8 +27,8 @@ from pinn_odelora.manifolds.factors import balance_defect
 from pinn_odelora.nets import MLP
 from pinn_odelora.objective import Batch, Objective
 from pinn_odelora.optim import ODELoRA, factor_pairs
-from pinn_odelora.optim.lbfgs import LBFGS
-from pinn_odelora.optim.muon import FactorMuon
+from pinn_odelora.rivals.factor_muon import FactorMuon
+from pinn_odelora.rivals.lbfgs import LBFGS
 from pinn_odelora.system import Solution, System
 from problems.burgers import Burgers
 

@@ -31,7 +31,7 @@ CASES = [
     ["method=odelora", "integrator=heun", "integrator.renew=7", "points=fresh"],
     ["method=odelora", "integrator=bogacki_shampine", "method.retract=false", "points=fixed"],
     ["method=lora_adam", "points=fresh"],
-    ["method=lora_muon"],
+    ["method=factor_muon"],
     ["method=full_adam"],
     ["method=full_lbfgs"],
     ["method=odelora", "problem.conditions=soft", "weighting=ntk", "points.initial_batch_size=20"],

@@ -9,8 +9,8 @@ from torch import linalg, nn
 from pinn_odelora.errors import InputError
 from pinn_odelora.lowrank.start import orthonormal
 from pinn_odelora.lowrank.targets import linear_targets, put_factors, thaw
+from pinn_odelora.methods import factor_muon, lora_plus
 from pinn_odelora.nets import MLP
-from pinn_odelora.optim.methods import lora_muon, lora_plus
 from pinn_odelora.system import Solution
 from problems.heat import Heat
 
@@ -71,7 +71,7 @@ def test_muon_moves_each_factor_by_the_orthogonal_part_of_its_momentum(trained):
     """Against the formula with an exact singular value decomposition; torch's iteration leaves values around 1."""
     solution, closure = trained
     lr, mu = 1e-3, 0.9
-    method = lora_muon(lr=lr, momentum=mu)
+    method = factor_muon(lr=lr, momentum=mu)
     groups = method.groups(solution)
     optimizer = method.optimizer(groups)
     pairs = [p for group in groups for p in group["params"] if len(group["params"]) == 2]
@@ -91,7 +91,7 @@ def test_muon_moves_each_factor_by_the_orthogonal_part_of_its_momentum(trained):
 def test_muon_leaves_the_last_layer_and_the_biases_to_adam(trained):
     solution, closure = trained
     reference = copy.deepcopy(solution)
-    method = lora_muon(lr=1e-3)
+    method = factor_muon(lr=1e-3)
     groups = method.groups(solution)
     method.optimizer(groups).step(closure)
     moved = [p for group in groups for p in group["params"] if len(group["params"]) == 1]
@@ -105,7 +105,7 @@ def test_muon_leaves_the_last_layer_and_the_biases_to_adam(trained):
 
 def test_muon_continues_from_its_state_with_the_same_bits(trained, generator):
     solution, closure = trained
-    method = lora_muon(lr=1e-2)
+    method = factor_muon(lr=1e-2)
     optimizer = method.optimizer(method.groups(solution))
     for _ in range(3):
         optimizer.step(closure)
@@ -125,4 +125,4 @@ def test_muon_continues_from_its_state_with_the_same_bits(trained, generator):
 
 def test_muon_refuses_a_momentum_that_never_moves():
     with pytest.raises(InputError, match=r"momentum is 1\.0, but it must be a number of at least 0 and below 1"):
-        lora_muon(momentum=1.0)
+        factor_muon(momentum=1.0)

@@ -14,11 +14,11 @@ from pinn_odelora.integrators.tableau import EULER, HEUN
 from pinn_odelora.lowrank.layer import LowRankLinear, adapters
 from pinn_odelora.lowrank.targets import thaw
 from pinn_odelora.manifolds.variables import FactorPair, Flat, LowRankPair, Positive, variable
+from pinn_odelora.methods import full_implicit, lora_gd, odelora
 from pinn_odelora.nets import MLP
 from pinn_odelora.objective import Batch, Objective
 from pinn_odelora.optim.charts import ManifoldChart
 from pinn_odelora.optim.groups import parameters
-from pinn_odelora.optim.methods import full_implicit, lora_gd, odelora
 from pinn_odelora.system import Solution, System, draw_points
 from problems.burgers import Burgers
 

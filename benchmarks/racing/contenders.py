@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pinn_odelora.optim.groups import parameters
-from pinn_odelora.optim.lbfgs import LBFGS
 from pinn_odelora.optim.methods import Method
+from pinn_odelora.rivals.lbfgs import LBFGS
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

@@ -27,8 +27,8 @@ from pinn_odelora.integrators import LinearlyImplicit
 from pinn_odelora.loop import StepRecord, Training
 from pinn_odelora.objective import Objective
 from pinn_odelora.optim.groups import Group, parameters, single_tensors
-from pinn_odelora.optim.lbfgs import LBFGS
 from pinn_odelora.optim.methods import Method, full_implicit
+from pinn_odelora.rivals.lbfgs import LBFGS
 from pinn_odelora.sampling.sampler import Sampler
 from pinn_odelora.sampling.settings import Sampling
 from pinn_odelora.system import System

@@ -8,7 +8,7 @@ and Ba, 2015, arXiv 1412.6980) with the learning rate of the pairs, since the pa
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, MutableMapping
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -17,8 +17,10 @@ from torch.optim import Optimizer
 
 from pinn_odelora.manifolds.factors import Factors
 from pinn_odelora.optim.groups import Group, check_group, has_gradient, is_pair
+from pinn_odelora.rules import fractions, number
 
 ADVICE = "build them by pinn_odelora.factor_pairs(model)"
+POSITIVE = number(above=0)
 State = MutableMapping[str, Any]
 
 
@@ -95,3 +97,13 @@ def adam_direction(g: Tensor, state: State, betas: tuple[float, float], eps: flo
     v = b2 * state.get(f"v{key}", torch.zeros_like(g)) + (1 - b2) * g.square()
     state[f"m{key}"], state[f"v{key}"] = m, v
     return m / (1 - b1**t) / ((v / (1 - b2**t)).sqrt() + eps)
+
+
+def adam_settings(lr: float, betas: Sequence[float]) -> tuple[float, tuple[float, float]]:
+    """Learning rate and decay rates of the two moments, checked.
+
+    Raises:
+        InputError: unless lr > 0 and betas are two numbers in [0, 1).
+    """
+    b1, b2 = fractions(2).check("betas", [*betas])
+    return POSITIVE.check("lr", lr), (b1, b2)

@@ -129,7 +129,7 @@ def configuration(adaptation: EndedRun, folder: Path) -> dict[str, Any]:
     return {
         "problem": described(run.problem) | unknown,
         "net": described(run.net),
-        "method": {"_target_": f"pinn_odelora.optim.methods.{run.method.name}", **run.method.settings},
+        "method": {"_target_": f"pinn_odelora.methods.{run.method.name}", **run.method.settings},
         "integrator": described(integrator)
         if integrator
         else {"_target_": "pinn_odelora.integrators.LinearlyImplicit"},

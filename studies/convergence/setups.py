@@ -20,8 +20,8 @@ from pinn_odelora.integrators.tableau import EULER, RK4
 from pinn_odelora.loop import Training
 from pinn_odelora.lowrank.layer import LowRankLinear
 from pinn_odelora.matrix_problem import MatrixProblem
+from pinn_odelora.methods import Method, lora_gd, odelora, scaled_gd
 from pinn_odelora.nets import MatrixFunctional
-from pinn_odelora.optim.methods import Method, lora_gd, odelora, scaled_gd
 from problems.matrix_regression import MatrixRegression
 from problems.matrix_sensing import MatrixSensing
 

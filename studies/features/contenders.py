@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from pinn_odelora import RungeKutta
 from pinn_odelora.integrators.tableau import EULER
-from pinn_odelora.optim.methods import Method, lora_adam, lora_gd, lora_muon, lora_plus, odelora
+from pinn_odelora.methods import Method, factor_muon, lora_adam, lora_gd, lora_plus, odelora
 
 BASE = 64
 """The width at which a ratio that grows with the width is the published one, and at which step sizes are chosen."""
@@ -58,7 +58,7 @@ CONTENDERS = {
         "LoRA+, ratio n/4",
     ),
     "lora_adam": Contender(lambda lr, n: lora_adam(lr), rates(1e-6), ("zero", "orthonormal"), "Adam-LoRA"),
-    "lora_muon": Contender(lambda lr, n: lora_muon(lr), rates(1e-5), ("zero", "orthonormal"), "Muon"),
+    "factor_muon": Contender(lambda lr, n: factor_muon(lr), rates(1e-5), ("zero", "orthonormal"), "Muon"),
 }
 SWEPT = (
     *((name, contender.starts[0]) for name, contender in CONTENDERS.items()),

@@ -81,7 +81,7 @@ def predicted(method: str, start: str, parametrisation: str) -> Prediction:
         "lora_adam": Exponents(1.0, d + 1.5),
         "lora_plus": Exponents(1.0, d + 1.5),
         "lora_plus_n": Exponents(0.0, d + 0.5),
-        "lora_muon": Exponents(0.5, d + 1.0),
+        "factor_muon": Exponents(0.5, d + 1.0),
     }[method]
     spread = start != "zero" and method in ("lora_adam", "lora_plus")
     first = Exponents(0.5 if spread else 0.0, d + 0.5)

@@ -27,7 +27,7 @@ COLOURS = {
     "lora_plus": "#2ca02c",
     "lora_plus_n": "#8c564b",
     "lora_adam": "#ff7f0e",
-    "lora_muon": "#9467bd",
+    "factor_muon": "#9467bd",
 }
 
 

@@ -13,8 +13,8 @@ from features.network import Task, task
 from pinn_odelora import Budget, Objective, RungeKutta, Sampling, Solution, loop
 from pinn_odelora.integrators.tableau import BOGACKI_SHAMPINE
 from pinn_odelora.loop import StepRecord, Training
+from pinn_odelora.methods import Method, lora_gd, odelora
 from pinn_odelora.optim.groups import parameters
-from pinn_odelora.optim.methods import Method, lora_gd, odelora
 from pinn_odelora.sampling.sampler import Sampler
 from pinn_odelora.system import System
 

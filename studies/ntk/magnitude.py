@@ -43,12 +43,12 @@ from pinn_odelora.integrators.tableau import EULER
 from pinn_odelora.lowrank.start import orthonormal, zero
 from pinn_odelora.lowrank.targets import linear_targets, put_factors
 from pinn_odelora.manifolds.factors import Factors
+from pinn_odelora.methods import lora_adam
 from pinn_odelora.nets import MLP
 from pinn_odelora.ntk import nuclear_norm_solution
 from pinn_odelora.ntk.decay import DecayedObjective
 from pinn_odelora.ntk.losses import SquaredError
 from pinn_odelora.ntk.model import Linearised
-from pinn_odelora.optim.methods import lora_adam
 from pinn_odelora.pretraining.pretrain import Pretraining, pretrain
 from pinn_odelora.sampling.sampler import Sampler
 from pinn_odelora.sampling.settings import Sampling

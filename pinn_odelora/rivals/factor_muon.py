@@ -18,6 +18,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from pinn_odelora.optim.groups import is_pair, parameters
+from pinn_odelora.optim.methods import Method
+from pinn_odelora.rivals.base import POSITIVE
+from pinn_odelora.rules import below_one
 
 
 class FactorMuon(Optimizer):
@@ -53,3 +56,15 @@ class FactorMuon(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         # torch keeps defaults, state and groups alone.
         return {**super().__getstate__(), "parts": self.parts}
+
+
+def factor_muon(lr: float = 1e-2, momentum: float = 0.95) -> Method:
+    """Muon on each factor by itself, Adam on what is no factor (Jordan et al., 2024).
+
+    Args:
+        lr: learning rate of both.
+        momentum: of Muon, in [0, 1).
+    """
+    lr, momentum = POSITIVE.check("lr", lr), below_one.check("momentum", momentum)
+    make = lambda groups: FactorMuon(groups, lr, momentum)
+    return Method("factor_muon", "factors", make, settings={"lr": lr, "momentum": momentum})

@@ -8,6 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pinn_odelora.optim.groups import parameters
+from pinn_odelora.optim.methods import Method
+from pinn_odelora.rules import whole
+
 
 class LBFGS(torch.optim.LBFGS):
     """``torch.optim.LBFGS`` without tolerances, on a scaled loss: the budget ends it.
@@ -17,17 +21,17 @@ class LBFGS(torch.optim.LBFGS):
     the loss, so it is given ``scale`` · L; ``step`` returns L.
 
     Args:
-        parameters: what is minimised over.
+        params: what is minimised over.
         history: pairs kept.
         iterations: iterations in one ``step``.
         scale: the factor.
     """
 
     def __init__(
-        self, parameters: Sequence[nn.Parameter], history: int = 100, iterations: int = 1, scale: float = 1e8
+        self, params: Sequence[nn.Parameter], history: int = 100, iterations: int = 1, scale: float = 1e8
     ) -> None:
         super().__init__(
-            parameters,
+            params,
             lr=1.0,
             max_iter=iterations,
             max_eval=25 * iterations,
@@ -52,3 +56,14 @@ class LBFGS(torch.optim.LBFGS):
         # torch keeps defaults, state and groups alone, and its own L-BFGS cannot be copied.
         kept = {name: getattr(self, name) for name in ("scale", "_params", "_numel_cache")}
         return {**super().__getstate__(), **kept}
+
+
+def full_lbfgs(history: int = 100) -> Method:
+    """L-BFGS on all weights with a strong Wolfe line search (Liu and Nocedal, 1989), one iteration a step.
+
+    Args:
+        history: pairs (s, y) that are kept.
+    """
+    history = whole(1).check("history", history)
+    make = lambda groups: LBFGS(parameters(groups), history)
+    return Method("full_lbfgs", "weights", make, settings={"history": history}, one_loss=True)

@@ -1,0 +1,25 @@
+"""All methods by name: ``po.adapt(net, problem, method=po.methods.lora_adam())``.
+
+``odelora`` and ``full_implicit`` are ours, the others are the rivals, a file each in ``pinn_odelora/rivals/``.
+"""
+
+from pinn_odelora.optim.methods import Method, full_implicit, odelora
+from pinn_odelora.rivals.adam import full_adam, lora_adam
+from pinn_odelora.rivals.factor_muon import factor_muon
+from pinn_odelora.rivals.lbfgs import full_lbfgs
+from pinn_odelora.rivals.lora_gd import lora_gd
+from pinn_odelora.rivals.lora_plus import lora_plus
+from pinn_odelora.rivals.scaled_gd import scaled_gd
+
+__all__ = [
+    "Method",
+    "factor_muon",
+    "full_adam",
+    "full_implicit",
+    "full_lbfgs",
+    "lora_adam",
+    "lora_gd",
+    "lora_plus",
+    "odelora",
+    "scaled_gd",
+]
