@@ -143,6 +143,26 @@ def check_scale(name: str, scale: float) -> None:
         raise InputError(f"the scale of {name} is {scale!r}, but it must be a finite number above 0.")
 
 
+def check_ranks(groups: Iterable[Group], what: str) -> None:
+    """Refuse pairs of a rank that their weight cannot have.
+
+    Args:
+        groups: pairs and single tensors.
+        what: has no meaning for them.
+
+    Raises:
+        InputError: one sentence.
+    """
+    for group in filter(is_pair, groups):
+        A, B = group["params"]
+        if len(A) > min(A.shape[1], len(B)):
+            name = group.get("name") or "a pair"
+            raise InputError(
+                f"{name} has rank {len(A)}, more than its weight {len(B)} x {A.shape[1]} can have, for which {what} is "
+                "not defined: choose a smaller rank."
+            )
+
+
 def at_rank(group: Group, rank: int) -> Group:
     """The same group with a pair of another rank, at most that of a whole matrix, without values; or itself."""
     if not is_pair(group):

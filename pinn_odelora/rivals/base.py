@@ -38,6 +38,7 @@ class PairOptimizer(Optimizer):
 
     Raises:
         InputError: for a group that is neither a pair nor one tensor.
+        FloatingPointError: by ``step``, where a decomposition of the factors fails.
     """
 
     def __init__(self, groups: Iterable[Group], lr: float, **settings: Any) -> None:
@@ -62,12 +63,23 @@ class PairOptimizer(Optimizer):
             state["step"] = state.get("step", 0) + 1
             if is_pair(group):
                 B = rest[0]
-                after = self.pair(Factors(first, B), Factors(first.grad, B.grad), state, group)
+                after = self._pair(Factors(first, B), Factors(first.grad, B.grad), state, group)
                 first.copy_(after.A)
                 B.copy_(after.B)
             else:
                 first.copy_(self.single(first, first.grad, state, group))
         return loss
+
+    def _pair(self, y: Factors, g: Factors, state: State, group: Group) -> Factors:
+        """The pair after the step.
+
+        Raises:
+            FloatingPointError: where a decomposition fails, as it does for numbers that overflow.
+        """
+        try:
+            return self.pair(y, g, state, group)
+        except torch.linalg.LinAlgError as error:
+            raise FloatingPointError(f"The factors of {group.get('name')} cannot be decomposed: {error}") from error
 
     @abstractmethod
     def pair(self, y: Factors, g: Factors, state: State, group: Group) -> Factors:
