@@ -5,5 +5,5 @@ def step(A, B, g_A, g_B, s, lr, state):
     return A - lr * g_A, B - lr * g_B
 
 
-def vector_step(x, g, lr, state):
+def vector_step(x, g, lr, state, **_):
     return x - lr * g
