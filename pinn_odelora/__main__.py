@@ -1,4 +1,4 @@
-"""python -m pinn_odelora list | suggest-rank | predict | family | compare | export
+"""python -m pinn_odelora list | suggest-rank | predict | family | compare | export | study
 
 Problems and methods, advice on the rank before a run, and what to do with finished runs.
 """
@@ -184,6 +184,13 @@ def export(args: argparse.Namespace) -> None:
     print(out)
 
 
+def study(args: argparse.Namespace) -> int:
+    """Measure how steadily methods train: step sizes, seeds, ranks and starts on four problems."""
+    from pinn_odelora.stability.command import run
+
+    return run(args)
+
+
 COMMANDS = {
     "list": list_,
     "suggest-rank": suggest_rank,
@@ -191,6 +198,7 @@ COMMANDS = {
     "family": family,
     "compare": compare,
     "export": export,
+    "study": study,
 }
 
 
@@ -222,11 +230,24 @@ def parser() -> argparse.ArgumentParser:
     commands["export"].add_argument("-o", "--output", type=Path, help="default: network.pt in the run's folder")
     commands["compare"].add_argument("runs", type=Path, nargs="+", help="folders of finished runs, or above them")
     commands["compare"].add_argument("--csv", type=Path, help="write the table to this file, too")
+    study_options(commands["study"])
     main.epilog = "\n".join(
         ["usage of the commands:", *(f"  {c.format_usage()[7:].strip()}" for c in commands.values())]
     )
     main.formatter_class = argparse.RawDescriptionHelpFormatter
     return main
+
+
+def study_options(studied: argparse.ArgumentParser) -> None:
+    studied.add_argument("name", choices=("stability",), help="which study")
+    studied.add_argument("--quick", action="store_true", help="fewer step sizes and evaluations, one seed")
+    studied.add_argument("--timed", action="store_true", help="the runs of 10 CPU seconds, for which nothing else runs")
+    studied.add_argument("--report", action="store_true", help="run nothing, and report on the runs that there are")
+    studied.add_argument("--workers", type=int, help="processes; default: one for each core")
+    studied.add_argument("--problems", nargs="+", metavar="PROBLEM", help="some of the problems only")
+    studied.add_argument("--methods", nargs="+", metavar="METHOD", help="some of the methods only")
+    studied.add_argument("--runs", type=Path, help="folder of the finished runs; default: runs/stability")
+    studied.add_argument("--results", type=Path, help="folder of the report; default: report in that of the runs")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -240,11 +261,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         program.error(str(unknown("command", arguments[0], COMMANDS)))
     args = program.parse_args(arguments)
     try:
-        COMMANDS[args.command](args)
+        return COMMANDS[args.command](args) or 0
     except InputError as refused:
         print(refused, file=sys.stderr)
         return 2
-    return 0
 
 
 if __name__ == "__main__":

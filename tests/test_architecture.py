@@ -71,6 +71,7 @@ LAYERS = (
     ("pinn_odelora/bayes", 6),
     ("pinn_odelora/lightning", 7),
     ("pinn_odelora/sweeps", 7),
+    ("pinn_odelora/stability", 7),
     ("pinn_odelora/config", 8),
     ("pinn_odelora/__main__", 8),
     ("hydra_plugins", 8),

@@ -1,0 +1,62 @@
+"""python -m pinn_odelora study stability: make the runs that are missing, and say what they show.
+
+The exit code is 1 when a target is missed, 2 when none is but runs are missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from pinn_odelora.errors import unknown
+from pinn_odelora.rules import whole
+from pinn_odelora.runs.messages import say
+from pinn_odelora.stability import console
+from pinn_odelora.stability.measures import Study
+from pinn_odelora.stability.methods import METHODS
+from pinn_odelora.stability.plan import FULL, PROBLEMS, QUICK, Case, Form, cases
+from pinn_odelora.stability.studying import finished, study
+from pinn_odelora.sweeps.processes import cores
+
+RUNS = Path("runs/stability")
+
+
+def run(args: argparse.Namespace) -> int:
+    """The command; its exit code.
+
+    Raises:
+        InputError: for a name that does not exist, or a number of workers below one.
+    """
+    form, folder = QUICK if args.quick else FULL, args.runs or RUNS
+    problems = _known("problem", args.problems, PROBLEMS)
+    methods = _known("method", args.methods, METHODS)
+    workers = cores() if args.workers is None else whole(1).check("workers", args.workers)
+    for name in methods:
+        if not METHODS[name].present:
+            say(f"{name} takes no part: the package has no method of this name.")
+    if not args.report:
+        study([*cases(form, problems, methods, args.timed)], folder, workers)
+    found = Study(read(folder, planned(form)))
+    Console(width=max(Console().width, 120)).print(console.table(found))
+    return 0
+
+
+def planned(form: Form) -> list[Case]:
+    """All runs of a form."""
+    return [*cases(form), *cases(form, timed=True)]
+
+
+def read(folder: Path, wanted: Iterable[Case]) -> list[dict]:
+    """Those of the runs that the folder has."""
+    return [found for case in wanted if (found := finished(folder, case)) is not None]
+
+
+def _known(what: str, given: Sequence[str] | None, allowed: Iterable[str]) -> list[str]:
+    names = [*allowed]
+    for name in given or ():
+        if name not in names:
+            raise unknown(what, name, names)
+    return names if given is None else [*given]
