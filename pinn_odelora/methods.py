@@ -7,11 +7,14 @@ from pinn_odelora.optim.methods import Method, full_implicit, odelora
 from pinn_odelora.rivals.adam import full_adam, lora_adam
 from pinn_odelora.rivals.altlora import altlora, altlora_plus
 from pinn_odelora.rivals.factor_muon import factor_muon
+from pinn_odelora.rivals.geolora import geolora
 from pinn_odelora.rivals.lbfgs import full_lbfgs
+from pinn_odelora.rivals.loft import loft
 from pinn_odelora.rivals.lora_gd import lora_gd
 from pinn_odelora.rivals.lora_muon import lora_muon
 from pinn_odelora.rivals.lora_plus import lora_plus
 from pinn_odelora.rivals.lora_rite import lora_rite
+from pinn_odelora.rivals.polar import polar
 from pinn_odelora.rivals.scaled_gd import scaled_gd
 
 __all__ = [
@@ -22,11 +25,14 @@ __all__ = [
     "full_adam",
     "full_implicit",
     "full_lbfgs",
+    "geolora",
+    "loft",
     "lora_adam",
     "lora_gd",
     "lora_muon",
     "lora_plus",
     "lora_rite",
     "odelora",
+    "polar",
     "scaled_gd",
 ]
