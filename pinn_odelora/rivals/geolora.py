@@ -17,9 +17,10 @@ of thin QR factorisations, from any start, and the gradients follow from those o
 
     B = U M ,  Aᵀ = V N ,  S = M Nᵀ :    ∇K = g_B N⁻¹ ,    ∇L = g_Aᵀ M⁻¹ ,
 
-by pseudo-inverses; from B = 0 only ∇K moves. The code limits U and V, not the rank that is kept, to the largest rank.
-The authors choose τ between 0.1 and 0.3, so that each step loses that part of the whole update. For solutions to more
-than a digit that is too much: τ = 0 here unless set.
+by pseudo-inverses; from B = 0 only ∇K moves. The rank grows where one step adds a singular value above the tolerance.
+The code limits U and V, not the rank that is kept, to the largest rank. The authors choose τ between 0.1 and 0.3, so
+that each step loses that part of the whole update. For solutions to more than a digit that is too much: τ = 0 here
+unless set.
 """
 
 from __future__ import annotations
