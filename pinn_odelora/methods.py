@@ -9,13 +9,16 @@ from pinn_odelora.rivals.allora import allora
 from pinn_odelora.rivals.altlora import altlora, altlora_plus
 from pinn_odelora.rivals.balora import balora
 from pinn_odelora.rivals.factor_muon import factor_muon
+from pinn_odelora.rivals.geolora import geolora
 from pinn_odelora.rivals.lbfgs import full_lbfgs
+from pinn_odelora.rivals.loft import loft
 from pinn_odelora.rivals.lora_fa import lora_fa
 from pinn_odelora.rivals.lora_gd import lora_gd
 from pinn_odelora.rivals.lora_muon import lora_muon
 from pinn_odelora.rivals.lora_plus import lora_plus
 from pinn_odelora.rivals.lora_pro import lora_pro, lora_pro_adamw
 from pinn_odelora.rivals.lora_rite import lora_rite
+from pinn_odelora.rivals.polar import polar
 from pinn_odelora.rivals.reflora import reflora
 from pinn_odelora.rivals.scaled_adamw import scaled_adamw
 from pinn_odelora.rivals.scaled_gd import scaled_gd
@@ -30,6 +33,8 @@ __all__ = [
     "full_adam",
     "full_implicit",
     "full_lbfgs",
+    "geolora",
+    "loft",
     "lora_adam",
     "lora_adamw",
     "lora_fa",
@@ -40,6 +45,7 @@ __all__ = [
     "lora_pro_adamw",
     "lora_rite",
     "odelora",
+    "polar",
     "reflora",
     "scaled_adamw",
     "scaled_gd",
