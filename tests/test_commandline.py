@@ -731,7 +731,7 @@ def test_the_program_without_an_argument_prints_the_help_of_all_commands(capsys,
     code, out, said = program(capsys, *arguments)
     assert (code, said) == (0, "")
     assert out.startswith("usage: python -m pinn_odelora [-h] command ...")
-    for name in ("list", "suggest-rank", "predict", "family", "compare", "export"):
+    for name in ("list", "suggest-rank", "predict", "family", "compare", "export", "study"):
         assert f"  python -m pinn_odelora {name} [-h]" in out
     assert "[-o OUTPUT] run points" in out
 

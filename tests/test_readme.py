@@ -108,7 +108,14 @@ COMMANDS = [
     "README.md",
     *(
         f"{GUIDE}{name}.md"
-        for name in ("command-line", "choosing-a-rank", "families", "inverse-problems", "matrix-problems")
+        for name in (
+            "command-line",
+            "choosing-a-rank",
+            "families",
+            "inverse-problems",
+            "matrix-problems",
+            "stability-study",
+        )
     ),
 ]
 
@@ -128,7 +135,7 @@ def test_every_command_line_is_accepted(path, workplace, monkeypatch, capsys):
             case _:
                 assert " ".join(words).replace(".[test]", "'.[test]'") in f"{FIRST} {SECOND}"
     if path in COMMANDS[:2]:
-        assert seen == {"list", "suggest-rank", "predict", "family", "compare", "export"}
+        assert seen == {"list", "suggest-rank", "predict", "family", "compare", "export", "study"}
         assert (workplace / "runs" / "sweep" / "5" / "config.yaml").exists()
 
 

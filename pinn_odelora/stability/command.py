@@ -1,4 +1,4 @@
-"""python -m pinn_odelora study stability: make the runs that are missing, and say what they show.
+"""python -m pinn_odelora study stability: make the runs that are missing, and report on all.
 
 The exit code is 1 when a target is missed, 2 when none is but runs are missing.
 """
@@ -8,17 +8,18 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from pinn_odelora.errors import unknown
 from pinn_odelora.rules import whole
 from pinn_odelora.runs.messages import say
-from pinn_odelora.stability import console
-from pinn_odelora.stability.measures import Study
+from pinn_odelora.stability import console, report
 from pinn_odelora.stability.methods import METHODS
 from pinn_odelora.stability.plan import FULL, PROBLEMS, QUICK, Case, Form, cases
 from pinn_odelora.stability.studying import finished, study
+from pinn_odelora.stability.verdicts import Target, targets
 from pinn_odelora.sweeps.processes import cores
 
 RUNS = Path("runs/stability")
@@ -28,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     """The command; its exit code.
 
     Raises:
-        InputError: for a name that does not exist, or a number of workers below one.
+        InputError: for a name that does not exist, a number of workers below one, or without pyarrow.
     """
     form, folder = QUICK if args.quick else FULL, args.runs or RUNS
     problems = _known("problem", args.problems, PROBLEMS)
@@ -39,9 +40,20 @@ def run(args: argparse.Namespace) -> int:
             say(f"{name} takes no part: the package has no method of this name.")
     if not args.report:
         study([*cases(form, problems, methods, args.timed)], folder, workers)
-    found = Study(read(folder, planned(form)))
-    Console(width=max(Console().width, 120)).print(console.table(found))
-    return 0
+    results = args.results or folder / ("report-quick" if args.quick else "report")
+    found = report.write(made(folder, planned(form)), form, PROBLEMS, results)
+    judged = targets(found, PROBLEMS, form.seeds)
+    shown = Console(width=max(Console().width, 120))
+    shown.print(console.progress(found))
+    shown.print(console.targets(judged))
+    print(results / report.PAGE)
+    return code(judged)
+
+
+def code(judged: Sequence[Target]) -> int:
+    """1 when a target is missed, 2 when none is but runs are missing, else 0."""
+    states = {target.state for target in judged}
+    return 1 if "short" in states else 2 if "incomplete" in states else 0
 
 
 def planned(form: Form) -> list[Case]:
@@ -49,7 +61,7 @@ def planned(form: Form) -> list[Case]:
     return [*cases(form), *cases(form, timed=True)]
 
 
-def read(folder: Path, wanted: Iterable[Case]) -> list[dict]:
+def made(folder: Path, wanted: Iterable[Case]) -> list[dict[str, Any]]:
     """Those of the runs that the folder has."""
     return [found for case in wanted if (found := finished(folder, case)) is not None]
 

@@ -1,25 +1,26 @@
 """What is measured, and how sure it is.
 
-A run with N evaluations has marks at 0, N/30, 2N/30, …, N, at each of which the held-out loss ℓ and the relative L2
-error e are taken, of the iterate and of what the run would return; without a word the second is meant.
+A run of N evaluations has marks at 0, N/30, 2N/30, …, N, at each of which the held-out loss ℓ and the relative L2 error
+e are taken, of the iterate and of what the run would return; the second is meant where nothing is said.
 
-diverged     The run ended by a number that is not finite or a step that was refused, or ℓ_end > ℓ_0 (or has no value).
-             Runs that are broken off, since ℓ was above a thousand times ℓ_0 or not finite when a third of the budget
-             was spent, are counted among them. It is the ``diverged`` of ``po.Result``.
+diverged     The run ended by a number that is not finite or a step that was refused, or ℓ_end > ℓ_0, as in
+             ``po.Result``. Runs that are broken off, since ℓ was above a thousand times ℓ_0 or not finite when a third
+             of the budget was spent, are counted among them.
 works        A step size works, on a problem and with a seed, if e_end ≤ e_0/10.
 width        Decades between the ends of the longest row of neighbouring step sizes that all work: (k − 1) times the
-             spacing for k of them, 0 for one or none. It is less than the true width by up to two spacings; where the
-             row reaches an end of the grid, the true one may be larger by any amount ("≥").
+             spacing for k of them, 0 for one or none. The true width may be larger by up to two spacings, and by any
+             amount where the row reaches an end of the grid (≥).
 rises        The share of the intervals between marks with ℓ_{j+1} > ℓ_j, and the largest ℓ_{j+1}/ℓ_j − 1, of the
-             iterates and of what is returned. A run that has diverged does not take part.
-best         The smallest median of e_end over seeds, over the step sizes.
+             iterates and of what is returned.
 default      e_end with the step size that a user gets who gives none: the learning rate of the function, the middle
              of the grid; for an integrator the one that it finds itself.
+best         e_end with the step size whose median over seeds is smallest.
 spread       The largest over the smallest e_end of the seeds.
-sensitivity  The largest over the smallest e_end of the best step sizes of a slice, over the ranks or the starts.
+sensitivity  The largest over the smallest e_end, each at its best step size, over ranks or starts.
 
-Intervals are of 95 %, by a bootstrap in two stages: problems are drawn with replacement, then seeds of each problem
-drawn (Davison and Hinkley, 1997, section 3.8). With four problems and three seeds they are rough.
+An e_end without a value counts as 1, the error of the zero function, and so does a larger one. Intervals are of 95 %,
+by a bootstrap in two stages: problems are drawn with replacement, then the seeds of each problem drawn (Davison and
+Hinkley, 1997, section 3.8). With four problems and three seeds they are rough.
 """
 
 from __future__ import annotations
@@ -27,14 +28,13 @@ from __future__ import annotations
 import math
 import random
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 Run = Mapping[str, Any]
-COST, HELDOUT, ERROR, HELDOUT_RETURNED, ERROR_RETURNED, CONDITION_A, CONDITION_B, BALANCE = range(8)
-"""Places of a mark's values, see ``running.Mark``."""
 REACHED = 0.1
+LARGEST_ERROR = 1.0
 DRAWS = 2000
 
 
@@ -43,29 +43,32 @@ def finite(x: float | None) -> float:
     return x if x is not None and math.isfinite(x) else math.inf
 
 
-def column(run: Run, place: int) -> list[float]:
-    """One value along a run; infinity where it has none."""
-    return [finite(mark[place]) for mark in run["marks"]]
+def along(run: Run, name: str) -> list[float]:
+    """``heldout`` or ``error`` at the marks; infinity where there is no value."""
+    return [finite(x) for x in run[name] or []]
 
 
-def start_error(run: Run) -> float:
-    return column(run, ERROR)[0] if run["marks"] else math.inf
+def returned(run: Run, name: str) -> list[float]:
+    """The same of what the run would have returned."""
+    return along(run, name if run[f"{name}_returned"] is None else f"{name}_returned")
 
 
 def end_error(run: Run) -> float:
-    """e_end; infinity for a run that ended before."""
-    return column(run, ERROR_RETURNED)[-1] if run["marks"] else math.inf
+    """e_end, at most 1."""
+    errors = returned(run, "error")
+    return min(errors[-1], LARGEST_ERROR) if errors else LARGEST_ERROR
 
 
 def diverged(run: Run) -> bool:
-    if run["failure"] or run["broken_off"] or not run["marks"]:
+    heldout = returned(run, "heldout")
+    if run["failure"] or run["broken_off"] or not heldout:
         return True
-    heldout = column(run, HELDOUT_RETURNED)
-    return not heldout[-1] <= heldout[0] or not math.isfinite(heldout[-1])
+    return not (heldout[-1] <= heldout[0] and math.isfinite(heldout[-1]))
 
 
 def works(run: Run) -> bool:
-    return end_error(run) <= REACHED * start_error(run)
+    errors = returned(run, "error")
+    return bool(errors) and errors[-1] <= REACHED * errors[0]
 
 
 class Rises(NamedTuple):
@@ -75,33 +78,35 @@ class Rises(NamedTuple):
     largest: float
 
 
-def rises(run: Run, place: int = HELDOUT) -> Rises:
-    heldout = column(run, place)
-    steps = [after / before - 1 for before, after in pairwise(heldout) if before > 0]
-    up = [x for x in steps if x > 0]
-    return Rises(len(up) / max(len(steps), 1), max(up, default=0.0))
+def rises(heldout: Sequence[float]) -> Rises:
+    changes = [_change(*pair) for pair in pairwise(heldout)]
+    return Rises(sum(x > 0 for x in changes) / max(len(changes), 1), max([0.0, *changes]))
+
+
+def _change(before: float, after: float) -> float:
+    if math.isinf(before):
+        return 0.0
+    return after / before - 1 if before > 0 else 0.0
 
 
 class Width(NamedTuple):
     """Decades that work, and whether they reach the lower or the upper end of the grid."""
 
     decades: float
-    at_low: bool
-    at_high: bool
+    at_low: bool = False
+    at_high: bool = False
 
 
 def width(steps: Sequence[float], good: Sequence[bool]) -> Width:
     """Of the longest row of neighbours that work; step sizes in increasing order."""
-    best: tuple[int, int] = (0, 0)
-    start = None
+    rows, first = [], 0
     for k, fine in enumerate([*good, False]):
-        if fine and start is None:
-            start = k
-        elif not fine and start is not None:
-            best, start = max(best, (start, k), key=lambda row: row[1] - row[0]), None
-    first, end = best
-    if end - first < 1:
-        return Width(0.0, False, False)
+        if not fine:
+            rows.append((k - first, first, k))
+            first = k + 1
+    length, first, end = max(rows, key=lambda row: row[0])
+    if not length:
+        return Width(0.0)
     return Width(math.log10(steps[end - 1] / steps[first]), first == 0, end == len(steps))
 
 
@@ -113,62 +118,82 @@ class Interval(NamedTuple):
     high: float
 
 
-def bootstrap(
-    groups: Mapping[str, Sequence[float]], statistic: Callable[[Sequence[float]], float] = statistics.fmean
-) -> Interval:
-    """The mean over problems of a statistic over seeds, with its interval.
+def bootstrap(groups: Mapping[str, Sequence[float]]) -> Interval | None:
+    """The mean over problems of the means over seeds, with its interval; None without values.
 
     Args:
         groups: by problem, a value for each seed.
-        statistic: of the values of one problem.
     """
     kept = [[*values] for values in groups.values() if values]
     if not kept:
-        return Interval(math.nan, math.nan, math.nan)
-    value = statistics.fmean(statistic(values) for values in kept)
+        return None
     draw = random.Random(0)
-    drawn = sorted(
-        statistics.fmean(statistic(draw.choices(values, k=len(values))) for values in draw.choices(kept, k=len(kept)))
+    means = sorted(
+        statistics.fmean(statistics.fmean(draw.choices(own, k=len(own))) for own in draw.choices(kept, k=len(kept)))
         for _ in range(DRAWS)
     )
-    return Interval(value, drawn[round(0.025 * (DRAWS - 1))], drawn[round(0.975 * (DRAWS - 1))])
+    value = statistics.fmean(map(statistics.fmean, kept))
+    return Interval(value, means[round(0.025 * (DRAWS - 1))], means[round(0.975 * (DRAWS - 1))])
 
 
 class Study:
-    """The runs of a study, by part, problem, method, step size and seed."""
+    """The rows of a study, by part, problem, method, step size and seed."""
 
-    def __init__(self, runs: Iterable[Run]) -> None:
-        self.runs = [*runs]
+    def __init__(self, rows: Iterable[Run]) -> None:
+        self.rows = [*rows]
+        self._kept: dict[tuple[str, str, str], list[Run]] = {}
+        for row in self.rows:
+            self._kept.setdefault((row["part"], row["problem"], row["method"]), []).append(row)
 
-    def of(self, **wanted: Any) -> list[Run]:
-        """Those with these values."""
-        return [run for run in self.runs if all(run[name] == value for name, value in wanted.items())]
+    def of(self, problem: str, method: str, part: str = "main", **wanted: Any) -> list[Run]:
+        """Those of a method on a problem, with these values."""
+        own = self._kept.get((part, problem, method), [])
+        return [run for run in own if all(run[name] == value for name, value in wanted.items())]
+
+    def all_of(self, method: str, part: str = "main") -> list[Run]:
+        return [run for problem in self.problems for run in self.of(problem, method, part)]
 
     @property
     def problems(self) -> list[str]:
-        return list(dict.fromkeys(run["problem"] for run in self.runs))
+        return list(dict.fromkeys(run["problem"] for run in self.rows))
 
     @property
     def methods(self) -> list[str]:
-        return list(dict.fromkeys(run["method"] for run in self.runs))
+        return list(dict.fromkeys(run["method"] for run in self.rows))
 
-    def seeds(self, part: str = "main") -> list[int]:
-        return sorted({run["seed"] for run in self.runs if run["part"] == part})
+    @property
+    def seeds(self) -> list[int]:
+        return sorted({run["seed"] for run in self.rows})
 
     def grid(self, problem: str, method: str, part: str = "main", **wanted: Any) -> list[float]:
         """The step sizes that were given, in increasing order."""
-        found = self.of(problem=problem, method=method, part=part, **wanted)
-        return sorted({run["step"] for run in found if run["step"] is not None})
+        return sorted({run["step"] for run in self.of(problem, method, part, **wanted)} - {None})
+
+    def errors(self, problem: str, method: str, step: float | None, part: str = "main", **wanted: Any) -> list[float]:
+        """e_end of the seeds."""
+        return [end_error(run) for run in self.of(problem, method, part, step=step, **wanted)]
+
+    def default_step(self, problem: str, method: str) -> float | None:
+        """None where the method finds its own."""
+        grid = self.grid(problem, method)
+        own = self.of(problem, method, step=None)
+        return None if own or not grid else grid[len(grid) // 2]
+
+    def best_step(self, problem: str, method: str, part: str = "main", **wanted: Any) -> float | None:
+        """The step size with the smallest median error; None for a method that is not given any."""
+        grid = self.grid(problem, method, part, **wanted)
+        median = lambda step: statistics.median(self.errors(problem, method, step, part, **wanted))
+        return min(grid, key=median, default=None)
 
     def width(self, problem: str, method: str, seed: int) -> Width | None:
-        """None while a step size is missing that another seed has, or where there are none."""
+        """None where there are no step sizes, or while one is missing that another seed has."""
         grid = self.grid(problem, method)
-        found = {r["step"]: works(r) for r in self.of(problem=problem, method=method, part="main", seed=seed)}
+        found = {run["step"]: works(run) for run in self.of(problem, method, seed=seed)}
         if not grid or not set(grid) <= found.keys():
             return None
         return width(grid, [found[step] for step in grid])
 
-    def widths(self, method: str) -> dict[str, list[Width]]:
-        """By problem, one for each seed."""
-        found = {p: [self.width(p, method, seed) for seed in self.seeds()] for p in self.problems}
-        return {p: [w for w in widths if w is not None] for p, widths in found.items()}
+    def widths(self, problem: str, method: str) -> list[Width]:
+        """One for each seed."""
+        found = [self.width(problem, method, seed) for seed in self.seeds]
+        return [x for x in found if x is not None]
