@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from formulas import driver, problem
+from formulas import dora, driver, problem
 
 import pinn_odelora as po
 from pinn_odelora.integrators import RungeKutta
@@ -102,6 +102,10 @@ def optimizer(case, groups):
     return make(lr=case.lr, **case.method).optimizer(groups)
 
 
+def copied(tensors):
+    return [x.detach().numpy().copy() for x in tensors]
+
+
 def torch_path(make, setting, start, n=STEPS):
     """The points after each of n steps of an optimiser made from groups."""
     as_parameter = lambda x: torch.nn.Parameter(torch.tensor(x))
@@ -115,10 +119,9 @@ def torch_path(make, setting, start, n=STEPS):
         loss.backward()
         return loss
 
-    copied = lambda x: x.detach().numpy().copy()
     for _ in range(n):
         mover.step(closure)
-        path.append(([tuple(map(copied, pair)) for pair in pairs], copied(c)))
+        path.append(([tuple(copied(pair)) for pair in pairs], *copied([c])))
     return path
 
 
@@ -170,11 +173,11 @@ class Model(torch.nn.Module):
         return self.second(torch.tanh(self.first(x))) + self.c
 
 
-def peft_path(make, setting, start, n=STEPS):
-    """The points after each of n steps of an optimiser made from a PEFT model."""
+def peft_model(setting, start, **settings):
+    """The problem's network adapted by PEFT at a start, and its two adapted layers."""
     peft = pytest.importorskip("peft")
     (pairs, c), ranks = start, {"first": 3, "second": 2}
-    config = peft.LoraConfig(r=3, rank_pattern=ranks, target_modules=list(ranks))
+    config = peft.LoraConfig(r=3, rank_pattern=ranks, target_modules=list(ranks), **settings)
     model = peft.get_peft_model(Model(setting, c), config).double()
     base = model.base_model.model
     base.c.requires_grad_()
@@ -182,14 +185,20 @@ def peft_path(make, setting, start, n=STEPS):
     for layer, (A, B), s in zip(layers, pairs, setting.scales, strict=True):
         layer.scaling["default"] = s
         layer.lora_A["default"].weight.data, layer.lora_B["default"].weight.data = torch.tensor(A), torch.tensor(B)
+    return model, layers
+
+
+def peft_path(make, setting, start, n=STEPS, extra=lambda layer: (), **settings):
+    """The points after each of n steps of an optimiser made from a PEFT model, with ``extra`` tensors of its layers."""
+    model, layers = peft_model(setting, start, **settings)
+    known = [(x.lora_A["default"].weight, x.lora_B["default"].weight, *extra(x)) for x in layers]
     mover, path = make(model), []
     x, y, w = map(torch.tensor, (setting.x, setting.y, setting.w))
     for _ in range(n):
         model.zero_grad()
         (0.5 * (w * ((model(x) - y) ** 2).sum(1)).sum()).backward()
         mover.step()
-        now = lambda factor: [getattr(layer, factor)["default"].weight.detach().numpy().copy() for layer in layers]
-        path.append((list(zip(now("lora_A"), now("lora_B"), strict=True)), base.c.detach().numpy().copy()))
+        path.append(([tuple(copied(group)) for group in known], *copied([model.base_model.model.c])))
     return path
 
 
@@ -251,6 +260,24 @@ def test_the_formula_is_the_package(name, start):
     setting, first = problem.Problem.random(), getattr(problem, start)()
     expected = driver.steps(importlib.import_module(f"formulas.{name}"), setting, first, 1e-2, STEPS, **settings)
     apart = [distance(x, y) for x, y in zip(path(make, setting, first), expected, strict=True)]
+    assert max(apart) < TOLERANCE, [f"{d:.1e}" for d in apart]
+
+
+@pytest.mark.parametrize("start", ["generic", "zero"])
+def test_the_formula_of_dora_is_pefts(start):
+    """Magnitudes, and norms that are constants in the gradient."""
+    setting, first = problem.Problem.random(), getattr(problem, start)()
+
+    def adam(model):
+        for layer, norms in zip((model.base_model.model.first, model.base_model.model.second), starts, strict=True):
+            layer.lora_magnitude_vector["default"].weight.data = torch.tensor(norms)
+        return torch.optim.Adam([x for x in model.parameters() if x.requires_grad], lr=1e-2)
+
+    starts = dora.magnitudes(setting, first[0])
+    magnitude = lambda layer: [layer.lora_magnitude_vector["default"].weight]
+    path = peft_path(adam, setting, first, extra=magnitude, use_dora=True)
+    expected = dora.steps(setting, first, 1e-2, STEPS)
+    apart = [distance(x, y) for x, y in zip(path, expected, strict=True)]
     assert max(apart) < TOLERANCE, [f"{d:.1e}" for d in apart]
 
 
