@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from formulas import dora, driver, problem
+from formulas import dora, driver, polar, problem
 
 import pinn_odelora as po
 from pinn_odelora.integrators import RungeKutta
@@ -20,8 +20,12 @@ from pinn_odelora.integrators import RungeKutta
 STEPS = 20
 TOLERANCE = 1e-10
 METHODS = sorted(p.stem for p in (Path(__file__).parent.parent / "configs" / "method").glob("*.yaml"))
-# Ours, methods on all weights, and quasi-Newton methods, which have tests of their own.
-EXEMPT = {"odelora", "full_adam", "full_implicit", "full_lbfgs", "full_ssbroyden", "lora_ssbroyden"}
+# Ours, and what is no update of pairs of its own: methods on all weights, and quasi-Newton methods.
+EXEMPT = {
+    "odelora",
+    *("full_adam", "full_implicit", "full_lbfgs", "full_muon", "full_natural", "full_soap", "full_ssbroyden"),
+    *("lora_lbfgs", "lora_ssbroyden"),
+}
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,8 @@ CASES = [
     Case("reflora", method={"warmup": 5} | BETAS),
     Case("balora", lr=3e-2),
     Case("balora", lr=3e-2, method={"gauge": "nearest"}, formula={"nearest": True}),
-    Case("loft", scales=(1.0, 1.0)),
+    Case("loft"),
+    Case("loft", method={"eps": 1e-2} | BETAS),
     Case("lora_muon", method={"momentum": 0.9}),
     Case("lora_muon", method={"momentum": 0.9, "decay": 0.3}, formula={"momentum": 0.9, "weight_decay": 0.3}),
     # PyTorch iterates in bfloat16; ``test_muon_on_factors_is_pytorchs`` is exact.
@@ -86,8 +91,8 @@ CASES = [
     Case("allora", method={"eta": 0.5} | BETAS, scales=(1.0, 1.0)),
     Case("geolora", products=True, starts=GENERIC),
 ]
-# Methods with variables of their own have a test of their own.
-NAMES = {case.name for case in CASES}
+# PoLAR has three variables, and a test of its own.
+NAMES = {case.name for case in CASES} | {"polar"}
 
 
 def test_every_method_has_a_formula():
@@ -157,6 +162,20 @@ def test_twenty_steps_equal_the_formula(case, start):
     apart = [distance(x, y, case.products) for x, y in zip(path, expected, strict=True)]
     assert max(apart) < case.tolerance, [f"{d:.1e}" for d in apart]
     assert distance(first, expected[-1], case.products) > 1e-3
+
+
+@pytest.mark.skipif("polar" not in METHODS, reason="no method of this name")
+@pytest.mark.parametrize("settings", [{}, {"landing": 0.2} | BETAS])
+def test_twenty_steps_of_polar_equal_the_formula(settings):
+    """From generic pairs: at Θ = 0 Adam divides rounding errors of XᵀX − I by its ε."""
+    setting, (pairs, c) = problem.Problem.random(), problem.generic()
+    path = torch_path(lambda groups: optimizer(Case("polar", method=settings), groups), setting, (pairs, c))
+    renamed = {"landing": "penalty"}
+    of_formula = {renamed.get(key, key): value for key, value in settings.items()}
+    triples = polar.steps(setting, ([polar.from_pair(*pair) for pair in pairs], c), 1e-2, STEPS, **of_formula)
+    expected = [([polar.to_pair(*triple) for triple in point], vector) for point, vector in triples]
+    apart = [distance(x, y) for x, y in zip(path, expected, strict=True)]
+    assert max(apart) < TOLERANCE, [f"{d:.1e}" for d in apart]
 
 
 class Model(torch.nn.Module):
