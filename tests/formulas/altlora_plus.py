@@ -8,6 +8,7 @@ stored without its transport, v has no bias correction, and β = (0.999, 0.98), 
 
 import numpy as np
 
+from . import adam
 from .altlora import preconditioned
 
 
@@ -20,3 +21,8 @@ def step(A, B, g_A, g_B, s, lr, state, betas=(0.999, 0.98), eps=1e-6, weight_dec
         return moved / (1 - betas[0] ** t) / (np.sqrt(v) + eps)
 
     return preconditioned(A, B, g_A, g_B, lr, state, update, weight_decay, damping)
+
+
+def vector_step(x, g, lr, state, **_):
+    """Adam with settings of its own: those of the pairs are not Adam's."""
+    return adam.vector_step(x, g, lr, state)

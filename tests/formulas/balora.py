@@ -5,7 +5,12 @@ With polar factors B = R_B S_B, A = S_A R_A and the singular value decomposition
     B ← R_B U √Σ,    A ← √Σ V R_A,
 
 which keeps B A and makes BᵀB = A Aᵀ. Read in the authors' ``ProjectionCallback``, after every step; Adam's moments are
-not transported. The signs of the singular vectors, which Adam's moments feel, are those of LAPACK there.
+not transported. The signs of the singular vectors, which the moments feel, are left to LAPACK there, and here to
+``like``, a pair to agree with. Their ``BestProjectionCallback`` takes the balanced pair that is nearest to (A, B),
+
+    B ← B* O,    A ← Oᵀ A*    of the pair (A*, B*) above, O the polar factor of B*ᵀB + A* Aᵀ,
+
+which is ``nearest`` here, with the exact polar factor for their Newton–Schulz iteration.
 """
 
 import numpy as np
@@ -21,5 +26,19 @@ def balanced(A, B):
     return rooted[:, None] * V @ U_A @ V_A, U_B @ V_B @ (U * rooted)
 
 
-def step(A, B, g_A, g_B, s, lr, state, betas=(0.9, 0.999), eps=1e-8):
-    return balanced(A - lr * direction(g_A, state, "A", betas, eps), B - lr * direction(g_B, state, "B", betas, eps))
+def signed(A, B, like):
+    sign = np.where(np.sum(A * like[0], axis=1) + np.sum(B * like[1], axis=0) < 0, -1.0, 1.0)
+    return sign[:, None] * A, B * sign
+
+
+def nearest_to(A, B):
+    rows, columns = balanced(A, B)
+    U, _, V = np.linalg.svd(columns.T @ B + rows @ A.T)
+    return (U @ V).T @ rows, columns @ U @ V
+
+
+def step(A, B, g_A, g_B, s, lr, state, betas=(0.9, 0.999), eps=1e-8, nearest=False, like=None):
+    A, B = A - lr * direction(g_A, state, "A", betas, eps), B - lr * direction(g_B, state, "B", betas, eps)
+    if nearest:
+        return nearest_to(A, B)
+    return balanced(A, B) if like is None else signed(*balanced(A, B), next(like))

@@ -4,13 +4,16 @@
     v_i ← β₂ R' v_i R'ᵀ + (1 − β₂) ĝ_i ĝ_iᵀ  for every row i of B,
     U = (m A) / (√(diag(Aᵀ v_i A) / (1 − β₂ᵗ)) + ε),   B ← B − η/(1 − β₁ᵗ) U Aᵀ D
 
-and likewise for A with BᵀB + δ_A I. Read in the authors' code: δ_B = 1e-8, δ_A = 1e-6, ε = 1e-4; A is treated before B,
-so that in a turn of A the moments of B see the new A; R' = R. Moments of the full matrix, projected, have R' = Rᵀ,
-``transposed``, with which a rank r = n is AdamW, as the paper says. It assumes s = 1; here the full
-gradient comes from g/s. Gradient clipping is left out.
+and likewise for A with BᵀB + δ_A I. Read in the authors' code: δ_B = 1e-8, δ_A = 1e-6, ε = 1e-4, gradient clipping left
+out here. ``as_coded`` it has R' = R, and treats A before B, so that in a turn of A the moments of B see the new A with
+the gradient of before. Our reading is that of the derivation, moments of the full matrix projected: R' = Rᵀ, with which
+Aᵀ v A stays as it is where r = n, and both moments at the pair whose gradient it is. The paper has s = 1; here the full
+gradient is that of g/s.
 """
 
 import numpy as np
+
+from . import adam
 
 
 def moments(key, other, g, damping, state, betas, transposed):
@@ -33,14 +36,19 @@ def direction(key, other, D, state, betas, eps):
     return full @ other.T @ D / (1 - betas[0] ** t)
 
 
-def step(
-    A, B, g_A, g_B, s, lr, state, betas=(0.9, 0.999), eps=1e-4, weight_decay=0.0, dampings=(1e-6, 1e-8), transposed=True
-):
-    state["turn"] = state.get("turn", 0) + 1
-    D = moments("A", B.T, g_A.T / s, dampings[0], state, betas, transposed)
-    if state["turn"] % 2 == 0:
-        A = A - lr / s * direction("A", B.T, D, state, betas, eps).T
-    D = moments("B", A, g_B / s, dampings[1], state, betas, transposed)
-    if state["turn"] % 2 == 1:
-        B = B - lr / s * direction("B", A, D, state, betas, eps)
-    return A, B
+def step(A, B, g_A, g_B, s, lr, state, betas=(0.9, 0.999), eps=1e-4, dampings=(1e-6, 1e-8), as_coded=False):
+    turn = state["turn"] = state.get("turn", 0) + 1
+    new = A
+    D = moments("A", B.T, g_A.T / s, dampings[0], state, betas, not as_coded)
+    if turn % 2 == 0:
+        new = A - lr / s * direction("A", B.T, D, state, betas, eps).T
+    seen = new if as_coded else A
+    D = moments("B", seen, g_B / s, dampings[1], state, betas, not as_coded)
+    if turn % 2 == 1:
+        B = B - lr / s * direction("B", seen, D, state, betas, eps)
+    return new, B
+
+
+def vector_step(x, g, lr, state, **_):
+    """Adam with settings of its own."""
+    return adam.vector_step(x, g, lr, state)

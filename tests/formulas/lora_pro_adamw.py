@@ -8,6 +8,7 @@ counts from t = 1. There the counter is raised before it is used, so that theirs
 first step is never reached; their second moment is in bfloat16. Weight decay is decoupled, before the step.
 """
 
+from . import lora_adamw
 from .adam import direction
 from .lora_pro import adjusted
 
@@ -18,3 +19,7 @@ def step(A, B, g_A, g_B, s, lr, state, betas=(0.9, 0.999), eps=1e-8, weight_deca
     d_A, d_B = adjusted(A, B, s * B.T @ full, s * full @ A.T, s, damping)
     keep = 1 - lr * weight_decay
     return keep * A - lr * d_A, keep * B - lr * d_B
+
+
+def vector_step(x, g, lr, state, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, **_):
+    return lora_adamw.vector_step(x, g, lr, state, betas, eps, weight_decay)

@@ -11,6 +11,8 @@ escape mass is off by default and left out. The root is as in the package; the a
 
 import numpy as np
 
+from . import adam
+
 
 def unmagnified(A, B, g_A, g_B, skip):
     """Bases, inverse triangles and unmagnified gradients, of A and of B."""
@@ -23,7 +25,8 @@ def unmagnified(A, B, g_A, g_B, skip):
 def shared(pairs, gradients, clip=1.0, skip=0.0, **_):
     """The factor by which the gradients of all pairs are clipped."""
     squares = [np.sum(g**2) for pair, g in zip(pairs, gradients, strict=True) for g in unmagnified(*pair, *g, skip)[2]]
-    return {"factor": min(1.0, clip / np.sqrt(np.sum(squares))) if clip > 0 else 1.0}
+    norm = np.sqrt(np.sum(squares))
+    return {"factor": clip / norm if 0 < clip < norm else 1.0}
 
 
 def moved(key, g, Q, inverse, state, betas, eps):
@@ -44,3 +47,8 @@ def step(A, B, g_A, g_B, s, lr, state, betas=(0.9, 0.999), eps=1e-6, weight_deca
     d_A = moved("A", factor * bar_A, Q_B, inverse_B, state, betas, eps).T
     d_B = moved("B", factor * bar_B, Q_A, inverse_A, state, betas, eps)
     return A - lr * (d_A + weight_decay * A), B - lr * (d_B + weight_decay * B)
+
+
+def vector_step(x, g, lr, state, **_):
+    """Adam with settings of its own."""
+    return adam.vector_step(x, g, lr, state)

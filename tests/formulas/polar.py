@@ -1,7 +1,8 @@
 """PoLAR (Lion, Zhang, Li and He, NeurIPS 2025, arXiv 2506.03133): ΔW = s X Θ Yᵀ, X (m, r), Θ (r, r), Y (n, r).
 
 Adam on Θ's gradient and on the landing fields, (g Xᵀ − X gᵀ) X + λ X (XᵀX − I) for X and likewise for Y, g being the
-gradient of X. Read in the authors' code, λ = 1; the start is X, Y orthonormal and Θ = 0.
+gradient of X. Read in the authors' code, λ = 1, where X and Y start orthonormal and Θ at 0. From a pair, our
+reading: X and Y are the orthonormal factors of QR, of B and of Aᵀ.
 """
 
 import numpy as np
@@ -11,6 +12,16 @@ from .adam import direction, vector_step
 
 def landing(X, g, weight):
     return (g @ X.T - X @ g.T) @ X + weight * X @ (X.T @ X - np.eye(X.shape[1]))
+
+
+def from_pair(A, B):
+    """X, Θ, Y of a pair, X and Y orthonormal by QR of B and Aᵀ."""
+    (X, R), (Y, T) = np.linalg.qr(B), np.linalg.qr(A.T)
+    return X, R @ T.T, Y
+
+
+def to_pair(X, T, Y):
+    return Y.T, X @ T
 
 
 def gradients(problem, triples, c):

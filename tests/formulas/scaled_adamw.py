@@ -1,8 +1,8 @@
 """Riemannian preconditioned AdamW (Zhang and Pilanci, 2024, arXiv 2402.02347): AdamW on the gradients of ``scaled_gd``.
 
 Both factors move from the old pair, as in peft.optimizers.create_riemannian_optimizer. In the authors' AdamWr the
-variable that is meant to keep the old A is a view of the new one, so that B sees the new A: taken for a slip. Weight
-decay is AdamW's, 0 unless asked for.
+variable that is to keep the old A is a view of the new one, so that B sees the new A: ``sequential``. Weight decay is
+AdamW's, 0 unless asked for.
 """
 
 from . import lora_adamw
@@ -10,12 +10,13 @@ from .adam import direction
 from .scaled_gd import scaled
 
 
-def step(A, B, g_A, g_B, s, lr, state, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, damping=1e-6):
-    d_A, d_B = scaled(A, B, g_A, g_B, damping)
-    d_A, d_B = direction(d_A, state, "A", betas, eps), direction(d_B, state, "B", betas, eps)
+def step(A, B, g_A, g_B, s, lr, state, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, damping=1e-6, sequential=False):
     keep = 1 - lr * weight_decay
-    return keep * A - lr * d_A, keep * B - lr * d_B
+    d_A = direction(scaled(A, B, g_A, g_B, damping)[0], state, "A", betas, eps)
+    moved = keep * A - lr * d_A
+    d_B = direction(scaled(moved if sequential else A, B, g_A, g_B, damping)[1], state, "B", betas, eps)
+    return moved, keep * B - lr * d_B
 
 
-def vector_step(x, g, lr, state, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, damping=1e-6):
+def vector_step(x, g, lr, state, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, **_):
     return lora_adamw.vector_step(x, g, lr, state, betas, eps, weight_decay)
