@@ -1,7 +1,7 @@
 """Twenty steps of every rival equal a NumPy version written from its paper and code by another hand (``formulas``).
 
-A method without a formula fails, unless it is named in ``EXEMPT``: what is not a published update of
-pairs, quasi-Newton methods included, or has a test of its own.
+A method without a formula fails, unless it is named in ``EXEMPT``: ours, methods on all weights, quasi-Newton methods.
+The formulas are compared with the optimisers that packages keep, too.
 """
 
 import importlib
