@@ -4,29 +4,43 @@
 """
 
 from pinn_odelora.optim.methods import Method, full_implicit, odelora
-from pinn_odelora.rivals.adam import full_adam, lora_adam
+from pinn_odelora.rivals.adam import full_adam, lora_adam, lora_adamw
+from pinn_odelora.rivals.allora import allora
 from pinn_odelora.rivals.altlora import altlora, altlora_plus
+from pinn_odelora.rivals.balora import balora
 from pinn_odelora.rivals.factor_muon import factor_muon
 from pinn_odelora.rivals.lbfgs import full_lbfgs
+from pinn_odelora.rivals.lora_fa import lora_fa
 from pinn_odelora.rivals.lora_gd import lora_gd
 from pinn_odelora.rivals.lora_muon import lora_muon
 from pinn_odelora.rivals.lora_plus import lora_plus
+from pinn_odelora.rivals.lora_pro import lora_pro, lora_pro_adamw
 from pinn_odelora.rivals.lora_rite import lora_rite
+from pinn_odelora.rivals.reflora import reflora
+from pinn_odelora.rivals.scaled_adamw import scaled_adamw
 from pinn_odelora.rivals.scaled_gd import scaled_gd
 
 __all__ = [
     "Method",
+    "allora",
     "altlora",
     "altlora_plus",
+    "balora",
     "factor_muon",
     "full_adam",
     "full_implicit",
     "full_lbfgs",
     "lora_adam",
+    "lora_adamw",
+    "lora_fa",
     "lora_gd",
     "lora_muon",
     "lora_plus",
+    "lora_pro",
+    "lora_pro_adamw",
     "lora_rite",
     "odelora",
+    "reflora",
+    "scaled_adamw",
     "scaled_gd",
 ]

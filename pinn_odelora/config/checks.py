@@ -104,9 +104,9 @@ def mapping(key: str, value: Any, names: Iterable[str]) -> Mapping[str, Any]:
 
 def objects(config: Mapping[str, Any], request: Request) -> dict[str, str | None]:
     """Build problem, network and method, which checks them, refuse what the method would not look at; their names."""
+    from pinn_odelora import methods
     from pinn_odelora.derivatives import ENGINES
     from pinn_odelora.naming import integrator_name, snake_case
-    from pinn_odelora.optim import methods
 
     one_of(*ENGINES).check("derivatives.engine", config["derivatives"]["engine"])
     problem, source, unknown = components.problem(config["problem"], config["pretrain"]["source"])

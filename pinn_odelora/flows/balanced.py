@@ -11,39 +11,44 @@ matrices at BA: the best approximation of full fine-tuning among the velocities 
 remaining gauge freedom such that the factors move as little as possible, and BᵀB - AAᵀ is constant for any start.
 Neither needs the m × n gradient G.
 
-This is our reading of ODELoRA (Gao and Tan, 2026, arXiv 2602.07479), derived from its abstract. The velocity is the
-direction of LoRA-Pro with SGD (Wang et al., 2025, arXiv 2407.18242).
+This is our reading of ODELoRA (Gao and Tan, 2026, arXiv 2602.07479), derived from its abstract. The velocity is minus
+the direction of LoRA-Pro with SGD (Wang et al., 2025, arXiv 2407.18242), whose code adds a damping δ: S_A + δI and
+S_B + δI stand for S_A and S_B in every inverse and in P_B, and S_B X + X S_A is what it was. Then (1) holds up to terms
+of size δ/σ², σ the least singular value of a factor, and the velocity is defined at B = 0 as well: dA/dt = 0,
+dB/dt = -s⁻² g_B (S_A + δI)⁻¹.
 """
 
 from __future__ import annotations
 
-from pinn_odelora.flows.gram import gram_spectrum
+from pinn_odelora.flows.gram import gram_spectrum, spectrum
 from pinn_odelora.manifolds.factors import Factors
 
 
-def balanced_flow(y: Factors, g: Factors, scale: float) -> Factors:
+def balanced_flow(y: Factors, g: Factors, scale: float, damping: float = 0.0) -> Factors:
     """The velocity (1), (2) at factors ``y`` with gradients ``g``.
 
     Args:
         y: A (…, r, n) and B (…, m, r), both of full rank r; leading dimensions are a batch of layers.
         g: gradients of the loss with respect to A and B, same shapes.
         scale: s > 0; the velocity of the product s·BA does not depend on how s is split between scale and factors.
+        damping: δ ≥ 0.
 
     Returns:
         (dA/dt, dB/dt) in the dtype of ``y``, computed in float64.
 
     Raises:
-        InputError: if A or B does not have full rank, in particular at the zero adapter B = 0.
+        InputError: without damping, if A or B does not have full rank, in particular at the zero adapter B = 0.
         FloatingPointError: if a factor is not finite.
     """
     A, B, g_A, g_B = (x.double() for x in (*y, *g))
-    a, U_A = gram_spectrum(A, "A")
-    b, U_B = gram_spectrum(B.mT, "B")
+    spectrum_of = spectrum if damping else gram_spectrum
+    a, U_A = spectrum_of(A, "A")
+    b, U_B = spectrum_of(B.mT, "B")
     a, b = a[..., None, :], b[..., :, None]
     # In the eigenbases of S_B and S_A, inverses and (2) are entrywise divisions. A formed inverse would mix the
     # rounding errors of all directions with 1/σ_r.
-    dA = U_B.mT @ g_A / (b * scale**2)
-    dB = g_B @ U_A / (a * scale**2)
-    dB = dB - B @ (U_B @ (U_B.mT @ (B.mT @ dB) / b))
+    dA = U_B.mT @ g_A / ((b + damping) * scale**2)
+    dB = g_B @ U_A / ((a + damping) * scale**2)
+    dB = dB - B @ (U_B @ (U_B.mT @ (B.mT @ dB) / (b + damping)))
     X = dA @ (A.mT @ U_A) / (b + a)
     return Factors((U_B @ (X @ (U_A.mT @ A) - dA)).to(y.A), (-(dB + B @ U_B @ X) @ U_A.mT).to(y.B))

@@ -21,6 +21,7 @@ from pinn_odelora.rules import fractions, number
 
 ADVICE = "build them by pinn_odelora.factor_pairs(model)"
 POSITIVE = number(above=0)
+NOT_NEGATIVE = number(least=0)
 State = MutableMapping[str, Any]
 
 
@@ -34,7 +35,8 @@ class PairOptimizer(Optimizer):
     Args:
         groups: parameter groups of one pair or one tensor each, as ``factor_pairs`` and ``trainable_groups`` give.
         lr: η, of all groups.
-        settings: defaults of the groups beyond ``lr`` and ``scale``; ``betas`` and ``eps`` are those of Adam.
+        settings: defaults of the groups beyond ``lr`` and ``scale``; ``betas`` and ``eps`` are those of Adam,
+            ``weight_decay`` λ is 0 unless it is given.
 
     Raises:
         InputError: for a group that is neither a pair nor one tensor.
@@ -46,7 +48,7 @@ class PairOptimizer(Optimizer):
         for group in groups:
             check_group(group, ADVICE)
             group.pop("layer", None)  # a module, which a state_dict must not hold
-        defaults = {"betas": (0.9, 0.999), "eps": 1e-8, "scale": 1.0, "above": None}
+        defaults = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "scale": 1.0, "above": None}
         super().__init__(groups, {**defaults, "lr": lr, **settings})
 
     @torch.no_grad()
@@ -93,8 +95,8 @@ class PairOptimizer(Optimizer):
         """
 
     def single(self, x: Tensor, g: Tensor, state: State, group: Group) -> Tensor:
-        """A tensor that is no factor after the step: by Adam."""
-        return x - group["lr"] * adam_direction(g, state, group["betas"], group["eps"])
+        """A tensor that is no factor after the step: by AdamW, which is Adam without a weight decay."""
+        return adamw(x, g, state, group)
 
 
 def adam_direction(g: Tensor, state: State, betas: tuple[float, float], eps: float, key: str = "") -> Tensor:
@@ -109,6 +111,29 @@ def adam_direction(g: Tensor, state: State, betas: tuple[float, float], eps: flo
     v = b2 * state.get(f"v{key}", torch.zeros_like(g)) + (1 - b2) * g.square()
     state[f"m{key}"], state[f"v{key}"] = m, v
     return m / (1 - b1**t) / ((v / (1 - b2**t)).sqrt() + eps)
+
+
+def adamw(x: Tensor, g: Tensor, state: State, group: Group, key: str = "") -> Tensor:
+    """(1 − ηλ) x − η m̂/(√v̂ + ε), with η, λ, betas and ε of the group.
+
+    Args:
+        x: what is moved.
+        g: its gradient, or what takes the place of that.
+        state: of ``adam_direction``.
+        key: of its moments there.
+    """
+    step = adam_direction(g, state, group["betas"], group["eps"], key)
+    return (1 - group["lr"] * group["weight_decay"]) * x - group["lr"] * step
+
+
+def damped_inverse(S: Tensor, damping: float) -> Tensor:
+    """(S + δI)⁻¹, (r, r), for a Gram matrix S; where that is singular, the pseudo-inverse, as in PEFT and LoRA-Pro.
+
+    Args:
+        S: AAᵀ or BᵀB, (r, r).
+        damping: δ ≥ 0.
+    """
+    return torch.linalg.pinv(S + damping * torch.eye(len(S), dtype=S.dtype, device=S.device), hermitian=True)
 
 
 def adam_settings(lr: float, betas: Sequence[float]) -> tuple[float, tuple[float, float]]:

@@ -1,6 +1,8 @@
 """LoRA+ (Hayou, Ghosh and Yu, 2024, arXiv 2402.12354): Adam with a learning rate of B that is λ times that of A.
 
-A ← A − η · Adam(g_A),    B ← B − λη · Adam(g_B)
+    A ← A − η · Adam(g_A),    B ← B − λη · Adam(g_B)
+
+The paper advises λ ≫ 1; λ = 16 is the default of the authors' code.
 """
 
 from __future__ import annotations
