@@ -268,8 +268,7 @@ REFUSED = [
     ("points=fresh points.residual=1.5", "points.residual is 1.5, but it must be a number from 0 to 1."),
     (
         "method=lora_adam integrator=rk4",
-        "integrator is given, but lora_adam takes no integrator; methods that do: full_implicit, lora_gd, odelora, "
-        "scaled_gd.",
+        "integrator is given, but lora_adam takes no integrator; methods that do: full_implicit, ",
     ),
     ("method=full_adam lora.also=[biases]", "lora.also is given, but full_adam trains all weights"),
     ("lora.also=[bias]", "lora.also is [bias], but it must be a list of words, each biases or last."),
