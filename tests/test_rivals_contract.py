@@ -17,6 +17,7 @@ import yaml
 from hydra.utils import get_object
 from torch import nn
 
+import pinn_odelora as po
 import pinn_odelora.rivals
 from pinn_odelora import methods
 from pinn_odelora.errors import InputError
@@ -24,7 +25,9 @@ from pinn_odelora.lowrank.layer import adapters
 from pinn_odelora.lowrank.pairs import factor_pairs
 from pinn_odelora.lowrank.start import pissa, zero
 from pinn_odelora.lowrank.targets import linear_targets, put_factors, thaw
-from pinn_odelora.nets import MLP
+from pinn_odelora.matrix_problem import MatrixProblem
+from pinn_odelora.nets import MLP, MatrixFunctional
+from pinn_odelora.registry import problem_classes
 from pinn_odelora.rivals.base import PairOptimizer
 from pinn_odelora.system import Solution
 from problems.heat import Heat
@@ -253,3 +256,28 @@ def test_pairs_of_a_peft_model_are_moved(cls):
 
     losses = [float(optimizer.step(closure)) for _ in range(30)]
     assert losses[-1] < losses[0]
+
+
+# On every problem.
+
+
+def network(target):
+    """An untrained network, and what of it is adapted."""
+    if isinstance(target, MatrixProblem):
+        return MatrixFunctional(target.at_source()), {"targets": "*", "also": ()}
+    made = MLP(target.inputs, len(target.fields), width=12, depth=3, generator=torch.Generator().manual_seed(0))
+    return made, {}
+
+
+@pytest.mark.parametrize("problem", problem_classes().values(), ids=problem_classes().keys())
+@pytest.mark.parametrize("start", ["pissa", "zero"])
+def test_every_method_takes_thirty_evaluations_on_every_problem(problem, start):
+    target, few = problem(), po.Sampling.even(interior=60, boundary=20, best_iterate=False)
+    for name in RIVALS:
+        net, adapted = network(target)
+        lora, log = po.LoRA(rank=2, start=start, **adapted), po.Log(every=100, test=16, heldout=16)
+        budget = po.Budget(gradient_evals=30)
+        run = po.steps(net, target, method=made(name), lora=lora, points=few, budget=budget, log=log, device="cpu")
+        taken = [*run]
+        assert run.training.failure is None, name
+        assert taken[-1].gradient_evals >= 30, name
