@@ -238,7 +238,7 @@ class Adaptation:
             return self.targets
         start = named(self.lora.start, self.lora.start_size)
         generator = torch.Generator().manual_seed(self.seed)
-        layers = put_factors(self.net, self.targets, self.rank, self.lora.scale, start, generator)
+        layers = put_factors(self.net, self.targets, self.rank, self.lora.scale_at(self.rank), start, generator)
         thaw(self.net, self.lora.also)
         return layers
 

@@ -251,7 +251,7 @@ REFUSED = [
     ("rank=4", "perhaps lora.rank was meant"),
     (
         "lora.rnk=4",
-        "Unknown key of lora: 'rnk' (did you mean 'rank'?); allowed: adaptive, also, rank, scale, ",
+        "Unknown key of lora: 'rnk' (did you mean 'rank'?); allowed: adaptive, alpha, also, rank, scale, scaling, ",
     ),
     ("+lora.rnk=4", "Unknown key of lora: 'rnk' (did you mean 'rank'?)"),
     ("lora=4", "lora is 4, but it is not a key with a value: set lora.adaptive, lora.rank, "),
@@ -339,6 +339,8 @@ WRONG = [
     ("lora.rank=2.5", "lora.rank is 2.5"),
     ("lora.rank=true", "lora.rank is true"),
     ("lora.scale=0", "lora.scale is 0"),
+    ("lora.scale=2 lora.alpha=16", "lora.scale is 2, but it must be 1, its default, where alpha is given"),
+    ("lora.scaling=rslora", "lora.alpha is null, but it must be a number where scaling is rslora."),
     ("lora.start=ones", "lora.start is ones, but it must be zero, orthonormal or pissa."),
     ("lora.rank=adaptive lora.start=zero", "lora.start is zero, but it must be pissa or orthonormal if the rank is"),
     ("lora.rank=adaptive lora.adaptive.start=20", "lora.adaptive.start is 20, but it must be at most"),

@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch import linalg, nn
 
+import pinn_odelora as po
 from pinn_odelora import methods
 from pinn_odelora.errors import InputError
-from pinn_odelora.flows import Damped, balanced_flow, scaled_flow
+from pinn_odelora.flows import Damped, balanced_flow, gradient_flow, scaled_flow
 from pinn_odelora.integrators import LinearlyImplicit, RungeKutta, tableau
+from pinn_odelora.lowrank.layer import adapters
 from pinn_odelora.lowrank.pairs import factor_pairs, trainable_groups
 from pinn_odelora.manifolds.factors import Factors, balance_defect
 from pinn_odelora.optim import ODELoRA
@@ -20,6 +22,7 @@ from pinn_odelora.rivals.lora_fa import LoRAFA
 from pinn_odelora.rivals.lora_pro import LoRAProAdamW, full_gradient
 from pinn_odelora.rivals.reflora import WARMUP, RefLoRA, refactoring
 from pinn_odelora.rivals.scaled_adamw import ScaledAdamW
+from problems.burgers import Burgers
 
 pytestmark = pytest.mark.filterwarnings("ignore:::peft", "ignore:::transformers", "ignore:::torch.jit")
 
@@ -368,3 +371,43 @@ def test_allora_divides_the_gradient_of_rows_of_b():
 def test_allora_has_no_scale():
     with pytest.raises(InputError, match=r"the scale of pair is 0\.7, but ALLoRA has 1"):
         ALLoRA(Pair().groups(), lr=1e-3)
+
+
+# The scale.
+
+
+@pytest.mark.parametrize(("scaling", "rslora"), [("standard", False), ("rslora", True)])
+@pytest.mark.parametrize("rank", [1, 3, 8])
+def test_the_scale_that_follows_from_alpha_is_that_of_peft(scaling, rslora, rank):
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=rank, lora_alpha=12, use_rslora=rslora, target_modules=["0"])
+    layer = peft.get_peft_model(nn.Sequential(nn.Linear(9, 9)), config).base_model.model[0]
+    assert po.LoRA(alpha=12, scaling=scaling).scale_at(rank) == pytest.approx(layer.scaling["default"], rel=1e-15)
+
+
+@pytest.mark.parametrize("rank", ["auto", 2, "adaptive"])
+def test_the_layers_of_a_run_have_the_scale_of_their_rank_at_the_start(rank):
+    target = Burgers()
+    net = po.MLP(2, 1, width=12, depth=3, generator=torch.Generator().manual_seed(0))
+    run = po.steps(net, target, lora=po.LoRA(rank=rank, alpha=6.0, scaling="rslora"), device="cpu")
+    layers = adapters(run.solution).values() if run.training else ()
+    assert {layer.scale for layer in layers} == {6 / run.rank**0.5}
+    assert {layer.rank for layer in layers} == {run.rank}
+
+
+def test_with_the_rslora_scale_the_step_of_the_output_does_not_fall_with_the_rank():
+    """Gradient descent from B = 0 at one input x moves the output by s² ‖Ax‖², and ‖Ax‖² is of the size of r."""
+    x, output = randn(40, 1), randn(40, 1, seed=1)
+
+    def moved(scaling, rank, seed):
+        A, B = randn(rank, 40, seed=seed), torch.zeros(40, rank, dtype=torch.float64)
+        s = po.LoRA(alpha=1.0, scaling=scaling).scale_at(rank)
+        step = gradient_flow(Factors(A, B), Factors(torch.zeros_like(A), s * output @ x.mT @ A.mT), s)
+        return float((s * step.B @ A @ x).norm())
+
+    def ratio(scaling):
+        few, many = (sum(moved(scaling, rank, seed) for seed in range(50)) for rank in (4, 64))
+        return many / few
+
+    assert ratio("rslora") == pytest.approx(1, rel=0.2)
+    assert ratio("standard") == pytest.approx(1 / 16, rel=0.2)

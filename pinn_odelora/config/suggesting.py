@@ -25,7 +25,7 @@ from pinn_odelora.system import Solution, System
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 EFFECTIVE = ("problem", "net", "pretrain", "points", "data", "derivatives", "seed", "threads")
-EFFECTIVE_LORA = ("lora.targets", "lora.also", "lora.scale", "lora.start")
+EFFECTIVE_LORA = ("lora.targets", "lora.also", "lora.scale", "lora.alpha", "lora.scaling", "lora.start")
 GIVEN = "tolerance="
 
 

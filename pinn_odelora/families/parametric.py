@@ -77,7 +77,7 @@ class Parametric:
         check_rank(self.rank, targets)
         start = named(self.lora.start, self.lora.start_size)
         self.layers: dict[str, LowRankLinear] = put_factors(
-            self.net, targets, self.rank, self.lora.scale, start, torch.Generator().manual_seed(seed)
+            self.net, targets, self.rank, self.lora.scale_at(self.rank), start, torch.Generator().manual_seed(seed)
         )
         thaw(self.net, self.lora.also)
         self.trained = {name: p for name, p in self.net.named_parameters() if p.requires_grad}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -19,6 +20,8 @@ ADAPTIVE = "adaptive"
 STARTS = ("zero", "orthonormal", "pissa")
 THAWED = ("biases", "last")
 """What else can be trained besides the factors."""
+SCALINGS = ("standard", "rslora")
+"""How s follows from alpha."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,10 @@ class LoRA:
     Args:
         rank: r, at most min(m, n) of every adapted layer. ``auto`` is 8 if the batch stays under-determined, else 4;
             ``adaptive`` follows the gradient.
-        scale: s.
+        scale: s, unless ``alpha`` is given.
+        alpha: α, from which s follows, as in PEFT, by ``scaling``; with an adaptive rank from its start.
+        scaling: ``standard`` for s = α/r (Hu et al., 2022, arXiv 2106.09685), ``rslora`` for s = α/√r, with which the
+            speed of training does not fall with the rank (Kalajdzievski, 2023, arXiv 2312.03732).
         targets: names of the adapted layers, as a shell pattern or a list of patterns; None for all hidden layers,
             that is, all but the first and the last.
         also: what is trained besides the factors: ``biases`` of all linear layers; ``last``, the whole last layer
@@ -38,11 +44,14 @@ class LoRA:
         adaptive: settings of the adaptive rank; None for the defaults. Not used with a fixed rank.
 
     Raises:
-        InputError: if a value is out of range, or an adaptive rank is combined with a zero start.
+        InputError: if a value is out of range, an adaptive rank is combined with a zero start, a scale is given beside
+            ``alpha``, or ``rslora`` without it.
     """
 
     rank: int | Literal["auto", "adaptive"] = AUTO
     scale: float = 1.0
+    alpha: float | None = None
+    scaling: Literal["standard", "rslora"] = "standard"
     targets: str | Sequence[str] | None = None
     also: Sequence[str] = ("last",)
     start: Literal["zero", "orthonormal", "pissa"] = "pissa"
@@ -53,6 +62,21 @@ class LoRA:
         check(self, rank=whole(1) | one_of(AUTO, ADAPTIVE), scale=number(above=0), start=one_of(*STARTS))
         check(self, targets=text | list_of(text, "patterns") | null, start_size=number(above=0))
         check(self, also=list_of(one_of(*THAWED), f"words, each {' or '.join(THAWED)}"))
+        check(self, alpha=number(above=0) | null, scaling=one_of(*SCALINGS))
+        if self.alpha is not None and self.scale != 1:
+            raise RefusedValueError("scale", self.scale, "1, its default, where alpha is given, from which it follows")
+        if self.alpha is None and self.scaling != "standard":
+            raise RefusedValueError("alpha", None, f"a number where scaling is {self.scaling}")
         if self.rank == ADAPTIVE and self.start == "zero":
             allowed = "pissa or orthonormal if the rank is adaptive: new directions are scaled by the initial ones"
             raise RefusedValueError("start", self.start, allowed)
+
+    def scale_at(self, rank: int) -> float:
+        """s of factors of rank r.
+
+        Args:
+            rank: r.
+        """
+        if self.alpha is None:
+            return self.scale
+        return self.alpha / (rank if self.scaling == "standard" else math.sqrt(rank))

@@ -190,12 +190,13 @@ def _run(
     rank = min(RANKS[0], *(min(shape) for shape in model.shapes.values())) if lora.rank == "auto" else lora.rank
     generator = torch.Generator().manual_seed(seed)
     start: Start = named(lora.start, lora.start_size)
-    factors = {name: start(W, rank, lora.scale, generator) for name, W in weights.items()}
+    scale = lora.scale_at(rank)
+    factors = {name: start(W, rank, scale, generator) for name, W in weights.items()}
     return LinearisedRun(
         model,
         method,
         rank=rank,
-        scale=lora.scale,
+        scale=scale,
         decay=decay,
         start=factors,
         subtracted=decay == 0,
