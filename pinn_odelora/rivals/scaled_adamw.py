@@ -5,10 +5,10 @@ AdamW on gradients that are divided by the Gram matrix of the other factor, S_B 
     A ← AdamW of A with the gradient (S_B + δI)⁻¹ g_A
     B ← AdamW of B with the gradient g_B (S_A + δI)⁻¹
 
-each entry by itself, with moments of the scaled gradients: p ← (1 − ηλ) p − η m̂/(√v̂ + ε). In the authors' code A is
-moved first and S_A is that of the new A, which is the default here; with ``sequential=False`` both use the former
-factors, as in the paper's algorithm and in PEFT's ``create_riemannian_optimizer``. δ is 1e-6 in the authors' code, the
-default, and 1e-2 in PEFT. β = (0.9, 0.999), ε = 1e-8 and λ = 0. The scale s does not enter.
+each entry by itself, with moments of the scaled gradients: p ← (1 − ηλ) p − η m̂/(√v̂ + ε). Both Gram matrices are those
+of the former factors, as in ``create_riemannian_optimizer`` of PEFT. In the authors' code A is moved first, and S_A is
+that of the new A, because the former one is kept as a view; ``sequential=True`` does the same. δ is 1e-6 in the
+authors' code, the default, and 1e-2 in PEFT. β = (0.9, 0.999), ε = 1e-8 and λ = 0. The scale s does not enter.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class ScaledAdamW(PairOptimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         damping: float = 1e-6,
-        sequential: bool = True,
+        sequential: bool = False,
     ) -> None:
         own = {"damping": damping, "sequential": sequential}
         super().__init__(groups, lr, betas=betas, eps=eps, weight_decay=weight_decay, **own)
@@ -60,7 +60,7 @@ def scaled_adamw(
     betas: Sequence[float] = (0.9, 0.999),
     weight_decay: float = 0.0,
     damping: float = 1e-6,
-    sequential: bool = True,
+    sequential: bool = False,
 ) -> Method:
     """AdamW on gradients divided by the other Gram matrix (Zhang and Pilanci, 2024, arXiv 2402.02347).
 

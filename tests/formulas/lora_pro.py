@@ -4,10 +4,13 @@
     S_B X + X S_A = −s⁻² S_B⁻¹ g_A Aᵀ.
 
 Read in the authors' code: the inverses are pinv(S + δI) with δ = 1e-8, the Sylvester equation has the plain S. At
-B = 0 this gives their first step, A unchanged and B ← B − η s⁻² g_B S_A⁻¹, without a branch.
+B = 0 this gives their first step, A unchanged and B ← B − η s⁻² g_B S_A⁻¹, without a branch. The vector goes by
+gradient descent.
 """
 
 import numpy as np
+
+from .lora_gd import vector_step as vector_step
 
 
 def sylvester(P, Q, C):
