@@ -6,8 +6,8 @@ The gradient of row i of B is divided by the root of the norm of that row,
 
 so that rows move η times as fast at B = 0, and slower as they grow; Adam is given these gradients, and g_A as it is.
 There is no scale: s must be 1. The update is known to us second-hand: another reading has the norm of row i of B A, and
-applies the factor to the rows of ∂L/∂W, and so to g_A too. That Adam follows, and η = 2, which stands where LoRA has
-α/r, are our choice. β = (0.9, 0.999), ε = 1e-8, no weight decay.
+applies the factor to the rows of ∂L/∂W, and so to g_A too. That Adam follows is our choice, and so is η = 1, which
+takes the place of α/r of LoRA. β = (0.9, 0.999), ε = 1e-8, no weight decay.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class ALLoRA(PairOptimizer):
         lr: float = 3e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
-        eta: float = 2.0,
+        eta: float = 1.0,
     ) -> None:
         super().__init__(groups, lr, betas=betas, eps=eps, eta=eta)
         for group in self.param_groups:
@@ -56,7 +56,7 @@ class ALLoRA(PairOptimizer):
         return Factors(adamw(y.A, g.A, state, group, "_A"), adamw(y.B, g_B, state, group, "_B"))
 
 
-def allora(lr: float = 3e-3, betas: Sequence[float] = (0.9, 0.999), eta: float = 2.0) -> Method:
+def allora(lr: float = 3e-3, betas: Sequence[float] = (0.9, 0.999), eta: float = 1.0) -> Method:
     """Adam with a learning rate for each row of B (ALLoRA; Huang and Balestriero, 2024, arXiv 2410.09692).
 
     The update is known to us second-hand.
