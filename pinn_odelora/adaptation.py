@@ -150,6 +150,12 @@ class Adaptation:
         if self.weighting.kind != "fixed" and self.method.one_loss:
             allowed = f"fixed with {self.method.name}, which keeps the curvature of one loss"
             raise RefusedValueError("weighting", self.weighting.kind, allowed)
+        if not self.method.layer.is_product:
+            needs = {"weighting": self.weighting.kind != "fixed", "log.kernel": self.log.kernel}
+            if asked := [name for name, given in needs.items() if given]:
+                raise InputError(
+                    f"{asked[0]} needs a linearisation, which layers of {self.method.name} do not have: leave it out."
+                )
         h = None if self.method.integrator is None else self.method.integrator.h
         if self.lora.start == "zero" and self.method.full_rank and h is None and self.method.trains == "factors":
             raise InputError(
@@ -238,7 +244,8 @@ class Adaptation:
             return self.targets
         start = named(self.lora.start, self.lora.start_size)
         generator = torch.Generator().manual_seed(self.seed)
-        layers = put_factors(self.net, self.targets, self.rank, self.lora.scale_at(self.rank), start, generator)
+        scale, layer = self.lora.scale_at(self.rank), self.method.layer
+        layers = put_factors(self.net, self.targets, self.rank, scale, start, generator, layer)
         thaw(self.net, self.lora.also)
         return layers
 

@@ -8,6 +8,7 @@ from pinn_odelora.rivals.adam import full_adam, lora_adam, lora_adamw
 from pinn_odelora.rivals.allora import allora
 from pinn_odelora.rivals.altlora import altlora, altlora_plus
 from pinn_odelora.rivals.balora import balora
+from pinn_odelora.rivals.dora import dora
 from pinn_odelora.rivals.factor_muon import factor_muon
 from pinn_odelora.rivals.geolora import geolora
 from pinn_odelora.rivals.lbfgs import full_lbfgs
@@ -29,6 +30,7 @@ __all__ = [
     "altlora",
     "altlora_plus",
     "balora",
+    "dora",
     "factor_muon",
     "full_adam",
     "full_implicit",

@@ -40,7 +40,7 @@ FUNCTIONS = {name: get_object(target) for name, target in TARGETS.items()}
 RIVALS = {name: f for name, f in FUNCTIONS.items() if "integrator" not in inspect.signature(f).parameters}
 for module in pkgutil.iter_modules(pinn_odelora.rivals.__path__):
     importlib.import_module(f"pinn_odelora.rivals.{module.name}")
-PAIRS = PairOptimizer.__subclasses__()
+PAIRS = [cls for base in PairOptimizer.__subclasses__() for cls in (base, *base.__subclasses__())]
 
 every_rival = pytest.mark.parametrize("name", RIVALS)
 every_pair = pytest.mark.parametrize("cls", PAIRS, ids=lambda cls: cls.__name__)
@@ -57,7 +57,7 @@ class Case:
         net = MLP(4, 2, width=9, depth=3, generator=self.generator)
         method = made(name)
         if method.trains == "factors":
-            put_factors(net, linear_targets(net), 2, scale, start, self.generator)
+            put_factors(net, linear_targets(net), 2, scale, start, self.generator, method.layer)
             thaw(net, ["last", "biases"])
         self.solution = Solution(Heat(), net.to(dtype))
         self.groups = method.groups(self.solution)

@@ -98,8 +98,8 @@ CASES = [
     Case("allora", method={"eta": 0.5} | BETAS, scales=(1.0, 1.0)),
     Case("geolora", products=True, starts=GENERIC),
 ]
-# PoLAR has three variables, and a test of its own.
-NAMES = {case.name for case in CASES} | {"polar"}
+# PoLAR has three variables, and a test of its own; DoRA has a layer of its own, and is compared in ``test_dora``.
+NAMES = {case.name for case in CASES} | {"polar", "dora"}
 
 
 def test_every_method_has_a_formula():

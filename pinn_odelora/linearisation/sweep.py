@@ -66,10 +66,16 @@ class Variables:
 
         Yields:
             W (m, n) of each layer by name.
+
+        Raises:
+            InputError: if the change of a weight is no product of factors.
         """
         plain = {name: layer.weight for name, layer in self.layers.items() if isinstance(layer, nn.Linear)}
         before = [(x, x.requires_grad) for x in (*plain.values(), *self.others.values())]
         merged = {name: layer for name, layer in self.layers.items() if isinstance(layer, LowRankLinear)}
+        for name, layer in merged.items():
+            if not layer.is_product:
+                raise InputError(f"The rows of layer {name} are rescaled (DoRA), of which there is no linearisation.")
         for layer in merged.values():
             layer._formed = layer.weight.detach().requires_grad_()
         for x, _ in before:

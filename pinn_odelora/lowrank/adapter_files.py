@@ -76,8 +76,13 @@ def difference(layer: LowRankLinear) -> Factors:
         layer: an adapted layer with weight (m, n).
 
     Raises:
-        InputError: if the factors are not finite.
+        InputError: if the factors are not finite, or the change of the weight is no product of two.
     """
+    if not layer.is_product:
+        raise InputError(
+            "an adapter cannot hold a weight whose rows are rescaled, as those of DoRA; save the whole weights, as "
+            "result.save does."
+        )
     A, B, A0, B0 = (x.detach().cpu().double() for x in (*layer.factors, *layer.start))
     if not all(x.isfinite().all() for x in (A, B, A0, B0)):
         raise InputError("The factors of an adapted layer hold NaN or infinite values, which cannot be saved.")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,9 @@ class LowRankLinear(nn.Module):
         start: initial factors A₀ (r, n) and B₀ (m, r); they leave the layer's function unchanged.
         scale: s.
     """
+
+    is_product: ClassVar[bool] = True
+    """Whether W − W0 is s·(B A − B₀ A₀); a layer of another form sets it to false."""
 
     def __init__(self, base: nn.Linear, start: Factors, scale: float) -> None:
         super().__init__()

@@ -142,6 +142,8 @@ def _objection(pair: _Pair) -> str | None:
         return "has singular values between the factors (AdaLoRA)"
     if variant := getattr(layer, "lora_variant", {}).get(adapter):
         return f"is of a variant of LoRA ({type(variant).__name__})"
+    if not getattr(layer, "is_product", True):
+        return "has rescaled rows (DoRA)"
     if not (A.requires_grad and B.requires_grad):
         return f"has only one trained factor ({'A' if A.requires_grad else 'B'})"
     if not all(isinstance(x, nn.Parameter) and x.ndim == 2 for x in (A, B)) or A.shape[0] != B.shape[1]:

@@ -70,6 +70,7 @@ def put_factors(
     scale: float,
     start: Start,
     generator: torch.Generator,
+    layer: type[LowRankLinear] = LowRankLinear,
 ) -> dict[str, LowRankLinear]:
     """Replace the targets in ``net`` by adapted layers and freeze everything else; ``net`` remains the same function.
 
@@ -80,6 +81,7 @@ def put_factors(
         scale: s > 0.
         start: gives the initial factors, see ``lowrank.start``.
         generator: source of random initial factors, on the CPU.
+        layer: what takes the place of a target.
 
     Returns:
         The adapted layers by module name.
@@ -89,15 +91,15 @@ def put_factors(
     """
     check_rank(rank, targets)
     number(above=0).check("scale", scale)
-    for name, layer in targets.items():
-        _check_weight(net, name, layer)
+    for name, base in targets.items():
+        _check_weight(net, name, base)
     net.requires_grad_(False)
     layers = {
-        name: LowRankLinear(layer, start(layer.weight, int(rank), float(scale), generator), float(scale))
-        for name, layer in targets.items()
+        name: layer(base, start(base.weight, int(rank), float(scale), generator), float(scale))
+        for name, base in targets.items()
     }
-    for name, layer in layers.items():
-        net.set_submodule(name, layer)
+    for name, adapted in layers.items():
+        net.set_submodule(name, adapted)
     return layers
 
 

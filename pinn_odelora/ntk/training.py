@@ -156,6 +156,8 @@ def check_method(model: Linearised | None, method: Method, decay: float) -> None
     """
     if method.trains == "weights" and decay:
         raise InputError("decay is of factors, but the method trains full matrices: give proximal a weight instead.")
+    if not method.layer.is_product:
+        raise InputError(f"the change of a weight by {method.name} is not linear in a product of factors, as δ is.")
     if not method.linearises:
         return
     if model is not None and not isinstance(model.loss, SquaredError):

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from pinn_odelora.errors import InputError, RefusedValueError
 from pinn_odelora.integrators import Integrator
+from pinn_odelora.lowrank.layer import LowRankLinear
 from pinn_odelora.optim.groups import Group, pairs_of, single_tensors
 from pinn_odelora.optim.odelora import ODELoRA
 from pinn_odelora.rules import boolean, null, one_of
@@ -35,6 +36,7 @@ class Method:
         metric: of the factors, that of their ``product`` where the method follows the gradient of that, else that of
             the ``factors`` themselves.
         one_loss: whether all steps must have the same loss, of which the method keeps a curvature.
+        layer: what is put in for an adapted layer where factors are trained.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Method:
     settings: Mapping[str, Any] = field(default_factory=dict)
     metric: Literal["product", "factors"] = "factors"
     one_loss: bool = False
+    layer: type[LowRankLinear] = LowRankLinear
 
     def groups(self, solution: Solution) -> list[Group]:
         """The parameter groups: the LoRA pairs of the network, or all its weights, which are thawed; then every other
@@ -55,6 +58,11 @@ class Method:
         for p in solution.net.parameters():
             p.requires_grad_(True)
         return single_tensors(solution)
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether the weights change by a product of factors."""
+        return self.trains == "factors" and self.layer.is_product
 
     @property
     def linearises(self) -> bool:

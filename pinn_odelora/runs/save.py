@@ -16,12 +16,13 @@ import yaml
 from torch import Tensor
 
 import pinn_odelora
-from pinn_odelora.checkpoints import save_network, save_tensors
+from pinn_odelora.checkpoints import save_tensors
 from pinn_odelora.errors import InputError
 from pinn_odelora.families.settings import Stations
 from pinn_odelora.files import write_bytes, write_json, write_text
 from pinn_odelora.formulation import Term
 from pinn_odelora.integrators import Tableau, tableau
+from pinn_odelora.lowrank.adapter_files import merged_state_dict
 from pinn_odelora.naming import integrator_name, snake_case
 from pinn_odelora.ntk.settings import Regime
 from pinn_odelora.runs.ended import EndedRun, Outcome
@@ -79,10 +80,10 @@ def save_outcome(
         facts: what was known before adaptation, for the summary.
         names: of problem, method and integrator, where they have others than those of their classes.
     """
-    if result.adaptation.method.trains == "factors":
+    if result.adaptation.method.has_adapter:
         result.adapter.save(folder / ADAPTER, base=BASE)
     else:
-        save_network(result.net, folder / WEIGHTS, {})
+        save_tensors(merged_state_dict(result.net), folder / WEIGHTS)
     if result.coefficients:
         # Without them the solution could not be built again.
         write_json(folder / COEFFICIENTS, {name: x["estimate"] for name, x in result.coefficients.items()})
