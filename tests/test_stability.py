@@ -17,7 +17,19 @@ from pinn_odelora.nets import MLP
 from pinn_odelora.optim.methods import odelora
 from pinn_odelora.rivals.adam import lora_adam
 from pinn_odelora.stability import command, report, storage
-from pinn_odelora.stability.measures import Interval, Study, Width, bootstrap, diverged, end_error, rises, width, works
+from pinn_odelora.stability.measures import (
+    Interval,
+    Study,
+    Width,
+    bootstrap,
+    counted_error,
+    diverged,
+    end_error,
+    rises,
+    width,
+    works,
+    worst_over_best,
+)
 from pinn_odelora.stability.methods import METHODS, OURS
 from pinn_odelora.stability.plan import FULL, PROBLEMS, QUICK, SLICED_METHODS, SLICES, Case, Form, cases
 from pinn_odelora.stability.predictions import DIVERGED, WIDTHS
@@ -136,12 +148,12 @@ def test_hopeless_runs_are_broken_off_and_diverge():
     assert made["broken_off"]
     assert made["evaluations_spent"] < 90
     assert diverged(storage.flat(made))
-    assert end_error(storage.flat(made)) == 1.0
+    assert end_error(storage.flat(made)) == math.inf
     mark = lambda x: (0.0, x, *[0.0] * 6)
-    late = [Mark(*mark(1.0)), *[Mark(*mark(2000.0))] * 11]
+    late = [Mark(*mark(1.0)), *[Mark(*mark(20_000.0))] * 11]
     assert hopeless(late, 30)
     assert not hopeless(late[:9], 30)
-    assert not hopeless([*late, Mark(*mark(999.0))], 30)
+    assert not hopeless([*late, Mark(*mark(9999.0))], 30)
 
 
 def test_what_a_method_refuses_is_a_failed_run():
@@ -186,7 +198,11 @@ def test_a_step_size_works_at_a_tenth_of_the_error():
     assert works(row(errors=(0.5, 0.3, 0.05)))
     assert not works(row(errors=(0.5, 0.01, 0.051)))
     assert not works(row(errors=(0.5, None)))
-    assert end_error(row(errors=(0.5, 3.0))) == end_error(row(errors=(0.5, None))) == 1.0
+    assert end_error(row(errors=(0.5, None))) == math.inf
+    assert counted_error(row(errors=(0.5, 3.0))) == counted_error(row(errors=(0.5, None))) == 0.5
+    assert counted_error(row(errors=(1.5, 1.2))) == 1.2
+    assert worst_over_best([0.5, 0.1]) == 5
+    assert worst_over_best([0.5, math.inf]) == worst_over_best([math.inf]) == math.inf
 
 
 def test_rises_count_intervals_and_keep_the_largest():

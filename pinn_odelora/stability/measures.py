@@ -4,8 +4,8 @@ A run of N evaluations has marks at 0, N/30, 2N/30, …, N, at each of which the
 e are taken, of the iterate and of what the run would return; the second is meant where nothing is said.
 
 diverged     The run ended by a number that is not finite or a step that was refused, or ℓ_end > ℓ_0, as in
-             ``po.Result``. Runs that are broken off, since ℓ was above a thousand times ℓ_0 or not finite when a third
-             of the budget was spent, are counted among them.
+             ``po.Result``. Runs that are broken off, since ℓ was above ten thousand times ℓ_0 or not finite when a
+             third of the budget was spent, are counted among them.
 works        A step size works, on a problem and with a seed, if e_end ≤ e_0/10.
 width        Decades between the ends of the longest row of neighbouring step sizes that all work: (k − 1) times the
              spacing for k of them, 0 for one or none. The true width may be larger by up to two spacings, and by any
@@ -18,9 +18,10 @@ best         e_end with the step size whose median over seeds is smallest.
 spread       The largest over the smallest e_end of the seeds.
 sensitivity  The largest over the smallest e_end, each at its best step size, over ranks or starts.
 
-An e_end without a value counts as 1, the error of the zero function, and so does a larger one. Intervals are of 95 %,
-by a bootstrap in two stages: problems are drawn with replacement, then the seeds of each problem drawn (Davison and
-Hinkley, 1997, section 3.8). With four problems and three seeds they are rough.
+Where errors are averaged, in decades, an e_end above e_0 or without a value counts as e_0: whoever diverges could have
+stayed where it was. Tables and pictures have e_end itself. Intervals are of 95 %, by a bootstrap in two stages:
+problems are drawn with replacement, then the seeds of each problem drawn (Davison and Hinkley, 1997, section 3.8). With
+four problems and three seeds they are rough.
 """
 
 from __future__ import annotations
@@ -34,7 +35,6 @@ from typing import Any, NamedTuple
 
 Run = Mapping[str, Any]
 REACHED = 0.1
-LARGEST_ERROR = 1.0
 DRAWS = 2000
 
 
@@ -54,9 +54,15 @@ def returned(run: Run, name: str) -> list[float]:
 
 
 def end_error(run: Run) -> float:
-    """e_end, at most 1."""
+    """e_end; infinity where it has no value."""
     errors = returned(run, "error")
-    return min(errors[-1], LARGEST_ERROR) if errors else LARGEST_ERROR
+    return errors[-1] if errors else math.inf
+
+
+def counted_error(run: Run) -> float | None:
+    """e_end, at most e_0; None for a run that was refused before it began."""
+    errors = returned(run, "error")
+    return min(errors[-1], errors[0]) if errors else None
 
 
 def diverged(run: Run) -> bool:
@@ -69,6 +75,11 @@ def diverged(run: Run) -> bool:
 def works(run: Run) -> bool:
     errors = returned(run, "error")
     return bool(errors) and errors[-1] <= REACHED * errors[0]
+
+
+def worst_over_best(errors: Sequence[float]) -> float:
+    """Their spread; infinity where one has no value."""
+    return max(errors) / min(errors) if math.isfinite(max(errors)) else math.inf
 
 
 class Rises(NamedTuple):

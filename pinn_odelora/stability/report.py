@@ -11,7 +11,18 @@ from pathlib import Path
 from pinn_odelora.files import write_bytes, write_text
 from pinn_odelora.stability import storage
 from pinn_odelora.stability.figure import picture
-from pinn_odelora.stability.measures import Interval, Run, Study, along, bootstrap, diverged, end_error, returned, rises
+from pinn_odelora.stability.measures import (
+    Interval,
+    Run,
+    Study,
+    along,
+    bootstrap,
+    diverged,
+    end_error,
+    returned,
+    rises,
+    worst_over_best,
+)
 from pinn_odelora.stability.methods import METHODS, OURS
 from pinn_odelora.stability.plan import SLICED_METHODS, Form
 from pinn_odelora.stability.predictions import BEST_AT_BEST, BEST_AT_DEFAULT, DIVERGED, WIDTHS
@@ -237,7 +248,14 @@ def _errors_at(study: Study, problem: str, method: str, step: float | None) -> s
 
 
 def _spread(errors: Sequence[float]) -> str:
-    return f"{statistics.median(errors):.1e} [{min(errors):.1e}, {max(errors):.1e}]" if errors else ""
+    if not errors:
+        return ""
+    middle, low, high = (_number(f(errors)) for f in (statistics.median, min, max))
+    return f"{middle} [{low}, {high}]"
+
+
+def _number(x: float, form: str = ".1e") -> str:
+    return f"{x:{form}}" if math.isfinite(x) else "∞"
 
 
 def _rises(study: Study) -> list[str]:
@@ -256,7 +274,7 @@ def _rises(study: Study) -> list[str]:
 
 def _rise(found: Sequence) -> str:
     largest = max(x.largest for x in found)
-    return f"{statistics.fmean(x.share for x in found):.2f}, {'∞' if math.isinf(largest) else f'{100 * largest:.3g} %'}"
+    return f"{statistics.fmean(x.share for x in found):.2f}, {_number(100 * largest, '.3g')} %"
 
 
 def _runs(study: Study, method: str, find: Callable[[Study, str, str, int], Run | None]) -> list[Run]:
@@ -277,8 +295,8 @@ def _timed(study: Study) -> list[str]:
     for name in _named(study):
         found = {p: [end_error(run) for run in study.of(p, name, "timed")] for p in study.problems}
         if any(found.values()):
-            worst = max(max(own) / min(own) for own in found.values() if own)
-            rows.append((name, *(_spread(own) for own in found.values()), f"{worst:.2g}"))
+            worst = max(worst_over_best(own) for own in found.values() if own)
+            rows.append((name, *(_spread(own) for own in found.values()), _number(worst, ".2g")))
     return _table(("method", *study.problems, "worst over best seed"), rows)
 
 
@@ -302,7 +320,7 @@ def _slices(study: Study) -> list[str]:
             if sum(x is not None for x in found.values()) < 2:
                 continue
             ranks, starts = (_ratio([found[k] for k in keys]) for keys in (RANKS, STARTS))
-            cells = ["" if x is None else f"{x:.1e}" for x in found.values()]
+            cells = ["" if x is None else _number(x) for x in found.values()]
             rows.append((problem, name, *cells, f"{ranks}, {starts}"))
     return _table(("problem", "method", *(label for label, _ in VARIED), "ranks, starts"), rows)
 
@@ -312,7 +330,7 @@ RANKS, STARTS = ("rank 2", "rank 4", "rank 8"), ("rank 4", "orthonormal", "zero"
 
 def _ratio(errors: Sequence[float | None]) -> str:
     known = [x for x in errors if x is not None]
-    return f"{max(known) / min(known):.2g}" if len(known) > 1 else ""
+    return _number(worst_over_best(known), ".2g") if len(known) > 1 else ""
 
 
 def _sliced(study: Study, problem: str, method: str, varied: dict | None) -> float | None:

@@ -42,7 +42,8 @@ RESIDUALS = 1000
 BOUNDARY = 200
 MARKS = 30
 """At equal costs along a run, besides the start."""
-HOPELESS = 1e3
+HOPELESS = 1e4
+"""Runs that were let go on had fallen fifty times below such a loss at the end, at most."""
 TEST, HELDOUT = 1024, 512
 """Points at which errors and held-out losses are taken."""
 NEVER = 10**9

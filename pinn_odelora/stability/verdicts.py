@@ -24,11 +24,13 @@ from pinn_odelora.stability.measures import (
     Study,
     along,
     bootstrap,
+    counted_error,
     diverged,
     end_error,
     returned,
     rises,
     works,
+    worst_over_best,
 )
 from pinn_odelora.stability.methods import METHODS, OURS
 
@@ -106,11 +108,12 @@ def returned_rises(study: Study, problem: str, method: str, seed: int) -> float 
 def _decades(
     find: Callable[[Study, str, str, int], Run | None],
 ) -> Callable[[Study, str, str, int], float | None]:
-    """log10 of e_end of the run that is found."""
+    """log10 of e_end of the run that is found, at most that of e_0."""
 
     def measure(study: Study, problem: str, method: str, seed: int) -> float | None:
         run = find(study, problem, method, seed)
-        return None if run is None else math.log10(max(end_error(run), 1e-16))
+        error = None if run is None else counted_error(run)
+        return None if error is None else math.log10(max(error, 1e-16))
 
     return measure
 
@@ -253,7 +256,7 @@ def _width(study: Study, problems: Sequence[str], seeds: Sequence[int]) -> Targe
 def _spread(study: Study, problems: Sequence[str], seeds: Sequence[int]) -> Target:
     said = f"default settings: worst over best seed at most {NARROW:g} at equal seconds, on every problem"
     found = {p: [end_error(run) for run in study.of(p, OURS, "timed")] for p in problems}
-    ratios = {p: max(own) / min(own) for p, own in found.items() if own}
+    ratios = {p: worst_over_best(own) for p, own in found.items() if own}
     told = ", ".join(f"{p} {x:.2f}" for p, x in ratios.items()) or "not run"
     complete = all(len(own) == len(seeds) for own in found.values())
     return _target(said, told, max(ratios.values(), default=0.0) <= NARROW, complete)
