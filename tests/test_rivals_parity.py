@@ -94,7 +94,7 @@ CASES = [
     Case("lora_muon", method={"momentum": 0.9, "decay": 0.3}, formula={"momentum": 0.9, "weight_decay": 0.3}),
     # PyTorch iterates in bfloat16; ``test_muon_on_factors_is_pytorchs`` is exact.
     Case("factor_muon", tolerance=5e-3),
-    Case("allora", formula={"eta": 2.0}, scales=(1.0, 1.0)),
+    Case("allora", scales=(1.0, 1.0)),
     Case("allora", method={"eta": 0.5} | BETAS, scales=(1.0, 1.0)),
     Case("geolora", products=True, starts=GENERIC),
 ]
