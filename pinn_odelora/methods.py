@@ -22,6 +22,7 @@ from pinn_odelora.rivals.polar import polar
 from pinn_odelora.rivals.reflora import reflora
 from pinn_odelora.rivals.scaled_adamw import scaled_adamw
 from pinn_odelora.rivals.scaled_gd import scaled_gd
+from pinn_odelora.rivals.ssbroyden import full_ssbroyden, lora_ssbroyden
 
 __all__ = [
     "Method",
@@ -33,6 +34,7 @@ __all__ = [
     "full_adam",
     "full_implicit",
     "full_lbfgs",
+    "full_ssbroyden",
     "geolora",
     "loft",
     "lora_adam",
@@ -44,6 +46,7 @@ __all__ = [
     "lora_pro",
     "lora_pro_adamw",
     "lora_rite",
+    "lora_ssbroyden",
     "odelora",
     "polar",
     "reflora",

@@ -84,6 +84,36 @@ def test_the_update_solves_the_secant_equation_and_stays_positive_definite(size,
         assert linalg.eigvalsh(H).min() > 0
 
 
+def test_the_inverse_of_the_update_is_a_scaled_one_of_broydens_class(generator):
+    """Its inverse is τ (B - BssᵀB/sᵀBs + θ sᵀBs wwᵀ) + yyᵀ/yᵀs with w = y/yᵀs - Bs/sᵀBs; then Hy = s."""
+    draw = lambda *shape: torch.randn(*shape, dtype=torch.float64, generator=generator)
+    for k in range(10):
+        R, S = draw(6, 6), (0.05 if k % 2 else 1) * draw(6, 6)
+        H, A = R @ R.mT + 0.3 * torch.eye(6), S @ S.mT + (1e-3 if k % 2 else 0.3) * torch.eye(6)
+        g, alpha = draw(6), 0.7
+        s = -alpha * H @ g
+        y, B = A @ s, linalg.inv(H)
+        new = H.clone()
+        self_scaled_update(new, s, y, g, alpha)
+        assert torch.allclose(new @ y, s, atol=1e-9)
+        assert torch.allclose(new, new.mT, atol=1e-10)
+        assert linalg.eigvalsh(new).min() > 0
+        Bs, ys = B @ s, y @ s
+        w = y / ys - Bs / (s @ Bs)
+        basis = torch.stack([B - torch.outer(Bs, Bs) / (s @ Bs), (s @ Bs) * torch.outer(w, w)]).flatten(1).mT
+        rest = (linalg.inv(new) - torch.outer(y, y) / ys).flatten()
+        tau, scaled = linalg.lstsq(basis, rest).solution
+        assert torch.allclose(basis @ torch.stack([tau, scaled]), rest, atol=1e-7 * float(rest.norm()))
+        b, h = float(s @ Bs / ys), float(y @ H @ y / ys)
+        a = b * h - 1
+        rho = min(1.0, h * (1 - math.sqrt(a / (a + 1))))
+        theta = sorted([(rho - 1) / a, (1 - b) / b, 1 / rho])[1]
+        assert float(scaled / tau) == pytest.approx(theta, rel=1e-6)
+        root = (1 + a * theta) ** (-1 / 5)
+        limit = min(root, 1 / theta) if theta > 0 else min(root, (1 + a * theta) * max(1, b))
+        assert float(tau) == pytest.approx(min(1, 1 / b) * limit, rel=1e-6)
+
+
 def test_without_scaling_and_with_theta_zero_it_is_bfgs(generator):
     H, A, s = spd(6, generator), spd(6, generator), start(6)
     y = A @ s

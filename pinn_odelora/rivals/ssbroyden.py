@@ -92,7 +92,7 @@ def scaling(h: float, b: float, n: int) -> tuple[float, float, float]:
     return theta, sigma, most * min(root, 1 / theta) if theta > 0 else min(most * root, sigma)
 
 
-def broyden_update(H: Tensor, s: Tensor, y: Tensor, phi: float, tau: float) -> None:
+def broyden_update(H: Tensor, s: Tensor, y: Tensor, phi: float, tau: float, Hy: Tensor | None = None) -> None:
     """The update of Broyden's class with its first part divided by τ, in place.
 
     Args:
@@ -101,12 +101,13 @@ def broyden_update(H: Tensor, s: Tensor, y: Tensor, phi: float, tau: float) -> N
         y: change of the gradient, (n,), with yᵀs > 0.
         phi: φ; 1 is BFGS.
         tau: τ; 1 is no scaling.
+        Hy: (n,), where it is known.
     """
-    ys, Hy = y @ s, H @ y
-    yHy = y @ Hy
+    Hy = H @ y if Hy is None else Hy
+    ys, yHy = y @ s, y @ Hy
     v = s / ys - Hy / yHy
-    H.addmm_(torch.stack([-Hy / yHy, phi * yHy * v], dim=1), torch.stack([Hy, v]), beta=1 / tau, alpha=1 / tau)
-    H.addr_(s, s / ys)
+    left = torch.stack([-Hy / (tau * yHy), phi * yHy / tau * v, s / ys], dim=1)
+    H.addmm_(left, torch.stack([Hy, v, s]), beta=1 / tau)  # one pass over H, which is what an update costs
 
 
 def self_scaled_update(H: Tensor, s: Tensor, y: Tensor, g: Tensor, alpha: float, first: bool = False) -> None:
@@ -120,10 +121,10 @@ def self_scaled_update(H: Tensor, s: Tensor, y: Tensor, g: Tensor, alpha: float,
         alpha: α.
         first: take τ = h/σ.
     """
-    ys = float(y @ s)
-    h, b = float(y @ (H @ y)) / ys, -alpha * float(s @ g) / ys
+    ys, Hy = float(y @ s), H @ y
+    h, b = float(y @ Hy) / ys, -alpha * float(s @ g) / ys
     theta, sigma, tau = scaling(h, b, len(s))
-    broyden_update(H, s, y, (1 - theta) / sigma, h / sigma if first else tau)
+    broyden_update(H, s, y, (1 - theta) / sigma, h / sigma if first else tau, Hy)
 
 
 @dataclass
