@@ -35,6 +35,7 @@ CASES = [
     ["method=full_adam"],
     ["method=full_lbfgs"],
     ["method=lora_ssbroyden"],
+    ["method=full_muon"],
     ["method=odelora", "problem.conditions=soft", "weighting=ntk", "points.initial_batch_size=20"],
     ["method=lora_adam", "problem.conditions=soft", "weighting=gradnorm", "weighting.every=5"],
 ]
