@@ -1,9 +1,9 @@
 """The race: this package's default against what a user could pick instead, by the error after so many seconds.
 
-Eight jumps of a PDE parameter, four harder ones and three wider networks (``racing/cases.py``); Adam, SOAP and L-BFGS
-on factors or all weights, and the full-weight natural gradient (``racing/contenders.py``). Everybody starts from the
-same networks, pretrained by Adam and L-BFGS, on the same engine and points as ``python train.py``, on one thread, and
-time is the CPU time of that thread (``racing/running.py``).
+Eight jumps of a PDE parameter, four harder ones and three wider networks (``racing/cases.py``); Adam, SOAP, L-BFGS and
+self-scaled Broyden on factors or all weights, and the full-weight natural gradient (``racing/contenders.py``). All
+start from the same networks, pretrained by Adam and L-BFGS, on the same engine and points as ``python train.py``, on
+one thread, and time is the CPU time of that thread (``racing/running.py``).
 
     pip install -c constraints.txt -e '.[bench]'
     python benchmarks/race.py [--cases burgers heat] [--contenders odelora full_lbfgs] [--seeds 0] [--floor] [--report]

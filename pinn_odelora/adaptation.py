@@ -9,16 +9,17 @@ Neither files nor Hydra, Lightning or W&B are needed; ``train.py`` iterates over
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from numpy.typing import ArrayLike
-from torch import nn
+from torch import Tensor, nn
 
 from pinn_odelora import loop
-from pinn_odelora.budget import Budget
+from pinn_odelora.budget import Budget, Progress
 from pinn_odelora.confidence import Interval, coefficient_intervals
 from pinn_odelora.diagnostics import FINER, Diagnostics, Kernels, Reference, errors
 from pinn_odelora.distributed import Processes
@@ -31,7 +32,7 @@ from pinn_odelora.linalg.plan import Plan
 from pinn_odelora.log import Log
 from pinn_odelora.loop import Row, StepRecord, Training
 from pinn_odelora.lowrank.layer import LowRankLinear
-from pinn_odelora.lowrank.settings import ADAPTIVE, AUTO, LoRA
+from pinn_odelora.lowrank.settings import ADAPTIVE, AUTO, KEPT, OF_GRADIENT, SINGULAR, LoRA
 from pinn_odelora.lowrank.start import named
 from pinn_odelora.lowrank.targets import check_rank, linear_layers, linear_targets, put_factors, thaw
 from pinn_odelora.measurements import measured_term
@@ -157,10 +158,11 @@ class Adaptation:
                     f"{asked[0]} needs a linearisation, which layers of {self.method.name} do not have: leave it out."
                 )
         h = None if self.method.integrator is None else self.method.integrator.h
-        if self.lora.start == "zero" and self.method.full_rank and h is None and self.method.trains == "factors":
+        singular = self.lora.start in SINGULAR and self.method.trains == "factors"
+        if singular and self.method.full_rank and h is None:
             raise InputError(
-                "start is zero, where the flow is singular and no step size can be found: give h, or start from "
-                "factors of full rank, orthonormal or pissa."
+                f"start is {self.lora.start}, where the flow is singular and no step size can be found: give h, or "
+                "start from factors of full rank, orthonormal or pissa."
             )
 
     def _targets(self) -> dict[str, nn.Linear]:
@@ -217,7 +219,9 @@ class Adaptation:
     def _start(self) -> Training:
         _ = self.error_before  # of the network before it is changed
         self.before = {name: x.detach().cpu().clone() for name, x in self.net.state_dict().items()}
+        begun = time.perf_counter()
         layers = self._layers()
+        seconds = time.perf_counter() - begun
         self.net.to(DTYPES[self.precision])
         like = next(self.net.parameters())
         groups = self.method.groups(self.solution)
@@ -230,12 +234,15 @@ class Adaptation:
         measured = self.kernels if self.log.kernel else None
         self.diagnostics = Diagnostics(Reference(self.system, self.log), layers, self.log.every, measured)
         self.diagnostics.to(like.device, like.dtype)
+        asked = int(self.method.trains == "factors" and self.lora.start in OF_GRADIENT)
+        objective.count = asked
         return Training(
             objective,
             self.method,
             self.method.optimizer(groups),
             Sampler(self.system.terms, self.points, self.components, self.seed, DTYPES[self.precision]),
             None if self.adaptive is None else RankAdaptation(self.adaptive, layers),
+            Progress(gradient_evals=asked, seconds=seconds if asked else 0.0),
         )
 
     def _layers(self) -> dict[str, nn.Linear | LowRankLinear]:
@@ -245,9 +252,19 @@ class Adaptation:
         start = named(self.lora.start, self.lora.start_size)
         generator = torch.Generator().manual_seed(self.seed)
         scale, layer = self.lora.scale_at(self.rank), self.method.layer
-        layers = put_factors(self.net, self.targets, self.rank, scale, start, generator, layer)
+        gradients = self._gradients() if self.lora.start in OF_GRADIENT else None
+        settings = {"gradients": gradients, "subtracted": self.lora.start not in KEPT, "layer": layer}
+        layers = put_factors(self.net, self.targets, self.rank, scale, start, generator, **settings)
         thaw(self.net, self.lora.also)
         return layers
+
+    def _gradients(self) -> dict[str, Tensor]:
+        """∂L/∂W of every layer to be adapted, as the network is, at points that no step has."""
+        weights = [layer.weight.requires_grad_(True) for layer in self.targets.values()]
+        sampled = draw_points(self.system.terms, self.points.interior, self.points.boundary, self.seed, purpose="start")
+        with threads(self.threads), torch.enable_grad():
+            found = torch.autograd.grad(self.system.loss(sampled).total, weights, materialize_grads=True)
+        return dict(zip(self.targets, found, strict=True))
 
     def to(self, device: str | torch.device) -> Adaptation:
         """Network, points and what is measured on a device; before the first step."""

@@ -10,8 +10,9 @@ from pinn_odelora.rivals.altlora import altlora, altlora_plus
 from pinn_odelora.rivals.balora import balora
 from pinn_odelora.rivals.dora import dora
 from pinn_odelora.rivals.factor_muon import factor_muon
+from pinn_odelora.rivals.full_muon import full_muon
 from pinn_odelora.rivals.geolora import geolora
-from pinn_odelora.rivals.lbfgs import full_lbfgs
+from pinn_odelora.rivals.lbfgs import full_lbfgs, lora_lbfgs
 from pinn_odelora.rivals.loft import loft
 from pinn_odelora.rivals.lora_fa import lora_fa
 from pinn_odelora.rivals.lora_gd import lora_gd
@@ -19,10 +20,13 @@ from pinn_odelora.rivals.lora_muon import lora_muon
 from pinn_odelora.rivals.lora_plus import lora_plus
 from pinn_odelora.rivals.lora_pro import lora_pro, lora_pro_adamw
 from pinn_odelora.rivals.lora_rite import lora_rite
+from pinn_odelora.rivals.natural import full_natural
 from pinn_odelora.rivals.polar import polar
 from pinn_odelora.rivals.reflora import reflora
 from pinn_odelora.rivals.scaled_adamw import scaled_adamw
 from pinn_odelora.rivals.scaled_gd import scaled_gd
+from pinn_odelora.rivals.soap import full_soap
+from pinn_odelora.rivals.ssbroyden import full_ssbroyden, lora_ssbroyden
 
 __all__ = [
     "Method",
@@ -35,17 +39,23 @@ __all__ = [
     "full_adam",
     "full_implicit",
     "full_lbfgs",
+    "full_muon",
+    "full_natural",
+    "full_soap",
+    "full_ssbroyden",
     "geolora",
     "loft",
     "lora_adam",
     "lora_adamw",
     "lora_fa",
     "lora_gd",
+    "lora_lbfgs",
     "lora_muon",
     "lora_plus",
     "lora_pro",
     "lora_pro_adamw",
     "lora_rite",
+    "lora_ssbroyden",
     "odelora",
     "polar",
     "reflora",

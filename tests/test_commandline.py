@@ -269,6 +269,8 @@ REFUSED = [
     (
         "method=lora_adam integrator=rk4",
         "integrator is given, but lora_adam takes no integrator; methods that do: full_implicit, ",
+        "integrator is given, but lora_adam takes no integrator; methods that do: full_implicit, full_natural, "
+        "lora_gd, odelora, scaled_gd.",
     ),
     ("method=full_adam lora.also=[biases]", "lora.also is given, but full_adam trains all weights"),
     ("lora.also=[bias]", "lora.also is [bias], but it must be a list of words, each biases or last."),

@@ -26,7 +26,7 @@ FEW = po.Sampling(interior=30, boundary=10, residual=0, batch_size=None, initial
 
 def adapted(generator, start=orthonormal, scale=0.7):
     net = MLP(2, 1, width=8, depth=3, generator=generator)
-    return net, put_factors(net, linear_targets(net), 2, scale, start, generator, MagnitudeLinear)
+    return net, put_factors(net, linear_targets(net), 2, scale, start, generator, layer=MagnitudeLinear)
 
 
 @pytest.fixture
@@ -214,7 +214,7 @@ def test_refuses_a_row_without_a_direction(generator):
     net = MLP(2, 1, width=8, depth=3, generator=generator)
     net.linears[1].weight.data[3] = 0
     with pytest.raises(InputError, match="a row of a weight to adapt is zero"):
-        put_factors(net, linear_targets(net), 2, 1.0, orthonormal, generator, MagnitudeLinear)
+        put_factors(net, linear_targets(net), 2, 1.0, orthonormal, generator, layer=MagnitudeLinear)
     assert not any(isinstance(x, LowRankLinear) for x in net.modules())
 
 

@@ -20,7 +20,7 @@ from answering.cases import CASES, QUICK, STRICT
 from answering.plan import ADAPTER, FAMILY, TOLERANCE, Job, Plan, jobs, up_to_date
 from answering.report import page
 from answering.results import Results
-from answering.rivals import scratch, ssbroyden
+from answering.rivals import scratch
 from answering.rivals.combination import combination
 from answering.rivals.conditional import conditional, varying, widened_problem
 from answering.rivals.last_layer import joint_problem, last_layer, multi_head
@@ -139,39 +139,6 @@ def test_a_last_layer_that_solves_is_found():
     assert torch.allclose(answer(4.0)(p), target(p), atol=1e-6)
 
 
-# Self-scaled Broyden.
-
-
-def test_the_update_is_a_scaled_one_of_broydens_class(generator):
-    """Its inverse is τ (B - BssᵀB/sᵀBs + θ sᵀBs wwᵀ) + yyᵀ/yᵀs with w = y/yᵀs - Bs/sᵀBs; then Hy = s."""
-    draw = lambda *shape: torch.randn(*shape, dtype=torch.float64, generator=generator)
-    for k in range(10):
-        R, S = draw(6, 6), (0.05 if k % 2 else 1) * draw(6, 6)
-        H, A = R @ R.mT + 0.3 * torch.eye(6), S @ S.mT + (1e-3 if k % 2 else 0.3) * torch.eye(6)
-        g, alpha = draw(6), 0.7
-        s = -alpha * H @ g
-        y, B = A @ s, torch.linalg.inv(H)
-        new = H.clone()
-        ssbroyden.update(new, s, y, g, alpha)
-        assert torch.allclose(new @ y, s, atol=1e-9)
-        assert torch.allclose(new, new.mT, atol=1e-10)
-        assert torch.linalg.eigvalsh(new).min() > 0
-        Bs, ys = B @ s, y @ s
-        w = y / ys - Bs / (s @ Bs)
-        basis = torch.stack([B - torch.outer(Bs, Bs) / (s @ Bs), (s @ Bs) * torch.outer(w, w)]).flatten(1).mT
-        rest = (torch.linalg.inv(new) - torch.outer(y, y) / ys).flatten()
-        tau, scaled = torch.linalg.lstsq(basis, rest).solution
-        assert torch.allclose(basis @ torch.stack([tau, scaled]), rest, atol=1e-7 * float(rest.norm()))
-        b, h = float(s @ Bs / ys), float(y @ H @ y / ys)
-        a = b * h - 1
-        rho = min(1.0, h * (1 - math.sqrt(a / (a + 1))))
-        theta = sorted([(rho - 1) / a, (1 - b) / b, 1 / rho])[1]
-        assert float(scaled / tau) == pytest.approx(theta, rel=1e-6)
-        root = (1 + a * theta) ** (-1 / 5)
-        limit = min(root, 1 / theta) if theta > 0 else min(root, (1 + a * theta) * max(1, b))
-        assert float(tau) == pytest.approx(min(1, 1 / b) * limit, rel=1e-6)
-
-
 # The rivals.
 
 
@@ -187,8 +154,7 @@ def pieces(solve, cap=1.0):
 
 @pytest.mark.parametrize("name", [name for name in SOLVERS if name != "deepxde"])
 def test_a_solver_comes_nearer_within_its_time(name, monkeypatch):
-    for module in (scratch, ssbroyden):
-        monkeypatch.setattr(module, "FIRST", 20)
+    monkeypatch.setattr(scratch, "FIRST", 20)
     found = pieces(SOLVERS[name].solve)
     assert found["marks"][-1][1] == found["reached"] < 0.5 * found["marks"][0][1]
     assert found["spent"] < 4 * found["cap"]

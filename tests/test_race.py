@@ -11,14 +11,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import race as command
-from racing import contenders, plan, report, running
+from racing import plan, report, running
 from racing.cases import CASES, Case
 from racing.contenders import CONTENDERS, NATURAL, NATURAL_EVEN, OURS, RIVALS, SCHEMES, Contender
 from racing.plan import SWEEP_SEED, Job, best_rate, finished, jobs
 from racing.results import Results
-from racing.verdict import verdicts
+from racing.verdict import best_rival, verdicts
 
 from pinn_odelora.config import build
+from pinn_odelora.methods import full_soap
 from pinn_odelora.selection.best_iterate import BestIterate, Iterate
 
 TINY = Case(
@@ -193,7 +194,7 @@ def test_rises_count_once_the_run_has_settled():
 
 
 def test_rivals_train_what_their_names_say(enter):
-    kinds = {"adam": "Adam", "soap": "SOAP", "lbfgs": "LBFGS"}
+    kinds = {"adam": "Adam", "soap": "SOAP", "lbfgs": "LBFGS", "ssbroyden": "SSBroyden"}
     for name in RIVALS:
         if not CONTENDERS[name].missing:
             entry = enter(CONTENDERS[name])
@@ -207,13 +208,18 @@ def test_rivals_train_what_their_names_say(enter):
             assert kind.endswith(kinds[name.split("_")[1]])
 
 
-def test_fixed_points_are_for_lbfgs_alone(enter):
+def test_fixed_points_are_for_quasi_newton_methods_alone(enter):
     fresh = {
         name: running.configuration(TINY, contender, 0).points.fresh
         for name, contender in CONTENDERS.items()
         if not contender.missing
     }
-    assert {name for name, is_fresh in fresh.items() if not is_fresh} == {"lora_lbfgs", "full_lbfgs"}
+    assert {name for name, is_fresh in fresh.items() if not is_fresh} == {
+        "lora_lbfgs",
+        "full_lbfgs",
+        "lora_ssbroyden",
+        "full_ssbroyden",
+    }
 
 
 def test_soap_minimises_an_ill_conditioned_quadratic_in_float64(generator):
@@ -227,7 +233,7 @@ def test_soap_minimises_an_ill_conditioned_quadratic_in_float64(generator):
     T = torch.randn(12, 8, dtype=torch.float64, generator=generator)
     L, R = definite(12), definite(8)
     W = torch.nn.Parameter(torch.zeros_like(T))
-    optimizer = contenders.full_soap().optimizer([{"params": [W]}])
+    optimizer = full_soap().optimizer([{"params": [W]}])
     defaults = optimizer.param_groups[0]
     assert (defaults["betas"], defaults["precondition_frequency"], defaults["eps"]) == ((0.95, 0.95), 10, 1e-8)
     for k in range(2000):
@@ -416,6 +422,35 @@ def test_a_part_of_the_race_meets_nothing_but_can_be_short():
     assert set(found.values()) == {"incomplete"}
     assert "short" in states(a_race(ours=1e-3, seeds=(0,))).values()
     assert set(states([]).values()) == {"incomplete"}
+
+
+def test_the_headline_has_every_kind_of_rival_beside_ours():
+    """The best of each kind: SSBroyden is a rival of the targets, too, but on wide networks only on the factors."""
+    runs = a_race(ours=1e-6, theirs=1e-4, natural=1e-5)
+    for run in runs:
+        error = {"lora_ssbroyden": 4e-5, "full_ssbroyden": 2e-5, "full_natural": 3e-6}.get(run["contender"])
+        if error is not None:
+            run["marks"] = made_up("", "", 0, dict.fromkeys((3, 10, 30), error))["marks"]
+    text = report.headline(Results(runs))
+    assert text[2:6] == [
+        "* the best of Adam, SOAP and L-BFGS: 100 to 100, 100 in the median of 2 of 2 cases;",
+        "* self-scaled Broyden, on factors or all weights: 20 to 40, 30 in the median of 2 of 2 cases;",
+        "* natural gradient on all weights, on even points: 10 to 10, 10 in the median of 2 of 2 cases;",
+        "* natural gradient on all weights, with our points and best iterate: 3 to 3, 3 in the median of 2 of 2 cases.",
+    ]
+    wide = next(line for line in text if line.startswith("| burgers_wide"))
+    assert "4.0e-05, 40 × (lora_ssbroyden)" in wide
+    assert best_rival(Results(runs), "burgers") == ("full_ssbroyden", 2e-5)
+    assert best_rival(Results(runs), "burgers_wide") == ("lora_ssbroyden", 4e-5)
+    without = [run for run in runs if run["contender"] != "lora_ssbroyden"]
+    assert any(
+        "self-scaled Broyden, on factors or all weights: not run" in line for line in report.headline(Results(without))
+    )
+
+
+def test_self_scaled_broyden_on_all_weights_keeps_to_narrow_networks():
+    raced = {case for case in CASES if CONTENDERS["full_ssbroyden"].races_on(case)}
+    assert raced == {name for name, case in CASES.items() if case.width == 40}
 
 
 def test_the_figure_at_ten_seconds_is_of_the_run_that_ends_there():

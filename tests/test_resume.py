@@ -34,6 +34,8 @@ CASES = [
     ["method=factor_muon"],
     ["method=full_adam"],
     ["method=full_lbfgs"],
+    ["method=lora_ssbroyden"],
+    ["method=full_muon"],
     ["method=odelora", "problem.conditions=soft", "weighting=ntk", "points.initial_batch_size=20"],
     ["method=lora_adam", "problem.conditions=soft", "weighting=gradnorm", "weighting.every=5"],
 ]

@@ -1,15 +1,17 @@
 """Rivals on factors by torch's optimisers: their steps are those of the papers, or of another implementation."""
 
 import copy
+import sys
 
 import pytest
 import torch
 from torch import linalg, nn
 
 from pinn_odelora.errors import InputError
+from pinn_odelora.integrators import ROS2, LinearlyImplicit, RungeKutta, tableau
 from pinn_odelora.lowrank.start import orthonormal
 from pinn_odelora.lowrank.targets import linear_targets, put_factors, thaw
-from pinn_odelora.methods import factor_muon, lora_plus
+from pinn_odelora.methods import factor_muon, full_implicit, full_muon, full_natural, full_soap, lora_lbfgs, lora_plus
 from pinn_odelora.nets import MLP
 from pinn_odelora.system import Solution
 from problems.heat import Heat
@@ -126,3 +128,85 @@ def test_muon_continues_from_its_state_with_the_same_bits(trained, generator):
 def test_muon_refuses_a_momentum_that_never_moves():
     with pytest.raises(InputError, match=r"momentum is 1\.0, but it must be a number of at least 0 and below 1"):
         factor_muon(momentum=1.0)
+
+
+# All weights.
+
+
+@pytest.fixture
+def whole(generator):
+    """A network all of whose weights are trained, and a closure at fixed points."""
+    solution = Solution(Heat(), MLP(4, 1, width=9, depth=3, generator=generator))
+    x, y = (torch.randn(20, k, generator=generator, dtype=torch.float64) for k in (4, 1))
+
+    def closure():
+        solution.zero_grad()
+        loss = (solution.net(x) - y).square().mean()
+        loss.backward()
+        return loss.detach()
+
+    return solution, closure
+
+
+def test_muon_on_weights_is_for_those_between_the_first_and_the_last(whole):
+    """They take the steps of torch's Muon, and everything else those of torch's Adam."""
+    solution, closure = whole
+    other = copy.deepcopy(solution)
+    method = full_muon(lr=1e-3, momentum=0.9)
+    optimizer = method.optimizer(method.groups(solution))
+    hidden = [p for p in other.parameters() if p.shape == (9, 9)]
+    others = [p for p in other.parameters() if p.shape != (9, 9)]
+    assert (len(hidden), len(others)) == (2, 6)
+    references = torch.optim.Muon(hidden, lr=1e-3, momentum=0.9, weight_decay=0.0), torch.optim.Adam(others, lr=1e-3)
+    for _ in range(4):
+        optimizer.step(closure)
+        for p, q in zip(other.parameters(), solution.parameters(), strict=True):
+            p.grad = q.grad.clone()
+        for reference in references:
+            reference.step()
+    assert all(torch.equal(p, q) for p, q in zip(solution.parameters(), other.parameters(), strict=True))
+
+
+def test_muon_on_weights_needs_hidden_ones():
+    solution = Solution(Heat(), nn.Sequential(nn.Linear(2, 5), nn.Tanh(), nn.Linear(5, 1)))
+    with pytest.raises(InputError, match="there are none"):
+        full_muon().optimizer(full_muon().groups(solution))
+
+
+def test_soap_is_that_of_the_package_without_weight_decay(whole):
+    theirs = pytest.importorskip("pytorch_optimizer").SOAP
+    solution, closure = whole
+    other = copy.deepcopy(solution)
+    method = full_soap(lr=1e-2)
+    optimizer = method.optimizer(method.groups(solution))
+    reference = theirs(other.parameters(), lr=1e-2, weight_decay=0.0)
+    for _ in range(15):
+        optimizer.step(closure)
+        for p, q in zip(other.parameters(), solution.parameters(), strict=True):
+            p.grad = q.grad.clone()
+        reference.step()
+    assert all(torch.allclose(p, q, rtol=1e-12) for p, q in zip(solution.parameters(), other.parameters(), strict=True))
+
+
+def test_soap_without_its_package_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)
+    with pytest.raises(InputError, match=r"full_soap needs the package pytorch_optimizer: pip install"):
+        full_soap()
+
+
+def test_natural_gradient_is_full_implicit_without_momentum():
+    assert full_natural(LinearlyImplicit()).integrator == LinearlyImplicit(momentum=0.0)
+    assert full_natural(LinearlyImplicit(momentum=0.4)).integrator.momentum == 0.4
+    assert full_natural(ROS2()).integrator == full_implicit(ROS2()).integrator
+    assert full_natural(LinearlyImplicit()).name == "full_natural"
+    with pytest.raises(InputError, match="needs an implicit scheme"):
+        full_natural(RungeKutta(tableau.EULER))
+
+
+def test_lbfgs_on_factors_moves_nothing_else(trained):
+    solution, closure = trained
+    before = {name: p.detach().clone() for name, p in solution.named_parameters()}
+    method = lora_lbfgs()
+    method.optimizer(method.groups(solution)).step(closure)
+    moved = {name for name, p in solution.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {name for name, p in solution.named_parameters() if p.requires_grad}

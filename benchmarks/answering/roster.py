@@ -15,9 +15,9 @@ from answering.rivals.by_deepxde import deepxde
 from answering.rivals.combination import combination
 from answering.rivals.conditional import conditional
 from answering.rivals.last_layer import last_layer, multi_head
-from answering.rivals.scratch import lbfgs, natural_gradient
-from answering.rivals.ssbroyden import LARGEST, ssbroyden
+from answering.rivals.scratch import lbfgs, natural_gradient, ssbroyden
 from answering.trace import Function, Trace
+from pinn_odelora.rivals.ssbroyden import LARGEST
 from pinn_odelora.system import Solution
 
 

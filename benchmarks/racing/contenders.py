@@ -1,21 +1,19 @@
 """Who races: this package with its default settings, and what a user could pick instead.
 
 A rival with a learning rate gets the best of several, found on a seed that is not reported, and lets it fall to zero by
-a cosine over its time. L-BFGS chooses its steps by a strong Wolfe line search and has nothing to sweep; it needs points
-that stay, either for ever or, ``resampled``, for a while, after which it starts with new points and an empty memory.
+a cosine over its time. L-BFGS and self-scaled Broyden choose their steps by a strong Wolfe line search and have nothing
+to sweep; they need points that stay, either for ever or, L-BFGS ``resampled``, for a while, after which it starts with
+new points and an empty memory. On all weights self-scaled Broyden races at width 40, since it keeps a square matrix.
 Rivals on factors have rank 4 everywhere: rank 8 is the default's where its own batches stay under-determined.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from pinn_odelora.optim.groups import parameters
-from pinn_odelora.optim.methods import Method
-from pinn_odelora.rivals.lbfgs import LBFGS
+from racing.cases import CASES
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -24,7 +22,6 @@ class Contender(NamedTuple):
     """One way to adapt a network.
 
     ``overrides``: of the configuration, as on the command line.
-    ``method``: what is trained and how, where it is not the configuration's.
     ``rates``: learning rates to choose from; none for a method that chooses its steps itself.
     ``renewed``: evaluations after which points and optimiser are new; None for points as configured.
     ``package``: what has to be installed for it.
@@ -33,7 +30,6 @@ class Contender(NamedTuple):
 
     name: str
     overrides: tuple[str, ...] = ()
-    method: Callable[[], Method] | None = None
     rates: tuple[float, ...] = ()
     renewed: int | None = None
     package: str | None = None
@@ -54,28 +50,12 @@ class Contender(NamedTuple):
         return None
 
 
-def lora_lbfgs(history: int = 100) -> Method:
-    """L-BFGS on the factors, otherwise as ``full_lbfgs``."""
-    return Method("lora_lbfgs", "factors", lambda groups: LBFGS(parameters(groups), history))
-
-
-def full_soap() -> Method:
-    """SOAP on all weights (Vyas et al., 2024, arXiv 2409.11321), as published but for the weight decay.
-
-    The published decay of 0.01 pulls the weights to zero, away from every solution: at the losses of this race it
-    would be all that is left to see, so it is off.
-    """
-    from pytorch_optimizer import SOAP
-
-    settings = {"betas": (0.95, 0.95), "precondition_frequency": 10, "weight_decay": 0}
-    return Method("full_soap", "weights", lambda groups: SOAP(parameters(groups), **settings))
-
-
 OURS = "odelora"
 ADAM_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 """Learning rates of the sweep, for Adam and SOAP."""
 FLOW_CASES = ("burgers", "heat", "kovasznay")
 MOMENTUM_CASES = ("burgers", "heat", "burgers_wide", "convection_wide", "kovasznay_wide")
+NARROW_CASES = tuple(case.name for case in CASES.values() if case.width <= 40)
 EXPLICIT = {
     "euler": ("integrator=euler",),
     "heun": ("integrator=heun",),
@@ -111,18 +91,25 @@ CONTENDERS = {
         Contender(OURS),
         Contender("lora_adam", ("method=lora_adam", "lora.rank=4"), rates=ADAM_RATES),
         Contender("full_adam", ("method=full_adam",), rates=ADAM_RATES),
-        Contender("full_soap", ("method=full_adam",), full_soap, rates=ADAM_RATES, package="pytorch_optimizer"),
-        Contender("lora_lbfgs", ("method=lora_adam", "points=fixed", "lora.rank=4"), lora_lbfgs),
+        Contender("full_soap", ("method=full_soap",), rates=ADAM_RATES, package="pytorch_optimizer"),
+        Contender("lora_lbfgs", ("method=lora_lbfgs", "lora.rank=4")),
         Contender("full_lbfgs", ("method=full_lbfgs",)),
         Contender("full_lbfgs_resampled", ("method=full_lbfgs", "points.fresh=true"), renewed=100),
+        Contender("lora_ssbroyden", ("method=lora_ssbroyden", "lora.rank=4")),
+        Contender("full_ssbroyden", ("method=full_ssbroyden",), cases=NARROW_CASES),
         Contender(NATURAL, ("method=full_implicit", "points.batch_size=1000", "integrator.momentum=0")),
-        Contender(
-            NATURAL_EVEN,
-            ("method=full_implicit", "points=fresh", "points.best_iterate=false", "integrator.momentum=0"),
-        ),
+        Contender(NATURAL_EVEN, ("method=full_natural",)),
         Contender("full_natural_momentum", ("method=full_implicit", "points.batch_size=1000"), cases=MOMENTUM_CASES),
         *SCHEMES.values(),
     )
 }
 RIVALS = tuple(name for name in CONTENDERS if name != OURS and name not in SCHEMES and not name.startswith(NATURAL))
-"""Those that the targets speak of as Adam, SOAP and L-BFGS."""
+"""The rivals of which the best one counts: Adam, SOAP, L-BFGS and self-scaled Broyden."""
+BROYDEN = tuple(name for name in RIVALS if name.endswith("ssbroyden"))
+FIELD = {
+    "the best of Adam, SOAP and L-BFGS": tuple(name for name in RIVALS if name not in BROYDEN),
+    "self-scaled Broyden, on factors or all weights": BROYDEN,
+    "natural gradient on all weights, on even points": (NATURAL_EVEN,),
+    "natural gradient on all weights, with our points and best iterate": (NATURAL,),
+}
+"""What the headline states one beside the other; of several contenders the best on each case."""

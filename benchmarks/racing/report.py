@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 
 from matplotlib.figure import Figure
 from rich.table import Table
 
 from racing.cases import CASES
-from racing.contenders import CONTENDERS, FLOW_CASES, NATURAL, NATURAL_EVEN, OURS, SCHEMES
+from racing.contenders import CONTENDERS, FIELD, FLOW_CASES, NATURAL, NATURAL_EVEN, OURS, SCHEMES
 from racing.plan import SWEEP_SEED
 from racing.results import Results, Run, Spread, dump, finite
 from racing.running import MARKS, SETTLED, TEST_POINTS
-from racing.verdict import Verdict, best_rival
+from racing.verdict import JUDGED, Verdict, best_of, best_rival
 
 SHOWN = (3, 10, 15, 30)
 """Seconds of the columns."""
@@ -28,6 +29,8 @@ COLOURS = {
     "lora_lbfgs": "#ff7f0e",
     "full_lbfgs": "#9467bd",
     "full_lbfgs_resampled": "#8c564b",
+    "lora_ssbroyden": "#bcbd22",
+    "full_ssbroyden": "#7f7f00",
 }
 
 
@@ -66,6 +69,8 @@ def readme(results: Results, judged: list[Verdict]) -> list[str]:
         f"{SWEEP_SEED}, and let it fall by a cosine: their figures up to {results.seconds / 3:g} s are of runs that "
         f"end there, the later ones of runs of {results.seconds:g} s.",
         "",
+        *headline(results),
+        "",
         "![Error against seconds](race.png)",
         "",
         "## Targets",
@@ -80,6 +85,47 @@ def readme(results: Results, judged: list[Verdict]) -> list[str]:
         *discretisations(results),
         *absent(results),
     ]
+
+
+def headline(results: Results) -> list[str]:
+    """What every kind of rival comes to beside ours: the errors, and how many times ours they are, case by case."""
+    names = [case for case in CASES if results.error(case, OURS, JUDGED)]
+    return [
+        f"After {JUDGED} s the error is, as a multiple of ours, from the smallest to the largest over cases:",
+        "",
+        *(f"* {kind}: {_range([_ratio(results, case, kind) for case in names])}{end}" for kind, end in _listed(FIELD)),
+        "",
+        f"| case | {OURS} | {' | '.join(FIELD)} |",
+        "|---" * (len(FIELD) + 2) + "|",
+        *(f"| {case} | {' | '.join(_beside(results, case))} |" for case in names),
+    ]
+
+
+def _listed(kinds: Iterable[str]) -> list[tuple[str, str]]:
+    """Each with what ends its line."""
+    *first, last = kinds
+    return [*((kind, ";") for kind in first), (last, ".")]
+
+
+def _beside(results: Results, case: str) -> list[str]:
+    """The error of ours, and of every kind of rival its best contender, error and ratio."""
+    ours = results.error(case, OURS, JUDGED).median
+    found = [best_of(results, case, contenders) for contenders in FIELD.values()]
+    told = [f"{x[1]:.1e}, {x[1] / ours:.3g} × ({x[0]})" if x else "not run" for x in found]
+    return [f"{ours:.1e}", *told]
+
+
+def _ratio(results: Results, case: str, kind: str) -> float | None:
+    best = best_of(results, case, FIELD[kind])
+    return None if best is None else best[1] / results.error(case, OURS, JUDGED).median
+
+
+def _range(ratios: list[float | None]) -> str:
+    known = [x for x in ratios if x is not None]
+    if not known:
+        return "not run"
+    cases = f"{len(known)} of {len(ratios)} cases"
+    return f"{min(known):.3g} to {max(known):.3g}, {statistics.median(known):.3g} in the median of {cases}"
 
 
 def section(results: Results, case: str) -> list[str]:

@@ -86,8 +86,6 @@ def enter(case: Case, contender: Contender, seed: int, cache: Path | None = None
     source = System(built.source, Solution(built.source, built.net))
     pretrained(source, built.pretraining, cfg.pretrain.checkpoint, cache, lambda line: None)
     adaptation = built.adaptation
-    if contender.method is not None:
-        adaptation.method = contender.method()
     adaptation.error_before = math.nan  # the first mark has it
     return Entry(cfg, adaptation, adaptation.training, contender.renewed)
 

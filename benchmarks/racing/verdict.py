@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Literal, NamedTuple
 
 from racing.cases import CASES, Case
-from racing.contenders import NATURAL, NATURAL_EVEN, OURS, RIVALS
+from racing.contenders import CONTENDERS, NATURAL, NATURAL_EVEN, OURS, RIVALS
 from racing.results import Results
 
 ERRORS = (
@@ -56,11 +56,23 @@ def verdicts(results: Results, cases: Mapping[str, Case] = CASES) -> list[Verdic
 
 def best_rival(results: Results, case: str, seconds: float = JUDGED) -> tuple[str, float] | None:
     """The rival with the smallest median error, and that error; None while one of them has not run."""
-    errors = {name: results.error(case, name, seconds) for name in RIVALS}
-    if None in errors.values():
+    return best_of(results, case, RIVALS, seconds)
+
+
+def best_of(results: Results, case: str, names: Iterable[str], seconds: float = JUDGED) -> tuple[str, float] | None:
+    """The contender with the smallest median error of those that race on a case, and that error; None while one of them
+    has not run.
+    """
+    errors = {name: results.error(case, name, seconds) for name in racing_on(case, names)}
+    if None in errors.values() or not errors:
         return None
     name = min(errors, key=lambda name: errors[name].median)
     return name, errors[name].median
+
+
+def racing_on(case: str, names: Iterable[str] = RIVALS) -> list[str]:
+    """Those of the contenders that race on a case."""
+    return [name for name in names if CONTENDERS[name].races_on(case)]
 
 
 def at_floor(results: Results, case: str, rival: str, error: float) -> bool:
@@ -96,7 +108,7 @@ def _leads(results: Results, cases: Iterable[Case]) -> list[Verdict]:
             judged.append(Verdict(said, "not run", "incomplete"))
             continue
         name, error = rival
-        ratio, complete = error / ours.median, _complete(results, case, JUDGED, OURS, *RIVALS)
+        ratio, complete = error / ours.median, _complete(results, case, JUDGED, OURS, *racing_on(case.name))
         found = f"{name} {ratio:.3g} times ours, {error:.2e}"
         if at_floor(results, case.name, name, error):
             judged.append(Verdict(said, f"{found}, which is at the floor: not counted", _state(True, complete)))

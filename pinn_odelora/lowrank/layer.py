@@ -1,7 +1,8 @@
 """The adapted linear layer  x ↦ W x + b,  W = W0 + s·(B A − B₀ A₀),  with only A and B trained.
 
-Subtracting the initial product leaves the layer's function unchanged at the start, for any initial factors. Directions
-added later by an adaptive rank are added to both pairs. The user's W0 is never changed. Parameters have PEFT's names.
+Subtracting the initial product leaves the layer's function unchanged at the start, for any initial factors; of rank 0,
+A₀ and B₀ subtract nothing. Directions added later by an adaptive rank are added to both pairs. The user's W0 is never
+changed. Parameters have PEFT's names.
 """
 
 from __future__ import annotations
@@ -21,21 +22,23 @@ class LowRankLinear(nn.Module):
 
     Args:
         base: the pretrained layer, frozen and kept as ``base_layer``.
-        start: initial factors A₀ (r, n) and B₀ (m, r); they leave the layer's function unchanged.
+        start: initial factors A₀ (r, n) and B₀ (m, r).
         scale: s.
+        subtracted: whether their product is subtracted, which leaves the layer's function unchanged.
     """
 
     is_product: ClassVar[bool] = True
     """Whether W − W0 is s·(B A − B₀ A₀); a layer of another form sets it to false."""
 
-    def __init__(self, base: nn.Linear, start: Factors, scale: float) -> None:
+    def __init__(self, base: nn.Linear, start: Factors, scale: float, subtracted: bool = True) -> None:
         super().__init__()
         self.base_layer = base.requires_grad_(False)
         self.scale = scale
         self.lora_A = nn.ModuleDict({"default": _factor(start.A)})
         self.lora_B = nn.ModuleDict({"default": _factor(start.B)})
-        self.register_buffer("start_A", start.A.detach().clone())
-        self.register_buffer("start_B", start.B.detach().clone())
+        r0 = len(start.A) if subtracted else 0
+        self.register_buffer("start_A", start.A.detach()[:r0].clone())
+        self.register_buffer("start_B", start.B.detach()[:, :r0].clone())
         self._formed: Tensor | None = None
 
     @property
@@ -55,7 +58,10 @@ class LowRankLinear(nn.Module):
 
     @property
     def start(self) -> Factors:
-        """The subtracted pair (A₀, B₀), A₀ (r₀, n) and B₀ (m, r₀); an adaptive rank r may differ from r₀."""
+        """The subtracted pair (A₀, B₀), A₀ (r₀, n) and B₀ (m, r₀); r₀ is 0 where nothing is subtracted.
+
+        An adaptive rank r may differ from r₀.
+        """
         return Factors(self.start_A, self.start_B)
 
     @property

@@ -26,6 +26,7 @@ class MagnitudeLinear(LowRankLinear):
         base: the pretrained layer, weight (m, n), frozen and kept as ``base_layer``.
         start: initial factors A₀ (r, n) and B₀ (m, r).
         scale: s.
+        subtracted: whether their product is subtracted.
 
     Raises:
         InputError: if a row of the weight is zero, which has no direction.
@@ -33,11 +34,11 @@ class MagnitudeLinear(LowRankLinear):
 
     is_product = False
 
-    def __init__(self, base: nn.Linear, start: Factors, scale: float) -> None:
+    def __init__(self, base: nn.Linear, start: Factors, scale: float, subtracted: bool = True) -> None:
         norms = linalg.vector_norm(base.weight.detach(), dim=1)
         if not bool(norms.all()):
             raise InputError("a row of a weight to adapt is zero, but DoRA needs a direction of every row.")
-        super().__init__(base, start, scale)
+        super().__init__(base, start, scale, subtracted)
         self.magnitude = nn.Parameter(norms)
 
     @property

@@ -17,7 +17,13 @@ AUTO = "auto"
 """The rank chosen from the layers and the number of points, see ``selection.initial_rank``."""
 ADAPTIVE = "adaptive"
 """The rank that follows the gradient, see ``selection.rank``."""
-STARTS = ("zero", "orthonormal", "pissa")
+STARTS = ("zero", "orthonormal", "pissa", "olora", "nora", "lora_ga", "lora_one")
+SINGULAR = ("zero", "nora")
+"""Starts where one of the factors is zero."""
+OF_GRADIENT = ("lora_ga", "lora_one")
+"""Starts made from the gradient of the loss where the network begins."""
+KEPT = ("lora_one",)
+"""Starts whose product stays in the weight: the function changes."""
 THAWED = ("biases", "last")
 """What else can be trained besides the factors."""
 SCALINGS = ("standard", "rslora")
@@ -39,13 +45,14 @@ class LoRA:
             that is, all but the first and the last.
         also: what is trained besides the factors: ``biases`` of all linear layers; ``last``, the whole last layer
             unless it is adapted.
-        start: initial factors, ``zero``, ``orthonormal`` or ``pissa``; see ``lowrank.start``.
+        start: initial factors, ``zero``, ``orthonormal``, ``pissa``, ``olora``, ``nora``, ``lora_ga`` or ``lora_one``;
+            see ``lowrank.start``. The last two cost a gradient; with ``lora_one`` B₀ A₀ is not subtracted.
         start_size: the singular values of s B₀ A₀ for an orthonormal start.
         adaptive: settings of the adaptive rank; None for the defaults. Not used with a fixed rank.
 
     Raises:
-        InputError: if a value is out of range, an adaptive rank is combined with a zero start, a scale is given beside
-            ``alpha``, or ``rslora`` without it.
+        InputError: if a value is out of range, an adaptive rank is combined with a start at zero, a scale is given
+            beside ``alpha``, or ``rslora`` without it.
     """
 
     rank: int | Literal["auto", "adaptive"] = AUTO
@@ -54,7 +61,7 @@ class LoRA:
     scaling: Literal["standard", "rslora"] = "standard"
     targets: str | Sequence[str] | None = None
     also: Sequence[str] = ("last",)
-    start: Literal["zero", "orthonormal", "pissa"] = "pissa"
+    start: Literal["zero", "orthonormal", "pissa", "olora", "nora", "lora_ga", "lora_one"] = "pissa"
     start_size: float = 0.1
     adaptive: AdaptiveRank | None = None
 
@@ -67,7 +74,7 @@ class LoRA:
             raise RefusedValueError("scale", self.scale, "1, its default, where alpha is given, from which it follows")
         if self.alpha is None and self.scaling != "standard":
             raise RefusedValueError("alpha", None, f"a number where scaling is {self.scaling}")
-        if self.rank == ADAPTIVE and self.start == "zero":
+        if self.rank == ADAPTIVE and self.start in SINGULAR:
             allowed = "pissa or orthonormal if the rank is adaptive: new directions are scaled by the initial ones"
             raise RefusedValueError("start", self.start, allowed)
 

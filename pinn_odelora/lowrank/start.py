@@ -4,6 +4,18 @@ zero         A₀ uniform (Kaiming), B₀ = 0: the LoRA start (Hu et al., 2022, 
              singular there, because B₀ᵀB₀ = 0.
 orthonormal  s·B₀A₀ has r singular values equal to ``size``, with random singular vectors: balanced and small.
 pissa        s·B₀A₀ is the best rank-r approximation of W0 (Meng et al., 2024, arXiv 2404.02948): balanced and large.
+olora        B₀ is orthonormal and B₀A₀ the first r columns of Q times the first r rows of R, W0 = QR (Büyükakyüz, 2024,
+             arXiv 2406.01775). Not balanced.
+nora         B₀ is W0 times a random matrix, A₀ = 0: the Nyström start, from which ScaledGD converges quadratically in
+             matrix factorisation (Li, Zhang, Mokhtari and He, 2025, arXiv 2410.18965). Only the abstract of the paper
+             was at hand; the form is second-hand, and the variance 1/n of the random matrix our choice.
+
+Two starts are made from G0, the gradient of the loss by W at the start, in the place of W0:
+
+lora_ga      A₀ and B₀ have singular vectors of G0, so that the first step is near that of full fine-tuning (Wang, Yu
+             and Li, 2024, arXiv 2407.05000); as PEFT has it, direction ArBr and scale stable. Not balanced.
+lora_one     s·B₀A₀ has the direction of the best rank-r step of gradient descent (Zhang, Liu and Chen, 2025, arXiv
+             2502.01235), balanced. This product is not subtracted: the function changes at the start, as in the paper.
 
 Balanced means B₀ᵀB₀ = A₀A₀ᵀ.
 """
@@ -17,10 +29,16 @@ from functools import partial
 import torch
 from torch import Tensor, linalg
 
+from pinn_odelora.errors import InputError, RefusedValueError
 from pinn_odelora.lowrank.layer import Factors
 
 Start = Callable[[Tensor, int, float, torch.Generator], Factors]
-"""``start(W0, rank, scale, generator)`` -> (A₀, B₀), A₀ (r, n) and B₀ (m, r), in the dtype and on the device of W0."""
+"""``start(W0, rank, scale, generator)`` -> (A₀, B₀), A₀ (r, n) and B₀ (m, r), in the dtype and on the device of W0.
+
+``lora_ga`` and ``lora_one`` are given G0 for W0.
+"""
+GAMMA_GA, GAMMA_ONE = 16.0, 128.0
+"""γ of LoRA-GA and of LoRA-One."""
 
 
 def zero(W0: Tensor, rank: int, scale: float, generator: torch.Generator) -> Factors:
@@ -49,9 +67,55 @@ def pissa(W0: Tensor, rank: int, scale: float, generator: torch.Generator) -> Fa
     return Factors(_like(W0, root[:, None] * Vh[:rank]), _like(W0, U[:, :rank] * root))
 
 
+def olora(W0: Tensor, rank: int, scale: float, generator: torch.Generator) -> Factors:
+    """B₀ = Q_r and A₀ = R_r, the first r columns of Q and rows of R, from W0 = QR."""
+    Q, R = linalg.qr(W0.detach().double())
+    return Factors(_like(W0, R[:rank]), _like(W0, Q[:, :rank]))
+
+
+def nora(W0: Tensor, rank: int, scale: float, generator: torch.Generator) -> Factors:
+    """B₀ = W0 Ω and A₀ = 0, Ω (n, r) Gaussian with variance 1/n."""
+    n = W0.shape[1]
+    sketch = torch.randn(n, rank, generator=generator, dtype=torch.float64) / math.sqrt(n)
+    return Factors(W0.new_zeros(rank, n), _like(W0, W0.detach().double() @ _on(W0, sketch)))
+
+
+def lora_ga(G0: Tensor, rank: int, scale: float, generator: torch.Generator) -> Factors:
+    """A₀ = V₂, V₄, …, V₂ᵣ and B₀ = (m^¼/√γ) · σ₁U₁, σ₃U₃, …, σ₂ᵣ₋₁U₂ᵣ₋₁ from G0 = UΣVᵀ, γ = 16.
+
+    Raises:
+        InputError: if G0 has less than 2r singular values.
+    """
+    U, sigma, Vh = linalg.svd(G0.detach().double(), full_matrices=False)
+    if 2 * rank > len(sigma):
+        allowed = f"at most {len(sigma) // 2} with the start lora_ga, which takes 2r singular vectors of each layer"
+        raise RefusedValueError("rank", rank, allowed)
+    size = G0.shape[0] ** 0.25 / math.sqrt(GAMMA_GA)
+    odd, even = slice(0, 2 * rank, 2), slice(1, 2 * rank, 2)
+    return Factors(_like(G0, Vh[even]), _like(G0, size * U[:, odd] * sigma[odd]))
+
+
+def lora_one(G0: Tensor, rank: int, scale: float, generator: torch.Generator) -> Factors:
+    """B₀ = U_r√(Σ_r/σ₁)/√γ and A₀ = √(Σ_r/σ₁)V_rᵀ/√γ from -G0 = UΣVᵀ, γ = 128.
+
+    Raises:
+        InputError: if G0 is zero.
+    """
+    U, sigma, Vh = linalg.svd(-G0.detach().double(), full_matrices=False)
+    if not float(sigma[0]) > 0:
+        raise InputError("start is lora_one, but the gradient at the start is zero: choose another start.")
+    root = torch.sqrt(sigma[:rank] / sigma[0] / GAMMA_ONE)
+    return Factors(_like(G0, root[:, None] * Vh[:rank]), _like(G0, U[:, :rank] * root))
+
+
 def named(start: str, size: float) -> Start:
     """The start of this name; ``size`` is for ``orthonormal`` alone."""
-    return {"zero": zero, "orthonormal": partial(orthonormal, size=size), "pissa": pissa}[start]
+    others = (zero, pissa, olora, nora, lora_ga, lora_one)
+    return {**{f.__name__: f for f in others}, "orthonormal": partial(orthonormal, size=size)}[start]
+
+
+def _on(W0: Tensor, x: Tensor) -> Tensor:
+    return x.to(W0.device)
 
 
 def _like(W0: Tensor, x: Tensor) -> Tensor:

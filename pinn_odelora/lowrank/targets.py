@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pinn_odelora.errors import InputError, RefusedValueError, unknown
 from pinn_odelora.lowrank.layer import LowRankLinear, adapters
@@ -70,6 +70,8 @@ def put_factors(
     scale: float,
     start: Start,
     generator: torch.Generator,
+    gradients: Mapping[str, Tensor] | None = None,
+    subtracted: bool = True,
     layer: type[LowRankLinear] = LowRankLinear,
 ) -> dict[str, LowRankLinear]:
     """Replace the targets in ``net`` by adapted layers and freeze everything else; ``net`` remains the same function.
@@ -81,6 +83,8 @@ def put_factors(
         scale: s > 0.
         start: gives the initial factors, see ``lowrank.start``.
         generator: source of random initial factors, on the CPU.
+        gradients: G0 (m, n) by layer, for a start that is made from it instead of the weight.
+        subtracted: whether the initial product is subtracted; else the function changes.
         layer: what takes the place of a target.
 
     Returns:
@@ -93,9 +97,10 @@ def put_factors(
     number(above=0).check("scale", scale)
     for name, base in targets.items():
         _check_weight(net, name, base)
+    given = gradients or {name: base.weight for name, base in targets.items()}
     net.requires_grad_(False)
     layers = {
-        name: layer(base, start(base.weight, int(rank), float(scale), generator), float(scale))
+        name: layer(base, start(given[name], int(rank), float(scale), generator), float(scale), subtracted)
         for name, base in targets.items()
     }
     for name, adapted in layers.items():

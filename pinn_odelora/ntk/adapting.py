@@ -27,7 +27,7 @@ from pinn_odelora.geometry import Cloud
 from pinn_odelora.integrators import LinearlyImplicit
 from pinn_odelora.linearisation import Linearisation, Sweep
 from pinn_odelora.loop import StepRecord
-from pinn_odelora.lowrank.settings import ADAPTIVE, LoRA
+from pinn_odelora.lowrank.settings import ADAPTIVE, OF_GRADIENT, LoRA
 from pinn_odelora.lowrank.start import Start, named
 from pinn_odelora.lowrank.targets import check_rank, linear_targets
 from pinn_odelora.metrics import relative_l2
@@ -101,7 +101,9 @@ def check_settings(net: nn.Module, problem: Problem, method: Method, lora: LoRA,
     check_method(None, method, decay)
     if lora.rank == ADAPTIVE:
         raise RefusedValueError("rank", ADAPTIVE, "a whole number or auto for the linearised model")
-    if decay and lora.start == "pissa":
+    if lora.start in OF_GRADIENT:
+        raise RefusedValueError("start", lora.start, "a start of the weights alone for the linearised model, as pissa")
+    if decay and lora.start not in ("zero", "orthonormal"):
         raise RefusedValueError("start", lora.start, "zero or orthonormal with decay, which acts on δ = s B A itself")
     targets = linear_targets(check_network(net, problem), lora.targets)
     if method.trains == "factors" and lora.rank != "auto":

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pinn_odelora.optim.groups import is_pair, parameters
+from pinn_odelora.optim.groups import Group, is_pair, parameters
 from pinn_odelora.optim.methods import Method
 from pinn_odelora.rivals.base import POSITIVE
 from pinn_odelora.rules import below_one
@@ -32,14 +32,18 @@ class FactorMuon(Optimizer):
         momentum: μ.
     """
 
-    def __init__(self, groups: Sequence[dict[str, Any]], lr: float, momentum: float = 0.95) -> None:
-        pairs = [group for group in groups if is_pair(group)]
-        others = [group for group in groups if not is_pair(group)]
+    def __init__(self, groups: Sequence[Group], lr: float, momentum: float = 0.95) -> None:
+        matrices, others = self.split(groups)
         self.parts: list[Optimizer] = [
-            torch.optim.Muon(parameters(pairs), lr=lr, momentum=momentum, weight_decay=0.0),
-            *([torch.optim.Adam(parameters(others), lr=lr)] if others else []),
+            torch.optim.Muon(matrices, lr=lr, momentum=momentum, weight_decay=0.0),
+            *([torch.optim.Adam(others, lr=lr)] if others else []),
         ]
         super().__init__([group for part in self.parts for group in part.param_groups], {})
+
+    @staticmethod
+    def split(groups: Sequence[Group]) -> tuple[list[Tensor], list[Tensor]]:
+        """What goes by Muon, and what by Adam."""
+        return tuple(parameters([x for x in groups if is_pair(x) == whether]) for whether in (True, False))
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:

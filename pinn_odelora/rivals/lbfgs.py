@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -58,12 +58,25 @@ class LBFGS(torch.optim.LBFGS):
         return {**super().__getstate__(), **kept}
 
 
+def lora_lbfgs(history: int = 100) -> Method:
+    """L-BFGS on the factors with a strong Wolfe line search (Liu and Nocedal, 1989), one iteration a step.
+
+    Args:
+        history: pairs (s, y) that are kept.
+    """
+    return _lbfgs("lora_lbfgs", "factors", history)
+
+
 def full_lbfgs(history: int = 100) -> Method:
     """L-BFGS on all weights with a strong Wolfe line search (Liu and Nocedal, 1989), one iteration a step.
 
     Args:
         history: pairs (s, y) that are kept.
     """
+    return _lbfgs("full_lbfgs", "weights", history)
+
+
+def _lbfgs(name: str, trains: Literal["factors", "weights"], history: int) -> Method:
     history = whole(1).check("history", history)
     make = lambda groups: LBFGS(parameters(groups), history)
-    return Method("full_lbfgs", "weights", make, settings={"history": history}, one_loss=True)
+    return Method(name, trains, make, settings={"history": history}, one_loss=True)

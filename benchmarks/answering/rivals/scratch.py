@@ -1,4 +1,4 @@
-"""From scratch for every target: a new network, by natural gradient or by L-BFGS, as ``po.pretrain`` has them."""
+"""From scratch for every target: a new network, by natural gradient, L-BFGS or self-scaled Broyden."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pinn_odelora.budget import Budget
 from pinn_odelora.pretraining import stages
 from pinn_odelora.pretraining.pretrain import Pretraining
 from pinn_odelora.pretraining.stages import Stage
+from pinn_odelora.rivals.ssbroyden import SSBroyden
+from pinn_odelora.sampling.settings import Sampling
 from pinn_odelora.system import Solution, System
 
 SETTINGS = Pretraining()
@@ -50,3 +52,10 @@ def lbfgs(case: Case, value: float, seed: int, target: float, cap: float) -> Tra
     """Gradients on fixed points, a hundred pairs, strong Wolfe line searches, after 500 steps of Adam."""
     system, trace = started(case, value, seed, target, cap, FIRST)
     return followed(stages.lbfgs(system, *POINTS, seed), trace)
+
+
+def ssbroyden(case: Case, value: float, seed: int, target: float, cap: float) -> Trace:
+    """Self-scaled Broyden on fixed points, after 500 steps of Adam."""
+    system, trace = started(case, value, seed, target, cap, FIRST)
+    training = stages.training_of(system, SSBroyden, Sampling.fixed(*POINTS), seed)
+    return followed(Stage("SSBroyden", training, 3000, 300, lambda training: training.progress.gradient_evals), trace)
