@@ -81,6 +81,8 @@ HOMES = {
     "deepxde": {"pinn_odelora/geometry/deepxde.py"},
     "lightning": {"pinn_odelora/lightning", "pinn_odelora/config/running.py", "pinn_odelora/config/checks.py"},
     "wandb": {"pinn_odelora/lightning/tracking.py"},
+    "mlflow": {"pinn_odelora/lightning/mlflow.py"},
+    "tensorboard": {"pinn_odelora/lightning/tensorboard.py"},
     "hydra": {"train.py", "pinn_odelora/config", "pinn_odelora/config/load.py", "hydra_plugins"},
     "submitit": {"pinn_odelora/sweeps/cluster.py"},
 }
