@@ -299,6 +299,24 @@ def test_a_server_that_goes_away_costs_a_bounded_time_and_one_line(server, tmp_p
     assert "/run-" in synced(said.rpartition(": ")[2], tmp_path)
 
 
+@pytest.mark.parametrize("n", [3, pytest.param(200, marks=pytest.mark.slow)])
+def test_all_runs_of_a_sweep_are_uploaded_by_one_line_and_each_by_its_own(n, home, tmp_path):
+    lines = []
+    for number in range(n):
+        folder = tmp_path / f"runs/sweep/{number}"
+        folder.mkdir(parents=True)
+        for run_id in [f"id{number}"] * (2 if number == 0 else 1):  # the first one was interrupted and resumed
+            logger = start(folder, run_id=run_id)
+            logger.log_metrics({"loss": 1.0}, step=number)
+            lines.append(logger.end())
+    assert lines[-1] == f"W&B: wandb sync runs/sweep/{n - 1}/wandb"
+    assert len(parts(tmp_path / "runs/sweep/0")) == 2
+    assert "Would sync 2 run(s)" in synced(lines[0].removeprefix("W&B: "), tmp_path)
+    every = synced("wandb sync " + " ".join(f"runs/sweep/{number}/wandb" for number in range(n)), tmp_path)
+    assert f"Would sync {n + 1} run(s)" in every
+    assert all(every.count(f"/run-id{number}.wandb") == (2 if number == 0 else 1) for number in range(n))
+
+
 def test_training_goes_on_when_wandb_breaks(capsys):
     class Broken:
         calls = 0
