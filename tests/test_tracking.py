@@ -312,7 +312,7 @@ def test_all_runs_of_a_sweep_are_uploaded_by_one_line_and_each_by_its_own(n, hom
     assert lines[-1] == f"W&B: wandb sync runs/sweep/{n - 1}/wandb"
     assert len(parts(tmp_path / "runs/sweep/0")) == 2
     assert "Would sync 2 run(s)" in synced(lines[0].removeprefix("W&B: "), tmp_path)
-    every = synced("wandb sync " + " ".join(f"runs/sweep/{number}/wandb" for number in range(n)), tmp_path)
+    every = synced("wandb sync --verbose " + " ".join(f"runs/sweep/{number}/wandb" for number in range(n)), tmp_path)
     assert f"Would sync {n + 1} run(s)" in every
     assert all(every.count(f"/run-id{number}.wandb") == (2 if number == 0 else 1) for number in range(n))
 
