@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pinn_odelora.bayes.posterior import posterior as posterior
     from pinn_odelora.budget import Budget as Budget
     from pinn_odelora.config.load import load as load
+    from pinn_odelora.dashboards.show import dashboard as dashboard
     from pinn_odelora.equation import problem as problem
     from pinn_odelora.errors import InputError as InputError
     from pinn_odelora.errors import NonFiniteError as NonFiniteError
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from pinn_odelora.families.family import Family as Family
     from pinn_odelora.families.files import load_family as load_family
     from pinn_odelora.families.offline import family as family
-    from pinn_odelora.families.page import dashboard as dashboard
     from pinn_odelora.formulation import Problem as Problem
     from pinn_odelora.formulation import Term as Term
     from pinn_odelora.formulation import parameter as parameter
@@ -70,13 +70,13 @@ PUBLIC = {
     "adaptation": ("Adaptation", "adapt", "steps"),
     "bayes.posterior": ("Posterior", "posterior"),
     "budget": ("Budget",),
+    "dashboards.show": ("dashboard",),
     "equation": ("problem",),
     "errors": ("InputError", "NonFiniteError"),
     "families.answer": ("Answer",),
     "families.family": ("Family",),
     "families.files": ("load_family",),
     "families.offline": ("family",),
-    "families.page": ("dashboard",),
     "formulation": ("Problem", "Term", "parameter"),
     "geometry": ("Box", "Cloud", "Union"),
     "integrators": ("RKC", "ROS2", "LinearlyImplicit", "RungeKutta"),

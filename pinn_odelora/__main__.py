@@ -1,4 +1,4 @@
-"""python -m pinn_odelora list | suggest-rank | predict | family | compare | export | study
+"""python -m pinn_odelora list | suggest-rank | predict | family | compare | dashboard | export | study
 
 Problems and methods, advice on the rank before a run, and what to do with finished runs.
 """
@@ -169,6 +169,16 @@ def compare(args: argparse.Namespace) -> None:
         write_csv(rows, args.csv)
 
 
+def dashboard(args: argparse.Namespace) -> None:
+    """Runs on one page: a table with filters, curves, error against step size, solutions side by side."""
+    import pinn_odelora
+
+    made = pinn_odelora.dashboard(args.runs, args.output)
+    for note in made.notes:
+        print(note, file=sys.stderr)
+    print(f"{args.output}: {made.runs} {'run' if made.runs == 1 else 'runs'}, {made.size / 1e6:.1f} MB")
+
+
 def export(args: argparse.Namespace) -> None:
     """The adapted network as a plain torch state_dict with the names of the user's own network."""
     import torch
@@ -197,6 +207,7 @@ COMMANDS = {
     "predict": predict,
     "family": family,
     "compare": compare,
+    "dashboard": dashboard,
     "export": export,
     "study": study,
 }
@@ -231,6 +242,9 @@ def parser() -> argparse.ArgumentParser:
     commands["compare"].add_argument("runs", type=Path, nargs="+", help="folders of finished runs, or above them")
     commands["compare"].add_argument("--csv", type=Path, help="write the table to this file, too")
     study_options(commands["study"])
+    commands["dashboard"].add_argument("runs", type=Path, nargs="+", help="folders of runs, or above them")
+    page = "the file to write: default %(default)s"
+    commands["dashboard"].add_argument("-o", "--output", type=Path, default=Path("dashboard.html"), help=page)
     main.epilog = "\n".join(
         ["usage of the commands:", *(f"  {c.format_usage()[7:].strip()}" for c in commands.values())]
     )

@@ -19,6 +19,7 @@ LAYERS = (
     ("pinn_odelora/points", 0),
     ("pinn_odelora/metrics", 0),
     ("pinn_odelora/files", 0),
+    ("pinn_odelora/document", 0),
     ("pinn_odelora/budget", 0),
     ("pinn_odelora/log", 0),
     ("pinn_odelora/threads", 0),
@@ -69,6 +70,7 @@ LAYERS = (
     ("pinn_odelora/adaptation", 6),
     ("pinn_odelora/families", 6),
     ("pinn_odelora/bayes", 6),
+    ("pinn_odelora/dashboards", 7),
     ("pinn_odelora/lightning", 7),
     ("pinn_odelora/sweeps", 7),
     ("pinn_odelora/stability", 7),
@@ -81,7 +83,10 @@ HOMES = {
     "deepxde": {"pinn_odelora/geometry/deepxde.py"},
     "lightning": {"pinn_odelora/lightning", "pinn_odelora/config/running.py", "pinn_odelora/config/checks.py"},
     "wandb": {"pinn_odelora/lightning/tracking.py"},
+    "mlflow": {"pinn_odelora/lightning/mlflow.py"},
+    "tensorboard": {"pinn_odelora/lightning/tensorboard.py"},
     "hydra": {"train.py", "pinn_odelora/config", "pinn_odelora/config/load.py", "hydra_plugins"},
+    "plotly": {"pinn_odelora/dashboards/page.py"},
     "submitit": {"pinn_odelora/sweeps/cluster.py"},
 }
 DIRS = ("pinn_odelora", "problems", "hydra_plugins")

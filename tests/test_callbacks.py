@@ -81,6 +81,14 @@ def test_a_terminal_has_one_line_kept_up_to_date_and_the_part_of_the_budget_that
     assert text.getvalue().endswith("\x1b[?25h"), "the cursor is visible again"
 
 
+def test_a_narrow_terminal_has_one_line_all_the_same():
+    line, text = shown(terminal=True, width=50)
+    line(ROW)
+    line.close()
+    assert text.getvalue().count("\n") == 1
+    assert "step 20  loss 1.250e-02" in text.getvalue()
+
+
 def test_a_progress_line_that_showed_nothing_leaves_nothing():
     for terminal in (True, False):
         line, text = shown(terminal)

@@ -239,7 +239,7 @@ REFUSED = [
         f"Unknown method 'sgd'; allowed: {', '.join(sorted(x.stem for x in CONFIGS.glob('method/*.yaml')))}.",
     ),
     ("integrator=rk5", "Unknown integrator 'rk5' (did you mean 'rk4'?); allowed: bogacki_shampine, dormand_prince"),
-    ("logger=tensorboard", "Unknown logger 'tensorboard'; allowed: csv, wandb."),
+    ("logger=neptune", "Unknown logger 'neptune'; allowed: csv, mlflow, tensorboard, wandb."),
     ("points=sometimes", "Unknown points 'sometimes'; allowed: fixed, fresh, residual."),
     ("weighting=trace", "Unknown weighting 'trace'; allowed: fixed, gradnorm, ntk."),
     ("weighting=ntk weighting.every=0", "weighting.every is 0, but it must be a whole number of at least 1 or null."),

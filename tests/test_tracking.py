@@ -86,7 +86,9 @@ def test_without_a_key_everything_is_in_the_offline_run(home, tmp_path, capfd):
             "loss": abs(i - 2) + 0.5,
             "error/rel_l2": abs(i - 1) + 0.25,
             "lora/balance": math.nan,
+            "loss/pde": 1.0,
             "cost/gradient_evals": 4 * i,
+            "cost/seconds": 0.5 * i,
             "stability/largest_rise": 3 - i,
             "gradient/norm": i,
         }
@@ -119,7 +121,12 @@ def test_without_a_key_everything_is_in_the_offline_run(home, tmp_path, capfd):
     assert [row["step"] for row in rows[:4]] == [0, 10, 20, 30]
     assert all("trainer/global_step" not in row for row in rows)
     axes = {m["metric"].get("name") or m["metric"]["glob_name"]: m["metric"] for m in records if m["type"] == "metric"}
-    assert {axes[name]["step_metric"] for name in ("*", *tracking.SUMMARIES)} == {"step"}
+    over = {name: metric["step_metric"] for name, metric in axes.items() if "step_metric" in metric}
+    evaluations = {"loss", "loss/pde", "error/rel_l2", "stability/largest_rise"}
+    assert {name for name, by in over.items() if by == "cost/gradient_evals"} == evaluations
+    assert {name for name, by in over.items() if by == "cost/seconds"} == {"by_seconds/loss", "by_seconds/rel_l2"}
+    assert {over[name] for name in ("lora/balance", "cost/gradient_evals", "cost/seconds", "gradient/norm")} == {"step"}
+    assert [row["by_seconds/rel_l2"] for row in rows[:4]] == [1.25, 0.25, 1.25, 2.25]
     (described,) = (record["run"] for record in records if record["type"] == "run")
     assert (described["run_group"], described["job_type"]) == ("burgers/odelora/rank4", "adapt")
 
@@ -292,9 +299,30 @@ def test_a_server_that_goes_away_costs_a_bounded_time_and_one_line(server, tmp_p
     assert "/run-" in synced(said.rpartition(": ")[2], tmp_path)
 
 
+@pytest.mark.parametrize("n", [3, pytest.param(200, marks=pytest.mark.slow)])
+def test_all_runs_of_a_sweep_are_uploaded_by_one_line_and_each_by_its_own(n, home, tmp_path):
+    lines = []
+    for number in range(n):
+        folder = tmp_path / f"runs/sweep/{number}"
+        folder.mkdir(parents=True)
+        for run_id in [f"id{number}"] * (2 if number == 0 else 1):  # the first one was interrupted and resumed
+            logger = start(folder, run_id=run_id)
+            logger.log_metrics({"loss": 1.0}, step=number)
+            lines.append(logger.end())
+    assert lines[-1] == f"W&B: wandb sync runs/sweep/{n - 1}/wandb"
+    assert len(parts(tmp_path / "runs/sweep/0")) == 2
+    assert "Would sync 2 run(s)" in synced(lines[0].removeprefix("W&B: "), tmp_path)
+    every = synced("wandb sync --verbose " + " ".join(f"runs/sweep/{number}/wandb" for number in range(n)), tmp_path)
+    assert f"Would sync {n + 1} run(s)" in every
+    assert all(every.count(f"/run-id{number}.wandb") == (2 if number == 0 else 1) for number in range(n))
+
+
 def test_training_goes_on_when_wandb_breaks(capsys):
     class Broken:
         calls = 0
+
+        def define_metric(self, *_, **__):
+            pass
 
         def log(self, _):
             self.calls += 1
@@ -319,7 +347,7 @@ def test_csv_never_imports_wandb():
 
 
 def test_an_unknown_logger_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"Unknown logger 'wandbb' .did you mean 'wandb'.*allowed: csv, wandb"):
+    with pytest.raises(InputError, match=r"'wandbb' .did you mean 'wandb'.*allowed: csv, mlflow, tensorboard, wandb"):
         tracking.make_loggers("wandbb", tmp_path, project="p")
 
 
@@ -333,10 +361,93 @@ def test_lightning_recommends_nothing(tmp_path, caplog):
     assert "litmodels" not in caplog.text
 
 
+# --- TensorBoard and MLflow -------------------------------------------------------------------------------------------
+
+ROWS = [{"step": 10.0 * i, "loss": 0.5**i, "lora/balance": math.nan, "cost/seconds": 0.25 * i} for i in range(3)]
+CONFIG = {"lora": {"rank": 4}, "budget": {"steps": 3}}
+
+
+def ended(kind, folder, run_id="one", rows=ROWS, config=CONFIG):
+    """A run from its start to its end; the line that it ends with."""
+    (tracker,) = tracking.make_loggers(kind, folder, project="p", group="g", name="n", config=config, run_id=run_id)
+    for row in rows:
+        tracker.log_metrics(row, step=int(row["step"]))
+    imsave(folder / "u.png", [[0.0, 1.0]])
+    tracker.publish(
+        {"rel_l2": 0.125, "failure": "", "ranks": None}, {"solution": folder / "u.png"}, ["x", "u"], [[0.5, 2.0]]
+    )
+    return tracker.end()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_tensorboard_has_the_rows_the_outcome_and_the_line_that_shows_them(tmp_path, monkeypatch):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    assert ended("tensorboard", tmp_path / "run") == "TensorBoard: tensorboard --logdir run"
+    assert not (tmp_path / "run/tensorboard/hparams.yaml").exists()
+    events = accumulator.EventAccumulator(str(tmp_path / "run/tensorboard"))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(0, 1.0), (10, 0.5), (20, 0.25)]
+    assert {"cost/seconds", "lora/balance"} <= {*events.Tags()["scalars"]}
+    assert events.Tags()["images"] == ["figures/solution"]
+    said = {tag: events.Tensors(f"{tag}/text_summary")[0].tensor_proto.string_val[0] for tag in ("summary", "config")}
+    assert b"rel_l2: 0.125" in said["summary"]
+    assert b"rank: 4" in said["config"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_mlflow_has_the_rows_and_the_outcome_and_a_continued_run_is_the_same(tmp_path, capfd, monkeypatch):
+    client = pytest.importorskip("mlflow.tracking").MlflowClient
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    store = f"sqlite:///{folder / 'mlflow/mlflow.db'}"
+    assert ended("mlflow", folder, rows=ROWS[:2]) == f"MLflow: mlflow ui --backend-store-uri {store}"
+    ended("mlflow", folder, rows=ROWS[2:], config={"lora": {"rank": 4}, "budget": {"steps": 9}})
+    assert capfd.readouterr() == ("", "")
+    seen = client(store)
+    (run,) = seen.search_runs([seen.get_experiment_by_name("p").experiment_id])
+    assert (run.info.run_name, run.info.status, run.data.tags["group"]) == ("n", "FINISHED", "g")
+    assert run.data.params == {"lora.rank": "4"}
+    assert run.data.metrics["summary/rel_l2"] == 0.125
+    history = seen.get_metric_history(run.info.run_id, "loss")
+    assert [(m.step, m.value) for m in history] == [(0, 1.0), (10, 0.5), (20, 0.25)]
+    kept = {path.name for path in (folder / "mlflow/artifacts").rglob("*") if path.is_file()}
+    assert kept == {"u.png", "points.json"}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_store_of_mlflow_that_fails_ends_no_run_and_one_that_does_not_exist_is_refused(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/shared.db")
+    (tracker,) = tracking.make_loggers("mlflow", tmp_path / "run", project="p")
+    assert (tmp_path / "shared.db").exists()
+    assert not (tmp_path / "run").exists()
+
+    def fails(*_, **__):
+        raise ConnectionResetError("Connection lost")
+
+    monkeypatch.setattr(tracker.experiment, "log_batch", fails)
+    for row in ROWS:
+        tracker.log_metrics(row, step=int(row["step"]))
+    assert capsys.readouterr().err == "MLflow did not take metrics any more (ConnectionResetError: Connection lost).\n"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "unheard-of:///place")
+    with pytest.raises(InputError, match=r"MLflow's store unheard-of:///place cannot be used: "):
+        tracking.make_loggers("mlflow", tmp_path, project="p")
+
+
+@pytest.mark.parametrize("kind", tracking.PACKAGES)
+def test_a_logger_whose_package_is_missing_is_refused_with_the_command_that_installs_it(kind, monkeypatch, tmp_path):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(InputError, match=rf"logger={kind} needs {kind}: pip install 'pinn-odelora\[{kind}\]'\."):
+        tracking.make_loggers(kind, tmp_path, project="p")
+
+
 # --- Configuration ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["wandb", "csv"])
+@pytest.mark.parametrize("kind", tracking.KINDS)
 def test_loggers_take_the_same_keys(compose, kind):
     cfg = compose(f"logger={kind}", "logger.project=mine", "logger.tags=[a]")
     assert (cfg.logger.kind, cfg.logger.project, list(cfg.logger.tags)) == (kind, "mine", ["a"])

@@ -30,8 +30,9 @@ class Run:
         experiment: the objects that the configuration names.
 
     Raises:
-        InputError: for whatever would end the run after pretraining: a setting that Lightning refuses, a damaged run to
-            continue, a checkpoint that does not fit, a cache that cannot be written.
+        InputError: for whatever would end the run after pretraining: a logger that is not installed, a setting that
+            Lightning refuses, a damaged run to continue, a checkpoint that does not fit, a cache that cannot be
+            written.
     """
 
     cfg: DictConfig
@@ -46,6 +47,7 @@ class Run:
             **OmegaConf.to_container(self.cfg.trainer, resolve=True),
             "accelerator": fit.accelerator(self.cfg.trainer.accelerator, self.cfg.precision),
         }
+        tracking.check_installed(self.cfg.logger.kind)
         fit.trainer(self.trainer)
         fit.steps_done(self.folder)
         built = self.experiment
@@ -105,7 +107,7 @@ class Run:
     def leave(self, module: ODELoRAModule) -> None:
         """End an interrupted run, whose state is saved, and say how to continue."""
         for logger in self.loggers:
-            fit.close(logger)
+            messages.say(logger.end())
         messages.leave(f"at step {module.adaptation.training.progress.step}", self.folder)
 
     def conclude(self, result: Result, facts: dict[str, Any]) -> None:

@@ -30,7 +30,7 @@ RULES: Mapping[str, Rule] = {
     "data.weight": number(above=0),
     "derivatives.engine": text,
     "checkpoint.every": whole(1),
-    "logger.kind": one_of("wandb", "csv"),
+    "logger.kind": one_of("wandb", "tensorboard", "mlflow", "csv"),
     "logger.project": text,
     "logger.group": text | null,
     "logger.name": text | null,

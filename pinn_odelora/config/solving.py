@@ -142,7 +142,7 @@ class LinearisedAdaptation(Run):
         super().__post_init__()
         config, built = resolved(self.cfg), self.experiment.adaptation
         request, drawn = Request.current(), settings(config, "points")
-        unused = [*UNUSED, *(["logger"] if config["logger"]["kind"] == "wandb" else [])]
+        unused = [*UNUSED, *(["logger"] if config["logger"]["kind"] != "csv" else [])]
         if given := request.gives(*unused):
             raise InputError(f"{given[0]} is given, but it has no effect on the linearised model: leave it out.")
         if drawn.fresh and request.gives("points"):

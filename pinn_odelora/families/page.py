@@ -14,7 +14,6 @@ from __future__ import annotations
 import base64
 import html
 import itertools
-import json
 import math
 import os
 import unicodedata
@@ -26,9 +25,9 @@ import matplotlib as mpl
 import numpy as np
 from numpy.typing import NDArray
 
+from pinn_odelora.document import Document, embedded
 from pinn_odelora.errors import InputError
 from pinn_odelora.families.settings import ADAPTER
-from pinn_odelora.files import write_text
 from pinn_odelora.geometry import Box
 from pinn_odelora.rules import whole
 
@@ -53,7 +52,7 @@ problems."""
 TEMPLATE = Path(__file__).with_name("page.html")
 
 
-class Page:
+class Page(Document):
     """A page as text; a notebook shows it.
 
     Attributes:
@@ -62,29 +61,14 @@ class Page:
         error: the largest of their estimated relative L2 errors.
     """
 
+    title = "A family of solutions"
+
     def __init__(self, content: str, answers: int, error: float) -> None:
-        self.html, self.answers, self.error = content, answers, error
+        super().__init__(content)
+        self.answers, self.error = answers, error
 
     def __repr__(self) -> str:
         return f"<page of {self.answers} members, errors up to about {self.error:.1e}, {self.size / 1e6:.1f} MB>"
-
-    def _repr_html_(self) -> str:
-        """The page in a frame of a notebook."""
-        look = "width:100%;height:54rem;border:0"
-        return f'<iframe srcdoc="{html.escape(self.html)}" style="{look}" title="A family of solutions"></iframe>'
-
-    @property
-    def size(self) -> int:
-        """In bytes."""
-        return len(self.html.encode())
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the file.
-
-        Raises:
-            InputError: if it cannot be written.
-        """
-        write_text(path, self.html)
 
 
 def dashboard(family: Family, path: str | os.PathLike[str] | None = None, *, values: int | None = None) -> Page:
@@ -211,8 +195,7 @@ def written(
         "errors": [error if math.isfinite(error) else None for error in errors],
         "colours": colours(),
     }
-    # A "<" of a name must not end the element that holds the text.
-    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    text = embedded(data)
     title = html.escape(f"{data['title']}: {', '.join(p['name'] for p in data['parameters'])}")
     return TEMPLATE.read_text(encoding="utf-8").replace("{{title}}", title, 1).replace("{{data}}", text, 1)
 

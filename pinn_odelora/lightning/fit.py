@@ -18,9 +18,9 @@ from torch import Tensor
 from pinn_odelora.adaptation import Adaptation
 from pinn_odelora.distributed import end
 from pinn_odelora.errors import InputError
-from pinn_odelora.lightning import tracking
 from pinn_odelora.lightning.callbacks import ProgressLine, Saver, StopOnSignal
 from pinn_odelora.lightning.module import ODELoRAModule
+from pinn_odelora.lightning.tracking import Tracker
 from pinn_odelora.matrices import UnitMatrices
 from pinn_odelora.result import Result
 from pinn_odelora.runs.folder import HISTORY, STATE
@@ -115,22 +115,12 @@ def trainer(
         raise InputError(f"trainer.* holds a setting that Lightning's Trainer refuses: {said}.") from None
 
 
-def publish(loggers: Sequence[Logger], result: Result, summary: Mapping[str, Any], folder: Path) -> None:
+def publish(loggers: Sequence[Tracker], result: Result, summary: Mapping[str, Any], folder: Path) -> None:
     """Summary, pictures and the final table to every tracker; then end it and say where the run can be seen."""
     images = {name: folder / f"{name}.png" for name in ("solution", "history")}
     for logger in loggers:
-        run = logger.experiment
-        tracking.log_summary(run, summary)
-        tracking.log_images(run, images)
-        tracking.log_final_table(run, *final_points(result))
-        close(logger, failed=bool(result.failure))
-
-
-def close(logger: Logger, failed: bool = False) -> None:
-    """End a tracker's run and say where it can be seen."""
-    line = tracking.sync_line(logger.experiment)
-    tracking.finish(logger.experiment, failed=failed)
-    say(f"W&B: {line}")
+        logger.publish(summary, images, *final_points(result))
+        say(logger.end(failed=bool(result.failure)))
 
 
 @torch.no_grad()

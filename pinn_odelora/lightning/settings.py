@@ -9,7 +9,7 @@ from typing import Any
 from pinn_odelora.errors import RefusedValueError, unknown
 
 DECIDED: Mapping[str, str] = {
-    "logger": "set logger=wandb or logger=csv",
+    "logger": "set logger=wandb, tensorboard, mlflow or csv",
     "callbacks": "it brings its own",
     "precision": "set precision=32 or precision=64",
     "max_epochs": "set budget.steps",

@@ -1,32 +1,35 @@
 """Where a run can be watched: Weights & Biases where it can be reached, its offline files otherwise.
 
 There is no prompt, W&B's own ``init_timeout`` bounds the attempt to start a run, one line says why a run is offline,
-and no run fails because of W&B. Every metric has the training step as its axis, so that W&B's own charts are a
-dashboard; the part of a name before ``/`` is the section. Runs of methods that differ in their cost per step are
-compared by choosing ``cost/gradient_evals`` or ``cost/seconds`` as the axis.
+and no run fails because of W&B. W&B's own charts are a dashboard without any set-up: the part of a name before ``/`` is
+the section; loss, errors and stability have gradient evaluations as their axis, so that methods that differ in their
+cost per step are compared fairly, the section ``by_seconds`` repeats three of them over seconds, and all that describes
+a step has the step. docs/guide/reading-the-dashboards.md says what to see in them.
 
 With ``kind="csv"`` nothing here is used and W&B is not imported; the history of a run is always kept by ``History``.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import shlex
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from lightning.pytorch.loggers import Logger, WandbLogger
 
-from pinn_odelora.errors import unknown
+from pinn_odelora.errors import InputError, unknown
+from pinn_odelora.lightning.outside import environment, first_line, spared, told
 
 if TYPE_CHECKING:
     from wandb import Run, Settings
 
-KINDS = ("wandb", "csv")
+KINDS = ("wandb", "tensorboard", "mlflow", "csv")
+PACKAGES = {"tensorboard": ("tensorboard",), "mlflow": ("mlflow", "sqlalchemy", "alembic")}
+"""What a kind imports that is not installed with this package; its extra has the same name."""
 
 SUMMARIES = {
     "loss": "min",
@@ -38,42 +41,83 @@ SUMMARIES = {
 }
 """What the table of runs shows of a metric, where that is not its last value."""
 
+EVALUATIONS, SECONDS, STEP = "cost/gradient_evals", "cost/seconds", "step"
+BY_EVALUATIONS = ("loss", "error", "stability")
+"""The sections whose axis is that of evaluations."""
+BY_SECONDS = {
+    "by_seconds/loss": "loss",
+    "by_seconds/rel_l2": "error/rel_l2",
+    "by_seconds/heldout_loss": "stability/heldout_loss",
+}
+"""What is shown a second time over seconds, since W&B gives a metric one axis."""
+
 START, FINISH = 10.0, 60.0
 """Seconds that W&B may take to start a run, and to upload the rest at its end; a silent server adds some 3 s."""
 
 
+class Tracker(Protocol):
+    """A logger of Lightning's that also takes what a run ends with."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """One row of the history."""
+
+    def publish(
+        self,
+        summary: Mapping[str, Any],
+        images: Mapping[str, str | os.PathLike[str]],
+        columns: Sequence[str],
+        rows: Sequence[Sequence[float]],
+    ) -> None:
+        """The outcome: the names of ``summary.json``, image files by name, and a table of the solution at points."""
+
+    def end(self, failed: bool = False) -> str:
+        """Nothing more will come; where the run can be seen, in one line."""
+
+
 class RunLogger(WandbLogger):
-    """Lightning's logger for a run that exists already, on our own step axis instead of ``trainer/global_step``.
+    """Lightning's logger for a run that exists already, on our own axes instead of ``trainer/global_step``.
 
     When W&B fails in the middle of a run, nothing more is sent to it, and the run goes on.
     """
 
     lost = False
 
+    def __init__(self, **about: Any) -> None:
+        super().__init__(**about)
+        self.defined: set[str] = set()
+
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        axis = {} if step is None else {"step": step}
+        row = {} if step is None else {STEP: step}
+        row |= metrics
+        row |= {shown: row[name] for shown, name in BY_SECONDS.items() if name in row and SECONDS in row}
         if not self.lost:
             self.lost = True
-            with _spared("metrics any more"):
-                self.experiment.log(axis | dict(metrics))
+            with spared("W&B", "metrics any more"):
+                self._define(row)
+                self.experiment.log(row)
                 self.lost = False
 
+    def _define(self, names: Iterable[str]) -> None:
+        """Tell W&B the axis of each metric once, by its full name: of two patterns that fit, W&B takes either."""
+        for name in [name for name in names if name not in self.defined and name != STEP]:
+            self.experiment.define_metric(name, step_metric=axis(name), summary=SUMMARIES.get(name))
+            self.defined.add(name)
 
-@contextmanager
-def _spared(what: str) -> Iterator[None]:
-    """Report in one line what W&B raises, and go on: everything is in the files of the run anyway."""
-    try:
-        yield
-    except Exception as error:
-        _say(f"W&B did not take {what} ({type(error).__name__}: {_first_line(error)}).")
+    def publish(
+        self,
+        summary: Mapping[str, Any],
+        images: Mapping[str, str | os.PathLike[str]],
+        columns: Sequence[str],
+        rows: Sequence[Sequence[float]],
+    ) -> None:
+        log_summary(self.experiment, summary)
+        log_images(self.experiment, images)
+        log_final_table(self.experiment, columns, rows)
 
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0].rstrip(".")
+    def end(self, failed: bool = False) -> str:
+        line = sync_line(self.experiment)
+        finish(self.experiment, failed=failed)
+        return f"W&B: {line}"
 
 
 def make_loggers(
@@ -88,30 +132,54 @@ def make_loggers(
     config: Mapping[str, Any] | None = None,
     run_id: str | None = None,
 ) -> list[Logger]:
-    """The loggers of a run: one for W&B, or none for ``csv`` and when W&B is disabled (``WANDB_MODE=disabled``).
+    """The loggers of a run, each a ``Tracker``: one, or none for ``csv`` and when W&B is disabled
+    (``WANDB_MODE=disabled``).
 
-    ``WANDB_MODE``, ``WANDB_BASE_URL`` and W&B's settings files are respected. The logger's ``version`` is the id of
-    the run; its ``experiment`` is the run that the other functions of this file take.
+    ``WANDB_MODE``, ``WANDB_BASE_URL`` and W&B's settings files are respected, and ``MLFLOW_TRACKING_URI``. The
+    ``version`` of W&B's logger is the id of the run; its ``experiment`` is the run that the other functions of this
+    file take.
 
     Args:
-        kind: ``wandb`` or ``csv``.
-        run_dir: folder of the run; W&B's files go to ``run_dir/wandb``.
-        project, group, job_type, name, tags: where W&B files the run.
+        kind: one of ``KINDS``.
+        run_dir: folder of the run; the files of a kind go to ``run_dir/<kind>``.
+        project, group, job_type, name, tags: where W&B files the run. Project and name are those of MLflow's
+            experiment and run, the others its tags.
         config: the configuration of the run, a plain nested dictionary.
         run_id: id of the run to continue; without one there is a new run with a new id.
 
     Raises:
-        InputError: if the kind does not exist.
+        InputError: if the kind does not exist, its package is not installed, or MLflow's store cannot be used.
     """
-    if kind not in KINDS:
-        raise unknown("logger", kind, KINDS)
+    check_installed(kind)
     _hide_adverts()
+    if kind == "tensorboard":
+        from pinn_odelora.lightning.tensorboard import Board
+
+        return [Board(run_dir, config or {})]
+    if kind == "mlflow":
+        from pinn_odelora.lightning.mlflow import Tracked
+
+        named = {"group": group, "job_type": job_type, "tags": ", ".join(tags)}
+        filled = {key: value for key, value in named.items() if value}
+        return [Tracked(run_dir, project=project, name=name, tags=filled, config=config or {}, run_id=run_id)]
     if kind == "csv" or (mode := _mode()) == "disabled":
         return []
     about = {"project": project, "group": group, "job_type": job_type, "name": name, "tags": list(tags)}
     run = _start(mode, dir=os.fspath(run_dir), id=run_id, config=dict(config or {}), **about)
-    _define_metrics(run)
+    run.define_metric(STEP)
     return [RunLogger(experiment=run, project=project, save_dir=run_dir)]
+
+
+def check_installed(kind: str) -> None:
+    """Refuse a logger that does not exist, or whose package is missing.
+
+    Raises:
+        InputError: with the kinds there are, or the command that installs the package.
+    """
+    if kind not in KINDS:
+        raise unknown("logger", kind, KINDS)
+    if missing := [name for name in PACKAGES.get(kind, ()) if importlib.util.find_spec(name) is None]:
+        raise InputError(f"logger={kind} needs {missing[0]}: pip install 'pinn-odelora[{kind}]'.")
 
 
 def _hide_adverts() -> None:
@@ -146,12 +214,12 @@ def _start(mode: str, **about: Any) -> Run:
         try:
             return _init("online", **about)
         except wandb.Error as error:
-            obstacle = f"{server} started no run ({_first_line(error)})"
+            obstacle = f"{server} started no run ({first_line(error)})"
             # The service still holds the id of the run that failed to start.
             wandb.teardown()
             _settings()
     if obstacle:
-        _say(f"W&B is offline: {obstacle}.")
+        told(f"W&B is offline: {obstacle}.")
     return _init("offline", **about)
 
 
@@ -166,21 +234,9 @@ def _init(mode: str, **about: Any) -> Run:
         finish_timeout_raises=True,
     )
     # W&B reports its own errors to the server, and would wait at exit for one that does not answer.
-    with _environment(WANDB_ERROR_REPORTING="false"):
+    with environment(WANDB_ERROR_REPORTING="false"):
         # create_new leaves runs alone that were left open, by a job of a sweep that failed or by the user.
         return wandb.init(mode=mode, resume="allow", reinit="create_new", settings=settings, **about)
-
-
-@contextmanager
-def _environment(**defaults: str) -> Iterator[None]:
-    """Variables for choices that W&B offers no setting for; what the user has set stays."""
-    added = {name: value for name, value in defaults.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            del os.environ[name]
 
 
 def _obstacle() -> str:
@@ -191,23 +247,23 @@ def _obstacle() -> str:
         # While the user has a run of their own open, W&B refuses to log in again.
         known = wandb.login(prompt=False, verify=False) if wandb.run is None else not wandb.run.offline
     except wandb.Error as error:
-        return _first_line(error)
+        return first_line(error)
     return "" if known else "there is no API key; `wandb login` stores one"
 
 
-def _define_metrics(run: Run) -> None:
-    run.define_metric("step")
-    run.define_metric("*", step_metric="step")
-    # By full name: of two patterns that fit, W&B takes either.
-    for name, summary in SUMMARIES.items():
-        run.define_metric(name, step_metric="step", summary=summary)
+def axis(name: str) -> str:
+    """The metric over which W&B draws another."""
+    section = name.partition("/")[0]
+    if section in BY_EVALUATIONS:
+        return EVALUATIONS
+    return SECONDS if name in BY_SECONDS else STEP
 
 
 def log_images(run: Run, images: Mapping[str, str | os.PathLike[str]]) -> None:
     """Show image files by name, in the section ``figures``."""
     import wandb
 
-    with _spared("the figures"):
+    with spared("W&B", "the figures"):
         run.log({f"figures/{name}": wandb.Image(os.fspath(path)) for name, path in images.items()})
 
 
@@ -217,13 +273,13 @@ def log_final_table(run: Run, columns: Sequence[str], rows: Sequence[Sequence[fl
 
     table = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
     # A table is an artifact too, which W&B would keep outside the run's folder until it is uploaded.
-    with _spared("the table"), _environment(WANDB_DATA_DIR=os.fspath(Path(run.dir).parents[1])):
+    with spared("W&B", "the table"), environment(WANDB_DATA_DIR=os.fspath(Path(run.dir).parents[1])):
         run.log({"final/points": table})
 
 
 def log_summary(run: Run, summary: Mapping[str, Any]) -> None:
     """Put the final figures beside the run's name in the table of runs."""
-    with _spared("the summary"):
+    with spared("W&B", "the summary"):
         run.summary.update(dict(summary))
 
 
@@ -244,8 +300,8 @@ def _folder(run: Run) -> str:
 
 def finish(run: Run, failed: bool = False) -> None:
     """End the run, so that another can follow in this process; if the rest cannot be uploaded in time, say how to."""
-    with _spared("the end of the run"):
+    with spared("W&B", "the end of the run"):
         try:
             run.finish(exit_code=int(failed))
         except TimeoutError:
-            _say(f"W&B did not take everything; for the rest: wandb sync --include-online {_folder(run)}")
+            told(f"W&B did not take everything; for the rest: wandb sync --include-online {_folder(run)}")

@@ -70,24 +70,34 @@ def _summary(file: Path) -> dict[str, Any]:
     try:
         result = json.loads(file.read_text())
         return {name: result[name] for name in COLUMNS if name not in COMPUTED} | {
-            "settings": _settings(file.with_name(CONFIG))
+            "settings": settings(file.with_name(CONFIG))
         }
     except (OSError, ValueError, KeyError, TypeError, YAMLError, OmegaConfBaseException) as error:
         raise InputError(f"{file} and {CONFIG} beside it are not those of a run ({type(error).__name__}).") from error
 
 
-def _settings(file: Path) -> dict[str, str]:
-    """The configuration by full keys, without what is ``ASIDE``."""
-    config = OmegaConf.to_container(OmegaConf.load(file))
-    return {key: value for key, value in _leaves(config) if not any(f"{key}.".startswith(f"{k}.") for k in ASIDE)}
+def settings(file: Path) -> dict[str, str]:
+    """The configuration of a run by full keys, without what is ``ASIDE``."""
+    return {key: value for key, value in everything(file).items() if not is_aside(key)}
 
 
-def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+def everything(file: Path) -> dict[str, str]:
+    """The configuration of a run by full keys."""
+    return dict(leaves(OmegaConf.to_container(OmegaConf.load(file))))
+
+
+def is_aside(key: str) -> bool:
+    """Whether runs may differ in a key and still be averaged."""
+    return any(f"{key}.".startswith(f"{k}.") for k in ASIDE)
+
+
+def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """The values of a nested dictionary as text, by full keys."""
     if not isinstance(node, dict):
         yield prefix, str(node)
         return
     for name, inner in node.items():
-        yield from _leaves(inner, f"{prefix}.{name}" if prefix else str(name))
+        yield from leaves(inner, f"{prefix}.{name}" if prefix else str(name))
 
 
 def compare(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

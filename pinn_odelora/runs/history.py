@@ -69,6 +69,16 @@ class History:
         return [repr(row[name]).removesuffix(".0") if name in row else "" for name in self.columns]
 
 
+def read_history(path: str | os.PathLike[str]) -> list[Row]:
+    """The rows of a history that is only read; a run may be writing it.
+
+    Raises:
+        InputError: if it is not a table of numbers.
+    """
+    text = Path(path).read_text(encoding="utf-8", errors="replace")
+    return _parse(text[: text.rfind("\n") + 1], Path(path))[1]
+
+
 def _text(lines: Iterable[Sequence[str]]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(lines)

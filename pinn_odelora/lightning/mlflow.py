@@ -1,0 +1,145 @@
+"""MLflow by Lightning's logger: a database and pictures in ``mlflow/`` of the run's folder, without a server.
+
+With ``MLFLOW_TRACKING_URI`` in the environment the run goes to that store instead, which can hold many. Metrics have
+the names of ``history.csv`` and its steps. MLflow's makers are told nothing, and when the store fails in the middle of
+a run, the run goes on without it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import MLFlowLogger
+
+from pinn_odelora.errors import InputError
+from pinn_odelora.lightning.outside import environment, first_line, spared
+
+FOLDER = "mlflow"
+TAG = "pinn_odelora.run"
+"""Of a run in the store: our own id of it, by which a continued run is found."""
+CHANGING = ("budget.", "checkpoint.", "log.", "logger.", "output_dir", "resume", "stations.")
+"""Keys that a continued run may change: MLflow refuses a second value of a parameter."""
+
+
+class Tracked(MLFlowLogger):
+    """A run in a store of MLflow.
+
+    Args:
+        folder: of the run.
+        project: MLflow's experiment.
+        name: of the run.
+        tags: by name.
+        config: its configuration, kept as parameters.
+        run_id: our own id of the run; the run that has it is continued.
+
+    Raises:
+        InputError: if the store cannot be reached.
+    """
+
+    lost = False
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        project: str,
+        name: str | None,
+        tags: Mapping[str, str],
+        config: Mapping[str, Any],
+        run_id: str | None,
+    ) -> None:
+        place = Path(folder).absolute() / FOLDER
+        given = os.environ.get("MLFLOW_TRACKING_URI")
+        self.store = given or f"sqlite:///{place / 'mlflow.db'}"
+        if not given:
+            place.mkdir(parents=True, exist_ok=True)
+        try:
+            with _quiet():
+                super().__init__(
+                    experiment_name=project,
+                    run_name=name,
+                    tracking_uri=self.store,
+                    tags={**tags, TAG: run_id or ""},
+                    artifact_location=None if given else (place / "artifacts").as_uri(),
+                    run_id=run_id and _continued(self.store, project, run_id),
+                )
+                self.log_hyperparams(_settings(config))
+        except Exception as error:  # A store can fail in any way.
+            raise InputError(f"MLflow's store {self.store} cannot be used: {first_line(error)}.") from error
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        if not self.lost:
+            self.lost = True
+            with spared("MLflow", "metrics any more"):
+                super().log_metrics(metrics, step)
+                self.lost = False
+
+    def publish(
+        self,
+        summary: Mapping[str, Any],
+        images: Mapping[str, str | os.PathLike[str]],
+        columns: Sequence[str],
+        rows: Sequence[Sequence[float]],
+    ) -> None:
+        """Add the figures of the summary as metrics, the pictures and the final table as files."""
+        self.log_metrics({f"summary/{key}": float(x) for key, x in summary.items() if isinstance(x, int | float)})
+        with spared("MLflow", "the figures"):
+            for path in images.values():
+                self.experiment.log_artifact(self.run_id, os.fspath(path), "figures")
+            table = {name: [row[k] for row in rows] for k, name in enumerate(columns)}
+            self.experiment.log_dict(self.run_id, table, "final/points.json")
+
+    def finalize(self, status: str = "success") -> None:
+        with spared("MLflow", "the end of the run"):
+            super().finalize(status)
+
+    def end(self, failed: bool = False) -> str:
+        """End the run; the command that shows it."""
+        self.finalize("failed" if failed else "success")
+        return f"MLflow: mlflow ui --backend-store-uri {self.store}"
+
+
+def _continued(store: str, project: str, run_id: str) -> str | None:
+    """MLflow's id of the run that has ours, None for a new one."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(store)
+    experiment = client.get_experiment_by_name(project)
+    found = experiment and client.search_runs([experiment.experiment_id], f"tags.`{TAG}` = '{run_id}'")
+    return found[0].info.run_id if found else None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No report to MLflow's makers, and no word of its libraries on the tables that they make."""
+    with environment(MLFLOW_DISABLE_TELEMETRY="true"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import mlflow  # noqa: F401  it sets the levels of its own logs
+
+        logs = [logging.getLogger(name) for name in ("mlflow", "alembic", MLFlowLogger.__module__)]
+        levels = [log.level for log in logs]
+        try:
+            for log in logs:
+                log.setLevel(logging.ERROR)
+            yield
+        finally:
+            for log, level in zip(logs, levels, strict=True):
+                log.setLevel(level)
+
+
+def _settings(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values by full keys, without those that are ``CHANGING``."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        full = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            found |= _settings(value, f"{full}.")
+        elif not full.startswith(CHANGING):
+            found[full] = value
+    return found

@@ -1,0 +1,41 @@
+"""Dealing with trackers, which are programs of others: what they raise ends no run, and what is set for them is put
+back.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def spared(tracker: str, what: str) -> Iterator[None]:
+    """Report in one line what a tracker raises, and go on: everything is in the files of the run anyway."""
+    try:
+        yield
+    except Exception as error:
+        told(f"{tracker} did not take {what} ({type(error).__name__}: {first_line(error)}).")
+
+
+@contextmanager
+def environment(**defaults: str) -> Iterator[None]:
+    """Variables for choices that a tracker offers no setting for; what the user has set stays."""
+    added = {name: value for name, value in defaults.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
+
+
+def told(line: str) -> None:
+    """One line on standard error."""
+    print(line, file=sys.stderr)
+
+
+def first_line(error: Exception) -> str:
+    """What an error says first."""
+    return str(error).partition("\n")[0].rstrip(".")

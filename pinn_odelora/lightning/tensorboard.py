@@ -1,0 +1,68 @@
+"""TensorBoard by Lightning's logger: event files in ``tensorboard/`` of the run's folder, without a server.
+
+``tensorboard --logdir runs`` shows all runs below ``runs`` side by side. Scalars have the names of ``history.csv`` and
+its steps; the part before ``/`` is the section.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from pinn_odelora.runs.messages import near
+
+FOLDER = "tensorboard"
+
+
+class Board(TensorBoardLogger):
+    """The event files of one run; a continued run adds to them.
+
+    Args:
+        folder: of the run.
+        config: its configuration, shown as text.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], config: Mapping[str, Any]) -> None:
+        super().__init__(save_dir=folder, name="", version=FOLDER, default_hp_metric=False)
+        self.folder = Path(folder)
+        self.experiment.add_text("config", _listed(config))
+
+    def publish(
+        self,
+        summary: Mapping[str, Any],
+        images: Mapping[str, str | os.PathLike[str]],
+        columns: Sequence[str],
+        rows: Sequence[Sequence[float]],
+    ) -> None:
+        """Add the summary and the final table as text, and the pictures."""
+        from matplotlib.image import imread
+
+        self.experiment.add_text("summary", _listed(summary))
+        self.experiment.add_text("final/points", _table(columns, rows))
+        for name, path in images.items():
+            self.experiment.add_image(f"figures/{name}", imread(path)[..., :3], dataformats="HWC")
+
+    def end(self, failed: bool = False) -> str:
+        """Close the files; the command that shows them."""
+        self.finalize("failed" if failed else "success")
+        return f"TensorBoard: tensorboard --logdir {near(self.folder.absolute())}"
+
+    def save(self) -> None:
+        """Write what is held back; no second file of settings, which are in ``config.yaml``."""
+        self.experiment.flush()
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    """Values as YAML in a block of Markdown."""
+    text = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
+    return "\n".join(f"    {line}" for line in text.splitlines())
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[float]]) -> str:
+    lines = [columns, ["---"] * len(columns), *([f"{x:.6g}" for x in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
