@@ -1,7 +1,7 @@
 """Euler's step of the balanced flow and the retraction after it, in closed form from Gram matrices of size 2r.
 
-Factors and their velocities (``flows.balanced``) are combinations of the factors and their gradients, with Z_A = (A, g_A)
-of shape (2r, n) and Z_B = (Bᵀ, g_Bᵀ) of shape (2r, m). After an Euler step of size h
+Velocities (``flows.balanced``) are combinations of factors and gradients: of Z_A = (A, g_A), of shape (2r, n), and
+Z_B = (Bᵀ, g_Bᵀ), of shape (2r, m). After an Euler step of size h
 
     A₁ = C_A Z_A ,     C_A = ( I + h X ,  -h s⁻² S_B⁻¹ ) ,     S_B X + X S_A = s⁻² S_B⁻¹ g_A Aᵀ
     B₁ᵀ = C_B Z_B ,    C_B = ( I + h Yᵀ , -h s⁻² S_A⁻¹ ) ,     Y = s⁻² S_B⁻¹ Bᵀg_B S_A⁻¹ - X
@@ -17,8 +17,8 @@ the product B₁A₁ that is closest to (A, B) is
 between has 2r rows, and is done by the host for all layers at once, whatever the device.
 
 A Gram matrix that is formed keeps of its smallest eigenvalue what is above the rounding of the largest one. Where the
-ratio of the two is below ``SAFE``, before the step or after it, nothing is returned, and the careful way is to be taken:
-``balanced_flow`` and ``rebalance``, which decompose the factors themselves.
+ratio of the two is below ``SAFE``, before the step or after it, nothing is returned, and the careful way is to be
+taken: ``balanced_flow`` and ``rebalance``, which decompose the factors themselves.
 """
 
 from __future__ import annotations
