@@ -1,6 +1,6 @@
 """What a step of an optimiser of LoRA factors costs, gradients given, next to AdamW and to LoRA-Pro, on one thread.
 
-Pairs A (r, n), B (m, r) for (m, n, r) = (40, 40, 4), (256, 256, 8), (4096, 4096, 16), one layer and 24 of them, float64:
+Pairs A (r, n), B (m, r) for (m, n, r) = (40, 40, 4), (256, 256, 8), (4096, 4096, 16), of one layer and of 24, float64:
 
     odelora            ODELoRA by Euler's scheme, balanced after each step
     odelora, careful   the same without ``flows.euler``, by decompositions of the factors
@@ -11,10 +11,12 @@ Pairs A (r, n), B (m, r) for (m, n, r) = (40, 40, 4), (256, 256, 8), (4096, 4096
     lora_pro, formed   the same with that projection
     others             the methods on factors in ``configs/method/`` whose step needs no loss
 
-Rounds: in each, everything takes its turn, some steps at a time, and ratios are formed in the round; the table has their
-median and quartiles. The clock is that of the thread, so that neighbours on a shared machine count less.
+Rounds: in each, everything takes its turn, and ratios are formed in the round; the table has their median and
+quartiles. A turn is one step, as in training, where the network is evaluated between two of them: a step that follows
+itself finds factors and code in the caches. The clock is that of the thread, so that neighbours on a shared machine
+count less.
 
-    python benchmarks/optimizer_cost.py [--dtype float32] [--rounds 15] [--json costs.json]
+    python benchmarks/optimizer_cost.py [--dtype float32] [--seconds 20] [--json costs.json]
 
 Exits with 1 when our step costs more than 1.3 times ``lora_pro, plain`` or more than 3 times ``adamw``.
 """
@@ -50,8 +52,8 @@ LAYERS = (1, 24)
 LIMITS = {"lora_pro, plain": 1.3, "adamw": 3.0}
 """Our time over theirs, at most."""
 SCALE, STEP, DELTA = 0.7, 1e-6, 1e-8
-BLOCK = 4e-3
-"""Seconds of a turn, at least."""
+ROUNDS, LEAST = 200, 7
+"""A case has at most and at least so many."""
 LARGEST = 2e7
 """Entries of all weights up to which contenders take part that may form or remember whole weights."""
 METHODS = Path(__file__).parents[1] / "configs/method"
@@ -143,16 +145,19 @@ def contenders(shape, layers):
     return found | {"lora_pro, formed": lambda groups: LoRAPro(groups, STEP, formed=True)} | of_configs()
 
 
-def measure(shape, layers, dtype, rounds):
+def measure(shape, layers, dtype, seconds):
     """Seconds a step, by contender and round."""
     groups = pairs(shape, layers, dtype)
     steps = {name: make(copied(groups)).step for name, make in contenders(shape, layers).items()}
-    blocks = {name: block(step) for name, step in steps.items()}
-    laps = {name: [] for name in steps}
-    for k in range(rounds):
-        order = list(steps)[k % len(steps) :] + list(steps)[: k % len(steps)]
-        for name in order:
-            laps[name].append(timed(steps[name], blocks[name]))
+    for step in steps.values():
+        step()
+    laps, start, names = {name: [] for name in steps}, time.perf_counter(), [*steps]
+    for _ in range(ROUNDS):
+        for name in names:
+            laps[name].append(timed(steps[name]))
+        names.append(names.pop(0))
+        if time.perf_counter() - start > seconds and len(laps["odelora"]) >= LEAST:
+            break
     return laps
 
 
@@ -165,18 +170,11 @@ def copied(groups):
     return new
 
 
-def block(step):
-    """Steps of a turn."""
-    step()
-    return max(1, math.ceil(BLOCK / max(timed(step, 2), 1e-9)))
-
-
-def timed(step, number):
+def timed(step):
     """Seconds of the thread for a step."""
     start = time.thread_time()
-    for _ in range(number):
-        step()
-    return (time.thread_time() - start) / number
+    step()
+    return time.thread_time() - start
 
 
 def over(laps, name, reference):
@@ -208,7 +206,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dtype", default="float64", choices=("float64", "float32"))
     parser.add_argument("--sizes", nargs="+", type=int, default=[m for m, _, _ in SHAPES], help="of m alone")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--seconds", type=float, default=20.0, help="of a case; it ends after 200 rounds at the latest")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -217,11 +215,11 @@ def main():
     for shape in (shape for shape in SHAPES if shape[0] in args.sizes):
         for layers in LAYERS:
             case = f"(m, n, r) = {shape}, {layers} layer{'s' * (layers > 1)}, {args.dtype}"
-            laps = results[case] = measure(shape, layers, getattr(torch, args.dtype), args.rounds)
+            laps = results[case] = measure(shape, layers, getattr(torch, args.dtype), args.seconds)
             Console(width=100).print(table(case, laps))
             short += shortfalls(case, laps)
     if args.json:
-        facts = {"torch": torch.__version__, "dtype": args.dtype, "rounds": args.rounds, "short": short}
+        facts = {"torch": torch.__version__, "dtype": args.dtype, "short": short}
         args.json.write_text(json.dumps(facts | {"seconds": results}, indent=2))
     print("\n".join(short) if short else "every target reached")
     return 1 if short else 0

@@ -34,6 +34,7 @@ from pinn_odelora.manifolds.factors import Factors
 SAFE = 1e-4
 """Smallest over largest eigenvalue of the Gram matrices; errors are below the rounding of float64 over it, 1e-12."""
 
+WIDE = (torch.float32, torch.float64)
 SHORT = 2**16
 """Up to this r² max(m, n) NumPy multiplies on one thread whatever its settings, and a call costs less than torch's."""
 
@@ -48,37 +49,48 @@ def euler_step(pairs: Sequence[Factors], gradients: Sequence[Factors], scale: fl
         scale: s > 0.
         h: the step size.
     """
-    (r, n), m, layers = pairs[0].A.shape, len(pairs[0].B), len(pairs)
-    both = [x for pair in zip(pairs, gradients, strict=True) for x in pair]
-    Z_A = torch.cat([x.A for x in both]).double().view(layers, 2 * r, n)
-    Z_B = torch.cat([x.B for x in both], dim=1).double().view(m, layers, 2 * r).transpose(0, 1)
-    by_host = Z_A.device.type == "cpu" and r * r * max(m, n) < SHORT
-    after = _by_host(Z_A.numpy(), Z_B.numpy(), h / scale**2) if by_host else _by_device(Z_A, Z_B, h / scale**2)
-    if after is None:
-        return None
-    A, B = (x.to(like.dtype) for x, like in zip(after, pairs[0], strict=True))
-    # What is finite in float64 may not be in the dtype of the pairs.
-    if A.dtype != torch.float64 and not bool(torch.isfinite(A.sum() + B.sum())):
-        return None
-    return [Factors(*pair) for pair in zip(A.unbind(), B.unbind(), strict=True)]
+    (r, n), m = pairs[0].A.shape, len(pairs[0].B)
+    Z_A = torch.cat([x.A for pair in zip(pairs, gradients, strict=True) for x in pair])
+    Z_B = torch.cat([x.B for pair in zip(pairs, gradients, strict=True) for x in pair], dim=1)
+    short = r * r * max(m, n) < SHORT and Z_A.device.type == "cpu" and Z_A.dtype in WIDE
+    return (_by_host if short else _by_device)(Z_A, Z_B, len(pairs), h / scale**2)
 
 
-def _by_device(Z_A: Tensor, Z_B: Tensor, h: float) -> Factors | None:
-    """The pairs after the step from Z_A (L, 2r, n) and Z_Bᵀ (L, m, 2r)."""
-    gram = torch.stack((torch.bmm(Z_A, Z_A.mT), torch.bmm(Z_B.mT, Z_B)))
+def _by_device(Z_A: Tensor, Z_B: Tensor, layers: int, h: float) -> list[Factors] | None:
+    """The pairs after the step from Z_A (2r L, n) and Z_Bᵀ (m, 2r L)."""
+    dtype, r = Z_A.dtype, len(Z_A) // (2 * layers)
+    Z_A = Z_A.double().view(layers, 2 * r, -1)
+    Z_B = Z_B.double().view(-1, layers, 2 * r).permute(1, 2, 0)
+    gram = torch.stack([torch.bmm(Z, Z.mT) for Z in (Z_A, Z_B)])
     found = combinations(gram.cpu().numpy(), h)
     if found is None:
         return None
     F = torch.from_numpy(found).to(Z_A.device)
-    return Factors(torch.bmm(F[0], Z_A), torch.bmm(Z_B, F[1].mT))
+    A, B = (torch.bmm(*pair).to(dtype) for pair in zip(F, (Z_A, Z_B), strict=True))
+    # What is finite in float64 may not be in the dtype of the pairs.
+    if dtype != torch.float64 and not bool(torch.isfinite(A.sum() + B.sum())):
+        return None
+    return [Factors(*pair) for pair in zip(A.unbind(), B.mT.unbind(), strict=True)]
 
 
-def _by_host(Z_A: np.ndarray, Z_B: np.ndarray, h: float) -> Factors | None:
+def _by_host(Z_A: Tensor, Z_B: Tensor, layers: int, h: float) -> list[Factors] | None:
     """The same for matrices so short that what a call costs is most of it."""
-    found = combinations(np.array((Z_A @ _t(Z_A), _t(Z_B) @ Z_B)), h)
+    A, B = Z_A.numpy(), Z_B.numpy()
+    dtype = A.dtype
+    A = A.astype(np.float64, copy=False).reshape(layers, -1, A.shape[-1])
+    B = B.astype(np.float64, copy=False).reshape(len(B), layers, -1).swapaxes(0, 1)
+    gram = np.empty((2, layers, A.shape[1], A.shape[1]))
+    np.matmul(A, _t(A), out=gram[0])
+    np.matmul(_t(B), B, out=gram[1])
+    found = combinations(gram, h)
     if found is None:
         return None
-    return Factors(torch.from_numpy(found[0] @ Z_A), torch.from_numpy(Z_B @ _t(found[1])))
+    A, B = found[0] @ A, B @ _t(found[1])
+    if dtype != np.float64:
+        if not max(np.abs(A).max(), np.abs(B).max()) < np.finfo(dtype).max:
+            return None
+        A, B = A.astype(dtype), B.astype(dtype)
+    return [Factors(torch.from_numpy(a), torch.from_numpy(b)) for a, b in zip(A, B, strict=True)]
 
 
 def combinations(gram: np.ndarray, h: float) -> np.ndarray | None:
@@ -88,8 +100,6 @@ def combinations(gram: np.ndarray, h: float) -> np.ndarray | None:
         gram: Γ of A and of B for L layers, (2, L, 2r, 2r).
         h: the step size over s².
     """
-    if not np.isfinite(gram).all():
-        return None
     try:
         with np.errstate(all="ignore"):
             moved = _moved(gram, h)
@@ -105,14 +115,17 @@ def _moved(gram: np.ndarray, h: float) -> np.ndarray | None:
     if not (values[..., 0] > SAFE * values[..., -1]).all():
         return None
     # Of the other factor: S_B for A, S_A for B.
-    V, across = U[::-1], values[::-1, ..., :, None]
+    V, across = U[::-1], values[::-1, ..., None]
     inverse = _t(V) / across
-    K = inverse @ gram[..., r:, :r] @ U
-    X = K[0] / (across[0] + values[0][..., None, :])
-    turned = np.stack((X, K[1] / values[1][..., None, :] - _t(X)))
-    C = V @ np.concatenate((turned @ _t(U), -inverse), axis=-1)
-    C *= h
-    C[..., :r] += np.eye(r)
+    # The gauge: X, and Yᵀ in its place for B.
+    gauge = inverse @ gram[..., r:, :r] @ U
+    gauge[0] /= across[0] + values[0][..., None, :]
+    gauge[1] /= values[1][..., None, :]
+    gauge[1] -= _t(gauge[0])
+    C = np.empty((*gram.shape[:-2], r, 2 * r))
+    np.matmul(V @ (h * gauge), _t(U), out=C[..., :r])
+    np.matmul(V, (-h) * inverse, out=C[..., r:])
+    C.reshape(-1, 2 * r * r)[:, :: 2 * r + 1] += 1
     return C
 
 
@@ -123,11 +136,15 @@ def _balanced(gram: np.ndarray, C: np.ndarray) -> np.ndarray | None:
     R = np.linalg.cholesky(cross @ _t(C))
     u, sigma, v = np.linalg.svd(_t(R[1]) @ R[0])
     # What A₁ and B₁ are the sums of, which may cancel.
-    sizes = np.einsum("...ij,...ij,...jj->...", C, C, gram)
-    if not (np.square(sigma[..., -1]) > SAFE**2 * sizes[0] * sizes[1]).all():
+    sizes = np.einsum("k...ij,k...ij,k...jj->k...", C, C, gram)
+    if not (sigma[..., -1] > SAFE * np.sqrt(sizes[0] * sizes[1])).all():
         return None
-    M = np.stack((_t(u), v)) / np.sqrt(sigma)[..., None] @ _t(R[::-1])
-    P, _, Q = np.linalg.svd((M @ cross[..., :r]).sum(axis=0))
+    M = np.empty_like(R)
+    root = np.sqrt(sigma)[..., None]
+    np.matmul(_t(u) / root, _t(R[1]), out=M[0])
+    np.matmul(v / root, _t(R[0]), out=M[1])
+    N = M @ cross[..., :r]
+    P, _, Q = np.linalg.svd(N[0] + N[1])
     return _t(P @ Q) @ M @ C
 
 

@@ -11,8 +11,8 @@ from pinn_odelora.flows.euler import euler_step
 from pinn_odelora.manifolds.factors import Factors
 from pinn_odelora.optim.groups import Group, alike, has_gradient, is_pair, slices
 
-PIECE = 2**20
-"""Most numbers of the factors of one batch, so that the copies of a large model's are never there all at once."""
+PIECE = 2**19
+"""Most numbers of the factors of one batch, so that their copies stay in a cache, and are few for a large model."""
 
 
 def euler(groups: Sequence[Group], numbers: Sequence[Tensor], h: float) -> list[Tensor] | None:

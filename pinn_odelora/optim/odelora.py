@@ -167,7 +167,7 @@ class ODELoRA(Optimizer):
         h, speeds = self._step_sizes()
         self._check_closure(closure, h)
         self._read_scales()
-        objective = isinstance(closure, LeastSquares)
+        objective = closure is not None and isinstance(closure, LeastSquares)
         if self._has_closed_form(h, speeds):
             chart = Chart(self.param_groups, self._parameters(), closure)
             if self._by_closed_form(chart, h):
