@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor
@@ -28,8 +28,9 @@ def euler(groups: Sequence[Group], numbers: Sequence[Tensor], h: float) -> list[
     """
     after, places = list(numbers), slices(groups)
     moving = [i for i, group in enumerate(groups) if has_gradient(group)]
-    for batch in _batches(groups, numbers, [i for i in moving if is_pair(groups[i])]):
-        pairs = [Factors(*numbers[places[i]]) for i in batch]
+    values = [numbers[at] for at in places]
+    for batch in _batches(groups, values, [i for i in moving if is_pair(groups[i])]):
+        pairs = [Factors(*values[i]) for i in batch]
         gradients = [Factors(*(p.grad for p in groups[i]["params"])) for i in batch]
         found = euler_step(pairs, gradients, groups[batch[0]]["scale"], h)
         if found is None:
@@ -38,22 +39,22 @@ def euler(groups: Sequence[Group], numbers: Sequence[Tensor], h: float) -> list[
             after[places[i]] = pair
     for i in moving:
         if not is_pair(groups[i]):
-            (x,), (p,) = numbers[places[i]], groups[i]["params"]
+            (x,), (p,) = values[i], groups[i]["params"]
             after[places[i]] = [x - h * p.grad.to(x.dtype)]
             if not bool(torch.isfinite(after[places[i]][0]).all()):
                 return None
     return after
 
 
-def _batches(groups: Sequence[Group], numbers: Sequence[Tensor], pairs: Sequence[int]) -> Iterator[list[int]]:
+def _batches(groups: Sequence[Group], values: Sequence[Sequence[Tensor]], pairs: Sequence[int]) -> list[list[int]]:
     """Pairs of one shape, precision, device and scale, in pieces."""
-    places = slices(groups)
 
     def kind(i: int) -> Hashable:
-        A, B = numbers[places[i]]
+        A, B = values[i]
         return A.shape, B.shape, A.dtype, A.device, groups[i]["scale"]
 
+    pieces = []
     for members in alike(pairs, kind):
-        A, B = numbers[places[members[0]]]
-        number = max(1, PIECE // (A.numel() + B.numel()))
-        yield from (members[k : k + number] for k in range(0, len(members), number))
+        number = max(1, PIECE // sum(x.numel() for x in values[members[0]]))
+        pieces += [members[k : k + number] for k in range(0, len(members), number)]
+    return pieces

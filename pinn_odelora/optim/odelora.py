@@ -62,7 +62,7 @@ from pinn_odelora.optim.groups import (
 
 GROUPS = "build them by pinn_odelora.factor_pairs(model), or the optimiser by ODELoRA.from_model(model)"
 HALF = (torch.float16, torch.bfloat16)
-WHOLE = {Tensor, nn.Parameter}
+WHOLE = (Tensor, nn.Parameter)
 STATE, MASTER, SHAPE = "integrator", "master", "shape"
 
 
@@ -169,11 +169,11 @@ class ODELoRA(Optimizer):
         self._read_scales()
         objective = closure is not None and isinstance(closure, LeastSquares)
         if self._has_closed_form(h, speeds):
-            chart = Chart(self.param_groups, self._parameters(), closure)
+            chart = closure and Chart(self.param_groups, self._parameters(), closure)
             if self._by_closed_form(chart, h):
-                return chart.loss
+                return chart and chart.loss
             # The loss and the gradients are those of this point already.
-            closure = closure and (lambda: chart.loss)
+            closure = chart and (lambda: chart.loss)
         with unchanged_on_failure(self.param_groups):
             before = self._numbers()
             if h == 0:
@@ -213,11 +213,13 @@ class ODELoRA(Optimizer):
         euler = isinstance(self.integrator, RungeKutta) and self.integrator.stages == 1
         plain = euler and self.chart == "factors" and self.flow is balanced_flow and self.retract
         # Sharded tensors have no closed form.
-        return bool(plain and h and {*speeds} == {1.0} and {type(p) for p in self._parameters()} <= WHOLE)
+        if not (plain and h) or any(speed != 1 for speed in speeds):
+            return False
+        return all(type(p) in WHOLE for p in self._parameters())
 
-    def _by_closed_form(self, chart: Chart, h: float) -> bool:
-        """Evaluate the loss and take the step of ``flows.euler``; whether it was safe to."""
-        loss = chart.evaluate()
+    def _by_closed_form(self, chart: Chart | None, h: float) -> bool:
+        """Evaluate the loss, if there is a closure, and take the step of ``flows.euler``; whether it was safe to."""
+        loss = chart.evaluate() if chart else math.nan
         after = euler(self.param_groups, [self._master(p) if p.dtype in HALF else p for p in self._parameters()], h)
         if after is None:
             return False
