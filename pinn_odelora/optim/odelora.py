@@ -46,6 +46,7 @@ from pinn_odelora.optim.charts import (
     balanced,
     check_finite,
 )
+from pinn_odelora.optim.closed_form import euler
 from pinn_odelora.optim.groups import (
     Group,
     alike,
@@ -61,6 +62,7 @@ from pinn_odelora.optim.groups import (
 
 GROUPS = "build them by pinn_odelora.factor_pairs(model), or the optimiser by ODELoRA.from_model(model)"
 HALF = (torch.float16, torch.bfloat16)
+WHOLE = (Tensor, nn.Parameter)
 STATE, MASTER, SHAPE = "integrator", "master", "shape"
 
 
@@ -165,11 +167,19 @@ class ODELoRA(Optimizer):
         h, speeds = self._step_sizes()
         self._check_closure(closure, h)
         self._read_scales()
+        objective = closure is not None and isinstance(closure, LeastSquares)
+        if self._has_closed_form(h, speeds):
+            chart = closure and Chart(self.param_groups, self._parameters(), closure)
+            if self._by_closed_form(chart, h):
+                return chart and chart.loss
+            # The loss and the gradients are those of this point already.
+            closure = chart and (lambda: chart.loss)
         with unchanged_on_failure(self.param_groups):
             before = self._numbers()
             if h == 0:
                 return self._stay(closure, before)
-            chart, taken = self._take(closure, before, h, speeds)
+            zero = {} if objective else self._zero_pairs(before)
+            chart, taken = self._take(closure, before, h, speeds, zero)
             self._place(self._ended(chart, taken.y))
         self._keep(taken.state)
         self.report = chart.described(taken)
@@ -198,11 +208,34 @@ class ODELoRA(Optimizer):
 
     # How a step is taken.
 
+    def _has_closed_form(self, h: float | None, speeds: list[float]) -> bool:
+        """Whether a step is one of Euler's on balanced factors, with one step size."""
+        euler = isinstance(self.integrator, RungeKutta) and self.integrator.stages == 1
+        plain = euler and self.chart == "factors" and self.flow is balanced_flow and self.retract
+        # Sharded tensors have no closed form.
+        if not (plain and h) or any(speed != 1 for speed in speeds):
+            return False
+        return all(type(p) in WHOLE for p in self._parameters())
+
+    def _by_closed_form(self, chart: Chart | None, h: float) -> bool:
+        """Evaluate the loss, if there is a closure, and take the step of ``flows.euler``; whether it was safe to."""
+        loss = chart.evaluate() if chart else math.nan
+        after = euler(self.param_groups, [self._master(p) if p.dtype in HALF else p for p in self._parameters()], h)
+        if after is None:
+            return False
+        self._place(after)
+        self.report = Report(h, loss)
+        return True
+
     def _take(
-        self, closure: Callable[[], Tensor] | None, before: list[Tensor], h: float | None, speeds: list[float]
+        self,
+        closure: Callable[[], Tensor] | None,
+        before: list[Tensor],
+        h: float | None,
+        speeds: list[float],
+        zero: dict[int, float],
     ) -> tuple[FactorChart | ManifoldChart, Step]:
         """A step of the integrator in the chart, or the first one from a zero adapter."""
-        zero = {} if isinstance(closure, LeastSquares) else self._zero_pairs(before)
         groups, state = self.param_groups, self._state()
         chart = FactorChart(self.flow, groups, before, closure, speeds, zero)
         if zero:
@@ -308,9 +341,10 @@ class ODELoRA(Optimizer):
 
     def _place(self, numbers: list[Tensor]) -> None:
         for p, x in zip(self._parameters(), numbers, strict=True):
-            p.copy_(x)
             if p.dtype in HALF:
                 self.state[p][MASTER] = x
+        # In one call, which a signal does not interrupt half-way.
+        torch._foreach_copy_(self._parameters(), numbers)
 
     def _parameters(self) -> list[Tensor]:
         return parameters(self.param_groups)
