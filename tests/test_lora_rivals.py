@@ -226,7 +226,7 @@ def test_scaled_adamw_takes_the_steps_of_peft(decay):
         pytest.skip("this version of PEFT has no Riemannian optimiser")
     ours, theirs, *data = peft_models(trained_bias=True)
     own = {"lr": 1e-2, "weight_decay": decay}
-    mine = ScaledAdamW(trainable_groups(ours), damping=1e-2, sequential=False, **own)
+    mine = ScaledAdamW(trainable_groups(ours), damping=1e-2, **own)
     other = optimizers.create_riemannian_optimizer(theirs, torch.optim.AdamW, reg=1e-2, **own)
     assert follow({ours: mine, theirs: other}, *data) < 1e-12
 
@@ -255,15 +255,15 @@ def test_lora_adamw_is_that_of_torch():
 # The others.
 
 
-def test_scaled_adamw_scales_the_gradient_of_b_by_the_new_a():
+def test_scaled_adamw_scales_the_gradient_of_b_by_the_new_a_if_asked():
     pair = Pair()
     before, g = pair.y, pair.g
-    ScaledAdamW(pair.groups(), lr=0.3, damping=0.1).step(pair.closure)
+    ScaledAdamW(pair.groups(), lr=0.3, damping=0.1, sequential=True).step(pair.closure)
     S = pair.A @ pair.A.mT + 0.1 * torch.eye(R, dtype=torch.float64)
     scaled = (g.B @ linalg.inv(S)).detach()
     assert torch.allclose(pair.B - before.B, -0.3 * scaled / (scaled.abs() + 1e-8))
     former = Pair()
-    ScaledAdamW(former.groups(), lr=0.3, damping=0.1, sequential=False).step(former.closure)
+    ScaledAdamW(former.groups(), lr=0.3, damping=0.1).step(former.closure)
     assert torch.equal(former.A, pair.A)
     assert not torch.allclose(former.B, pair.B)
 

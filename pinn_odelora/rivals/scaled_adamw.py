@@ -5,10 +5,10 @@ AdamW on gradients that are divided by the Gram matrix of the other factor, S_B 
     A ← AdamW of A with the gradient (S_B + δI)⁻¹ g_A
     B ← AdamW of B with the gradient g_B (S_A + δI)⁻¹
 
-each entry by itself, with moments of the scaled gradients: p ← (1 − ηλ) p − η m̂/(√v̂ + ε). Both use the former
-factors, as in the paper's algorithm and in PEFT's ``create_riemannian_optimizer``. With ``sequential=True`` A moves
-first and S_A is that of the new A, as in the authors' code, where the copy of A that is meant to be the former one is a
-view of the new one. δ is 1e-6 in the authors' code, the default, and 1e-2 in PEFT. β = (0.9, 0.999), ε = 1e-8 and λ = 0. The scale s does not enter.
+each entry by itself, with moments of the scaled gradients: p ← (1 − ηλ) p − η m̂/(√v̂ + ε). Both Gram matrices are those
+of the former factors, as in ``create_riemannian_optimizer`` of PEFT. In the authors' code A is moved first, and S_A is
+that of the new A, because the former one is kept as a view; ``sequential=True`` does the same. δ is 1e-6 in the
+authors' code, the default, and 1e-2 in PEFT. β = (0.9, 0.999), ε = 1e-8 and λ = 0. The scale s does not enter.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def scaled_adamw(
         betas: decay rates of the two moments, in [0, 1).
         weight_decay: λ, of the factors and of all that is trained beside them.
         damping: δ, added to the diagonal of the Gram matrices; 1e-6 in the authors' code, 1e-2 in PEFT.
-        sequential: whether the gradient of B is scaled by the new A, as in the authors' code, instead of the former one.
+        sequential: whether the gradient of B is scaled by the new A, as in the authors' code, or by the former one.
     """
     lr, betas = adam_settings(lr, betas)
     decay, damping = NOT_NEGATIVE.check("weight_decay", weight_decay), NOT_NEGATIVE.check("damping", damping)
