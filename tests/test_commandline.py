@@ -268,7 +268,6 @@ REFUSED = [
     ("points=fresh points.residual=1.5", "points.residual is 1.5, but it must be a number from 0 to 1."),
     (
         "method=lora_adam integrator=rk4",
-        "integrator is given, but lora_adam takes no integrator; methods that do: full_implicit, ",
         "integrator is given, but lora_adam takes no integrator; methods that do: full_implicit, full_natural, "
         "lora_gd, odelora, scaled_gd.",
     ),
