@@ -268,9 +268,8 @@ REFUSED = [
     ("points=fresh points.residual=1.5", "points.residual is 1.5, but it must be a number from 0 to 1."),
     (
         "method=lora_adam integrator=rk4",
-        "integrator is given, but lora_adam takes no integrator; methods that do: full_implicit, ",
         "integrator is given, but lora_adam takes no integrator; methods that do: full_implicit, full_natural, "
-        "lora_gd, odelora, scaled_gd.",
+        "lora_gd, lora_pro, odelora, scaled_gd.",
     ),
     ("method=full_adam lora.also=[biases]", "lora.also is given, but full_adam trains all weights"),
     ("lora.also=[bias]", "lora.also is [bias], but it must be a list of words, each biases or last."),
@@ -343,7 +342,10 @@ WRONG = [
     ("lora.scale=0", "lora.scale is 0"),
     ("lora.scale=2 lora.alpha=16", "lora.scale is 2, but it must be 1, its default, where alpha is given"),
     ("lora.scaling=rslora", "lora.alpha is null, but it must be a number where scaling is rslora."),
-    ("lora.start=ones", "lora.start is ones, but it must be zero, orthonormal or pissa."),
+    (
+        "lora.start=ones",
+        "lora.start is ones, but it must be zero, orthonormal, pissa, olora, nora, lora_ga or lora_one.",
+    ),
     ("lora.rank=adaptive lora.start=zero", "lora.start is zero, but it must be pissa or orthonormal if the rank is"),
     ("lora.rank=adaptive lora.adaptive.start=20", "lora.adaptive.start is 20, but it must be at most"),
     ("lora.adaptive.max=3", "lora.rank is auto, but it must be adaptive where lora.adaptive.max is given."),

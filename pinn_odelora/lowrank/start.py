@@ -13,7 +13,7 @@ nora         B₀ is W0 times a random matrix, A₀ = 0: the Nyström start, fro
 Two starts are made from G0, the gradient of the loss by W at the start, in the place of W0:
 
 lora_ga      A₀ and B₀ have singular vectors of G0, so that the first step is near that of full fine-tuning (Wang, Yu
-             and Li, 2024, arXiv 2407.05000); as PEFT has it, direction ArBr and scale stable. Not balanced.
+             and Li, 2024, arXiv 2407.05000); as PEFT has it by default, direction ArB2r, scale stable. Not balanced.
 lora_one     s·B₀A₀ has the direction of the best rank-r step of gradient descent (Zhang, Liu and Chen, 2025, arXiv
              2502.01235), balanced. This product is not subtracted: the function changes at the start, as in the paper.
 
@@ -81,7 +81,7 @@ def nora(W0: Tensor, rank: int, scale: float, generator: torch.Generator) -> Fac
 
 
 def lora_ga(G0: Tensor, rank: int, scale: float, generator: torch.Generator) -> Factors:
-    """A₀ = V₂, V₄, …, V₂ᵣ and B₀ = (m^¼/√γ) · σ₁U₁, σ₃U₃, …, σ₂ᵣ₋₁U₂ᵣ₋₁ from G0 = UΣVᵀ, γ = 16.
+    """A₀ = V₁ … Vᵣ as rows and B₀ = (m^¼/√γ) · σᵣ₊₁Uᵣ₊₁ … σ₂ᵣU₂ᵣ as columns, from G0 = UΣVᵀ, γ = 16.
 
     Raises:
         InputError: if G0 has less than 2r singular values.
@@ -91,8 +91,8 @@ def lora_ga(G0: Tensor, rank: int, scale: float, generator: torch.Generator) -> 
         allowed = f"at most {len(sigma) // 2} with the start lora_ga, which takes 2r singular vectors of each layer"
         raise RefusedValueError("rank", rank, allowed)
     size = G0.shape[0] ** 0.25 / math.sqrt(GAMMA_GA)
-    odd, even = slice(0, 2 * rank, 2), slice(1, 2 * rank, 2)
-    return Factors(_like(G0, Vh[even]), _like(G0, size * U[:, odd] * sigma[odd]))
+    following = slice(rank, 2 * rank)
+    return Factors(_like(G0, Vh[:rank]), _like(G0, size * U[:, following] * sigma[following]))
 
 
 def lora_one(G0: Tensor, rank: int, scale: float, generator: torch.Generator) -> Factors:

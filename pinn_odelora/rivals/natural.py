@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pinn_odelora.integrators import Integrator, LinearlyImplicit
+from pinn_odelora.integrators import Integrator
 from pinn_odelora.optim.methods import Method, full_implicit
 
 
@@ -22,6 +22,6 @@ def full_natural(integrator: Integrator) -> Method:
     Raises:
         InputError: for a scheme that does not linearise.
     """
-    if isinstance(integrator, LinearlyImplicit) and integrator.momentum is None:
+    if getattr(integrator, "momentum", 0.0) is None:
         integrator = replace(integrator, momentum=0.0)
     return replace(full_implicit(integrator), name="full_natural")
