@@ -46,12 +46,6 @@ def net(seed=3):
     return MLP(2, 1, width=8, depth=3, generator=torch.Generator().manual_seed(seed)).double()
 
 
-@pytest.fixture(autouse=True)
-def few_points(monkeypatch):
-    monkeypatch.setattr("pinn_odelora.stability.running.RESIDUALS", 60)
-    monkeypatch.setattr("pinn_odelora.stability.running.BOUNDARY", 12)
-
-
 # The plan.
 
 
@@ -95,7 +89,7 @@ def test_predictions_are_of_methods_that_take_part():
 
 
 def case(method="lora_adam", step=3e-3, **settings):
-    return replace(Case("burgers", method, step, 4, rank=2, evaluations=12), **settings)
+    return replace(Case("burgers", method, step, 4, rank=2, evaluations=12, residuals=60), **settings)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +144,7 @@ def test_hopeless_runs_are_broken_off_and_diverge():
     assert diverged(storage.flat(made))
     assert end_error(storage.flat(made)) == math.inf
     mark = lambda x: (0.0, x, *[0.0] * 6)
-    late = [Mark(*mark(1.0)), *[Mark(*mark(20_000.0))] * 11]
+    late = [Mark(*mark(1.0)), *[Mark(*mark(20_000.0))] * 16]
     assert hopeless(late, 30)
     assert not hopeless(late[:9], 30)
     assert not hopeless([*late, Mark(*mark(9999.0))], 30)
@@ -170,7 +164,7 @@ def row(problem="burgers", method="lora_adam", step=1.0, seed=0, part="main", er
     heldout = other.pop("heldout", tuple(x and x * x for x in errors))
     plain = {"failure": "", "broken_off": False, "peak_condition_a": 2.0, "peak_condition_b": 3.0, "peak_balance": 0.1}
     own = {"problem": problem, "method": method, "step": step, "seed": seed, "part": part}
-    alone = {"rank": "4", "start": "pissa", "precision": 64, "points": "fresh"}
+    alone = {"rank": "4", "start": "pissa", "precision": 64, "points": "fresh", "residuals": 1000}
     curves = {"error": [*errors], "heldout": [*heldout], "error_returned": None, "heldout_returned": None}
     return plain | own | alone | curves | other
 

@@ -4,8 +4,8 @@ A run of N evaluations has marks at 0, N/30, 2N/30, …, N, at each of which the
 e are taken, of the iterate and of what the run would return; the second is meant where nothing is said.
 
 diverged     The run ended by a number that is not finite or a step that was refused, or ℓ_end > ℓ_0, as in
-             ``po.Result``. Runs that are broken off, since ℓ was above ten thousand times ℓ_0 or not finite when a
-             third of the budget was spent, are counted among them.
+             ``po.Result``. Runs that are broken off, since ℓ was above ten thousand times ℓ_0 or not finite when half
+             of the budget was spent, are counted among them.
 works        A step size works, on a problem and with a seed, if e_end ≤ e_0/10.
 width        Decades between the ends of the longest row of neighbouring step sizes that all work: (k − 1) times the
              spacing for k of them, 0 for one or none. The true width may be larger by up to two spacings, and by any

@@ -24,7 +24,7 @@ from pinn_odelora.stability.measures import (
     worst_over_best,
 )
 from pinn_odelora.stability.methods import METHODS, OURS
-from pinn_odelora.stability.plan import SLICED_METHODS, Form
+from pinn_odelora.stability.plan import RESIDUALS, SLICED_METHODS, Form
 from pinn_odelora.stability.predictions import BEST_AT_BEST, BEST_AT_DEFAULT, DIVERGED, WIDTHS
 from pinn_odelora.stability.verdicts import (
     CLAIMS,
@@ -109,8 +109,9 @@ RISES = (
     "run would have returned there. For the default step size, and for the best one."
 )
 SLICED = (
-    "The smallest median error over step sizes, one thing varied at a time from rank 4, the PiSSA start, 64 bits and "
-    "fresh points; the last column is the largest over the smallest error of the ranks 2, 4, 8 and of the starts."
+    "The smallest median error over step sizes, one thing varied at a time from rank 4, the PiSSA start, 64 bits, and "
+    f"{RESIDUALS:,} residuals at fresh points; the last column is the largest over the smallest error of the "
+    "ranks 2, 4, 8 and of the starts."
 )
 SHAPES = (
     "Along runs with the best step size: the largest condition number of the Gram matrices AAᵀ and BᵀB of a layer and "
@@ -128,8 +129,8 @@ def _head(study: Study, form: Form) -> list[str]:
         f"{len(study.rows)} runs on {', '.join(study.problems)}; seeds {', '.join(map(str, study.seeds))}; "
         f"{len(form.places)} step sizes over {form.places[-1] - form.places[0]:g} decades, {form.evaluations} gradient "
         "evaluations each, stages, trial steps and linearisations included. All methods adapt the same pretrained "
-        "networks from the same factors, with 1,000 residuals a batch, new ones at each step; `odelora` is the default "
-        "of this package, with rank, points and step size of its own. Terms are defined in "
+        f"networks from the same factors, with {RESIDUALS:,} residuals a batch, new ones at each step; `odelora` is "
+        "the default of this package, with rank, points and step size of its own. Terms are defined in "
         "`pinn_odelora/stability/measures.py`.",
         "",
     ]
@@ -308,6 +309,7 @@ VARIED = (
     ("zero", {"start": "zero"}),
     ("32 bits", {"precision": 32}),
     ("fixed points", {"points": "fixed"}),
+    ("500 residuals", {"residuals": 500}),
 )
 """What the columns have; the second is the main part, with the same step sizes and seeds."""
 
@@ -346,7 +348,7 @@ def _sliced(study: Study, problem: str, method: str, varied: dict | None) -> flo
 
 
 def _alone(varied: dict) -> dict:
-    return {"rank": "4", "start": "pissa", "precision": 64, "points": "fresh"} | varied
+    return {"rank": "4", "start": "pissa", "precision": 64, "points": "fresh", "residuals": RESIDUALS} | varied
 
 
 def _shapes(study: Study) -> list[str]:

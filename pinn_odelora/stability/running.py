@@ -4,8 +4,8 @@ At a mark the iterate is the last one that was reached within that cost: a step 
 measured what the run would have returned there, which differs where a run returns its best iterate. Measuring costs a
 run neither evaluations nor seconds, and seconds are those of the CPU.
 
-A run whose held-out loss is ``HOPELESS`` times that of the start, or not finite, when a third of its evaluations is
-spent, is broken off, and what would have followed has no value.
+A run whose held-out loss is ``HOPELESS`` times that of the start, or not finite, when half of its budget is spent, is
+broken off, and what would have followed has no value.
 """
 
 from __future__ import annotations
@@ -37,13 +37,10 @@ from pinn_odelora.sampling.settings import Sampling
 from pinn_odelora.stability.methods import METHODS
 from pinn_odelora.stability.plan import Case
 
-RESIDUALS = 1000
-"""Of a batch, all terms and components together, so that an evaluation costs the same for all methods."""
-BOUNDARY = 200
 MARKS = 30
 """At equal costs along a run, besides the start."""
 HOPELESS = 1e4
-"""Runs that were let go on had fallen fifty times below such a loss at the end, at most."""
+"""Large, since a loss a thousand times that of the start a fifth of the way has been seen to end below it."""
 TEST, HELDOUT = 1024, 512
 """Points at which errors and held-out losses are taken."""
 NEVER = 10**9
@@ -110,7 +107,7 @@ def points(case: Case) -> Sampling:
         implicit = METHODS[case.method].make(case.step).linearises
         return Sampling() if implicit else Sampling.even()
     fresh = case.points == "fresh"
-    return Sampling(fresh, RESIDUALS, BOUNDARY, 0.0, RESIDUALS, None, best_iterate=fresh)
+    return Sampling(fresh, case.residuals, case.residuals // 5, 0.0, case.residuals, None, best_iterate=fresh)
 
 
 def perform(case: Case, net: nn.Module, clock: Callable[[], float] = time.thread_time) -> dict[str, Any]:
@@ -186,7 +183,7 @@ def followed(run: Adaptation, at: Sequence[float], by_seconds: bool = False) -> 
 
 def hopeless(marks: Sequence[Mark], number: int) -> bool:
     """Whether the last mark of so many is late enough, and its held-out loss too large, to go on."""
-    return len(marks) > number / 3 and not marks[-1].heldout <= HOPELESS * marks[0].heldout
+    return len(marks) > number / 2 and not marks[-1].heldout <= HOPELESS * marks[0].heldout
 
 
 def _here(training: Training) -> tuple[Snapshot, Snapshot | None]:

@@ -17,7 +17,7 @@ from pinn_odelora.files import write_bytes
 SCALARS = {
     **dict.fromkeys(("part", "problem", "method", "rank", "start", "points", "failure"), "string"),
     **dict.fromkeys(("version", "torch", "python"), "string"),
-    **dict.fromkeys(("seed", "precision", "evaluations", "steps", "evaluations_spent"), "int64"),
+    **dict.fromkeys(("seed", "precision", "evaluations", "residuals", "steps", "evaluations_spent"), "int64"),
     **dict.fromkeys(("step", "seconds", "seconds_spent"), "float64"),
     **dict.fromkeys(("broken_off", "stalled"), "bool"),
     **dict.fromkeys(("peak_condition_a", "peak_condition_b", "peak_balance"), "float64"),
