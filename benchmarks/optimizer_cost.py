@@ -16,7 +16,7 @@ quartiles. A turn is one step, as in training, where the network is evaluated be
 itself finds factors and code in the caches. The clock is that of the thread, so that neighbours on a shared machine
 count less.
 
-    python benchmarks/optimizer_cost.py [--dtype float32] [--seconds 20] [--json costs.json]
+    OMP_NUM_THREADS=1 python benchmarks/optimizer_cost.py [--dtype float32] [--seconds 20] [--json costs.json]
 
 Exits with 1 when our step costs more than 1.3 times ``lora_pro, plain`` or more than 3 times ``adamw``.
 """
@@ -28,6 +28,7 @@ import copy
 import inspect
 import json
 import math
+import os
 import statistics
 import sys
 import time
@@ -209,6 +210,8 @@ def main():
     parser.add_argument("--seconds", type=float, default=20.0, help="of a case; it ends after 200 rounds at the latest")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    if os.environ.get("OMP_NUM_THREADS") != "1":
+        parser.error("set OMP_NUM_THREADS=1, which NumPy reads when it is imported")
     torch.set_num_threads(1)
     keep_freed_memory()
     results, short = {}, []
