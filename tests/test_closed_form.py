@@ -16,7 +16,7 @@ SCALE, H = 0.7, 0.05
 SHAPES = [(9, 7, 3), (6, 11, 4), (8, 8, 1), (4, 4, 4)]
 CONDITIONS = [10.0**k for k in range(9)]
 shapes = pytest.mark.parametrize(("m", "n", "r"), SHAPES)
-paths = pytest.mark.parametrize("short", [2**16, 0], ids=["host", "device"])
+paths = pytest.mark.parametrize("hosts", [("cpu",), ()], ids=["numpy", "torch"])
 
 
 class Careful(ODELoRA):
@@ -56,8 +56,8 @@ def distance(found, exact):
 @shapes
 @paths
 @pytest.mark.parametrize("skewed", [False, True])
-def test_a_generic_step_is_that_of_flow_and_retraction(m, n, r, skewed, short, generator, monkeypatch):
-    monkeypatch.setattr("pinn_odelora.flows.euler.SHORT", short)
+def test_a_generic_step_is_that_of_flow_and_retraction(m, n, r, skewed, hosts, generator, monkeypatch):
+    monkeypatch.setattr("pinn_odelora.flows.euler.HOSTS", hosts)
     pairs, gradients = zip(*(pair(m, n, r, 5.0, generator, skewed) for _ in range(4)), strict=True)
     alone = [euler_step([y], [g], SCALE, H)[0] for y, g in zip(pairs, gradients, strict=True)]
     for y, g, one, together in zip(pairs, gradients, alone, euler_step(pairs, gradients, SCALE, H), strict=True):
@@ -69,9 +69,9 @@ def test_a_generic_step_is_that_of_flow_and_retraction(m, n, r, skewed, short, g
 
 @paths
 @pytest.mark.parametrize("condition", CONDITIONS)
-def test_an_ill_conditioned_pair_has_the_same_digits_or_none(condition, short, generator, monkeypatch):
+def test_an_ill_conditioned_pair_has_the_same_digits_or_none(condition, hosts, generator, monkeypatch):
     """The rounding of float64 times the condition number, where Gram matrices are trusted."""
-    monkeypatch.setattr("pinn_odelora.flows.euler.SHORT", short)
+    monkeypatch.setattr("pinn_odelora.flows.euler.HOSTS", hosts)
     y, g = pair(9, 7, 3, condition, generator)
     found = euler_step([y], [g], SCALE, H)
     assert (found is None) == (condition > 1 / SAFE / 1.5)

@@ -15,7 +15,7 @@ import optimizer_cost
 
 @pytest.mark.parametrize("formed", [False, True])
 def test_the_rival_of_the_benchmark_takes_the_step_of_lora_pro(formed):
-    (group,) = optimizer_cost.pairs((9, 7, 3), 1, torch.float64)
+    (group,) = optimizer_cost.pairs((9, 7, 3), 1, torch.float64, scale=0.7)
     A, B = group["params"]
     before = Factors(A.detach().clone(), B.detach().clone())
     dy = balanced_flow(before, Factors(A.grad, B.grad), group["scale"])

@@ -34,9 +34,9 @@ from pinn_odelora.manifolds.factors import Factors
 SAFE = 1e-4
 """Smallest over largest eigenvalue of the Gram matrices; errors are below the rounding of float64 over it, 1e-12."""
 
-WIDE = (torch.float32, torch.float64)
-SHORT = 2**16
-"""Up to this r² max(m, n) NumPy multiplies on one thread whatever its settings, and a call costs less than torch's."""
+HOSTS, WIDE = ("cpu",), (torch.float32, torch.float64)
+"""Where NumPy multiplies the long matrices, too: a call costs less than torch's, and AAᵀ half the products. Its threads
+are those of ``OMP_NUM_THREADS``."""
 
 
 def euler_step(pairs: Sequence[Factors], gradients: Sequence[Factors], scale: float, h: float) -> list[Factors] | None:
@@ -49,11 +49,10 @@ def euler_step(pairs: Sequence[Factors], gradients: Sequence[Factors], scale: fl
         scale: s > 0.
         h: the step size.
     """
-    (r, n), m = pairs[0].A.shape, len(pairs[0].B)
     Z_A = torch.cat([x.A for pair in zip(pairs, gradients, strict=True) for x in pair])
     Z_B = torch.cat([x.B for pair in zip(pairs, gradients, strict=True) for x in pair], dim=1)
-    short = r * r * max(m, n) < SHORT and Z_A.device.type == "cpu" and Z_A.dtype in WIDE
-    return (_by_host if short else _by_device)(Z_A, Z_B, len(pairs), h / scale**2)
+    here = Z_A.device.type in HOSTS and Z_A.dtype in WIDE
+    return (_by_host if here else _by_device)(Z_A, Z_B, len(pairs), h / scale**2)
 
 
 def _by_device(Z_A: Tensor, Z_B: Tensor, layers: int, h: float) -> list[Factors] | None:
@@ -74,7 +73,7 @@ def _by_device(Z_A: Tensor, Z_B: Tensor, layers: int, h: float) -> list[Factors]
 
 
 def _by_host(Z_A: Tensor, Z_B: Tensor, layers: int, h: float) -> list[Factors] | None:
-    """The same for matrices so short that what a call costs is most of it."""
+    """The same by NumPy."""
     A, B = Z_A.numpy(), Z_B.numpy()
     dtype = A.dtype
     A = A.astype(np.float64, copy=False).reshape(layers, -1, A.shape[-1])

@@ -14,7 +14,8 @@ What moves is the pair itself or its product (``optim.charts``):
 
 A step is: a chart of the parameters (``optim.charts``), one step of an integrator there (``integrators``), which asks
 the chart for velocities (``flows``, or projections of ``manifolds``) or a linearisation, and the parameters at its end.
-Of the balanced pairs of a product the one nearest to the former factors is taken (``manifolds.factors``).
+Of the balanced pairs of a product the one nearest to the former factors is taken (``manifolds.factors``). A step of
+Euler's scheme in well-conditioned factors needs none of this, since it has a closed form (``flows.euler``).
 """
 
 from __future__ import annotations
@@ -210,7 +211,7 @@ class ODELoRA(Optimizer):
 
     def _has_closed_form(self, h: float | None, speeds: list[float]) -> bool:
         """Whether a step is one of Euler's on balanced factors, with one step size."""
-        euler = isinstance(self.integrator, RungeKutta) and self.integrator.stages == 1
+        euler = getattr(self.integrator, "tableau", None) == EULER
         plain = euler and self.chart == "factors" and self.flow is balanced_flow and self.retract
         # Sharded tensors have no closed form.
         if not (plain and h) or any(speed != 1 for speed in speeds):
