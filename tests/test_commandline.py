@@ -735,7 +735,7 @@ def test_the_program_without_an_argument_prints_the_help_of_all_commands(capsys,
     code, out, said = program(capsys, *arguments)
     assert (code, said) == (0, "")
     assert out.startswith("usage: python -m pinn_odelora [-h] command ...")
-    for name in ("list", "suggest-rank", "predict", "family", "compare", "export", "study"):
+    for name in ("list", "suggest-rank", "predict", "family", "compare", "dashboard", "export", "study"):
         assert f"  python -m pinn_odelora {name} [-h]" in out
     assert "[-o OUTPUT] run points" in out
 
@@ -745,7 +745,7 @@ def test_the_program_without_an_argument_prints_the_help_of_all_commands(capsys,
     [
         (
             ["lst"],
-            "Unknown command 'lst' (did you mean 'list'?); allowed: compare, export, family, list, predict, suggest-",
+            "Unknown command 'lst' (did you mean 'list'?); allowed: compare, dashboard, export, family, list, ",
         ),
         (["--nothing"], "unrecognized arguments: --nothing"),
         (["predict", "run"], "the following arguments are required: points"),

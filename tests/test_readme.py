@@ -135,7 +135,7 @@ def test_every_command_line_is_accepted(path, workplace, monkeypatch, capsys):
             case _:
                 assert " ".join(words).replace(".[test]", "'.[test]'") in f"{FIRST} {SECOND}"
     if path in COMMANDS[:2]:
-        assert seen == {"list", "suggest-rank", "predict", "family", "compare", "export", "study"}
+        assert seen == {"list", "suggest-rank", "predict", "family", "compare", "dashboard", "export", "study"}
         assert (workplace / "runs" / "sweep" / "5" / "config.yaml").exists()
 
 
