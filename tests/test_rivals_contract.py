@@ -57,7 +57,7 @@ class Case:
         net = MLP(4, 2, width=9, depth=3, generator=self.generator)
         method = made(name)
         if method.trains == "factors":
-            put_factors(net, linear_targets(net), 2, scale, start, self.generator, method.layer)
+            put_factors(net, linear_targets(net), 2, scale, start, self.generator, layer=method.layer)
             thaw(net, ["last", "biases"])
         self.solution = Solution(Heat(), net.to(dtype))
         self.groups = method.groups(self.solution)

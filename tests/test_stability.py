@@ -31,7 +31,18 @@ from pinn_odelora.stability.measures import (
     worst_over_best,
 )
 from pinn_odelora.stability.methods import METHODS, OURS
-from pinn_odelora.stability.plan import FULL, PROBLEMS, QUICK, SLICED_METHODS, SLICES, Case, Form, cases
+from pinn_odelora.stability.plan import (
+    FULL,
+    PROBLEMS,
+    QUICK,
+    RANK,
+    RESIDUALS,
+    SLICED_METHODS,
+    SLICES,
+    Case,
+    Form,
+    cases,
+)
 from pinn_odelora.stability.predictions import DIVERGED, WIDTHS
 from pinn_odelora.stability.running import MARKS, Mark, costs, followed, hopeless, perform, points
 from pinn_odelora.stability.studying import finished
@@ -164,7 +175,7 @@ def row(problem="burgers", method="lora_adam", step=1.0, seed=0, part="main", er
     heldout = other.pop("heldout", tuple(x and x * x for x in errors))
     plain = {"failure": "", "broken_off": False, "peak_condition_a": 2.0, "peak_condition_b": 3.0, "peak_balance": 0.1}
     own = {"problem": problem, "method": method, "step": step, "seed": seed, "part": part}
-    alone = {"rank": "4", "start": "pissa", "precision": 64, "points": "fresh", "residuals": 1000}
+    alone = {"rank": str(RANK), "start": "pissa", "precision": 64, "points": "fresh", "residuals": RESIDUALS}
     curves = {"error": [*errors], "heldout": [*heldout], "error_returned": None, "heldout_returned": None}
     return plain | own | alone | curves | other
 
@@ -369,7 +380,7 @@ def test_every_section_is_written_from_a_whole_study():
     ]
     rows += [row(p, name, None, s, "timed", errors=(1.0, 0.01)) for p in PROBLEMS for name in METHODS for s in (0, 1)]
     rows += [
-        row("burgers", name, 1.0, 0, "slice", **{**varied, "rank": str(varied.get("rank", 4))})
+        row("burgers", name, 1.0, 0, "slice", **{**varied, "rank": str(varied.get("rank", RANK))})
         for name in SLICED_METHODS
         for varied in SLICES
     ]
