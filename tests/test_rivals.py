@@ -167,10 +167,10 @@ def test_muon_on_weights_is_for_those_between_the_first_and_the_last(whole):
     assert all(torch.equal(p, q) for p, q in zip(solution.parameters(), other.parameters(), strict=True))
 
 
-def test_muon_on_weights_needs_hidden_ones():
+def test_muon_takes_all_weights_where_none_is_hidden():
     solution = Solution(Heat(), nn.Sequential(nn.Linear(2, 5), nn.Tanh(), nn.Linear(5, 1)))
-    with pytest.raises(InputError, match="there are none"):
-        full_muon().optimizer(full_muon().groups(solution))
+    optimizer = full_muon().optimizer(full_muon().groups(solution))
+    assert [[p.ndim for p in group["params"]] for group in optimizer.param_groups] == [[2, 2], [1, 1]]
 
 
 def test_soap_is_that_of_the_package_without_weight_decay(whole):

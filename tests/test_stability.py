@@ -67,7 +67,7 @@ def test_a_part_of_the_study_is_a_study_seed_by_seed():
         seeds = [case.seed for case in cases(form)]
         assert seeds == sorted(seeds)
         assert set(seeds) == set(form.seeds)
-    first = [case for case in cases(FULL) if case.seed == 0 and case.part == "main"]
+    first = [case for case in cases(FULL) if case.seed == FULL.seeds[0] and case.part == "main"]
     assert {case.problem for case in first} == set(PROBLEMS)
     assert {case.method for case in first} == {name for name, entry in METHODS.items() if entry.present}
 
@@ -78,12 +78,12 @@ def test_the_full_form_has_eleven_step_sizes_over_five_decades_and_three_seeds()
     assert math.log10(found[-1].step / found[0].step) == pytest.approx(5)
     assert found[5].step == pytest.approx(lora_adam().settings["lr"])
     assert len(FULL.seeds) == 3
-    sliced = [case for case in cases(FULL, ["burgers"], ["lora_adam"]) if case.part == "slice" and case.seed == 0]
+    sliced = [case for case in cases(FULL, ["burgers"], ["lora_adam"]) if case.part == "slice" and case.seed == 1]
     assert len(sliced) == len(SLICES) * len(FULL.sliced)
 
 
 def test_integrators_are_run_with_the_step_size_that_they_find_too_and_the_defaults_with_that_alone():
-    steps = lambda name: [c.step for c in cases(FULL, ["burgers"], [name]) if c.part == "main" and c.seed == 0]
+    steps = lambda name: [c.step for c in cases(FULL, ["burgers"], [name]) if c.part == "main" and c.seed == 1]
     assert steps(OURS) == [None]
     for name in (IMPLICIT, *EXPLICIT, "odelora_rkc2", "lora_gd"):
         assert steps(name).count(None) == 1

@@ -3,8 +3,8 @@
     M ← μ M + (1 − μ) G,    W ← W − η √max(1, m/n) · msign((1 − μ) G + μ M)
 
 for every weight W (m, n) but those of the first and the last layer, which go by Adam with the biases, as Jordan et al.
-(2024, https://kellerjordan.github.io/posts/muon/) advise. msign is that of ``factor_muon``. The weight decay is off, as
-it would pull the weights to zero, away from every solution.
+(2024, https://kellerjordan.github.io/posts/muon/) advise; where none is between them, all weights go by Muon. msign is
+that of ``factor_muon``. The weight decay is off, as it would pull the weights to zero, away from every solution.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pinn_odelora.rules import below_one, number
 
 
 class WeightMuon(FactorMuon):
-    """Muon for the weights between the first and the last, Adam with the same learning rate for everything else.
+    """Muon for the weights between the first and the last, or all, Adam with the same learning rate for all else.
 
     Args:
         groups: single tensors, in the order of the layers.
@@ -29,15 +29,16 @@ class WeightMuon(FactorMuon):
         momentum: μ.
 
     Raises:
-        InputError: if there are no weights between the first and the last.
+        InputError: if no weight is a matrix.
     """
 
     @staticmethod
     def split(groups: Sequence[Group]) -> tuple[list[Tensor], list[Tensor]]:
         tensors = parameters(groups)
-        hidden = [p for p in tensors if p.ndim == 2][1:-1]
+        weights = [p for p in tensors if p.ndim == 2]
+        hidden = weights[1:-1] or weights
         if not hidden:
-            raise InputError("full_muon is for weights between the first and the last layer, but there are none.")
+            raise InputError("full_muon is for weights that are matrices, but the network has none.")
         chosen = {id(p) for p in hidden}
         return hidden, [p for p in tensors if id(p) not in chosen]
 
