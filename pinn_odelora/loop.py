@@ -87,7 +87,7 @@ class Training:
         draw: the number of the next batch of points.
         considered: the step whose iterate was last considered for the best one; -1 before the first.
         failure: why the run ended, where loss or gradient had no finite value or a step was refused.
-        stalled: whether the last step asked for nothing new, so that none will.
+        stalled: whether the last step asked for nothing new and moved nothing, so that none will.
         clock: seconds of work.
     """
 
@@ -211,8 +211,8 @@ def _step(training: Training) -> StepRecord | None:
         objective.restore_last_good()
         return None
     training.draw += 1
-    # Without this no budget but time would end a run whose steps ask for nothing.
-    training.stalled = objective.count == asked
+    # Without this no budget but time would end a run whose steps ask for nothing; a step that moved will ask the next.
+    training.stalled = objective.count == asked and objective.known
     first, report = objective.first, report_of(training.optimizer)
     loss = float(sum(first.terms.values()) if objective.multipliers else first.total)
     progress.rises += loss > progress.loss

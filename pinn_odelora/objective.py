@@ -137,6 +137,13 @@ class Objective:
         """λ_k by term; empty where all are 1 for good."""
         return self.loss_weights.multipliers if self.loss_weights and self.loss_weights.active else {}
 
+    @property
+    def known(self) -> bool:
+        """Whether the last evaluation was here, at these points and with the parameters as they are now."""
+        if self.last is None or self.last.batch != self.batch.number:
+            return False
+        return all(torch.equal(p, x) for p, x in zip(self.parameters, self.last.parameters, strict=True))
+
     def begin(self, batch: Batch) -> None:
         """A step starts with these points: its first evaluation is where the network is now."""
         self.batch = batch
@@ -153,7 +160,7 @@ class Objective:
             # A linearisation has loss and gradients, so that this is the evaluation that would be made anyway.
             self.last = self._described(self._linearised(2.0**30))
             self.count += 1
-        elif not self._known():
+        elif not self.known:
             self.last = self._evaluate()
             self.count += 1
         if self.first is None:
@@ -272,11 +279,6 @@ class Objective:
 
     def _adapted(self) -> list[LowRankLinear]:
         return [layer for layer in self.layers.values() if isinstance(layer, LowRankLinear)]
-
-    def _known(self) -> bool:
-        if self.last is None or self.last.batch != self.batch.number:
-            return False
-        return all(torch.equal(p, x) for p, x in zip(self.parameters, self.last.parameters, strict=True))
 
     def _evaluate(self) -> Evaluation:
         loss, found = self.gradient(self.batch.points, self.multipliers)
