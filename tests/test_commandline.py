@@ -240,7 +240,7 @@ REFUSED = [
     ),
     ("integrator=rk5", "Unknown integrator 'rk5' (did you mean 'rk4'?); allowed: bogacki_shampine, dormand_prince"),
     ("logger=neptune", "Unknown logger 'neptune'; allowed: csv, mlflow, tensorboard, wandb."),
-    ("points=sometimes", "Unknown points 'sometimes'; allowed: fixed, fresh, residual."),
+    ("points=sometimes", "Unknown points 'sometimes'; allowed: even, fixed, fresh, residual."),
     ("weighting=trace", "Unknown weighting 'trace'; allowed: fixed, gradnorm, ntk."),
     ("weighting=ntk weighting.every=0", "weighting.every is 0, but it must be a whole number of at least 1 or null."),
     ("weighting.average=1", "weighting.average is 1, but it must be a number of at least 0 and below 1."),

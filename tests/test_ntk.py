@@ -270,7 +270,8 @@ def test_the_proximal_solution_of_an_equation_is_that_of_cvxpy():
     value, X = by_cvxpy(model, weight, model.loss)
     assert found.value == pytest.approx(value, rel=1e-8)
     for name, x in X.items():
-        assert float((found.delta[name] - x).abs().max()) <= 1e-6 * max(1.0, float(x.abs().max()))
+        # Near a minimum the point is known to the root of what the value is known to.
+        assert float((found.delta[name] - x).abs().max()) <= 1e-5 * max(1.0, float(x.abs().max()))
 
 
 @pytest.mark.parametrize("loss", CONVEX)
