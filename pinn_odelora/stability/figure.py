@@ -57,7 +57,7 @@ def _draw(panel: Any, study: Study, problem: str, method: str) -> Any:
     if not grid:
         return None
     errors = [[_drawn_error(run) for run in study.of(problem, method, step=step)] for step in grid]
-    places = [step / grid[len(grid) // 2] for step in grid]
+    places = [step / METHODS[method].middle for step in grid]
     colour, style = _colour(method), "-" if METHODS[method].family == "ours" else "--"
     panel.fill_between(places, [*map(min, errors)], [*map(max, errors)], color=colour, alpha=0.12, lw=0)
     width = 2.0 if method == "odelora_implicit" else 1.2
