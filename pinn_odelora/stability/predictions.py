@@ -8,9 +8,9 @@ factor of 270 between convection and Allen–Cahn. Nothing of any other method h
 All of this was at rank 4 with 1,000 residuals a batch. That rank has 953 coordinates, and least squares with as many
 equations as unknowns amplify the noise of a batch, for which reason the default settings avoid it. After unfinished
 runs of the quick form, with seed 0, had shown just that, the study was moved to the rank and the batch with which the
-default settings begin, 8 and 800, and to seeds that had not been run. Later, when the first seed had shown that the linearly implicit scheme works at the
-end of its grid on the Allen–Cahn equation, whose residual has a small weight, that grid was extended to larger step
-sizes. The predictions were left as they were.
+default settings begin, 8 and 800, and to seeds that had not been run. Later, when the first seed had shown that the
+linearly implicit scheme works at the end of its grid on the Allen–Cahn equation, whose residual has a small weight,
+that grid was extended to larger step sizes. The predictions were left as they were.
 
 1. Width: four decades for the linearly implicit scheme. The explicit ones follow the flow, and 300 evaluations within
    their stability limit are too few of them to reach a tenth of the error anywhere: width 0. Optimisers with Adam's
