@@ -23,6 +23,7 @@ from pinn_odelora import methods
 from pinn_odelora.errors import InputError
 from pinn_odelora.lowrank.layer import adapters
 from pinn_odelora.lowrank.pairs import factor_pairs
+from pinn_odelora.lowrank.settings import STARTS
 from pinn_odelora.lowrank.start import pissa, zero
 from pinn_odelora.lowrank.targets import linear_targets, put_factors, thaw
 from pinn_odelora.matrix_problem import MatrixProblem
@@ -270,7 +271,7 @@ def network(target):
 
 
 @pytest.mark.parametrize("problem", problem_classes().values(), ids=problem_classes().keys())
-@pytest.mark.parametrize("start", ["pissa", "zero"])
+@pytest.mark.parametrize("start", [x if x == "pissa" else pytest.param(x, marks=pytest.mark.slow) for x in STARTS])
 def test_every_method_takes_thirty_evaluations_on_every_problem(problem, start):
     target, few = problem(), po.Sampling.even(interior=60, boundary=20, best_iterate=False)
     for name in RIVALS:

@@ -100,7 +100,8 @@ PICTURED = (
 WIDE = (
     "Decades between the ends of the longest row of neighbouring step sizes that reach a tenth of the error at the "
     "start, median over seeds; ≥ where the row reaches an end of the grid. The mean has its 95 % interval. The "
-    "linearly implicit scheme has larger step sizes besides, since those that work depend on the weights of the residuals."
+    "linearly implicit scheme has larger step sizes besides, since the ones that work depend on the weights of "
+    "residuals."
 )
 SHARES = "Of all step sizes and seeds: a failure, a refusal, or a held-out loss above that of the start at the end."
 ERRORS = "Relative L2, median over seeds with the smallest and the largest; the step size or learning rate in brackets."
