@@ -10,7 +10,7 @@ from pinn_odelora.rivals.altlora import AltLoRA, AltLoRAPlus, altlora, altlora_p
 
 
 def test_without_damping_the_product_does_not_depend_on_its_factors():
-    make = lambda groups: AltLoRA(groups, lr=0.05, beta=0.8, delta=1e-14)
+    make = lambda groups: AltLoRA(groups, lr=0.05, beta=0.8, damping=1e-14)
     same = path(make)
     assert torch.allclose(same, path(make, factors=Product().other_factors()), rtol=0, atol=1e-9)
     assert float((same[-1] - same[0]).norm()) > 0.3
@@ -20,7 +20,7 @@ def test_the_first_step_projects_the_gradient_on_the_columns_and_then_on_the_new
     product = Product()
     lr, before, G = 1e-2, product.weight(), product.gradient()
     A, B = product.A.detach().clone(), product.B.detach().clone()
-    AltLoRA([product.group], lr=lr, beta=0.9, delta=1e-14).step(product.closure)
+    AltLoRA([product.group], lr=lr, beta=0.9, damping=1e-14).step(product.closure)
     new = A - lr * SCALE * linalg.lstsq(B, G).solution
     assert torch.allclose(product.A, new, atol=1e-12)
     # The gradient of B is that of before, its projection that of the new A.
@@ -33,7 +33,7 @@ def test_the_first_step_projects_the_gradient_on_the_columns_and_then_on_the_new
 def test_momentum_is_carried_to_the_columns_of_the_present_factor():
     """With A alone moving, B m_A is the mean of the projected gradients, each projected again on the new columns."""
     product = Product()
-    optimizer = AltLoRA([product.group], lr=1e-2, beta=0.5, delta=1e-14)
+    optimizer = AltLoRA([product.group], lr=1e-2, beta=0.5, damping=1e-14)
     optimizer.step(product.closure)
     first = product.A.detach().clone()
     m, B_old = optimizer.state[product.A]["m_A"].clone(), optimizer.state[product.A]["other_A"].clone()
@@ -80,7 +80,7 @@ def test_the_stored_moment_of_altlora_plus_is_not_carried_along():
 
 
 @pytest.mark.parametrize("method", [altlora, altlora_plus])
-@pytest.mark.parametrize("value", [{"lr": 0}, {"delta": 0.0}])
+@pytest.mark.parametrize("value", [{"lr": 0}, {"damping": 0.0}])
 def test_refuses_settings_that_have_no_meaning(method, value):
     with pytest.raises(InputError, match=f"{next(iter(value))} is "):
         method(**value)

@@ -5,6 +5,7 @@ import inspect
 import math
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -263,6 +264,13 @@ def test_the_keys_and_their_defaults_are_those_of_the_configuration():
     groups = {path.name for path in CONFIGS.iterdir() if path.is_dir()}
     of_launchers = {key for key in rows if key.startswith("hydra")}
     assert rows.keys() - of_components - of_launchers - groups == plain.keys() | members[0].keys()
+
+
+def test_every_setting_of_a_method_has_one_row():
+    found = Counter(re.findall(r"^\| `(method\.\w+)`", KEYS, flags=re.MULTILINE))
+    targets = [get_object(read(f"method/{path.stem}")["_target_"]) for path in (CONFIGS / "method").glob("*.yaml")]
+    settings = {f"method.{name}" for target in targets for name in inspect.signature(target).parameters}
+    assert found == Counter(settings - {"method.integrator"})
 
 
 def test_the_keys_of_launchers_and_their_defaults_are_those_that_hydra_knows():

@@ -26,7 +26,7 @@ def whole(product, steps):
 def test_with_full_rank_it_is_adam_on_the_weight():
     product = Product(m=5, n=5, r=5)
     expected = whole(product, 12)
-    optimizer = LoFT([product.group], lr=LR, betas=BETAS, eps=EPS, deltas=(0.0, 0.0))
+    optimizer = LoFT([product.group], lr=LR, betas=BETAS, eps=EPS, dampings=(0.0, 0.0))
     found = []
     for _ in range(12):
         optimizer.step(product.closure)
@@ -40,7 +40,7 @@ def test_the_first_step_is_that_of_adam_projected_on_the_rows():
     before, A = product.weight(), product.A.detach().clone()
     P = linalg.pinv(A) @ A
     G = product.gradient() @ P
-    LoFT([product.group], lr=LR, betas=BETAS, eps=EPS, deltas=(0.0, 0.0)).step(product.closure)
+    LoFT([product.group], lr=LR, betas=BETAS, eps=EPS, dampings=(0.0, 0.0)).step(product.closure)
     assert torch.equal(product.A, A)
     assert torch.allclose(product.weight() - before, -LR * (G / (G.abs() + EPS)) @ P, atol=1e-10)
 
@@ -61,7 +61,7 @@ def test_the_scale_is_part_of_the_factors():
     here = Product()
     there = Product(scale=1.0, factors=[SCALE**0.5 * x.detach() for x in (here.A, here.B)])
     for product in (here, there):
-        optimizer = LoFT([product.group], lr=LR, deltas=(0.0, 0.0))
+        optimizer = LoFT([product.group], lr=LR, dampings=(0.0, 0.0))
         for _ in range(6):
             optimizer.step(product.closure)
     assert torch.allclose(here.weight(), there.weight(), rtol=0, atol=1e-10)
@@ -71,7 +71,7 @@ def test_without_damping_the_product_does_not_depend_on_its_factors():
     here = Product()
     there = Product(factors=here.other_factors())
     for product in (here, there):
-        optimizer = LoFT([product.group], lr=LR, deltas=(0.0, 0.0))
+        optimizer = LoFT([product.group], lr=LR, dampings=(0.0, 0.0))
         for _ in range(6):
             optimizer.step(product.closure)
     assert torch.allclose(here.weight(), there.weight(), rtol=0, atol=1e-8)

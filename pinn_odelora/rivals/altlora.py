@@ -40,14 +40,14 @@ class AltLoRA(PairOptimizer):
         groups: one pair A (r, n), B (m, r) or one tensor each, as ``factor_pairs`` gives.
         lr: η.
         beta: β₁, of the pairs.
-        delta: δ, added to the Gram matrices.
+        damping: δ, added to the Gram matrices.
 
     Raises:
         InputError: for a group that is neither a pair nor one tensor.
     """
 
-    def __init__(self, groups: Iterable[Group], lr: float = 1e-3, beta: float = 0.999, delta: float = 1e-3) -> None:
-        super().__init__(groups, lr, beta=beta, delta=delta)
+    def __init__(self, groups: Iterable[Group], lr: float = 1e-3, beta: float = 0.999, damping: float = 1e-3) -> None:
+        super().__init__(groups, lr, beta=beta, damping=damping)
 
     def pair(self, y: Factors, g: Factors, state: State, group: Group) -> Factors:
         A = y.A - self._move(y.B, g.A, state, group, "A")
@@ -56,7 +56,7 @@ class AltLoRA(PairOptimizer):
 
     def _move(self, other: Tensor, g: Tensor, state: State, group: Group, key: str) -> Tensor:
         """What A (r, n) loses, from B (m, r) and g_A; or Bᵀ, from Aᵀ and g_Bᵀ."""
-        D = linalg.inv(other.mT @ other + group["delta"] * torch.eye(other.shape[1]).to(other))
+        D = linalg.inv(other.mT @ other + group["damping"] * torch.eye(other.shape[1]).to(other))
         transport = D @ other.mT @ state.get(f"other_{key}", torch.zeros_like(other))
         state[f"other_{key}"] = other.detach().clone()
         eta = group["lr"] / (1 - group["beta"] ** state["step"])
@@ -76,7 +76,7 @@ class AltLoRAPlus(AltLoRA):
         groups: one pair A (r, n), B (m, r) or one tensor each, as ``factor_pairs`` gives.
         lr: η.
         betas: β₁, β₂, of the pairs.
-        delta: δ, added to the Gram matrices.
+        damping: δ, added to the Gram matrices.
         eps: ε, of the pairs.
 
     Raises:
@@ -88,10 +88,10 @@ class AltLoRAPlus(AltLoRA):
         groups: Iterable[Group],
         lr: float = 1e-3,
         betas: Sequence[float] = (0.999, 0.98),
-        delta: float = 1e-3,
+        damping: float = 1e-3,
         eps: float = 1e-6,
     ) -> None:
-        PairOptimizer.__init__(self, groups, lr, beta=betas[0], beta2=betas[1], delta=delta, pair_eps=eps)
+        PairOptimizer.__init__(self, groups, lr, beta=betas[0], beta2=betas[1], damping=damping, pair_eps=eps)
 
     def _direction(self, transport: Tensor, g: Tensor, state: State, group: Group, key: str) -> Tensor:
         b1, b2 = group["beta"], group["beta2"]
@@ -101,37 +101,37 @@ class AltLoRAPlus(AltLoRA):
         return (b1 * transport @ m + (1 - b1) * g) / (state[f"v_{key}"].sqrt() + group["pair_eps"])
 
 
-def altlora(lr: float = 1e-3, beta: float = 0.999, delta: float = 1e-3) -> Method:
+def altlora(lr: float = 1e-3, beta: float = 0.999, damping: float = 1e-3) -> Method:
     """AltLoRA: alternating projections of the gradient, with momentum (Yu et al., 2025, arXiv 2505.12455).
 
     Args:
         lr: learning rate.
         beta: decay rate of the momentum, in [0, 1).
-        delta: added to the Gram matrices.
+        damping: δ, added to the Gram matrices.
     """
     settings = {
         "lr": POSITIVE.check("lr", lr),
         "beta": below_one.check("beta", beta),
-        "delta": POSITIVE.check("delta", delta),
+        "damping": POSITIVE.check("damping", damping),
     }
     return Method("altlora", "factors", lambda groups: AltLoRA(groups, **settings), settings=settings)
 
 
 def altlora_plus(
-    lr: float = 1e-3, betas: Sequence[float] = (0.999, 0.98), delta: float = 1e-3, eps: float = 1e-6
+    lr: float = 1e-3, betas: Sequence[float] = (0.999, 0.98), damping: float = 1e-3, eps: float = 1e-6
 ) -> Method:
     """AltLoRA+: AltLoRA with second moments of the entries (Yu et al., 2025, arXiv 2505.12455).
 
     Args:
         lr: learning rate.
         betas: decay rates of the two moments, in [0, 1).
-        delta: added to the Gram matrices.
+        damping: δ, added to the Gram matrices.
         eps: added to the roots of the second moments.
     """
     settings = {
         "lr": POSITIVE.check("lr", lr),
         "betas": [*fractions(2).check("betas", [*betas])],
-        "delta": POSITIVE.check("delta", delta),
+        "damping": POSITIVE.check("damping", damping),
         "eps": POSITIVE.check("eps", eps),
     }
     return Method("altlora_plus", "factors", lambda groups: AltLoRAPlus(groups, **settings), settings=settings)

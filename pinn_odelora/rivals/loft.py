@@ -41,7 +41,7 @@ class LoFT(PairOptimizer):
         lr: η.
         betas: β₁, β₂, of the pairs.
         eps: ε, of the pairs.
-        deltas: δ in the step of A and in that of B.
+        dampings: δ in the step of A and in that of B.
 
     Raises:
         InputError: for a group that is neither a pair nor one tensor.
@@ -53,23 +53,23 @@ class LoFT(PairOptimizer):
         lr: float = 1e-3,
         betas: Sequence[float] = (0.9, 0.999),
         eps: float = 1e-4,
-        deltas: Sequence[float] = (1e-6, 1e-8),
+        dampings: Sequence[float] = (1e-6, 1e-8),
     ) -> None:
-        super().__init__(groups, lr, pair_betas=tuple(betas), pair_eps=eps, deltas=tuple(deltas))
+        super().__init__(groups, lr, pair_betas=tuple(betas), pair_eps=eps, dampings=tuple(dampings))
 
     def pair(self, y: Factors, g: Factors, state: State, group: Group) -> Factors:
-        delta_A, delta_B = group["deltas"]
-        moved_B = _move(y.A.mT, g.B, state, group, delta_B, "B")
-        moved_A = _move(y.B, g.A.mT, state, group, delta_A, "A")
+        damping_A, damping_B = group["dampings"]
+        moved_B = _move(y.A.mT, g.B, state, group, damping_B, "B")
+        moved_A = _move(y.B, g.A.mT, state, group, damping_A, "A")
         if state["step"] % 2:
             return Factors(y.A, y.B - moved_B)
         return Factors(y.A - moved_A.mT, y.B)
 
 
-def _move(other: Tensor, g: Tensor, state: State, group: Group, delta: float, key: str) -> Tensor:
+def _move(other: Tensor, g: Tensor, state: State, group: Group, damping: float, key: str) -> Tensor:
     """What a factor (m, r) would lose, from the other one, (n, r), and its own gradient; its moments are renewed."""
     (b1, b2), t, scale = group["pair_betas"], state["step"], group["scale"]
-    D = linalg.inv(other.mT @ other + delta * torch.eye(other.shape[1]).to(other))
+    D = linalg.inv(other.mT @ other + damping * torch.eye(other.shape[1]).to(other))
     projected = g @ D / scale
     m, v = _carried(other, D, state, key, projected)
     m = b1 * m + (1 - b1) * projected
