@@ -86,3 +86,12 @@ def test_signs_and_roots_leave_out_what_is_rounding(generator):
 def test_refuses_settings_that_have_no_meaning(value):
     with pytest.raises(InputError, match=f"{next(iter(value))} is "):
         lora_muon(**value)
+
+
+def test_a_schedule_that_raises_the_learning_rate_too_far_is_refused():
+    product = Product()
+    optimizer = LoRAMuon([product.group], lr=0.1, decay=5.0)
+    optimizer.step(product.closure)
+    optimizer.param_groups[0]["lr"] = 0.2
+    with pytest.raises(InputError, match=r"the learning rate is 0\.2, but it must be below 1/decay"):
+        optimizer.step(product.closure)

@@ -76,6 +76,14 @@ def test_nothing_is_skipped_or_clipped_unless_asked_for():
     assert math.isclose(moved(), moved(clip=1.0), rel_tol=1e-2)  # the second moment takes the size out
 
 
+def test_a_bound_on_the_norm_of_factors_that_overflow_is_no_error_of_the_library():
+    product = Product()
+    product.closure()
+    product.A.data[0, 0] = torch.inf
+    with pytest.raises(FloatingPointError, match="cannot be decomposed"):
+        LoRARITE([product.group], clip=1.0).step()
+
+
 def test_refuses_a_rank_that_no_weight_can_have():
     with pytest.raises(InputError, match=r"pair has rank 7, more than its weight 7 x 6 can have, for which LoRA-RITE"):
         LoRARITE([Product(r=7).group])

@@ -87,7 +87,7 @@ def test_refuses_what_has_no_directions():
     product = Product()
     product.A.data[1] = product.A.data[0]
     with pytest.raises(InputError, match="the factor A of pair has linearly dependent rows"):
-        PoLAR([product.group]).step(product.closure)
+        PoLAR([product.group])
 
 
 @pytest.mark.parametrize("value", [{"lr": 0}, {"landing": -1.0}, {"seed": -1}])

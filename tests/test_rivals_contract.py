@@ -240,6 +240,49 @@ def test_half_a_pair_is_refused(cls):
 
 
 @every_pair
+def test_groups_are_given_as_torch_takes_them(cls):
+    """A tensor alone, a generator, no name, and a group that is added later; a message needs no name."""
+    case = pair_case(cls)
+    pairs = [group["params"] for group in case.groups]
+    optimizer = cls(({"params": iter(pair)} for pair in pairs[:1]), lr=1e-2)
+    optimizer.add_param_group({"params": tuple(pairs[1]), "lr": 2e-2})
+    optimizer.add_param_group({"params": case.solution.net.linears[-1].bias})
+    assert [group["params"] for group in optimizer.param_groups[:2]] == pairs
+    before = case.values()
+    optimizer.step(case.closure)
+    assert not same(before, case.values())
+    pairs[0][1].grad = None
+    with pytest.raises(InputError, match="group 0 has a gradient for A alone"):
+        optimizer.step()
+    with pytest.raises(InputError, match="has 3 tensors"):
+        optimizer.add_param_group({"params": [torch.ones(2, 2)] * 3})
+    with pytest.raises(InputError, match=f"{cls.__name__} takes parameter groups"):
+        cls(case.solution.parameters(), lr=1e-2)
+
+
+@every_pair
+def test_a_group_may_set_what_the_method_has_and_nothing_else(cls):
+    case = pair_case(cls)
+    parameters = inspect.signature(cls).parameters
+    for option, value in {"weight_decay": 0.1, "momentum": 0.5, "nesterov": True}.items():
+        groups = [{**group, option: value} for group in case.groups]
+        if option in parameters:
+            assert cls(groups, lr=1e-2).param_groups[0][option] == value
+        else:
+            with pytest.raises(InputError, match=f"sets {option}, which {cls.__name__} does not have"):
+                cls(groups, lr=1e-2)
+
+
+@every_pair
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_factors_of_16_bits_are_refused(cls, dtype):
+    case = pair_case(cls)
+    groups = [{"params": [nn.Parameter(p.detach().to(dtype)) for p in group["params"]]} for group in case.groups]
+    with pytest.raises(InputError, match="has to be float32 or float64"):
+        cls(groups, lr=1e-2)
+
+
+@every_pair
 def test_pairs_of_a_peft_model_are_moved(cls):
     peft = pytest.importorskip("peft")
     torch.manual_seed(2)

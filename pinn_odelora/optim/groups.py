@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
@@ -16,8 +16,8 @@ from pinn_odelora.lowrank.layer import LowRankLinear, adapters, plain_name
 from pinn_odelora.manifolds.factors import Factors
 
 Group = dict[str, Any]
-REFUSED = ("weight_decay", "momentum", "betas", "nesterov", "maximize", "amsgrad")
-"""Options of other optimisers that would silently do nothing."""
+OPTIONS = ("weight_decay", "momentum", "betas", "nesterov", "maximize", "amsgrad")
+"""Options of a group that would silently do nothing where an optimiser does not have them."""
 
 
 def pairs_of(net: nn.Module) -> list[Group]:
@@ -93,27 +93,55 @@ def stacked(pairs: Sequence[Sequence[Tensor]], members: Sequence[int]) -> Factor
     return Factors(*(torch.stack([pairs[i][k] for i in members]) for k in (0, 1)))
 
 
-def check_group(group: Group, advice: str) -> None:
-    """Refuse a group that is neither a LoRA pair nor a single tensor.
+def listed(params: Iterable[Group], optimiser: str, advice: str) -> list[Group]:
+    """Parameter groups as a list.
 
     Args:
-        group: with ``params``.
+        params: what an optimiser was given.
+        optimiser: its name, for the message.
         advice: how groups are made, for the message.
+
+    Raises:
+        InputError: where these are no groups, or none at all.
+    """
+    groups = [] if isinstance(params, Tensor | nn.Module) else [*params]
+    if not groups or not all(isinstance(group, dict) for group in groups):
+        raise InputError(f"{optimiser} takes parameter groups of one LoRA pair or one tensor each: {advice}.")
+    return groups
+
+
+def completed(group: Group, number: int) -> Group:
+    """A copy of a group whose ``params`` are a list, and which has a name, as messages need one.
+
+    Args:
+        group: with ``params``, a tensor or any iterable of them.
+        number: how many groups there are before it.
+    """
+    params = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
+    return {**group, "params": params, "name": group.get("name") or f"group {number}"}
+
+
+def check_group(group: Group, advice: str, optimiser: str = "ODELoRA", own: Collection[str] = ()) -> None:
+    """Refuse a group that is neither a LoRA pair nor a single tensor, or has an option that would do nothing.
+
+    Args:
+        group: with ``params`` and ``name``.
+        advice: how groups are made, for the message.
+        optimiser: its name, for the message.
+        own: the options that it has.
 
     Raises:
         InputError: one sentence.
     """
-    params, name = group["params"], group.get("name") or "a parameter group"
+    params, name = group["params"], group["name"]
     if len(params) not in (1, 2):
         raise InputError(
             f"{name} has {len(params)} tensors, but a group is one LoRA pair A (r, n), B (m, r), or one tensor: "
             f"{advice}."
         )
-    for option in REFUSED:
-        if group.get(option):
-            raise InputError(
-                f"{name} sets {option}, which ODELoRA does not have: its only setting is the step size lr."
-            )
+    for option in OPTIONS:
+        if group.get(option) and option not in own:
+            raise InputError(f"{name} sets {option}, which {optimiser} does not have.")
     if len(params) == 2:
         _check_pair(group, name, advice)
 
@@ -143,24 +171,22 @@ def check_scale(name: str, scale: float) -> None:
         raise InputError(f"the scale of {name} is {scale!r}, but it must be a finite number above 0.")
 
 
-def check_ranks(groups: Iterable[Group], what: str) -> None:
-    """Refuse pairs of a rank that their weight cannot have.
+def check_rank(group: Group, what: str) -> None:
+    """Refuse a pair of a rank that its weight cannot have.
 
     Args:
-        groups: pairs and single tensors.
-        what: has no meaning for them.
+        group: a pair.
+        what: has no meaning for it.
 
     Raises:
         InputError: one sentence.
     """
-    for group in filter(is_pair, groups):
-        A, B = group["params"]
-        if len(A) > min(A.shape[1], len(B)):
-            name = group.get("name") or "a pair"
-            raise InputError(
-                f"{name} has rank {len(A)}, more than its weight {len(B)} x {A.shape[1]} can have, for which {what} is "
-                "not defined: choose a smaller rank."
-            )
+    A, B = group["params"]
+    if len(A) > min(A.shape[1], len(B)):
+        raise InputError(
+            f"{group['name']} has rank {len(A)}, more than its weight {len(B)} x {A.shape[1]} can have, for which "
+            f"{what} is not defined: choose a smaller rank."
+        )
 
 
 def at_rank(group: Group, rank: int) -> Group:

@@ -54,7 +54,9 @@ from pinn_odelora.optim.groups import (
     at_rank,
     check_group,
     check_scale,
+    completed,
     is_pair,
+    listed,
     parameters,
     slices,
     stacked,
@@ -115,7 +117,7 @@ class ODELoRA(Optimizer):
         self.report = Report()
         self._layers: list[tuple[nn.Module, str] | None] = []
         lr = self.integrator.h if lr is None else lr
-        super().__init__(_groups(params), {"lr": lr, "scale": 1.0, "above": None})
+        super().__init__(listed(params, "ODELoRA", GROUPS), {"lr": lr, "scale": 1.0, "above": None})
         self._keep(self.integrator.init())
 
     @classmethod
@@ -140,10 +142,8 @@ class ODELoRA(Optimizer):
         Raises:
             InputError: as the class.
         """
-        group = dict(param_group)
+        group = completed(param_group, len(self.param_groups))
         layer = group.pop("layer", None)
-        group["params"] = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
-        group["name"] = group.get("name") or f"group {len(self.param_groups)}"
         check_group(group, GROUPS)
         self._check_fits(group)
         super().add_param_group(group)
@@ -427,13 +427,6 @@ class ODELoRA(Optimizer):
         own = ("integrator", "flow", "retract", "chart", "report")
         kept = {name: getattr(self, name) for name in own} | {"_layers": [None] * len(self.param_groups)}
         return {**super().__getstate__(), **kept}
-
-
-def _groups(params: Iterable[Group]) -> list[Group]:
-    groups = [] if isinstance(params, Tensor | nn.Module) else [*params]
-    if not groups or not all(isinstance(group, dict) for group in groups):
-        raise InputError(f"ODELoRA takes parameter groups of one LoRA pair or one tensor each: {GROUPS}.")
-    return groups
 
 
 def _stabilised(integrator: Integrator) -> bool:

@@ -18,7 +18,7 @@ from torch import linalg
 
 from pinn_odelora.errors import InputError
 from pinn_odelora.manifolds.factors import Factors
-from pinn_odelora.optim.groups import Group, is_pair
+from pinn_odelora.optim.groups import Group
 from pinn_odelora.optim.methods import Method
 from pinn_odelora.rivals.base import POSITIVE, PairOptimizer, State, adam_settings, adamw
 
@@ -46,9 +46,10 @@ class ALLoRA(PairOptimizer):
         eta: float = 1.0,
     ) -> None:
         super().__init__(groups, lr, betas=betas, eps=eps, eta=eta)
-        for group in self.param_groups:
-            if is_pair(group) and group["scale"] != 1:
-                raise InputError(f"the scale of {group.get('name') or 'a pair'} is {group['scale']}, but ALLoRA has 1.")
+
+    def check_pair(self, group: Group) -> None:
+        if (scale := group.get("scale", 1.0)) != 1:
+            raise InputError(f"the scale of {group['name']} is {scale}, but ALLoRA has 1.")
 
     def pair(self, y: Factors, g: Factors, state: State, group: Group) -> Factors:
         rows = linalg.vector_norm(y.B, dim=1, keepdim=True)

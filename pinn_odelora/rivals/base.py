@@ -8,20 +8,23 @@ and Ba, 2015, arXiv 1412.6980) with the learning rate of the pairs, since the pa
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from pinn_odelora.errors import InputError
 from pinn_odelora.manifolds.factors import Factors
-from pinn_odelora.optim.groups import Group, check_group, has_gradient, is_pair
+from pinn_odelora.optim.groups import Group, check_group, completed, has_gradient, is_pair, listed
 from pinn_odelora.rules import fractions, number
 
 ADVICE = "build them by pinn_odelora.factor_pairs(model)"
 POSITIVE = number(above=0)
 NOT_NEGATIVE = number(least=0)
+WHOLE = (torch.float32, torch.float64)
 State = MutableMapping[str, Any]
 
 
@@ -36,20 +39,51 @@ class PairOptimizer(Optimizer):
         groups: parameter groups of one pair or one tensor each, as ``factor_pairs`` and ``trainable_groups`` give.
         lr: η, of all groups.
         settings: defaults of the groups beyond ``lr`` and ``scale``; ``betas`` and ``eps`` are those of Adam,
-            ``weight_decay`` λ is 0 unless it is given.
+            ``weight_decay`` λ is 0 unless it is given. A group may have others of its own.
 
     Raises:
-        InputError: for a group that is neither a pair nor one tensor.
+        InputError: for a group that is neither a pair nor one tensor, is not of float32 or float64, or sets what this
+            optimiser does not have.
         FloatingPointError: by ``step``, where a decomposition of the factors fails.
     """
 
     def __init__(self, groups: Iterable[Group], lr: float, **settings: Any) -> None:
-        groups = [dict(group) for group in groups]
-        for group in groups:
-            check_group(group, ADVICE)
-            group.pop("layer", None)  # a module, which a state_dict must not hold
+        self._own = frozenset(settings)
         defaults = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "scale": 1.0, "above": None}
-        super().__init__(groups, {**defaults, "lr": lr, **settings})
+        super().__init__(listed(groups, type(self).__name__, ADVICE), {**defaults, "lr": lr, **settings})
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Add a pair or a tensor.
+
+        Raises:
+            InputError: as the class.
+        """
+        group = completed(param_group, len(self.param_groups))
+        group.pop("layer", None)  # a module, which a state_dict must not hold
+        check_group(group, ADVICE, type(self).__name__, self._own)
+        if other := {p.dtype for p in group["params"]} - {*WHOLE}:
+            # Moments of 16 bits stand still: 0.999 v is v.
+            raise InputError(
+                f"{group['name']} is of {other.pop()}, but {type(self).__name__} computes in the precision of the "
+                "factors, which has to be float32 or float64."
+            )
+        if is_pair(group):
+            self.check_pair(group)
+        super().add_param_group(group)
+
+    def check_pair(self, group: Group) -> None:
+        """Refuse a pair for which the rule has no meaning.
+
+        Args:
+            group: with ``name``; settings that it does not have are in ``defaults``.
+
+        Raises:
+            InputError: one sentence.
+        """
+
+    def __getstate__(self) -> dict[str, Any]:
+        # torch keeps defaults, state and groups alone.
+        return {**super().__getstate__(), "_own": self._own}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
@@ -57,6 +91,8 @@ class PairOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        with decomposing("the pairs"):
+            self.prepare()
         for group in self.param_groups:
             if not has_gradient(group):
                 continue
@@ -65,23 +101,16 @@ class PairOptimizer(Optimizer):
             state["step"] = state.get("step", 0) + 1
             if is_pair(group):
                 B = rest[0]
-                after = self._pair(Factors(first, B), Factors(first.grad, B.grad), state, group)
+                with decomposing(group["name"]):
+                    after = self.pair(Factors(first, B), Factors(first.grad, B.grad), state, group)
                 first.copy_(after.A)
                 B.copy_(after.B)
             else:
                 first.copy_(self.single(first, first.grad, state, group))
         return loss
 
-    def _pair(self, y: Factors, g: Factors, state: State, group: Group) -> Factors:
-        """The pair after the step.
-
-        Raises:
-            FloatingPointError: where a decomposition fails, as it does for numbers that overflow.
-        """
-        try:
-            return self.pair(y, g, state, group)
-        except torch.linalg.LinAlgError as error:
-            raise FloatingPointError(f"The factors of {group.get('name')} cannot be decomposed: {error}") from error
+    def prepare(self) -> None:
+        """What a rule needs of all pairs together, before the first one moves."""
 
     @abstractmethod
     def pair(self, y: Factors, g: Factors, state: State, group: Group) -> Factors:
@@ -97,6 +126,19 @@ class PairOptimizer(Optimizer):
     def single(self, x: Tensor, g: Tensor, state: State, group: Group) -> Tensor:
         """A tensor that is no factor after the step: by AdamW, which is Adam without a weight decay."""
         return adamw(x, g, state, group)
+
+
+@contextmanager
+def decomposing(name: str) -> Iterator[None]:
+    """Tell of a decomposition that fails, as it does for numbers that overflow, as of numbers.
+
+    Raises:
+        FloatingPointError: with the name of what is decomposed.
+    """
+    try:
+        yield
+    except torch.linalg.LinAlgError as error:
+        raise FloatingPointError(f"The factors of {name} cannot be decomposed: {error}") from error
 
 
 def adam_direction(g: Tensor, state: State, betas: tuple[float, float], eps: float, key: str = "") -> Tensor:

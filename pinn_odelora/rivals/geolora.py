@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, linalg
 
 from pinn_odelora.manifolds.factors import Factors
-from pinn_odelora.optim.groups import Group, check_ranks
+from pinn_odelora.optim.groups import Group, check_rank
 from pinn_odelora.optim.methods import Method
 from pinn_odelora.rivals.base import POSITIVE, PairOptimizer, State
 from pinn_odelora.rules import below_one
@@ -50,9 +50,10 @@ class GeoLoRA(PairOptimizer):
     """
 
     def __init__(self, groups: Iterable[Group], lr: float = 1e-3, tau: float = 0.0) -> None:
-        groups = [*groups]
-        check_ranks(groups, "GeoLoRA")
         super().__init__(groups, lr, tau=tau)
+
+    def check_pair(self, group: Group) -> None:
+        check_rank(group, "GeoLoRA")
 
     def pair(self, y: Factors, g: Factors, state: State, group: Group) -> Factors:
         r, eta = rank(y), group["lr"]

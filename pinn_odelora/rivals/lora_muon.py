@@ -23,7 +23,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, linalg
 
-from pinn_odelora.errors import RefusedValueError
+from pinn_odelora.errors import InputError, RefusedValueError
 from pinn_odelora.manifolds.factors import Factors
 from pinn_odelora.optim.groups import Group
 from pinn_odelora.optim.methods import Method
@@ -41,17 +41,19 @@ class LoRAMuon(PairOptimizer):
         decay: λ, of the product.
 
     Raises:
-        InputError: for a group that is neither a pair nor one tensor.
+        InputError: for a group that is neither a pair nor one tensor, or, by ``step``, a learning rate of at least 1/λ.
     """
 
     def __init__(self, groups: Iterable[Group], lr: float = 1e-2, momentum: float = 0.95, decay: float = 0.0) -> None:
-        super().__init__(groups, lr, beta=momentum, decay=decay)
+        super().__init__(groups, lr, momentum=momentum, decay=decay)
 
     def pair(self, y: Factors, g: Factors, state: State, group: Group) -> Factors:
         size = group["lr"] / (2 * group["scale"])
-        kept = math.sqrt(1 - group["decay"] * group["lr"])
+        if (left := 1 - group["decay"] * group["lr"]) <= 0:
+            raise InputError(f"the learning rate is {group['lr']:g}, but it must be below 1/decay.")
+        kept = math.sqrt(left)
         R_A, R_B = inverse_root(y.A @ y.A.mT), inverse_root(y.B.mT @ y.B)
-        m = {key: self._momentum(key, x, state, group["beta"]) for key, x in g._asdict().items()}
+        m = {key: self._momentum(key, x, state, group["momentum"]) for key, x in g._asdict().items()}
         A = kept * y.A - size / kept * R_B @ msign(R_B @ m["A"])
         B = kept * y.B - size / kept * msign(m["B"] @ R_A) @ R_A
         return Factors(A, B)

@@ -26,13 +26,13 @@ also 1 there, bounds the norm of all ḡ together. The scale s of W = W0 + s·B 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, linalg
 
 from pinn_odelora.manifolds.factors import Factors
-from pinn_odelora.optim.groups import Group, check_ranks, has_gradient, is_pair
+from pinn_odelora.optim.groups import Group, check_rank, has_gradient, is_pair
 from pinn_odelora.optim.methods import Method
 from pinn_odelora.rivals.base import POSITIVE, PairOptimizer, State
 from pinn_odelora.rules import boolean, fractions, null
@@ -64,22 +64,13 @@ class LoRARITE(PairOptimizer):
         skip: float | None = None,
         escape: bool = False,
     ) -> None:
-        groups = [*groups]
-        check_ranks(groups, "LoRA-RITE")
         rite = {"pair_betas": tuple(betas), "pair_eps": eps, "clip": clip, "skip": skip, "escape": escape}
         super().__init__(groups, lr, **rite)
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        self._set_shares()
-        super().step()
-        return loss
+    def check_pair(self, group: Group) -> None:
+        check_rank(group, "LoRA-RITE")
 
-    def _set_shares(self) -> None:
+    def prepare(self) -> None:
         """The part of the gradients that a bound on their norm leaves, for all pairs together."""
         groups = [group for group in self.param_groups if is_pair(group) and has_gradient(group)]
         for group in groups:

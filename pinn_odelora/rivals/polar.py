@@ -28,7 +28,7 @@ from torch import Tensor, linalg
 
 from pinn_odelora.errors import InputError
 from pinn_odelora.manifolds.factors import Factors
-from pinn_odelora.optim.groups import Group, check_ranks, is_pair
+from pinn_odelora.optim.groups import Group, check_rank, is_pair
 from pinn_odelora.optim.methods import Method
 from pinn_odelora.rivals.base import PairOptimizer, State, adam_direction, adam_settings
 from pinn_odelora.rules import number, whole
@@ -45,7 +45,8 @@ class PoLAR(PairOptimizer):
         seed: of the X of pairs that start at B = 0.
 
     Raises:
-        InputError: for a group that is neither a pair nor one tensor, or a rank that a weight cannot have.
+        InputError: for a group that is neither a pair nor one tensor, an A of linearly dependent rows, or a rank that
+            a weight cannot have.
     """
 
     def __init__(
@@ -56,11 +57,17 @@ class PoLAR(PairOptimizer):
         landing: float = 1.0,
         seed: int = 0,
     ) -> None:
-        groups = [dict(group) for group in groups]
-        check_ranks(groups, "PoLAR")
-        for i, group in enumerate(filter(is_pair, groups)):
-            group["seed"] = seed + i
         super().__init__(groups, lr, betas=tuple(betas), landing=landing, seed=seed)
+
+    def check_pair(self, group: Group) -> None:
+        check_rank(group, "PoLAR")
+        R = linalg.qr(group["params"][0].detach().mT).R
+        if not float(R.diagonal().abs().min()) > torch.finfo(R.dtype).eps * float(R.norm()):
+            raise InputError(
+                f"the factor A of {group['name']} has linearly dependent rows, but PoLAR needs its full rank: choose "
+                "another start or a smaller rank."
+            )
+        group["seed"] = self.defaults["seed"] + len([*filter(is_pair, self.param_groups)])
 
     def pair(self, y: Factors, g: Factors, state: State, group: Group) -> Factors:
         X, M, N, Y = _parts(y, state, group)
@@ -81,8 +88,6 @@ def _parts(y: Factors, state: State, group: Group) -> tuple[Tensor, Tensor, Tens
         return state["X"], state["Theta"], torch.eye(len(y.A)).to(y.A), y.A.mT
     X, M = linalg.qr(y.B)
     Y, R = linalg.qr(y.A.mT)
-    if not float(R.diagonal().abs().min()) > torch.finfo(R.dtype).eps * float(R.norm()):
-        raise InputError(f"the factor A of {group['name']} has linearly dependent rows, but PoLAR needs its full rank.")
     return (X if y.B.any() else orthonormal(y.B, group["seed"])), M, R.mT, Y
 
 
