@@ -194,6 +194,12 @@ def test_groups_are_one_vector():
     assert torch.equal(whole(), x)
 
 
+def test_a_group_may_hold_a_generator_or_a_tensor():
+    x, parts = start(12).requires_grad_(), split(start(12))
+    optimizer = SSBroyden([{"params": (p for p in parts)}, {"params": x}])
+    assert [len(group["params"]) for group in optimizer.param_groups] == [2, 1]
+
+
 def test_it_continues_from_its_state_with_the_same_bits():
     x = start(12).requires_grad_()
     optimizer = SSBroyden([x])
@@ -269,6 +275,8 @@ def test_a_failing_closure_leaves_everything_as_it_was():
 def test_what_it_cannot_do_is_refused():
     with pytest.raises(InputError, match="needs a closure"):
         SSBroyden([start(3).requires_grad_()]).step()
+    with pytest.raises(InputError, match="the closure must return the loss"):
+        SSBroyden([start(3).requires_grad_()]).step(lambda: None)
     with pytest.raises(InputError, match="12001 numbers are trained"):
         SSBroyden([torch.zeros(12_001, requires_grad=True)])
     with pytest.raises(InputError, match="initial_scale is 1"):

@@ -44,7 +44,7 @@ from torch.optim import Optimizer
 
 from pinn_odelora.errors import InputError
 from pinn_odelora.integrators import Report
-from pinn_odelora.optim.groups import Group, parameters, unchanged_on_failure
+from pinn_odelora.optim.groups import Group, completed, parameters, unchanged_on_failure
 from pinn_odelora.optim.methods import Method
 from pinn_odelora.rules import boolean
 
@@ -182,7 +182,7 @@ class SSBroyden(Optimizer):
     of the first tensor. ``report.h`` is the step size of the last step.
 
     Args:
-        groups: tensors, or parameter groups such as ``factor_pairs`` gives.
+        groups: tensors, or parameter groups, those of ``factor_pairs`` for instance.
         lr: the step size that the line search tries first, in units of the quasi-Newton step.
         initial_scale: whether the first update scales the identity, too.
 
@@ -198,7 +198,7 @@ class SSBroyden(Optimizer):
         lr: float = 1.0,
         initial_scale: bool = False,
     ) -> None:
-        groups = [dict(x) if isinstance(x, dict) else {"params": [x]} for x in groups]
+        groups = [completed(x if isinstance(x, dict) else {"params": x}, i) for i, x in enumerate(groups)]
         for group in groups:
             group.pop("layer", None)  # a module, which a state_dict must not hold
         size = sum(p.numel() for p in parameters(groups))
@@ -261,7 +261,10 @@ class SSBroyden(Optimizer):
 
 def _evaluated(closure: Callable[[], Tensor]) -> Tensor:
     with torch.enable_grad():
-        return closure().detach()
+        loss = closure()
+    if loss is None:
+        raise InputError("SSBroyden compares losses along a line, so the closure must return the loss.")
+    return torch.as_tensor(loss).detach()
 
 
 def _gradient(p: Tensor) -> Tensor:
