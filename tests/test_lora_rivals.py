@@ -134,8 +134,24 @@ def test_damped_methods_start_from_zero_and_refuse_implicit_schemes():
     for method in (lambda i: methods.scaled_gd(i, damping=1e-2), methods.lora_pro):
         with pytest.raises(InputError, match="choose an explicit integrator"):
             method(LinearlyImplicit())
+    with pytest.raises(InputError, match=r"but not balanced_flow with a damping of 1e-08: choose"):
+        methods.lora_pro(LinearlyImplicit())
     with pytest.raises(InputError, match="damping is 0"):
         methods.lora_pro(euler, damping=0)
+
+
+@pytest.mark.parametrize("flow", [balanced_flow, scaled_flow])
+def test_a_damped_flow_leaves_a_direction_alone_that_both_factors_lack(flow):
+    """As of a pair from a weight of lower rank than r, or of a rank above those of the weight."""
+    pair = Pair()
+    A, B = torch.cat([pair.y.A, torch.zeros(1, N).double()]), torch.cat([pair.y.B, torch.zeros(M, 1).double()], dim=1)
+    smaller = Damped(flow, 1e-3)(pair.y, pair.g, SCALE)
+    g = Factors(SCALE * B.mT @ pair.G, SCALE * pair.G @ A.mT)
+    larger = Damped(flow, 1e-3)(Factors(A, B), g, SCALE)
+    assert torch.allclose(larger.A[:R], smaller.A)
+    assert torch.allclose(larger.B[:, :R], smaller.B)
+    assert not larger.A[R].any()
+    assert not larger.B[:, R].any()
 
 
 # LoRA-Pro.
@@ -317,6 +333,25 @@ def test_reflora_takes_plain_steps_first_where_b_is_zero_or_as_many_as_it_is_tol
     assert leaves_adam(Pair(size=0.0), WARMUP + 1) == WARMUP + 1
     assert leaves_adam(Pair(), 3) == 1
     assert leaves_adam(Pair(), 5, warmup=3) == 4
+
+
+def test_reflora_leaves_a_start_at_a_zero_a():
+    pair = Pair()
+    pair.A.data.zero_()
+    RefLoRA(pair.groups(), lr=1e-3).step(pair.closure)
+    assert torch.allclose(pair.A.detach().abs(), torch.full((R, N), 1e-3, dtype=torch.float64), rtol=1e-5)
+
+
+def test_ranks_above_those_of_the_weight():
+    """LoRA-Pro has finite steps there, BaLoRA no balanced pairs of that shape."""
+    pair = Pair()
+    wide = {"params": [nn.Parameter(randn(9, N, seed=1)), nn.Parameter(randn(M, 9, seed=2))], "name": "pair"}
+    A, B = wide["params"]
+    A.grad, B.grad = B.detach().mT @ pair.G, pair.G @ A.detach().mT
+    LoRAProAdamW([wide], lr=1e-2).step()
+    assert bool(A.isfinite().all() and B.isfinite().all())
+    with pytest.raises(InputError, match="pair has rank 9, more than its weight 7 x 6 can have, for which BaLoRA"):
+        BaLoRA([wide])
 
 
 @pytest.mark.parametrize("gauge", ["singular", "nearest"])

@@ -14,11 +14,13 @@ Neither needs the m × n gradient G.
 This is our reading of ODELoRA (Gao and Tan, 2026, arXiv 2602.07479), derived from its abstract. The velocity is minus
 the direction of LoRA-Pro with SGD (Wang et al., 2025, arXiv 2407.18242), whose code adds a damping δ: S_A + δI and
 S_B + δI stand for S_A and S_B in every inverse and in P_B, and S_B X + X S_A is what it was. Then (1) holds up to terms
-of size δ/σ², σ the least singular value of a factor, and the velocity is defined at B = 0 as well: dA/dt = 0,
-dB/dt = -s⁻² g_B (S_A + δI)⁻¹.
+of size δ/σ², σ the least singular value of a factor, and the velocity is defined for factors of any rank, with the X
+of least norm: at B = 0 it is dA/dt = 0, dB/dt = -s⁻² g_B (S_A + δI)⁻¹.
 """
 
 from __future__ import annotations
+
+import torch
 
 from pinn_odelora.flows.gram import gram_spectrum, spectrum
 from pinn_odelora.manifolds.factors import Factors
@@ -28,7 +30,7 @@ def balanced_flow(y: Factors, g: Factors, scale: float, damping: float = 0.0) ->
     """The velocity (1), (2) at factors ``y`` with gradients ``g``.
 
     Args:
-        y: A (…, r, n) and B (…, m, r), both of full rank r; leading dimensions are a batch of layers.
+        y: A (…, r, n) and B (…, m, r), without damping both of full rank r; leading dimensions are a batch of layers.
         g: gradients of the loss with respect to A and B, same shapes.
         scale: s > 0; the velocity of the product s·BA does not depend on how s is split between scale and factors.
         damping: δ ≥ 0.
@@ -50,5 +52,6 @@ def balanced_flow(y: Factors, g: Factors, scale: float, damping: float = 0.0) ->
     dA = U_B.mT @ g_A / ((b + damping) * scale**2)
     dB = g_B @ U_A / ((a + damping) * scale**2)
     dB = dB - B @ (U_B @ (U_B.mT @ (B.mT @ dB) / (b + damping)))
-    X = dA @ (A.mT @ U_A) / (b + a)
+    # Where both factors lack a direction, 0/0.
+    X = torch.where(b + a > 0, dA @ (A.mT @ U_A) / (b + a), 0.0)
     return Factors((U_B @ (X @ (U_A.mT @ A) - dA)).to(y.A), (-(dB + B @ U_B @ X) @ U_A.mT).to(y.B))

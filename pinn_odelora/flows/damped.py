@@ -24,6 +24,9 @@ class Damped:
     flow: Callable[..., Factors]
     damping: float
 
+    def __str__(self) -> str:
+        return f"{self.flow.__name__} with a damping of {self.damping:g}"
+
     def __call__(self, y: Factors, g: Factors, scale: float) -> Factors:
         """The velocity at factors ``y`` with gradients ``g``."""
         return self.flow(y, g, scale, damping=self.damping)

@@ -22,7 +22,7 @@ def scaled_flow(y: Factors, g: Factors, scale: float, damping: float = 0.0) -> F
     """The velocity at factors ``y`` with gradients ``g``.
 
     Args:
-        y: A (…, r, n) and B (…, m, r), both of full rank r; leading dimensions are a batch of layers.
+        y: A (…, r, n) and B (…, m, r), without damping both of full rank r; leading dimensions are a batch of layers.
         g: gradients of the loss with respect to A and B, same shapes.
         scale: s > 0.
         damping: δ ≥ 0.

@@ -437,7 +437,7 @@ def _stabilised(integrator: Integrator) -> bool:
 def _check_flow(flow: FactorFlow, chart: str, integrator: Integrator) -> None:
     if chart not in ("factors", "manifold"):
         raise RefusedValueError("chart", chart, "factors or manifold")
-    name = getattr(flow, "__name__", repr(flow))
+    name = getattr(flow, "__name__", str(flow))
     if integrator.linearises and flow not in (balanced_flow, gradient_flow):
         raise InputError(
             f"{type(integrator).__name__} follows the gradient flow of a sum of squares, balanced_flow or "

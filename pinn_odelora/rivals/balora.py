@@ -20,7 +20,7 @@ import torch
 
 from pinn_odelora.manifolds.factors import Factors
 from pinn_odelora.manifolds.fixed_rank import low_rank, rebalance
-from pinn_odelora.optim.groups import Group
+from pinn_odelora.optim.groups import Group, check_rank
 from pinn_odelora.optim.methods import Method
 from pinn_odelora.rivals.base import NOT_NEGATIVE, PairOptimizer, State, adam_settings, adamw
 from pinn_odelora.rules import one_of
@@ -38,6 +38,9 @@ class BaLoRA(PairOptimizer):
         eps: ε.
         weight_decay: λ.
         gauge: ``singular`` or ``nearest``, which of the balanced pairs.
+
+    Raises:
+        InputError: for a group that is neither a pair nor one tensor, or a rank that a weight cannot have.
     """
 
     def __init__(
@@ -50,6 +53,9 @@ class BaLoRA(PairOptimizer):
         gauge: Literal["singular", "nearest"] = "singular",
     ) -> None:
         super().__init__(groups, lr, betas=betas, eps=eps, weight_decay=weight_decay, gauge=gauge)
+
+    def check_pair(self, group: Group) -> None:
+        check_rank(group, "BaLoRA")
 
     def pair(self, y: Factors, g: Factors, state: State, group: Group) -> Factors:
         moved = Factors(adamw(y.A, g.A, state, group, "_A"), adamw(y.B, g.B, state, group, "_B"))

@@ -24,7 +24,7 @@ from pinn_odelora.rules import fractions, number
 ADVICE = "build them by pinn_odelora.factor_pairs(model)"
 POSITIVE = number(above=0)
 NOT_NEGATIVE = number(least=0)
-WHOLE = (torch.float32, torch.float64)
+WIDE = (torch.float32, torch.float64)
 State = MutableMapping[str, Any]
 
 
@@ -61,7 +61,7 @@ class PairOptimizer(Optimizer):
         group = completed(param_group, len(self.param_groups))
         group.pop("layer", None)  # a module, which a state_dict must not hold
         check_group(group, ADVICE, type(self).__name__, self._own)
-        if other := {p.dtype for p in group["params"]} - {*WHOLE}:
+        if other := {p.dtype for p in group["params"]} - {*WIDE}:
             # Moments of 16 bits stand still: 0.999 v is v.
             raise InputError(
                 f"{group['name']} is of {other.pop()}, but {type(self).__name__} computes in the precision of the "

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
+from pinn_odelora.errors import InputError
 from pinn_odelora.manifolds.factors import Factors
 from pinn_odelora.optim.groups import Group
 from pinn_odelora.optim.methods import Method
@@ -40,6 +41,9 @@ class LoRAFA(PairOptimizer):
         eps: ε.
         weight_decay: λ.
         damping: δ.
+
+    Raises:
+        InputError: for a group that is neither a pair nor one tensor, or a pair at A = 0, which would stay there.
     """
 
     def __init__(
@@ -52,6 +56,12 @@ class LoRAFA(PairOptimizer):
         damping: float = 1e-8,
     ) -> None:
         super().__init__(groups, lr, betas=betas, eps=eps, weight_decay=weight_decay, damping=damping)
+
+    def check_pair(self, group: Group) -> None:
+        if not bool(group["params"][0].any()):
+            raise InputError(
+                f"the factor A of {group['name']} is zero, and LoRA-FA does not move it: choose another start."
+            )
 
     def pair(self, y: Factors, g: Factors, state: State, group: Group) -> Factors:
         projected = g.B @ damped_inverse(y.A @ y.A.mT, group["damping"]) / group["scale"] ** 2

@@ -15,7 +15,8 @@ which Adam is given. With S_A = V_A Σ_A² V_Aᵀ and Σ_A V_Aᵀ S_B V_A Σ_A =
 
 ε_m being the relative precision of the dtype, as in the authors' code. That takes plain Adam steps first where B = 0,
 100 of them, since S is singular there, and none from factors of full rank; that is the rule here unless ``warmup`` is
-given. β = (0.9, 0.999), ε = 1e-8, no weight decay.
+given. A = 0 is treated like B = 0, since S and S⁻¹ would both be computed as zero. β = (0.9, 0.999), ε = 1e-8, no
+weight decay.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from pinn_odelora.rivals.base import PairOptimizer, State, adam_settings, adamw
 from pinn_odelora.rules import null, whole
 
 WARMUP = 100
-"""Plain steps from B = 0."""
+"""Plain steps from a factor that is zero."""
 
 
 class RefLoRA(PairOptimizer):
@@ -43,7 +44,7 @@ class RefLoRA(PairOptimizer):
         lr: η.
         betas: β₁, β₂.
         eps: ε.
-        warmup: steps by Adam alone before; None for 100 of a pair that starts at B = 0, and none of others.
+        warmup: steps by Adam alone before; None for 100 of a pair that starts at B = 0 or A = 0, and none of others.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class RefLoRA(PairOptimizer):
     def pair(self, y: Factors, g: Factors, state: State, group: Group) -> Factors:
         if "warmup" not in state:
             given = group["warmup"]
-            state["warmup"] = (0 if bool(y.B.any()) else WARMUP) if given is None else given
+            state["warmup"] = (0 if bool(y.A.any() and y.B.any()) else WARMUP) if given is None else given
         if state["step"] > state["warmup"]:
             S, inverse = refactoring(y)
             g = Factors(inverse @ g.A, g.B @ S)
@@ -91,7 +92,7 @@ def reflora(lr: float = 3e-3, betas: Sequence[float] = (0.9, 0.999), warmup: int
     Args:
         lr: learning rate.
         betas: decay rates of the two moments, in [0, 1).
-        warmup: steps by Adam alone before; None for 100 of a pair that starts at B = 0, and none of others.
+        warmup: steps by Adam alone before; None for 100 of a pair that starts at B = 0 or A = 0, and none of others.
     """
     lr, betas = adam_settings(lr, betas)
     warmup = (whole(0) | null).check("warmup", warmup)
