@@ -29,7 +29,7 @@ from torch import Tensor, linalg
 from pinn_odelora.manifolds.factors import Factors
 from pinn_odelora.optim.groups import Group
 from pinn_odelora.optim.methods import Method
-from pinn_odelora.rivals.base import POSITIVE, PairOptimizer, State
+from pinn_odelora.rivals.base import POSITIVE, PairOptimizer, State, damped
 from pinn_odelora.rules import below_one, fractions
 
 
@@ -56,7 +56,7 @@ class AltLoRA(PairOptimizer):
 
     def _move(self, other: Tensor, g: Tensor, state: State, group: Group, key: str) -> Tensor:
         """What A (r, n) loses, from B (m, r) and g_A; or Bᵀ, from Aᵀ and g_Bᵀ."""
-        D = linalg.inv(other.mT @ other + group["damping"] * torch.eye(other.shape[1]).to(other))
+        D = linalg.inv(damped(other.mT @ other, group["damping"]))
         transport = D @ other.mT @ state.get(f"other_{key}", torch.zeros_like(other))
         state[f"other_{key}"] = other.detach().clone()
         eta = group["lr"] / (1 - group["beta"] ** state["step"])

@@ -168,6 +168,16 @@ def adamw(x: Tensor, g: Tensor, state: State, group: Group, key: str = "") -> Te
     return (1 - group["lr"] * group["weight_decay"]) * x - group["lr"] * step
 
 
+def damped(S: Tensor, damping: float) -> Tensor:
+    """S + δI for a Gram matrix S.
+
+    Args:
+        S: AAᵀ or BᵀB, (r, r).
+        damping: δ ≥ 0.
+    """
+    return S + damping * torch.eye(len(S), dtype=S.dtype, device=S.device)
+
+
 def damped_inverse(S: Tensor, damping: float) -> Tensor:
     """(S + δI)⁻¹, (r, r), for a Gram matrix S; where that is singular, the pseudo-inverse, as in PEFT and LoRA-Pro.
 
@@ -175,7 +185,7 @@ def damped_inverse(S: Tensor, damping: float) -> Tensor:
         S: AAᵀ or BᵀB, (r, r).
         damping: δ ≥ 0.
     """
-    return torch.linalg.pinv(S + damping * torch.eye(len(S), dtype=S.dtype, device=S.device), hermitian=True)
+    return torch.linalg.pinv(damped(S, damping), hermitian=True)
 
 
 def adam_settings(lr: float, betas: Sequence[float]) -> tuple[float, tuple[float, float]]:

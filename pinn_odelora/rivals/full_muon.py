@@ -16,8 +16,9 @@ from torch import Tensor
 from pinn_odelora.errors import InputError
 from pinn_odelora.optim.groups import Group, parameters
 from pinn_odelora.optim.methods import Method
+from pinn_odelora.rivals.base import POSITIVE
 from pinn_odelora.rivals.factor_muon import FactorMuon
-from pinn_odelora.rules import below_one, number
+from pinn_odelora.rules import below_one
 
 
 class WeightMuon(FactorMuon):
@@ -50,6 +51,6 @@ def full_muon(lr: float = 1e-3, momentum: float = 0.95) -> Method:
         lr: learning rate of both.
         momentum: of Muon, in [0, 1).
     """
-    lr, momentum = number(above=0).check("lr", lr), below_one.check("momentum", momentum)
+    lr, momentum = POSITIVE.check("lr", lr), below_one.check("momentum", momentum)
     make = lambda groups: WeightMuon(groups, lr, momentum)
     return Method("full_muon", "weights", make, settings={"lr": lr, "momentum": momentum})

@@ -16,7 +16,7 @@ Defaults of the authors' code: β = (0.9, 0.999), ε = 1e-4, δ = 1e-8 for B and
 Four differences. The code has R and Rᵀ exchanged in the transport of v, with which full rank would not give Adam. It
 projects a gradient of B by an A that has moved since, where A is the one to move; here moments belong to the pair where
 the gradient was taken. Its weight decay, not multiplied by η, and its clipping of the gradient are left out. The paper
-has s = 1; another scale stands as if the factors were √s A and √s B.
+has s = 1; another scale stands, but for δ, as if the factors were √s A and √s B.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from torch import Tensor, linalg
 from pinn_odelora.manifolds.factors import Factors
 from pinn_odelora.optim.groups import Group
 from pinn_odelora.optim.methods import Method
-from pinn_odelora.rivals.base import POSITIVE, PairOptimizer, State
+from pinn_odelora.rivals.base import POSITIVE, PairOptimizer, State, damped
 from pinn_odelora.rules import fractions
 
 
@@ -69,7 +69,7 @@ class LoFT(PairOptimizer):
 def _move(other: Tensor, g: Tensor, state: State, group: Group, damping: float, key: str) -> Tensor:
     """What a factor (m, r) would lose, from the other one, (n, r), and its own gradient; its moments are renewed."""
     (b1, b2), t, scale = group["pair_betas"], state["step"], group["scale"]
-    D = linalg.inv(other.mT @ other + damping * torch.eye(other.shape[1]).to(other))
+    D = linalg.inv(damped(other.mT @ other, damping))
     projected = g @ D / scale
     m, v = _carried(other, D, state, key, projected)
     m = b1 * m + (1 - b1) * projected

@@ -27,8 +27,8 @@ from pinn_odelora.errors import InputError, RefusedValueError
 from pinn_odelora.manifolds.factors import Factors
 from pinn_odelora.optim.groups import Group
 from pinn_odelora.optim.methods import Method
-from pinn_odelora.rivals.base import POSITIVE, PairOptimizer, State
-from pinn_odelora.rules import below_one, number
+from pinn_odelora.rivals.base import NOT_NEGATIVE, POSITIVE, PairOptimizer, State
+from pinn_odelora.rules import below_one
 
 
 class LoRAMuon(PairOptimizer):
@@ -85,7 +85,7 @@ def lora_muon(lr: float = 1e-2, momentum: float = 0.95, decay: float = 0.0) -> M
         decay: λ, the product shrinks by 1 − λη in a step.
     """
     lr, momentum = POSITIVE.check("lr", lr), below_one.check("momentum", momentum)
-    decay = number(least=0).check("decay", decay)
+    decay = NOT_NEGATIVE.check("decay", decay)
     if decay * lr >= 1:
         raise RefusedValueError("decay", decay, f"below 1/lr, which is {1 / lr:g}")
     settings = {"lr": lr, "momentum": momentum, "decay": decay}

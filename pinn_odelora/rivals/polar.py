@@ -30,8 +30,8 @@ from pinn_odelora.errors import InputError
 from pinn_odelora.manifolds.factors import Factors
 from pinn_odelora.optim.groups import Group, check_rank, is_pair
 from pinn_odelora.optim.methods import Method
-from pinn_odelora.rivals.base import PairOptimizer, State, adam_direction, adam_settings
-from pinn_odelora.rules import number, whole
+from pinn_odelora.rivals.base import NOT_NEGATIVE, PairOptimizer, State, adam_direction, adam_settings
+from pinn_odelora.rules import whole
 
 
 class PoLAR(PairOptimizer):
@@ -113,6 +113,6 @@ def polar(lr: float = 1e-3, betas: Sequence[float] = (0.9, 0.999), landing: floa
         seed: of the directions of layers that start at zero.
     """
     lr, betas = adam_settings(lr, betas)
-    landing, seed = number(least=0).check("landing", landing), whole(0, 2**32 - 1).check("seed", seed)
+    landing, seed = NOT_NEGATIVE.check("landing", landing), whole(0, 2**32 - 1).check("seed", seed)
     settings = {"lr": lr, "betas": [*betas], "landing": landing, "seed": seed}
     return Method("polar", "factors", lambda groups: PoLAR(groups, **settings), settings=settings)

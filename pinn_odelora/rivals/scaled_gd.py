@@ -6,7 +6,7 @@ from pinn_odelora.flows import Damped, scaled_flow
 from pinn_odelora.integrators import Integrator
 from pinn_odelora.optim.methods import Method, probe
 from pinn_odelora.optim.odelora import ODELoRA
-from pinn_odelora.rules import number
+from pinn_odelora.rivals.base import NOT_NEGATIVE
 
 
 def scaled_gd(integrator: Integrator, damping: float = 0.0) -> Method:
@@ -21,7 +21,7 @@ def scaled_gd(integrator: Integrator, damping: float = 0.0) -> Method:
     Raises:
         InputError: for a scheme that linearises: this flow has no implicit form here.
     """
-    damping = number(least=0).check("damping", damping)
+    damping = NOT_NEGATIVE.check("damping", damping)
     flow = Damped(scaled_flow, damping) if damping else scaled_flow
     make = lambda groups: ODELoRA(groups, integrator=integrator, flow=flow, retract=False)
     probe(make)

@@ -22,9 +22,9 @@ bound (ρ - 1)/a is taken for its limit where a is 0 up to rounding.
 H starts as the identity. With ``initial_scale`` the first update has τ = h/σ, which is close to the scaling of H by
 yᵀs/yᵀy before it. The line search is that of Nocedal and Wright (Numerical Optimization, algorithms 3.5 and 3.6) as
 SciPy has it, with its first trial min(1, 2.02 (L - L_before)/gᵀp), for which L_before is L + ‖g‖/2 in the first step;
-its constants are c₁ = 1e-4 and c₂ = 0.9. The authors try another search with the same conditions before.
+its constants are c₁ = 1e-4 and c₂ = 0.9. The authors first try another search with the same conditions.
 
-Ours, where the authors' code ends: after a line search that fails H is the identity again.
+After a line search that fails, the authors' code ends; here H becomes the identity again.
 
 H is dense, 8n² bytes in float64, so that wide networks are out of reach.
 """
