@@ -30,7 +30,7 @@ def list_(_: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from pinn_odelora.optim import methods
+    from pinn_odelora import methods
 
     problems = Table("problem", "equation", "parameter", "source → target", "conditions", title="Problems")
     for name, cls in problem_classes().items():
@@ -44,10 +44,10 @@ def list_(_: argparse.Namespace) -> None:
             ", ".join(cls.supports),
         )
     table = Table("method", "what it is", "integrator", title="Methods")
-    for name, function in vars(methods).items():
-        if inspect.isfunction(function) and function.__annotations__.get("return") == "Method":
-            integrator = "yes" if "integrator" in inspect.signature(function).parameters else "-"
-            table.add_row(name, inspect.getdoc(function).splitlines()[0], integrator)
+    for name in (name for name in methods.__all__ if name != "Method"):
+        function = getattr(methods, name)
+        integrator = "yes" if "integrator" in inspect.signature(function).parameters else "-"
+        table.add_row(name, inspect.getdoc(function).splitlines()[0], integrator)
     console = Console(width=max(Console().width, 120))
     console.print(problems)
     console.print(table)

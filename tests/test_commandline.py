@@ -740,6 +740,14 @@ def test_the_program_without_an_argument_prints_the_help_of_all_commands(capsys,
     assert "[-o OUTPUT] run points" in out
 
 
+def test_the_list_has_every_problem_and_every_method(capsys):
+    code, out, said = program(capsys, "list")
+    assert (code, said) == (0, "")
+    names = {line.split()[1] for line in out.splitlines() if line.startswith("│")}
+    for group in ("problem", "method"):
+        assert {file.stem for file in (CONFIGS / group).glob("*.yaml")} <= names
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
