@@ -210,6 +210,29 @@ def test_runs_are_found_below_folders_and_what_cannot_be_shown_is_said_in_a_sent
     ]
 
 
+def test_runs_of_several_folders_have_different_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in ("one/0", "two/0", "three"):
+        folder_of(tmp_path / path)
+    names = lambda *where: [run.name for run in collected(where)[0]]
+    assert names("one", "two") == ["one/0", "two/0"]
+    assert names("one", tmp_path / "three") == ["one/0", "three"]
+    assert names("one") == ["0"]
+    folder_of(tmp_path / "three/inner")
+    assert names("three") == ["three", "three/inner"]
+
+
+def test_a_seed_that_is_no_number_is_a_damaged_run(tmp_path):
+    with pytest.raises(InputError, match="holds a damaged run"):
+        of_folder(folder_of(tmp_path / "a", seed="x"))
+
+
+def test_a_step_size_that_is_infinite_is_none(tmp_path):
+    rows = [{**row, "integrator/h": math.inf} for row in rows_of(3)]
+    assert run(rows=rows).step_size() == (None, False)
+    data_of(pages.page([run(rows=rows)], []))
+
+
 def test_an_integrators_step_size_counts_only_where_it_is_used(tmp_path):
     shown = of_folder(folder_of(tmp_path / "a", integrator={"h": 7.0}))
     assert shown.step_size() == (0.1, True)

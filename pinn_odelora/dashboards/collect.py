@@ -75,7 +75,7 @@ class Shown:
         for key in own:
             if (size := _number(self.settings.get(key))) is not None:
                 return size, True
-        taken = [row["integrator/h"] for row in self.rows if row.get("integrator/h", 0) > 0]
+        taken = [h for row in self.rows if 0 < (h := row.get("integrator/h", 0)) < math.inf]
         return (median(taken) if taken else None), False
 
 
@@ -141,17 +141,18 @@ def of_folder(folder: Path) -> Shown:
     """
     try:
         own = everything(folder / CONFIG)
-        summary = json.loads((folder / SUMMARY).read_text()) if (folder / SUMMARY).exists() else {}
+        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8")) if (folder / SUMMARY).exists() else {}
         names = ("problem", "method", "integrator")
         about = {name: summary.get(name, _plain(own.get(f"choices.{name}"))) for name in names}
         if not about["problem"] or not about["method"]:
             raise KeyError("choices")
+        about["seed"] = int(own.get("seed", 0))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, YAMLError, OmegaConfBaseException) as error:
         raise InputError(f"{folder} holds a damaged run ({type(error).__name__}).") from error
     rows = read_history(folder / HISTORY) if (folder / HISTORY).exists() else []
     return Shown(
         str(folder),
-        about | {"seed": int(own.get("seed", 0))},
+        about,
         {key: value for key, value in own.items() if not is_aside(key)},
         summary,
         [{LINEARISED.get(name, name): x for name, x in row.items()} for row in rows],
@@ -184,12 +185,13 @@ def _places(folder: Path) -> Iterator[Path]:
 
 
 def _named(runs: Sequence[Shown]) -> list[Shown]:
-    """Names without what all folders share."""
-    names = [run.name for run in runs]
-    shared = os.path.commonpath(names) if len(names) > 1 and all(os.sep in name for name in names) else ""
-    if not shared:
-        return [run if os.sep not in run.name else _renamed(run, Path(run.name).name) for run in runs]
-    return [_renamed(run, os.path.relpath(run.name, shared)) for run in runs]
+    """Names of folders without what all of them are in."""
+    folders = [run.name for run in runs if os.path.isdir(run.name)]
+    try:
+        shared = os.path.commonpath([os.path.dirname(os.path.abspath(name)) for name in folders])
+    except ValueError:  # no folder, or several drives
+        return list(runs)
+    return [_renamed(run, os.path.relpath(run.name, shared)) if run.name in folders else run for run in runs]
 
 
 def _renamed(run: Shown, name: str) -> Shown:

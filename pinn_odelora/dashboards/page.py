@@ -47,7 +47,7 @@ def page(runs: Sequence[Shown], notes: Sequence[str]) -> RunsPage:
         InputError: if Plotly is not installed.
     """
     script = plotly()
-    maps, most = Maps(cells_each(len(runs) + len({run.about["problem"] for run in runs}))), rows_each(len(runs))
+    maps, most = Maps(cells_each(len(runs) + len({_problem(run) for run in runs}))), rows_each(len(runs))
     shown = [_run(run, maps, most) for run in runs]
     _keep_what_differs(shown)
     lost = [f"{x['name']} has no map: {x['why']}." for x in shown if x["why"] and x["state"] != "unfinished"]
@@ -95,6 +95,11 @@ def _run(run: Shown, maps: Maps, most: int) -> dict[str, Any]:
         "map": found,
         "why": why,
     }
+
+
+def _problem(run: Shown) -> tuple[str, ...]:
+    """Its name and its parameters, which decide on the reference."""
+    return run.about["problem"], *(f"{k}={x}" for k, x in run.settings.items() if k.startswith("problem."))
 
 
 def _map(run: Shown, maps: Maps) -> tuple[dict[str, Any] | None, str]:
