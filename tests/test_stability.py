@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -356,6 +357,14 @@ def test_invalid_input_is_one_sentence(studied, arguments, sentence):
     code, _, said = studied(*arguments)
     assert code == 2
     assert said.startswith(sentence)
+
+
+def test_without_pyarrow_nothing_is_run(studied, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    code, _, said = studied("--problems", "burgers", "--methods", "lora_adam")
+    assert code == 2
+    assert said == "The report of a study needs pyarrow: pip install 'pinn-odelora[study]'.\n"
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_row_survives_the_file(tmp_path):

@@ -15,7 +15,7 @@ from rich.console import Console
 from pinn_odelora.errors import unknown
 from pinn_odelora.rules import whole
 from pinn_odelora.runs.messages import say
-from pinn_odelora.stability import console, report
+from pinn_odelora.stability import console, report, storage
 from pinn_odelora.stability.methods import METHODS
 from pinn_odelora.stability.plan import FULL, PROBLEMS, QUICK, Case, Form, cases
 from pinn_odelora.stability.studying import finished, study
@@ -34,6 +34,7 @@ def run(args: argparse.Namespace) -> int:
     form, folder = QUICK if args.quick else FULL, args.runs or RUNS
     problems = _known("problem", args.problems, PROBLEMS)
     methods = _known("method", args.methods, METHODS)
+    storage.library()  # before hours of runs, not after them
     workers = cores() if args.workers is None else whole(1).check("workers", args.workers)
     for name in methods:
         if not METHODS[name].present:

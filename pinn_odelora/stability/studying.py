@@ -7,7 +7,7 @@ at any moment goes on where it was, and so does one that gains a method.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -76,12 +76,6 @@ def same(run: Mapping[str, Any], case: Case) -> bool:
 def read(file: Path) -> dict[str, Any] | None:
     """The run in a file; None without one, or for a damaged one."""
     try:
-        return json.loads(file.read_text())
+        return json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None
-
-
-def runs(folder: Path) -> Iterator[dict[str, Any]]:
-    """Every finished run of a folder, by the name of its file."""
-    found = (read(file) for file in sorted((folder / RUNS).glob("*.json")))
-    return (run for run in found if run is not None)
