@@ -68,7 +68,7 @@ def summaries(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
 
 def _summary(file: Path) -> dict[str, Any]:
     try:
-        result = json.loads(file.read_text())
+        result = json.loads(file.read_text(encoding="utf-8"))
         return {name: result[name] for name in COLUMNS if name not in COMPUTED} | {
             "settings": settings(file.with_name(CONFIG))
         }
