@@ -47,7 +47,17 @@ from pinn_odelora.stability.plan import (
 from pinn_odelora.stability.predictions import DIVERGED, WIDTHS
 from pinn_odelora.stability.running import MARKS, Mark, costs, followed, hopeless, perform, points
 from pinn_odelora.stability.studying import finished
-from pinn_odelora.stability.verdicts import CLAIMS, EXPLICIT, IMPLICIT, judge, outcome, targets, verdicts
+from pinn_odelora.stability.verdicts import (
+    CLAIMS,
+    EXPLICIT,
+    IMPLICIT,
+    default_error,
+    judge,
+    outcome,
+    shared,
+    targets,
+    verdicts,
+)
 from problems.burgers import Burgers
 
 RESULTS = Path(__file__).parents[1] / "docs/results/stability"
@@ -175,6 +185,7 @@ def test_what_a_method_refuses_is_a_failed_run():
 def row(problem="burgers", method="lora_adam", step=1.0, seed=0, part="main", errors=(1.0, 0.05), **other):
     heldout = other.pop("heldout", tuple(x and x * x for x in errors))
     plain = {"failure": "", "broken_off": False, "peak_condition_a": 2.0, "peak_condition_b": 3.0, "peak_balance": 0.1}
+    plain["seconds_spent"] = 2.5
     own = {"problem": problem, "method": method, "step": step, "seed": seed, "part": part}
     alone = {"rank": str(RANK), "start": "pissa", "precision": 64, "points": "fresh", "residuals": RESIDUALS}
     curves = {"error": [*errors], "heldout": [*heldout], "error_returned": None, "heldout_returned": None}
@@ -204,6 +215,12 @@ def test_a_step_size_works_at_a_tenth_of_the_error():
     assert works(row(errors=(0.5, 0.3, 0.05)))
     assert not works(row(errors=(0.5, 0.01, 0.051)))
     assert not works(row(errors=(0.5, None)))
+    assert works(row(errors=(0.5, 0.2)), 0.5)
+    study = Study(row(step=10.0**k, errors=(1.0, x)) for k, x in enumerate((0.4, 0.05, 0.3, 0.6)))
+    assert (study.width("burgers", "lora_adam", 0).decades, study.width("burgers", "lora_adam", 0, 0.5).decades) == (
+        0,
+        2,
+    )
     assert end_error(row(errors=(0.5, None))) == math.inf
     assert counted_error(row(errors=(0.5, 3.0))) == counted_error(row(errors=(0.5, None))) == 0.5
     assert counted_error(row(errors=(1.5, 1.2))) == 1.2
@@ -259,8 +276,27 @@ def test_a_claim_holds_where_ours_is_better_and_not_where_it_is_worse():
 
 def test_too_few_problems_decide_nothing():
     study = two_methods((0.01, 0.02, 0.05), (0.05, 0.5, 2.0))
-    few = Study(run for run in study.rows if run["problem"] in PROBLEMS[:2])
-    assert judge(few, CLAIMS[0], [IMPLICIT]).outcome == "undecided"
+    few = Study(run for run in study.rows if run["problem"] in PROBLEMS[:3])
+    found = judge(few, CLAIMS[0], [IMPLICIT])
+    assert (found.outcome, found.ahead, found.problems) == ("undecided", 3, 3)
+
+
+def test_verdicts_are_by_the_step_sizes_that_all_methods_have():
+    step = METHODS[IMPLICIT].middle * 10 ** FULL.places[-1]
+    more = [row(step=step * 10 ** (0.5 * k), method=IMPLICIT) for k in range(-1, 8)] + [row(step=1e9)]
+    kept = shared(Study([*more, row(method=IMPLICIT, step=None)]))
+    assert sorted(x["step"] or 0 for x in kept.rows) == pytest.approx([0, step / 10**0.5, step, 1e9])
+    planned = [c for c in cases(FULL, ["burgers"]) if c.part == "main" and c.seed == 1 and c.step is not None]
+    left = shared(Study(row(method=c.method, step=c.step) for c in planned))
+    assert {name: len(left.grid("burgers", name)) for name in left.methods} == dict.fromkeys(left.methods, 11)
+
+
+def test_a_default_that_was_not_run_is_not_replaced_by_another_step_size():
+    rate = METHODS["lora_rite"].default
+    study = Study(row(method="lora_rite", step=rate * 10**k, errors=(1.0, 10.0**k)) for k in (-2, -1, 0))
+    assert default_error(study, "burgers", "lora_rite", 0) == pytest.approx(0)
+    part = Study(study.rows[:2])
+    assert default_error(part, "burgers", "lora_rite", 0) is None
 
 
 def test_an_interval_with_zero_inside_is_undecided():
@@ -291,6 +327,7 @@ def test_the_targets_are_met_short_or_incomplete():
     ]
     assert states(good + wide)[2] == "met"
     assert states(good + [r for r in wide if r["step"] > 1])[2] == "short"
+    assert states(good + [r for r in wide if r["step"] > 1 and r["seed"] == 0])[2] == "incomplete"
     assert command.code(targets(Study(good + wide), PROBLEMS, (0, 1))) == 0
     assert command.code(targets(Study(good), PROBLEMS, (0, 1))) == 2
     assert command.code(targets(Study(defaults(1.5, (1, 1))), PROBLEMS, (0, 1))) == 1
@@ -385,8 +422,10 @@ def test_every_section_is_written_from_a_whole_study():
         for p in PROBLEMS
         for name in METHODS
         for seed in (0, 1)
-        for step in ((None,) if name == OURS else (0.1, 1.0, 10.0))
+        for step in ((None,) if name == OURS else (0.1, METHODS[name].default or 1.0, 10.0))
     ]
+    rows[0] |= {"error_returned": [1.0, 0.3, 0.01], "heldout_returned": [1.0, 0.3, 0.01], "heldout": [1.0, 0.3, 2.0]}
+    rows += [row(p, name, None, s) for p in PROBLEMS for name in (IMPLICIT, *EXPLICIT) for s in (0, 1)]
     rows += [row(p, name, None, s, "timed", errors=(1.0, 0.01)) for p in PROBLEMS for name in METHODS for s in (0, 1)]
     rows += [
         row("burgers", name, 1.0, 0, "slice", **{**varied, "rank": str(varied.get("rank", RANK))})
@@ -396,8 +435,10 @@ def test_every_section_is_written_from_a_whole_study():
     study = Study(rows)
     page = report.page(study, FULL, PROBLEMS)
     assert "Not run" not in page
-    assert len(verdicts(study)) == 2 * len(CLAIMS)
-    assert "| lora_rite | default | 3.0e-02 [2.0e-02, 4.0e-02] (1) |" in page
+    assert len(verdicts(study)) == 2 * len(CLAIMS) + 4
+    assert "| lora_rite | default | 3.0e-05 [2.0e-05, 4.0e-05] (0.001) |" in page
+    assert "| odelora | default, last iterate |" in page
+    assert "| odelora | 0 of 2 | 0 of 2 | 0 of 2 | 0 of 2 | 0.00 [0.00, 0.00] | 1 of 8 |" in page
 
 
 @pytest.mark.skipif(not (RESULTS / report.RUNS).is_file(), reason="the full study has not been run")

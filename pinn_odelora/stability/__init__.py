@@ -13,4 +13,5 @@ the flow of plain LoRA and published optimisers of LoRA pairs.
     verdicts     each claim: holds, does not hold, undecided
     storage      the runs in one file
     report       the page, its tables and its pictures
+    words        what the page says about them
 """

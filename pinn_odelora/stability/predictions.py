@@ -61,6 +61,8 @@ DIVERGED = {
     "altlora_plus": 0.3,
 }
 """Share of all runs of the main part."""
-BEST_AT_DEFAULT = "odelora"
-BEST_AT_BEST = "odelora"
-"""The method with the smallest error, over all problems."""
+SMALLEST = ("odelora", "odelora_implicit")
+"""The methods with the smallest and the second smallest error on all problems, at the default step size and at the best
+one, which for the first is its own.
+"""
+BEST_PUBLISHED = "lora_pro_adamw"

@@ -5,13 +5,16 @@ from __future__ import annotations
 import io
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from pinn_odelora.files import write_bytes, write_text
-from pinn_odelora.stability import storage
+from pinn_odelora.stability import storage, words
 from pinn_odelora.stability.figure import picture
 from pinn_odelora.stability.measures import (
+    HALF,
+    REACHED,
     Interval,
     Run,
     Study,
@@ -21,25 +24,31 @@ from pinn_odelora.stability.measures import (
     end_error,
     returned,
     rises,
+    works,
     worst_over_best,
 )
 from pinn_odelora.stability.methods import METHODS, OURS
-from pinn_odelora.stability.plan import RANK, RESIDUALS, SLICED_METHODS, Form
-from pinn_odelora.stability.predictions import BEST_AT_BEST, BEST_AT_DEFAULT, DIVERGED, WIDTHS
+from pinn_odelora.stability.plan import RANK, RESIDUALS, SLICED_METHODS, Form, cases
+from pinn_odelora.stability.predictions import BEST_PUBLISHED, DIVERGED, SMALLEST, WIDTHS
 from pinn_odelora.stability.verdicts import (
-    CLAIMS,
+    EXPLICIT,
+    IMPLICIT,
     Target,
     Verdict,
     best_error,
     best_run,
+    condition,
+    decades_halving,
     decades_wide,
     default_error,
+    default_rises,
     default_run,
-    mean,
     rivals,
+    share_diverged,
+    shared,
+    spread_of_seeds,
     targets,
     timed_error,
-    values,
     verdicts,
 )
 
@@ -60,66 +69,30 @@ def write(runs: Iterable[Run], form: Form, problems: Sequence[str], folder: Path
 
 def page(study: Study, form: Form, problems: Sequence[str]) -> str:
     """The page as it is written."""
+    equal = shared(study)
     return "\n".join(
         [
             *_head(study, form),
             *_section("Targets", _targets(targets(study, problems, form.seeds))),
-            *_section("Verdicts", _verdicts(verdicts(study)), VERDICTS),
-            *_section("Where ODELoRA loses", _losses(study), LOSSES),
+            *_section("Verdicts", _verdicts(verdicts(study)), words.VERDICTS),
+            *_section("What the verdicts rest on", words.LIMITS),
+            *_section("Where ODELoRA loses", _losses(equal), words.LOSSES),
             "## The stability picture",
             "",
             f"![Error against step size]({PICTURE})",
             "",
-            PICTURED,
+            words.PICTURED,
             "",
-            *_section("Step sizes that work", _widths(study), WIDE),
-            *_section("Runs that diverge", _diverged(study), SHARES),
-            *_section("Errors", _errors(study), ERRORS),
-            *_section("Rises of the held-out loss", _rises(study), RISES),
-            *_section("Errors at equal seconds", _timed(study), _timed_words(form)),
-            *_section("Ranks, starts, precision, points", _slices(study), SLICED),
-            *_section("Conditioning and balance", _shapes(study), SHAPES),
-            *_section("Predicted and found", _predicted(study), PREDICTED),
+            *_section("Step sizes that work", _widths(study), words.WIDE),
+            *_section("Runs that diverge", _diverged(equal), words.SHARES),
+            *_section("Errors", _errors(study), words.ERRORS),
+            *_section("Rises of the held-out loss", _rises(study), words.RISES),
+            *_section("Errors at equal seconds", _timed(study), words.timed(form)),
+            *_section("Ranks, starts, precision, points", _slices(study), words.SLICED),
+            *_section("Conditioning and balance", _shapes(study), words.SHAPES),
+            *_section("Predicted and found", [*_predicted(equal), "", *_foretold(equal)], words.PREDICTED),
         ]
     )
-
-
-VERDICTS = (
-    "The source, of which only the abstract is known to us, claims that its dynamics, discretised by schemes "
-    "including Euler's and Runge–Kutta, are better than existing baselines on physics-informed networks, especially in "
-    "the stability of training. Each claim is judged for this package's default and for the better one of Euler's "
-    "scheme and RK4, against the rival that is best in this measure. The difference is ours minus the rival's, with "
-    "its 95 % interval over problems and seeds; a claim is undecided where zero is inside."
-)
-LOSSES = "Problems on which a rival has a smaller median error than ours in the same comparison."
-PICTURED = (
-    "The error of what a run returns after all its evaluations, median over seeds, with a band from the best seed to "
-    "the worst. Grey lines: the error of the start, and a tenth of it (dotted). Dash-dotted: the default settings of "
-    "this package, which choose their step size. Errors above 10, or without a value, are drawn at 10."
-)
-WIDE = (
-    "Decades between the ends of the longest row of neighbouring step sizes that reach a tenth of the error at the "
-    "start, median over seeds; ≥ where the row reaches an end of the grid. The mean has its 95 % interval. The "
-    "linearly implicit scheme has larger step sizes besides, since the ones that work depend on the weights of "
-    "residuals."
-)
-SHARES = "Of all step sizes and seeds: a failure, a refusal, or a held-out loss above that of the start at the end."
-ERRORS = "Relative L2, median over seeds with the smallest and the largest; the step size or learning rate in brackets."
-RISES = (
-    "Between marks at equal evaluations: the share of marks at which the loss on the same held-out points is larger "
-    "than at the one before, mean over problems and seeds, and the largest rise in %. Of the iterates, and of what the "
-    "run would have returned there. For the default step size, and for the best one."
-)
-SLICED = (
-    "The smallest median error over step sizes, one thing varied at a time from rank 8, the PiSSA start, 64 bits, and "
-    f"{RESIDUALS:,} residuals at fresh points; the last column is the largest over the smallest error of the "
-    "ranks 2, 4, 8 and of the starts."
-)
-SHAPES = (
-    "Along runs with the best step size: the largest condition number of the Gram matrices AAᵀ and BᵀB of a layer and "
-    "the largest ‖BᵀB − AAᵀ‖, at marks; median over problems and seeds, and largest."
-)
-PREDICTED = "Written down before the study was run, in `pinn_odelora/stability/predictions.py`, and what was found."
 
 
 def _head(study: Study, form: Form) -> list[str]:
@@ -128,15 +101,23 @@ def _head(study: Study, form: Form) -> list[str]:
         "",
         "Generated by `python -m pinn_odelora study stability`, which makes the runs that are missing first; "
         "[how to run and read it](../../guide/stability-study.md). "
-        f"{len(study.rows)} runs on {', '.join(study.problems)}; seeds {', '.join(map(str, study.seeds))}; "
-        f"{len(form.places)} step sizes over {form.places[-1] - form.places[0]:g} decades, {form.evaluations} gradient "
-        "evaluations each, stages, trial steps and linearisations included. All methods adapt the same pretrained "
-        f"networks from the same factors of rank {RANK}, with {RESIDUALS:,} residuals a batch, new ones at each step; "
-        "`odelora` is "
-        "the default of this package, with rank, points and step size of its own. Terms are defined in "
-        "`pinn_odelora/stability/measures.py`.",
+        f"{len(study.rows)} of {_planned(form)} runs, on {', '.join(study.problems)}; seeds "
+        f"{', '.join(map(str, study.seeds))}; "
+        f"{len(form.places)} step sizes over {form.places[-1] - form.places[0]:g} decades{_beyond(form)}, "
+        f"{form.evaluations} gradient evaluations each, stages, trial steps and linearisations included. All methods "
+        f"adapt the same pretrained networks from the same factors of rank {RANK}, with {RESIDUALS:,} residuals a "
+        "batch, new ones at each step; `odelora` is the default of this package, with rank, points and step size of "
+        "its own. Terms are defined in `pinn_odelora/stability/measures.py`.",
         "",
     ]
+
+
+def _beyond(form: Form) -> str:
+    return "".join(f" ({len(places)} larger ones besides for `{name}`)" for name, places in form.beyond.items())
+
+
+def _planned(form: Form) -> int:
+    return len([*cases(form), *cases(form, timed=True)])
 
 
 def _section(title: str, table: Sequence[str], text: str = "") -> list[str]:
@@ -160,8 +141,12 @@ def _targets(judged: Sequence[Target]) -> list[str]:
 
 
 def _verdicts(judged: Sequence[Verdict]) -> list[str]:
-    rows = ((v.claim.text, v.ours, v.rival, _difference(v), f"**{v.outcome}**") for v in judged)
-    return _table(("claim", "ours", "best rival", "difference", "verdict"), rows)
+    rows = ((v.claim.text, v.ours, v.rival, _difference(v), _ahead(v), f"**{v.outcome}**") for v in judged)
+    return _table(("claim", "ours", "best rival", "difference", "ahead", "verdict"), rows)
+
+
+def _ahead(verdict: Verdict) -> str:
+    return f"{verdict.ahead} of {verdict.problems}" if verdict.problems else ""
 
 
 def _difference(verdict: Verdict) -> str:
@@ -172,29 +157,46 @@ def _interval(x: Interval | None, form: str = ".2f") -> str:
     return "" if x is None else f"{x.value:{form}} [{x.low:{form}}, {x.high:{form}}]"
 
 
-COMPARED: tuple[tuple[str, Callable[[Study, str, str, int], float | None], str], ...] = (
-    ("without tuning", default_error, OURS),
-    ("best step size", best_error, "odelora_implicit"),
-    ("best step size", best_error, "odelora_euler"),
-    ("best step size", best_error, "odelora_rk4"),
-    ("best step size", best_error, "odelora_rkc2"),
-    ("equal seconds", timed_error, OURS),
-    ("step sizes that work", lambda *at: None if (x := decades_wide(*at)) is None else -x, "odelora_implicit"),
+class Compared(NamedTuple):
+    """A measure of which smaller values are better, whose values are ours, and how a value is written."""
+
+    what: str
+    measure: Callable[[Study, str, str, int], float | None]
+    ours: str
+    shown: Callable[[float], str] = lambda x: f"{10**x:.1e}"
+
+
+def _narrow(measure: Callable[[Study, str, str, int], float | None]) -> Callable[..., float | None]:
+    return lambda *at: None if (x := measure(*at)) is None else -x
+
+
+COMPARED = (
+    Compared("error without tuning", default_error, OURS),
+    Compared("error without tuning", default_error, IMPLICIT),
+    *(Compared("error at the best step size", best_error, name) for name in (IMPLICIT, *EXPLICIT, "odelora_rkc2")),
+    Compared("error at equal seconds", timed_error, OURS),
+    Compared("step sizes that work", _narrow(decades_wide), IMPLICIT, lambda x: f"{abs(x):.1f} decades"),
+    Compared("step sizes that halve the error", _narrow(decades_halving), IMPLICIT, lambda x: f"{abs(x):.1f} decades"),
+    Compared("step sizes that diverge", share_diverged, IMPLICIT, "{:.2f}".format),
+    Compared("rises of the iterates without tuning", default_rises, OURS, "{:.2f}".format),
+    Compared("rises of the iterates without tuning", default_rises, IMPLICIT, "{:.2f}".format),
+    Compared("worst over best seed without tuning", spread_of_seeds, OURS, lambda x: f"{10**x:.2g}"),
+    Compared("condition number at the best step size", condition, IMPLICIT),
 )
 
 
 def _losses(study: Study) -> list[str]:
     rows = []
-    for what, measure, ours in COMPARED:
+    for compared in COMPARED:
         for problem in study.problems:
-            found = {name: _median(study, measure, problem, name) for name in (ours, *rivals(study))}
-            mine = found.pop(ours)
-            ahead = sorted((x, name) for name, x in found.items() if x is not None and mine is not None and x < mine)
+            mine = _median(study, compared.measure, problem, compared.ours)
+            found = ((_median(study, compared.measure, problem, name), name) for name in rivals(study))
+            ahead = sorted((x, name) for x, name in found if x is not None and mine is not None and x < mine)
             if ahead:
-                shown = (lambda x: f"{-x:.1f} decades") if what.startswith("step") else (lambda x: f"{10**x:.1e}")
+                values = (f"{name} {compared.shown(x)}" for x, name in ((mine, compared.ours), ahead[0]))
                 others = ", ".join(name for _, name in ahead[1:]) or "-"
-                rows.append((what, problem, f"{ours} {shown(mine)}", f"{ahead[0][1]} {shown(ahead[0][0])}", others))
-    return _table(("comparison", "problem", "ours", "the best", "also ahead"), rows) or ["Nowhere."]
+                rows.append((compared.what, problem, *values, others))
+    return _table(("measure", "problem", "ours", "the best", "also ahead"), rows) or ["Nowhere."]
 
 
 def _median(
@@ -211,12 +213,18 @@ def _widths(study: Study) -> list[str]:
         if not any(widths.values()):
             continue
         cells = []
-        for found in widths.values():
+        for problem, found in widths.items():
             open_ended = any(w.at_low or w.at_high for w in found)
             cells.append(f"{'≥ ' * open_ended}{statistics.median(w.decades for w in found):.1f}" if found else "")
-        interval = bootstrap({p: [w.decades for w in own] for p, own in widths.items()})
-        rows.append((name, _range(study, name), *cells, _interval(interval)))
-    return _table(("method", "step sizes", *study.problems, "mean"), rows)
+            if found and not any(map(works, study.of(problem, name))):
+                cells[-1] = "none"
+        means = [_mean_width(study, name, part) for part in (REACHED, HALF)]
+        rows.append((name, _range(study, name), *cells, *means))
+    return _table(("method", "step sizes", *study.problems, "mean", "mean, half of the error"), rows)
+
+
+def _mean_width(study: Study, method: str, part: float) -> str:
+    return _interval(bootstrap({p: [w.decades for w in study.widths(p, method, part)] for p in study.problems}))
 
 
 def _range(study: Study, method: str) -> str:
@@ -232,23 +240,37 @@ def _diverged(study: Study) -> list[str]:
             continue
         cells = [f"{sum(map(diverged, own))} of {len(own)}" for own in by_problem.values()]
         share = bootstrap({p: [float(diverged(run)) for run in own] for p, own in by_problem.items()})
-        rows.append((name, *cells, _interval(share)))
-    return _table(("method", *study.problems, "share"), rows)
+        every = study.all_of(name)
+        last = f"{sum(diverged(run, along) for run in every)} of {len(every)}"
+        rows.append((name, *cells, _interval(share), last))
+    return _table(("method", *study.problems, "share", "last iterates"), rows)
 
 
 def _errors(study: Study) -> list[str]:
     rows = []
     for name in _named(study):
-        for what, step in (("default", study.default_step), ("best", study.best_step)):
-            if what == "best" and not any(study.grid(p, name) for p in study.problems):
-                continue
-            rows.append((name, what, *(_errors_at(study, p, name, step(p, name)) for p in study.problems)))
-    return _table(("method", "step size", *study.problems), rows)
+        default = dict.fromkeys(study.problems, METHODS[name].default)
+        rows.append((name, "default", *_errors_at(study, name, default)))
+        if any(run["error_returned"] is not None for run in _runs(study, name, default_run)):
+            rows.append((name, "default, last iterate", *_errors_at(study, name, default, along)))
+        if best := {p: study.best_step(p, name) for p in study.problems if study.grid(p, name)}:
+            rows.append((name, "best", *_errors_at(study, name, best)))
+    return _table(("method", "step size", *study.problems, "seconds"), rows)
 
 
-def _errors_at(study: Study, problem: str, method: str, step: float | None) -> str:
-    errors = study.errors(problem, method, step)
-    return f"{_spread(errors)} ({'own' if step is None else f'{step:.2g}'})" if errors else ""
+def _errors_at(
+    study: Study, method: str, steps: Mapping[str, float | None], find: Callable[[Run, str], list[float]] = returned
+) -> list[str]:
+    """A cell for each problem, and the seconds."""
+    runs = {p: study.of(p, method, step=steps[p]) if p in steps else [] for p in study.problems}
+    errors = {p: [end_error(run, find) for run in own] for p, own in runs.items()}
+    cells = [f"{_spread(own)} ({_step(steps[p])})" if own else "" for p, own in errors.items()]
+    seconds = [run["seconds_spent"] for own in runs.values() for run in own]
+    return [*cells, f"{statistics.median(seconds):.1f}" if seconds else ""]
+
+
+def _step(size: float | None) -> str:
+    return "own" if size is None else f"{size:.2g}"
 
 
 def _spread(errors: Sequence[float]) -> str:
@@ -284,14 +306,6 @@ def _rise(found: Sequence) -> str:
 def _runs(study: Study, method: str, find: Callable[[Study, str, str, int], Run | None]) -> list[Run]:
     found = (find(study, problem, method, seed) for problem in study.problems for seed in study.seeds)
     return [run for run in found if run is not None]
-
-
-def _timed_words(form: Form) -> str:
-    return (
-        f"Relative L2 after {form.seconds:g} CPU seconds of one thread without tuning: the default step size, rank and "
-        "points of each method. Median over seeds with the smallest and the largest; the last column is the largest "
-        "over the smallest error of the seeds, on the problem where that is worst."
-    )
 
 
 def _timed(study: Study) -> list[str]:
@@ -370,29 +384,67 @@ def _shapes(study: Study) -> list[str]:
 def _predicted(study: Study) -> list[str]:
     rows = []
     for name in _named(study):
-        wide, lost = mean(values(study, CLAIMS[0], name)), [float(diverged(run)) for run in study.all_of(name)]
+        per_seed = {p: [w.decades for w in study.widths(p, name)] for p in study.problems}
+        wide, lost = bootstrap(per_seed), [float(diverged(run)) for run in study.all_of(name)]
         cells = (
             f"{WIDTHS[name]:.1f}" if name in WIDTHS else "",
-            "" if wide is None else f"{wide:.1f}",
+            "" if wide is None else f"{wide.value:.1f}",
             f"{DIVERGED[name]:.2f}" if name in DIVERGED else "",
             f"{statistics.fmean(lost):.2f}" if lost else "",
         )
         rows.append((name, *cells))
-    for what, measure, named in (
-        ("default", default_error, BEST_AT_DEFAULT),
-        ("best", best_error, BEST_AT_BEST),
-    ):
-        rows.append((f"smallest error at the {what} step size", named, _winner(study, measure), "", ""))
-    head = ("method", "width, predicted", "found", "share diverged, predicted", "found")
-    return _table(head, rows)
+    return _table(("method", "width, predicted", "found", "share diverged, predicted", "found"), rows)
 
 
-def _winner(study: Study, measure: Callable[[Study, str, str, int], float | None]) -> str:
-    """By problem, the method with the smallest median error."""
-    found = []
+def _foretold(study: Study) -> list[str]:
+    """The other predictions."""
+    published = [name for name in _named(study) if METHODS[name].family == "published"]
+    rows = []
+    for what, measure in (("default", default_error), ("best", best_error)):
+        at = f"at the {what} step size"
+        rows += [
+            (f"smallest error {at}, and the second", ", ".join(SMALLEST), _first(study, measure, _named(study), 2)),
+            (f"best published optimiser {at}", BEST_PUBLISHED, _first(study, measure, published, 1)),
+        ]
+    lead = _ratios(study, lambda p: (_least(study, best_error, p, published), _median(study, best_error, p, OURS)))
+    explicit = _ratios(
+        study, lambda p: (_least(study, best_error, p, EXPLICIT), _median(study, best_error, p, "lora_adam"))
+    )
+    spread = _ratios(study, lambda p: (_median(study, timed_spread, p, OURS), 0.0))
+    rows += [
+        ("error of the best published optimiser over that of odelora, best step sizes", "above 10", lead),
+        ("error of the better of Euler and RK4 over that of lora_adam, best step sizes", "above 1", explicit),
+        ("worst over best seed of odelora at equal seconds", "up to 3, above on convection", spread),
+    ]
+    return _table(("further predictions", "predicted", "found"), rows)
+
+
+def timed_spread(study: Study, problem: str, method: str, seed: int) -> float | None:
+    """log10 of the largest over the smallest error at equal seconds."""
+    errors = [x for s in study.seeds if (x := timed_error(study, problem, method, s)) is not None]
+    return max(errors) - min(errors) if len(errors) > 1 else None
+
+
+def _least(
+    study: Study, measure: Callable[[Study, str, str, int], float | None], problem: str, methods: Iterable[str]
+) -> float | None:
+    found = (_median(study, measure, problem, name) for name in methods)
+    return min((x for x in found if x is not None), default=None)
+
+
+def _ratios(study: Study, find: Callable[[str], tuple[float | None, float | None]]) -> str:
+    """By problem, from two logarithms."""
+    found = {p: find(p) for p in study.problems}
+    return ", ".join(f"{p} {10 ** (x - y):.2g}" for p, (x, y) in found.items() if x is not None and y is not None)
+
+
+def _first(
+    study: Study, measure: Callable[[Study, str, str, int], float | None], methods: Iterable[str], number: int
+) -> str:
+    """By problem, the methods with the smallest median errors."""
+    found = {}
     for problem in study.problems:
-        medians = {name: _median(study, measure, problem, name) for name in _named(study)}
+        medians = {name: _median(study, measure, problem, name) for name in methods}
         known = {name: x for name, x in medians.items() if x is not None}
-        if known:
-            found.append(f"{problem} {min(known, key=known.__getitem__)}")
-    return ", ".join(found)
+        found[problem] = ", ".join(sorted(known, key=known.__getitem__)[:number])
+    return "; ".join(f"{problem}: {names}" for problem, names in found.items() if names)
