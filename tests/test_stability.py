@@ -387,6 +387,7 @@ def test_a_run_of_other_settings_is_not_taken_for_this_one(tmp_path):
     [
         (("--methods", "lora_adm"), "Unknown method 'lora_adm' (did you mean 'lora_adam'?)"),
         (("--problems", "heat"), "Unknown problem 'heat'; allowed: allen_cahn, burgers, convection, kovasznay."),
+        (("--report", "--runs", "nothing"), "nothing holds no run of this study: leave --report out"),
         (("--workers", "0"), "workers is 0, but it must be a whole number of at least 1."),
     ],
 )

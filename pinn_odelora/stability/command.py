@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from pinn_odelora.errors import unknown
+from pinn_odelora.errors import InputError, unknown
 from pinn_odelora.rules import whole
 from pinn_odelora.runs.messages import say
 from pinn_odelora.stability import console, report, storage
@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     """The command; its exit code.
 
     Raises:
-        InputError: for a name that does not exist, a number of workers below one, or without pyarrow.
+        InputError: for a name that does not exist, a number of workers below one, without pyarrow or any run.
     """
     form, folder = QUICK if args.quick else FULL, args.runs or RUNS
     problems = _known("problem", args.problems, PROBLEMS)
@@ -41,8 +41,11 @@ def run(args: argparse.Namespace) -> int:
             say(f"{name} takes no part: the package has no method of this name.")
     if not args.report:
         study([*cases(form, problems, methods, args.timed)], folder, workers)
+    runs = made(folder, planned(form))
+    if not runs:
+        raise InputError(f"{folder} holds no run of this study: leave --report out, or name another folder by --runs.")
     results = args.results or folder / ("report-quick" if args.quick else "report")
-    found = report.write(made(folder, planned(form)), form, PROBLEMS, results)
+    found = report.write(runs, form, PROBLEMS, results)
     judged = targets(found, PROBLEMS, form.seeds)
     shown = Console(width=max(Console().width, 120))
     shown.print(console.progress(found))
