@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -437,6 +438,45 @@ def test_a_store_of_mlflow_that_fails_ends_no_run_and_one_that_does_not_exist_is
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "unheard-of:///place")
     with pytest.raises(InputError, match=r"MLflow's store unheard-of:///place cannot be used: "):
         tracking.make_loggers("mlflow", tmp_path, project="p")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_board_that_fails_ends_no_run_and_its_folder_is_quoted(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("tensorboard")
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "my run"
+    folder.mkdir()
+    (tracker,) = tracking.make_loggers("tensorboard", folder, project="p")
+
+    def fails(*_, **__):
+        raise OSError("No space left on device")
+
+    for name in ("add_scalar", "add_text"):
+        monkeypatch.setattr(tracker.experiment, name, fails)
+    for row in ROWS:
+        tracker.log_metrics(row, step=int(row["step"]))
+    tracker.publish({"rel_l2": 0.1}, {}, ["x"], [])
+    first, second = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"TensorBoard did not take metrics any more \(ValueError: .+\)\.", first)
+    assert second == "TensorBoard did not take the outcome (OSError: No space left on device)."
+    assert tracker.end() == "TensorBoard: tensorboard --logdir 'my run'"
+
+
+@pytest.mark.parametrize(
+    ("store", "line"),
+    [
+        ("https://me:secret@host/x", "https://me:***@host/x"),
+        ("postgresql://me:secret@host/x", "mlflow ui --backend-store-uri 'postgresql://me:***@host/x'"),
+        ("sqlite:////my runs/mlflow.db", "mlflow ui --backend-store-uri 'sqlite:////my runs/mlflow.db'"),
+    ],
+)
+def test_the_last_line_of_mlflow_names_the_server_or_a_command_and_no_password(store, line):
+    pytest.importorskip("mlflow")
+    from pinn_odelora.lightning.mlflow import Tracked
+
+    tracker = Tracked.__new__(Tracked)
+    tracker.store, tracker.finalize = store, lambda _: None
+    assert tracker.end() == f"MLflow: {line}"
 
 
 @pytest.mark.parametrize("kind", tracking.PACKAGES)

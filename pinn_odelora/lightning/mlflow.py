@@ -9,25 +9,29 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from lightning.pytorch.loggers import MLFlowLogger
 
 from pinn_odelora.errors import InputError
-from pinn_odelora.lightning.outside import environment, first_line, spared
+from pinn_odelora.lightning.outside import Sparing, environment, first_line, spared
 
 FOLDER = "mlflow"
 TAG = "pinn_odelora.run"
 """Of a run in the store: our own id of it, by which a continued run is found."""
+SERVED = ("http:", "https:", "databricks")
+"""Stores with a page of their own."""
 CHANGING = ("budget.", "checkpoint.", "log.", "logger.", "output_dir", "resume", "stations.")
 """Keys that a continued run may change: MLflow refuses a second value of a parameter."""
 
 
-class Tracked(MLFlowLogger):
+class Tracked(Sparing, MLFlowLogger):
     """A run in a store of MLflow.
 
     Args:
@@ -42,7 +46,7 @@ class Tracked(MLFlowLogger):
         InputError: if the store cannot be reached.
     """
 
-    lost = False
+    tracker = "MLflow"
 
     def __init__(
         self,
@@ -71,14 +75,12 @@ class Tracked(MLFlowLogger):
                 )
                 self.log_hyperparams(_settings(config))
         except Exception as error:  # A store can fail in any way.
-            raise InputError(f"MLflow's store {self.store} cannot be used: {first_line(error)}.") from error
+            raise InputError(
+                f"MLflow's store {_without_password(self.store)} cannot be used: {first_line(error)}."
+            ) from error
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        if not self.lost:
-            self.lost = True
-            with spared("MLflow", "metrics any more"):
-                super().log_metrics(metrics, step)
-                self.lost = False
+        self.send(lambda: super(Tracked, self).log_metrics(metrics, step))
 
     def publish(
         self,
@@ -100,9 +102,17 @@ class Tracked(MLFlowLogger):
             super().finalize(status)
 
     def end(self, failed: bool = False) -> str:
-        """End the run; the command that shows it."""
+        """End the run; the server that shows it, or the command that does."""
         self.finalize("failed" if failed else "success")
-        return f"MLflow: mlflow ui --backend-store-uri {self.store}"
+        store = _without_password(self.store)
+        if store.startswith(SERVED):
+            return f"MLflow: {store}"
+        return f"MLflow: mlflow ui --backend-store-uri {shlex.quote(store)}"
+
+
+def _without_password(store: str) -> str:
+    password = urlsplit(store).password
+    return store.replace(f":{password}@", ":***@", 1) if password else store
 
 
 def _continued(store: str, project: str, run_id: str) -> str | None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
@@ -17,6 +17,27 @@ def spared(tracker: str, what: str) -> Iterator[None]:
         yield
     except Exception as error:
         told(f"{tracker} did not take {what} ({type(error).__name__}: {first_line(error)}).")
+
+
+class Sparing:
+    """A logger that ends no run: once its tracker fails, nothing more is sent to it.
+
+    Attributes:
+        tracker: its name.
+        lost: whether it has failed.
+    """
+
+    tracker: str
+    lost = False
+
+    def send(self, metrics: Callable[[], None]) -> None:
+        """Do it, unless the tracker has failed before."""
+        if self.lost:
+            return
+        self.lost = True
+        with spared(self.tracker, "metrics any more"):
+            metrics()
+            self.lost = False
 
 
 @contextmanager
@@ -38,4 +59,4 @@ def told(line: str) -> None:
 
 def first_line(error: Exception) -> str:
     """What an error says first."""
-    return str(error).partition("\n")[0].rstrip(".")
+    return str(error).strip().partition("\n")[0].rstrip(".")

@@ -7,6 +7,7 @@ its steps; the part before ``/`` is the section.
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ from typing import Any
 import yaml
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from pinn_odelora.lightning.outside import Sparing, spared
 from pinn_odelora.runs.messages import near
 
 FOLDER = "tensorboard"
 
 
-class Board(TensorBoardLogger):
+class Board(Sparing, TensorBoardLogger):
     """The event files of one run; a continued run adds to them.
 
     Args:
@@ -27,10 +29,15 @@ class Board(TensorBoardLogger):
         config: its configuration, shown as text.
     """
 
+    tracker = "TensorBoard"
+
     def __init__(self, folder: str | os.PathLike[str], config: Mapping[str, Any]) -> None:
         super().__init__(save_dir=folder, name="", version=FOLDER, default_hp_metric=False)
         self.folder = Path(folder)
         self.experiment.add_text("config", _listed(config))
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self.send(lambda: super(Board, self).log_metrics(metrics, step))
 
     def publish(
         self,
@@ -42,15 +49,17 @@ class Board(TensorBoardLogger):
         """Add the summary and the final table as text, and the pictures."""
         from matplotlib.image import imread
 
-        self.experiment.add_text("summary", _listed(summary))
-        self.experiment.add_text("final/points", _table(columns, rows))
-        for name, path in images.items():
-            self.experiment.add_image(f"figures/{name}", imread(path)[..., :3], dataformats="HWC")
+        with spared("TensorBoard", "the outcome"):
+            self.experiment.add_text("summary", _listed(summary))
+            self.experiment.add_text("final/points", _table(columns, rows))
+            for name, path in images.items():
+                self.experiment.add_image(f"figures/{name}", imread(path)[..., :3], dataformats="HWC")
 
     def end(self, failed: bool = False) -> str:
         """Close the files; the command that shows them."""
-        self.finalize("failed" if failed else "success")
-        return f"TensorBoard: tensorboard --logdir {near(self.folder.absolute())}"
+        with spared("TensorBoard", "the end of the run"):
+            self.finalize("failed" if failed else "success")
+        return f"TensorBoard: tensorboard --logdir {shlex.quote(os.fspath(near(self.folder.absolute())))}"
 
     def save(self) -> None:
         """Write what is held back; no second file of settings, which are in ``config.yaml``."""

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from pinn_odelora.errors import InputError, unknown
-from pinn_odelora.lightning.outside import environment, first_line, spared, told
+from pinn_odelora.lightning.outside import Sparing, environment, first_line, spared, told
 
 if TYPE_CHECKING:
     from wandb import Run, Settings
@@ -74,13 +74,10 @@ class Tracker(Protocol):
         """Nothing more will come; where the run can be seen, in one line."""
 
 
-class RunLogger(WandbLogger):
-    """Lightning's logger for a run that exists already, on our own axes instead of ``trainer/global_step``.
+class RunLogger(Sparing, WandbLogger):
+    """Lightning's logger for a run that exists already, on our own axes instead of ``trainer/global_step``."""
 
-    When W&B fails in the middle of a run, nothing more is sent to it, and the run goes on.
-    """
-
-    lost = False
+    tracker = "W&B"
 
     def __init__(self, **about: Any) -> None:
         super().__init__(**about)
@@ -90,12 +87,11 @@ class RunLogger(WandbLogger):
         row = {} if step is None else {STEP: step}
         row |= metrics
         row |= {shown: row[name] for shown, name in BY_SECONDS.items() if name in row and SECONDS in row}
-        if not self.lost:
-            self.lost = True
-            with spared("W&B", "metrics any more"):
-                self._define(row)
-                self.experiment.log(row)
-                self.lost = False
+        self.send(lambda: self._log(row))
+
+    def _log(self, row: Mapping[str, float]) -> None:
+        self._define(row)
+        self.experiment.log(row)
 
     def _define(self, names: Iterable[str]) -> None:
         """Tell W&B the axis of each metric once, by its full name: of two patterns that fit, W&B takes either."""
