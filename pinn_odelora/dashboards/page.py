@@ -1,7 +1,7 @@
 """Runs as one page of HTML: ``page.html`` with the data of the runs and Plotly's script in it, and nothing else.
 
 Curves and maps share a fixed number of bytes: the more runs there are, the fewer rows and cells each has. 200 runs take
-about 8 MB, of which Plotly's script is 4.8.
+about 9 MB, of which Plotly's script is 4.8.
 """
 
 from __future__ import annotations
