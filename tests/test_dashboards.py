@@ -391,6 +391,17 @@ def test_the_stability_picture_has_every_run_and_a_cross_for_a_diverged_one(open
     assert points[1][2] == ["circle", "circle", "x"]
 
 
+def test_a_run_without_an_error_is_not_shown_as_a_diverged_one(sight, tmp_path):
+    rows = [{name: x for name, x in row.items() if name != "error/rel_l2"} for row in rows_of(5)]
+    unknown = run("unknown", rows=rows, settings={"method.lr": "0.1"}, summary={"rel_l2": None})
+    lost = run("lost", rows=rows, settings={"method.lr": "0.2"}, summary={"rel_l2": None, "diverged": True})
+    pages.page([unknown, lost], []).save(tmp_path / "page.html")
+    sight[0].open(tmp_path / "page.html", height=6000)
+    found = sight[0].run("document.getElementById('plot-stability').data.map(t => [[...t.text], [...t.customdata]])")
+    assert found == [[["lost"], ["diverged"]]]
+    assert sight[0].said == []
+
+
 def test_the_axis_can_be_seconds(opened):
     opened.fill("axis", "seconds")
     x = opened.run("Math.max(...document.getElementById('plot-error').data.flatMap(t => [...t.x]))")
