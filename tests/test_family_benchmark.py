@@ -163,6 +163,7 @@ def test_a_solver_comes_nearer_within_its_time(name, monkeypatch):
     assert [*errors] == sorted(errors, reverse=True)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("deepxde") is None, reason="DeepXDE is not installed")
 def test_deepxde_comes_nearer_in_a_process_of_its_own():
     found = pieces(SOLVERS["deepxde"].solve)
@@ -202,6 +203,7 @@ def test_combinations_of_solutions_answer_between_them():
     assert error_at(case.at(values[1]))(answer(values[1])) < 1e-9
 
 
+@pytest.mark.slow
 def test_a_trained_body_is_better_than_an_untrained_one(ticking):
     error = error_at(TINY.at(0.11))
     net = po.pretrain(TINY.at(TINY.source), TINY.net(0), settings=po.Pretraining(natural_gradient_steps=15))
@@ -210,6 +212,7 @@ def test_a_trained_body_is_better_than_an_untrained_one(ticking):
     assert error(multi_head(TINY, 0, 1.0)(0.11)) < untrained
 
 
+@pytest.mark.slow
 def test_a_conditional_network_answers_everywhere(ticking):
     answer = conditional(TINY, 0, 1.5)
     for value in (0.06, 0.11, 0.29):

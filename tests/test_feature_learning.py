@@ -239,6 +239,7 @@ def test_the_step_that_is_kept_works_on_all_seeds_of_the_sweep():
     assert best_steps(rows)[(*SWEPT[0], PARAMETRISATIONS[0], BASE)] == 0.125
 
 
+@pytest.mark.slow
 def test_the_command_writes_page_figure_and_figures_that_it_can_read_again(tmp_path, monkeypatch, capsys):
     """At toy widths, the whole way; the page again from the raw figures alone."""
     tiny = Form((16, 32, 64), (0, 1), (0,), (0,), (101,), times=1, marks=(1, 2), pissa=16)

@@ -156,6 +156,7 @@ def exponent_of(short, **facts):
     return short.where(**facts).going.exponent("condition").mean
 
 
+@pytest.mark.slow
 def test_the_flow_has_the_rate_of_theory_whatever_the_condition(short):
     flows = short.where(section="local", contender=("euler", "implicit"))
     assert len(flows.going) == len(flows) == 16
@@ -166,6 +167,7 @@ def test_the_flow_has_the_rate_of_theory_whatever_the_condition(short):
             assert abs(exponent_of(short, section="local", contender=name, problem=problem)) < 0.01
 
 
+@pytest.mark.slow
 def test_in_flow_time_all_schemes_have_the_slowest_eigenvalue(short):
     for r in short.where(section="time", contender="rk4"):
         assert r["rate"] / r["h"] == pytest.approx(r["slowest"], rel=5e-3)
@@ -173,18 +175,21 @@ def test_in_flow_time_all_schemes_have_the_slowest_eigenvalue(short):
         assert r["rate"] / r["h"] == pytest.approx(r["slowest"], rel=0.05)
 
 
+@pytest.mark.slow
 def test_gradient_descent_pays_for_the_condition(short):
     for problem in SHORT.problems:
         assert -1.1 < exponent_of(short, section="local", contender="lora_gd", problem=problem) < -0.9
     assert all(r["to_target"] is None for r in short.where(section="starts", contender="lora_gd"))
 
 
+@pytest.mark.slow
 def test_an_explicit_scheme_pays_for_the_curvature_of_the_objective_and_an_implicit_one_does_not(short):
     at = lambda name: short.where(section="curvature", contender=name).going.exponent("curvature").mean
     assert at("euler") < -0.6
     assert at("implicit") > 0
 
 
+@pytest.mark.slow
 def test_with_a_rank_too_many_the_flow_stays_linear_and_gradient_descent_does_not(short):
     there = short.where(section="excess")
     assert min(r["explained"] for r in there.where(contender="euler")) > verdicts.STRAIGHT
@@ -194,12 +199,14 @@ def test_with_a_rank_too_many_the_flow_stays_linear_and_gradient_descent_does_no
     assert all(r["last"] > 1e-3 for r in gentle)
 
 
+@pytest.mark.slow
 def test_euler_in_the_factors_overshoots_from_small_starts_and_on_the_manifold_not(short):
     at = lambda name: short.where(section="peak", contender=name).exponent("start", lambda r: r["peak"]).mean
     assert at("euler") == pytest.approx(-1, abs=0.05)
     assert at("euler_manifold") == pytest.approx(0, abs=0.01)
 
 
+@pytest.mark.slow
 def test_every_statement_holds_on_the_short_form(short):
     found = verdicts.statements(short)
     assert {s.claim for s in found} >= {"sensing", "regression", "condition", "gradient descent", "excess", "tiny"}
@@ -212,6 +219,7 @@ def worse(short, section, contender, change):
     return results.Results(r | change(r) if hit(r) else r for r in short)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("section", "contender", "change", "claim"),
     [
@@ -232,6 +240,7 @@ def test_a_wrong_record_is_noticed(section, contender, change, claim, short):
     assert verdicts.verdict(claim, found) == "not confirmed"
 
 
+@pytest.mark.slow
 def test_the_report_is_made_of_what_was_kept(short, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "measured", lambda plan: (short.records, {"all": 1.0}))
     assert command.main(["--quick", "--results", str(tmp_path)]) == 0

@@ -125,6 +125,7 @@ def test_finished_runs_and_advice_are_not_repeated(tmp_path, monkeypatch):
     assert benchmark.advised(case, tmp_path, None) == ADVICE[0]
 
 
+@pytest.mark.slow
 def test_the_quick_form_advises_and_runs(tmp_path, capsys):
     quick = ["--quick", "--cases", "matrix_sensing-3", "--seconds", "0.5", "--runs", str(tmp_path / "runs")]
     code = benchmark.main([*quick, "--cache", str(tmp_path)])
