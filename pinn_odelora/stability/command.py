@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     form, folder = QUICK if args.quick else FULL, args.runs or RUNS
     problems = _known("problem", args.problems, PROBLEMS)
     methods = _known("method", args.methods, METHODS)
-    storage.library()  # before hours of runs, not after them
+    storage.modules()  # before hours of runs, not after them
     workers = cores() if args.workers is None else whole(1).check("workers", args.workers)
     for name in methods:
         if not METHODS[name].present:

@@ -44,7 +44,7 @@ def _largest(values: Sequence[float | None]) -> float | None:
 
 def write(rows: Iterable[Mapping[str, Any]], file: Path) -> None:
     """Replace the file by these rows."""
-    arrow, parquet = library()
+    arrow, parquet = modules()
     along = [(name, arrow.list_(arrow.float32())) for name in ALONG]
     schema = arrow.schema([(name, getattr(arrow, kind.replace("bool", "bool_"))()) for name, kind in SCALARS.items()])
     for name, kind in along:
@@ -63,10 +63,10 @@ def read(file: Path) -> list[dict[str, Any]]:
     """
     if not file.is_file():
         raise InputError(f"{file} does not exist: run the study first.")
-    return library()[1].read_table(file).to_pylist()
+    return modules()[1].read_table(file).to_pylist()
 
 
-def library() -> tuple[Any, Any]:
+def modules() -> tuple[Any, Any]:
     """pyarrow and its module for Parquet.
 
     Raises:
