@@ -19,7 +19,7 @@ import hydra
 import pytest
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 
 from pinn_odelora import config as commandline
 from pinn_odelora.__main__ import main
@@ -31,7 +31,7 @@ from pinn_odelora.config.request import Request
 from pinn_odelora.config.sentences import of_run
 from pinn_odelora.config.settings import CLASSES, OPEN, RULES
 from pinn_odelora.errors import InputError, NonFiniteError
-from pinn_odelora.runs.configuration import RENAMED, save_config
+from pinn_odelora.runs.configuration import RENAMED, find_method, save_config, saved_config
 from pinn_odelora.runs.location import new_folder
 
 ROOT = Path(__file__).parents[1]
@@ -433,6 +433,20 @@ def test_a_key_of_earlier_versions_is_refused_with_its_new_name(typed, key, valu
     ran = typed(f"{key}={value}")
     new = f"is now {RENAMED[key]}" if RENAMED[key] else "no longer exists; leave it out"
     assert (ran.code, ran.said) == (2, f"{key} {new}.\n")
+
+
+@pytest.mark.parametrize(("former", "now"), [("lora_adam", "lora_adam"), ("lora_muon", "factor_muon")])
+def test_the_method_of_an_earlier_version_is_found_where_it_is_now(former, now, tmp_path):
+    cfg = compose(f"method={now}")
+    cfg.method["_target_"] = f"pinn_odelora.optim.methods.{former}"
+    with open_dict(cfg):
+        cfg.choices = {"method": former}
+    save_config(cfg, tmp_path)
+    kept = saved_config(tmp_path)
+    assert (kept.method["_target_"], kept.choices.method) == (f"pinn_odelora.methods.{now}", now)
+    ours = compose("method=odelora")
+    find_method(ours)
+    assert ours == compose("method=odelora")
 
 
 def test_a_run_folder_of_an_earlier_version_is_refused(typed, tmp_path):

@@ -26,7 +26,7 @@ from pinn_odelora.config.checks import check
 from pinn_odelora.config.folders import chosen_folder, resumed
 from pinn_odelora.config.request import Request
 from pinn_odelora.errors import NonFiniteError
-from pinn_odelora.runs.configuration import saved_config
+from pinn_odelora.runs.configuration import find_method, saved_config
 from pinn_odelora.runs.leader import leaders_folder
 from pinn_odelora.runs.location import new_folder
 
@@ -46,6 +46,7 @@ def begin(cfg: DictConfig) -> tuple[DictConfig, Path]:
     if (folder := leaders_folder()) is not None:
         return saved_config(folder), folder
     request = Request.current()
+    find_method(cfg)
     cfg, names = checked(cfg, request)
     with open_dict(cfg):
         cfg.choices = names

@@ -26,6 +26,13 @@ RENAMED: Mapping[str, str] = {
     "derivatives.compile": "",
 }
 """Keys of earlier versions and what they are called now; those without a name are gone."""
+MOVED: Mapping[str, str] = {
+    **{name: name for name in ("lora_gd", "scaled_gd", "lora_adam", "lora_plus", "full_adam", "full_lbfgs")},
+    "lora_muon": "factor_muon",
+}
+"""Methods that earlier versions had in ``pinn_odelora.optim.methods``, by their names there, and what they are called
+in ``pinn_odelora.methods`` now; ``lora_muon`` is another one there.
+"""
 
 
 def renamed(key: str) -> str:
@@ -67,5 +74,15 @@ def saved_config(folder: Path) -> DictConfig:
         raise InputError(f"{folder} holds no run: there is no {CONFIG} in it that can be read as that of a run.")
     if said := outdated(kept, folder):
         raise InputError(said)
+    find_method(kept)
     OmegaConf.set_struct(kept, True)
     return kept
+
+
+def find_method(cfg: DictConfig) -> None:
+    """Name the method of an earlier version by where it is now."""
+    home, _, name = str(OmegaConf.select(cfg, "method._target_")).rpartition(".")
+    if home == "pinn_odelora.optim.methods" and name in MOVED:
+        cfg.method["_target_"] = f"pinn_odelora.methods.{MOVED[name]}"
+        if OmegaConf.select(cfg, "choices.method") == name:
+            cfg.choices["method"] = MOVED[name]
