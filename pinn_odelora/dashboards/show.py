@@ -37,7 +37,7 @@ def dashboard(
         InputError: if the family has more parameters, its problem no box, or ``values`` is not allowed; if there is no
             run, or Plotly is not installed; or if the file cannot be written.
     """
-    if hasattr(shown, "space"):  # a family is known by its space of parameters
+    if isinstance(shown, Family):
         from pinn_odelora.families.page import dashboard as family_page
 
         return family_page(shown, path, values=values)
