@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
+from torch.linalg import LinAlgError
 from torch.optim import Optimizer
 
 from pinn_odelora.budget import Budget, Progress
@@ -205,8 +206,9 @@ def _step(training: Training) -> StepRecord | None:
     try:
         with _counted(training):
             _advance(training, candidates)
-    except (FloatingPointError, InputError) as failure:
-        # What a step refuses, as a flow that is singular at this point, is a run that has gone astray.
+    except (FloatingPointError, InputError, LinAlgError) as failure:
+        # What a step refuses, as a flow that is singular at this point, is a run that has gone astray; so is one with
+        # numbers so large that a decomposition of them fails.
         training.failure = failure if isinstance(failure, NonFiniteError) else NonFiniteError(str(failure))
         objective.restore_last_good()
         return None

@@ -156,7 +156,12 @@ def test_a_run_that_overflows_names_term_and_layer_and_keeps_the_last_good_state
 
 
 @pytest.mark.parametrize(
-    "error", [InputError("the flow is singular here."), FloatingPointError("No step is short enough.")]
+    "error",
+    [
+        InputError("the flow is singular here."),
+        FloatingPointError("No step is short enough."),
+        torch.linalg.LinAlgError("linalg.eigh: the algorithm failed to converge."),
+    ],
 )
 def test_what_a_step_refuses_ends_the_run_as_numbers_that_fail_do(error, compose, run, monkeypatch):
     """By an optimiser that refuses its sixth step."""

@@ -172,7 +172,7 @@ def followed(run: Adaptation, at: Sequence[float], by_seconds: bool = False) -> 
             if not left or hopeless(found, len(at)):
                 break
             there = _here(training)
-    except torch.linalg.LinAlgError as error:  # an eigenvalue problem of numbers that have grown too large
+    except torch.linalg.LinAlgError as error:  # in a measurement, of numbers that have grown too large
         failure = str(error).partition("\n")[0]
     failure = failure or str(training.failure or "")
     broken_off = hopeless(found, len(at))
