@@ -3,57 +3,17 @@
 from __future__ import annotations
 
 import io
-import math
-import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from pinn_odelora.files import write_bytes, write_text
-from pinn_odelora.stability import storage, words
+from pinn_odelora.stability import expected, storage, tables, words
 from pinn_odelora.stability.figure import picture
-from pinn_odelora.stability.measures import (
-    HALF,
-    REACHED,
-    Interval,
-    Run,
-    Study,
-    along,
-    bootstrap,
-    diverged,
-    end_error,
-    returned,
-    rises,
-    works,
-    worst_over_best,
-)
-from pinn_odelora.stability.methods import METHODS, OURS
-from pinn_odelora.stability.plan import RANK, RESIDUALS, SLICED_METHODS, Form, cases
-from pinn_odelora.stability.predictions import BEST_PUBLISHED, DIVERGED, SMALLEST, WIDTHS
-from pinn_odelora.stability.verdicts import (
-    EXPLICIT,
-    IMPLICIT,
-    Target,
-    Verdict,
-    best_error,
-    best_run,
-    condition,
-    decades_halving,
-    decades_wide,
-    default_error,
-    default_rises,
-    default_run,
-    rivals,
-    share_diverged,
-    shared,
-    spread_of_seeds,
-    targets,
-    timed_error,
-    verdicts,
-)
+from pinn_odelora.stability.measures import Run, Study
+from pinn_odelora.stability.plan import RANK, RESIDUALS, Form, cases
+from pinn_odelora.stability.verdicts import shared, targets, verdicts
 
 RUNS, PAGE, PICTURE = "runs.parquet", "README.md", "stability.png"
-Row = Sequence[str]
 
 
 def write(runs: Iterable[Run], form: Form, problems: Sequence[str], folder: Path) -> Study:
@@ -73,24 +33,24 @@ def page(study: Study, form: Form, problems: Sequence[str]) -> str:
     return "\n".join(
         [
             *_head(study, form),
-            *_section("Targets", _targets(targets(study, problems, form.seeds))),
-            *_section("Verdicts", _verdicts(verdicts(study)), words.VERDICTS),
+            *_section("Targets", tables.of_targets(targets(study, problems, form.seeds))),
+            *_section("Verdicts", tables.of_verdicts(verdicts(study)), words.VERDICTS),
             *_section("What the verdicts rest on", words.LIMITS),
-            *_section("Where ODELoRA loses", _losses(equal), words.LOSSES),
+            *_section("Where ODELoRA loses", tables.of_losses(equal), words.LOSSES),
             "## The stability picture",
             "",
             f"![Error against step size]({PICTURE})",
             "",
             words.PICTURED,
             "",
-            *_section("Step sizes that work", _widths(study), words.WIDE),
-            *_section("Runs that diverge", _diverged(equal), words.SHARES),
-            *_section("Errors", _errors(study), words.ERRORS),
-            *_section("Rises of the held-out loss", _rises(study), words.RISES),
-            *_section("Errors at equal seconds", _timed(study), words.timed(form)),
-            *_section("Ranks, starts, precision, points", _slices(study), words.SLICED),
-            *_section("Conditioning and balance", _shapes(study), words.SHAPES),
-            *_section("Predicted and found", [*_predicted(equal), "", *_foretold(equal)], words.PREDICTED),
+            *_section("Step sizes that work", tables.of_widths(study), words.WIDE),
+            *_section("Runs that diverge", tables.of_divergence(equal), words.SHARES),
+            *_section("Errors", tables.of_errors(study), words.ERRORS),
+            *_section("Rises of the held-out loss", tables.of_rises(study), words.RISES),
+            *_section("Errors at equal seconds", tables.of_timed(study), words.timed(form)),
+            *_section("Ranks, starts, precision, points", tables.of_slices(study), words.SLICED),
+            *_section("Conditioning and balance", tables.of_shapes(study), words.SHAPES),
+            *_section("Predicted and found", expected.of_all(equal), words.PREDICTED),
         ]
     )
 
@@ -122,329 +82,3 @@ def _planned(form: Form) -> int:
 
 def _section(title: str, table: Sequence[str], text: str = "") -> list[str]:
     return [f"## {title}", "", *([text, ""] if text else []), *(table or ["Not run."]), ""]
-
-
-def _table(head: Row, rows: Iterable[Row]) -> list[str]:
-    rows = [*rows]
-    if not rows:
-        return []
-    return [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
-
-
-def _named(study: Study) -> list[str]:
-    """The methods that were run, in the order of the list."""
-    return [name for name in METHODS if name in study.methods]
-
-
-def _targets(judged: Sequence[Target]) -> list[str]:
-    return _table(("target", "found", ""), judged)
-
-
-def _verdicts(judged: Sequence[Verdict]) -> list[str]:
-    rows = ((v.claim.text, v.ours, v.rival, _difference(v), _ahead(v), f"**{v.outcome}**") for v in judged)
-    return _table(("claim", "ours", "best rival", "difference", "ahead", "verdict"), rows)
-
-
-def _ahead(verdict: Verdict) -> str:
-    return f"{verdict.ahead} of {verdict.problems}" if verdict.problems else ""
-
-
-def _difference(verdict: Verdict) -> str:
-    return "" if verdict.difference is None else f"{_interval(verdict.difference, '+.2f')} {verdict.claim.unit}"
-
-
-def _interval(x: Interval | None, form: str = ".2f") -> str:
-    return "" if x is None else f"{x.value:{form}} [{x.low:{form}}, {x.high:{form}}]"
-
-
-class Compared(NamedTuple):
-    """A measure of which smaller values are better, whose values are ours, and how a value is written."""
-
-    what: str
-    measure: Callable[[Study, str, str, int], float | None]
-    ours: str
-    shown: Callable[[float], str] = lambda x: f"{10**x:.1e}"
-
-
-def _narrow(measure: Callable[[Study, str, str, int], float | None]) -> Callable[..., float | None]:
-    return lambda *at: None if (x := measure(*at)) is None else -x
-
-
-COMPARED = (
-    Compared("error without tuning", default_error, OURS),
-    Compared("error without tuning", default_error, IMPLICIT),
-    *(Compared("error at the best step size", best_error, name) for name in (IMPLICIT, *EXPLICIT, "odelora_rkc2")),
-    Compared("error at equal seconds", timed_error, OURS),
-    Compared("step sizes that work", _narrow(decades_wide), IMPLICIT, lambda x: f"{abs(x):.1f} decades"),
-    Compared("step sizes that halve the error", _narrow(decades_halving), IMPLICIT, lambda x: f"{abs(x):.1f} decades"),
-    Compared("step sizes that diverge", share_diverged, IMPLICIT, "{:.2f}".format),
-    Compared("rises of the iterates without tuning", default_rises, OURS, "{:.2f}".format),
-    Compared("rises of the iterates without tuning", default_rises, IMPLICIT, "{:.2f}".format),
-    Compared("worst over best seed without tuning", spread_of_seeds, OURS, lambda x: f"{10**x:.2g}"),
-    Compared("condition number at the best step size", condition, IMPLICIT),
-)
-
-
-def _losses(study: Study) -> list[str]:
-    rows = []
-    for compared in COMPARED:
-        for problem in study.problems:
-            mine = _median(study, compared.measure, problem, compared.ours)
-            found = ((_median(study, compared.measure, problem, name), name) for name in rivals(study))
-            ahead = sorted((x, name) for x, name in found if x is not None and mine is not None and x < mine)
-            if ahead:
-                values = (f"{name} {compared.shown(x)}" for x, name in ((mine, compared.ours), ahead[0]))
-                others = ", ".join(name for _, name in ahead[1:]) or "-"
-                rows.append((compared.what, problem, *values, others))
-    return _table(("measure", "problem", "ours", "the best", "also ahead"), rows) or ["Nowhere."]
-
-
-def _median(
-    study: Study, measure: Callable[[Study, str, str, int], float | None], problem: str, method: str
-) -> float | None:
-    found = [x for seed in study.seeds if (x := measure(study, problem, method, seed)) is not None]
-    return statistics.median(found) if found else None
-
-
-def _widths(study: Study) -> list[str]:
-    rows = []
-    for name in _named(study):
-        widths = {p: study.widths(p, name) for p in study.problems}
-        if not any(widths.values()):
-            continue
-        cells = []
-        for problem, found in widths.items():
-            open_ended = any(w.at_low or w.at_high for w in found)
-            cells.append(f"{'≥ ' * open_ended}{statistics.median(w.decades for w in found):.1f}" if found else "")
-            if found and not any(map(works, study.of(problem, name))):
-                cells[-1] = "none"
-        means = [_mean_width(study, name, part) for part in (REACHED, HALF)]
-        rows.append((name, _range(study, name), *cells, *means))
-    return _table(("method", "step sizes", *study.problems, "mean", "mean, half of the error"), rows)
-
-
-def _mean_width(study: Study, method: str, part: float) -> str:
-    return _interval(bootstrap({p: [w.decades for w in study.widths(p, method, part)] for p in study.problems}))
-
-
-def _range(study: Study, method: str) -> str:
-    grid = next((grid for p in study.problems if (grid := study.grid(p, method))), [])
-    return f"{grid[0]:.1e} to {grid[-1]:.1e}" if grid else ""
-
-
-def _diverged(study: Study) -> list[str]:
-    rows = []
-    for name in _named(study):
-        by_problem = {p: study.of(p, name) for p in study.problems}
-        if not any(by_problem.values()):
-            continue
-        cells = [f"{sum(map(diverged, own))} of {len(own)}" for own in by_problem.values()]
-        share = bootstrap({p: [float(diverged(run)) for run in own] for p, own in by_problem.items()})
-        every = study.all_of(name)
-        last = f"{sum(diverged(run, along) for run in every)} of {len(every)}"
-        rows.append((name, *cells, _interval(share), last))
-    return _table(("method", *study.problems, "share", "last iterates"), rows)
-
-
-def _errors(study: Study) -> list[str]:
-    rows = []
-    for name in _named(study):
-        default = dict.fromkeys(study.problems, METHODS[name].default)
-        rows.append((name, "default", *_errors_at(study, name, default)))
-        if any(run["error_returned"] is not None for run in _runs(study, name, default_run)):
-            rows.append((name, "default, last iterate", *_errors_at(study, name, default, along)))
-        if best := {p: study.best_step(p, name) for p in study.problems if study.grid(p, name)}:
-            rows.append((name, "best", *_errors_at(study, name, best)))
-    return _table(("method", "step size", *study.problems, "seconds"), rows)
-
-
-def _errors_at(
-    study: Study, method: str, steps: Mapping[str, float | None], find: Callable[[Run, str], list[float]] = returned
-) -> list[str]:
-    """A cell for each problem, and the seconds."""
-    runs = {p: study.of(p, method, step=steps[p]) if p in steps else [] for p in study.problems}
-    errors = {p: [end_error(run, find) for run in own] for p, own in runs.items()}
-    cells = [f"{_spread(own)} ({_step(steps[p])})" if own else "" for p, own in errors.items()]
-    seconds = [run["seconds_spent"] for own in runs.values() for run in own]
-    return [*cells, f"{statistics.median(seconds):.1f}" if seconds else ""]
-
-
-def _step(size: float | None) -> str:
-    return "own" if size is None else f"{size:.2g}"
-
-
-def _spread(errors: Sequence[float]) -> str:
-    if not errors:
-        return ""
-    middle, low, high = (_number(f(errors)) for f in (statistics.median, min, max))
-    return f"{middle} [{low}, {high}]"
-
-
-def _number(x: float, form: str = ".1e") -> str:
-    return f"{x:{form}}" if math.isfinite(x) else "∞"
-
-
-def _rises(study: Study) -> list[str]:
-    rows = []
-    for name in _named(study):
-        cells = []
-        for find in (default_run, best_run):
-            runs = _runs(study, name, find)
-            for curves in ([along(run, "heldout") for run in runs], [returned(run, "heldout") for run in runs]):
-                found = [rises(curve) for curve in curves]
-                cells.append(_rise(found) if found else "")
-        rows.append((name, *cells))
-    head = ("default, iterates", "default, returned", "best, iterates", "best, returned")
-    return _table(("method", *head), rows)
-
-
-def _rise(found: Sequence) -> str:
-    largest = max(x.largest for x in found)
-    return f"{statistics.fmean(x.share for x in found):.2f}, {_number(100 * largest, '.3g')} %"
-
-
-def _runs(study: Study, method: str, find: Callable[[Study, str, str, int], Run | None]) -> list[Run]:
-    found = (find(study, problem, method, seed) for problem in study.problems for seed in study.seeds)
-    return [run for run in found if run is not None]
-
-
-def _timed(study: Study) -> list[str]:
-    rows = []
-    for name in _named(study):
-        found = {p: [end_error(run) for run in study.of(p, name, "timed")] for p in study.problems}
-        if any(found.values()):
-            worst = max(worst_over_best(own) for own in found.values() if own)
-            rows.append((name, *(_spread(own) for own in found.values()), _number(worst, ".2g")))
-    return _table(("method", *study.problems, "worst over best seed"), rows)
-
-
-VARIED = (
-    ("rank 2", {"rank": "2"}),
-    ("rank 4", {"rank": "4"}),
-    ("rank 8", None),
-    ("orthonormal", {"start": "orthonormal"}),
-    ("zero", {"start": "zero"}),
-    ("32 bits", {"precision": 32}),
-    ("fixed points", {"points": "fixed"}),
-    ("400 residuals", {"residuals": 400}),
-)
-"""What the columns have; the third is the main part, with the same step sizes and seeds."""
-
-
-def _slices(study: Study) -> list[str]:
-    rows = []
-    for problem in study.problems:
-        for name in SLICED_METHODS:
-            found = {label: _sliced(study, problem, name, varied) for label, varied in VARIED}
-            if sum(x is not None for x in found.values()) < 2:
-                continue
-            ranks, starts = (_ratio([found[k] for k in keys]) for keys in (RANKS, STARTS))
-            cells = ["" if x is None else _number(x) for x in found.values()]
-            rows.append((problem, name, *cells, f"{ranks}, {starts}"))
-    return _table(("problem", "method", *(label for label, _ in VARIED), "ranks, starts"), rows)
-
-
-RANKS, STARTS = ("rank 2", "rank 4", "rank 8"), ("rank 8", "orthonormal", "zero")
-
-
-def _ratio(errors: Sequence[float | None]) -> str:
-    known = [x for x in errors if x is not None]
-    return _number(worst_over_best(known), ".2g") if len(known) > 1 else ""
-
-
-def _sliced(study: Study, problem: str, method: str, varied: dict | None) -> float | None:
-    """The smallest median error over the step sizes and seeds of the slices."""
-    sliced = study.of(problem, method, "slice")
-    steps, seeds = {run["step"] for run in sliced}, {run["seed"] for run in sliced}
-    own = study.of(problem, method) if varied is None else study.of(problem, method, "slice", **_alone(varied))
-    by_step: dict[float, list[float]] = {}
-    for run in own:
-        if run["step"] in steps and run["seed"] in seeds:
-            by_step.setdefault(run["step"], []).append(end_error(run))
-    return min(map(statistics.median, by_step.values()), default=None)
-
-
-def _alone(varied: dict) -> dict:
-    return {"rank": str(RANK), "start": "pissa", "precision": 64, "points": "fresh", "residuals": RESIDUALS} | varied
-
-
-def _shapes(study: Study) -> list[str]:
-    rows = []
-    for name in _named(study):
-        runs = [run for run in _runs(study, name, best_run) if run["peak_condition_a"] is not None]
-        if not runs:
-            continue
-        conditions = [max(run["peak_condition_a"], run["peak_condition_b"]) for run in runs]
-        defects = [run["peak_balance"] for run in runs]
-        cells = [f"{f(x):.1e}" for x in (conditions, defects) for f in (statistics.median, max)]
-        rows.append((name, *cells))
-    return _table(("method", "condition", "largest", "balance defect", "largest"), rows)
-
-
-def _predicted(study: Study) -> list[str]:
-    rows = []
-    for name in _named(study):
-        per_seed = {p: [w.decades for w in study.widths(p, name)] for p in study.problems}
-        wide, lost = bootstrap(per_seed), [float(diverged(run)) for run in study.all_of(name)]
-        cells = (
-            f"{WIDTHS[name]:.1f}" if name in WIDTHS else "",
-            "" if wide is None else f"{wide.value:.1f}",
-            f"{DIVERGED[name]:.2f}" if name in DIVERGED else "",
-            f"{statistics.fmean(lost):.2f}" if lost else "",
-        )
-        rows.append((name, *cells))
-    return _table(("method", "width, predicted", "found", "share diverged, predicted", "found"), rows)
-
-
-def _foretold(study: Study) -> list[str]:
-    """The other predictions."""
-    published = [name for name in _named(study) if METHODS[name].family == "published"]
-    rows = []
-    for what, measure in (("default", default_error), ("best", best_error)):
-        at = f"at the {what} step size"
-        rows += [
-            (f"smallest error {at}, and the second", ", ".join(SMALLEST), _first(study, measure, _named(study), 2)),
-            (f"best published optimiser {at}", BEST_PUBLISHED, _first(study, measure, published, 1)),
-        ]
-    lead = _ratios(study, lambda p: (_least(study, best_error, p, published), _median(study, best_error, p, OURS)))
-    explicit = _ratios(
-        study, lambda p: (_least(study, best_error, p, EXPLICIT), _median(study, best_error, p, "lora_adam"))
-    )
-    spread = _ratios(study, lambda p: (_median(study, timed_spread, p, OURS), 0.0))
-    rows += [
-        ("error of the best published optimiser over that of odelora, best step sizes", "above 10", lead),
-        ("error of the better of Euler and RK4 over that of lora_adam, best step sizes", "above 1", explicit),
-        ("worst over best seed of odelora at equal seconds", "up to 3, above on convection", spread),
-    ]
-    return _table(("further predictions", "predicted", "found"), rows)
-
-
-def timed_spread(study: Study, problem: str, method: str, seed: int) -> float | None:
-    """log10 of the largest over the smallest error at equal seconds."""
-    errors = [x for s in study.seeds if (x := timed_error(study, problem, method, s)) is not None]
-    return max(errors) - min(errors) if len(errors) > 1 else None
-
-
-def _least(
-    study: Study, measure: Callable[[Study, str, str, int], float | None], problem: str, methods: Iterable[str]
-) -> float | None:
-    found = (_median(study, measure, problem, name) for name in methods)
-    return min((x for x in found if x is not None), default=None)
-
-
-def _ratios(study: Study, find: Callable[[str], tuple[float | None, float | None]]) -> str:
-    """By problem, from two logarithms."""
-    found = {p: find(p) for p in study.problems}
-    return ", ".join(f"{p} {10 ** (x - y):.2g}" for p, (x, y) in found.items() if x is not None and y is not None)
-
-
-def _first(
-    study: Study, measure: Callable[[Study, str, str, int], float | None], methods: Iterable[str], number: int
-) -> str:
-    """By problem, the methods with the smallest median errors."""
-    found = {}
-    for problem in study.problems:
-        medians = {name: _median(study, measure, problem, name) for name in methods}
-        known = {name: x for name, x in medians.items() if x is not None}
-        found[problem] = ", ".join(sorted(known, key=known.__getitem__)[:number])
-    return "; ".join(f"{problem}: {names}" for problem, names in found.items() if names)
