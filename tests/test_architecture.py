@@ -32,6 +32,7 @@ LAYERS = (
     ("pinn_odelora/weighting/settings", 0),
     ("pinn_odelora/weighting/__init__", 0),
     ("pinn_odelora/geometry", 1),
+    ("pinn_odelora/checks", 1),
     ("pinn_odelora/derivatives", 1),
     ("pinn_odelora/reference", 1),
     ("pinn_odelora/formulation", 1),
