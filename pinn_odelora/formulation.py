@@ -183,11 +183,12 @@ class Problem(ABC):
             raise unknown(f"conditions of {type(self).__name__}:", self.conditions, self.supports)
         for name, declared in self.parameters().items():
             declared.check(name, getattr(self, name))
-        check_declaration(self)
+        terms = check_declaration(self)
         for name, weight in self.weights.items():
             number(above=0).check(f"weights.{name}", weight)
-        for name in self.weights.keys() - self.loss_terms().keys() - {"data"}:
-            raise unknown(f"loss term in problem.weights of {type(self).__name__}:", name, self.loss_terms())
+        loss_terms = terms.keys() - {*self.enforced} if self.conditions == "hard" else terms.keys()
+        for name in self.weights.keys() - loss_terms - {"data"}:
+            raise unknown(f"loss term in problem.weights of {type(self).__name__}:", name, loss_terms)
 
     @classmethod
     def parameters(cls) -> dict[str, Parameter]:

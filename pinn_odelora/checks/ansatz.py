@@ -6,7 +6,7 @@ the other, no smooth periodic N removes the kink, and no point of a sample lies 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -39,7 +39,7 @@ INSIDE = 64
 
 
 def check_ansatz(problem: Problem, like: Tensor | None = None) -> None:
-    """Check shapes, periodic seams, and that m does not vanish inside, at points of dtype and device of ``like``.
+    """Check shapes, and that m does not vanish inside, at points of dtype and device of ``like``.
 
     Raises:
         InputError: if something is wrong with it.
@@ -58,11 +58,19 @@ def check_ansatz(problem: Problem, like: Tensor | None = None) -> None:
             )
         if (row := first_not_finite(part)) is not None:
             raise InputError(f"{name} of the ansatz is {spoken(part[row])} at {place(p, row, problem.coords)}.")
-    for seam in seams(problem, like):
-        if not seam.smooth:
-            raise InputError(seam.said)
     if (found := vanishing(problem, like)) and found.wrong:
         raise InputError(found.said)
+
+
+def check_seams(problem: Problem, along: Collection[str], like: Tensor | None = None) -> None:
+    """g and m are periodic in value, and in slope where the equation differentiates along the coordinate.
+
+    Raises:
+        InputError: if they are not.
+    """
+    for seam in seams(problem, like):
+        if not seam.smooth and (seam.value > SMOOTH or seam.coordinate in along):
+            raise InputError(seam.said)
 
 
 def check_enforced(problem: Problem, name: str, term: Term, p: Points) -> None:
@@ -85,7 +93,7 @@ def check_enforced(problem: Problem, name: str, term: Term, p: Points) -> None:
 def left_of(problem: Problem, name: str, term: Term, p: Points) -> Tensor:
     """The residual of an enforced term under the ansatz, (n,), relative to one plus that of the network alone."""
     like = p[problem.coords[0]]
-    free = check_residual(name, term, Trial(problem, like, "soft"), p)
+    free, _ = check_residual(name, term, Trial(problem, like, "soft"), p)
     what = f"The residual of {name}"
     with evaluating(what), torch.enable_grad():
         r = columns(what, term.residual(Trial(problem, like, "hard").field(p)), p.number)
@@ -127,7 +135,7 @@ class Seam(NamedTuple):
 
 
 def seams(problem: Problem, like: Tensor | None = None) -> Iterator[Seam]:
-    """g and m at the ends of every periodic coordinate of a box; a jump that the reference has, too, is none."""
+    """g and m at the ends of every periodic coordinate of a box; g is left out where the reference jumps, too."""
     bounds = getattr(problem.region, "bounds", {})
     for c in [c for c in problem.periods if c in bounds]:
         ends = tuple(map(float, bounds[c]))
@@ -135,32 +143,27 @@ def seams(problem: Problem, like: Tensor | None = None) -> Iterator[Seam]:
         sides = [Points(p | {c: torch.full_like(p[c], end)}) for end in ends]
         parts = {"g": 0, "m": 1}
         jumps = {part: _jumps(problem, sides, c, lambda q, k=k: problem.ansatz(q)[k]) for part, k in parts.items()}
-        own = None
         for part, (value, slope) in jumps.items():
-            if part == "g" and max(value.abs().max(), slope.abs().max()) > SMOOTH and own is None:
-                own = _of_reference(problem, sides, c)
-            if part == "g" and own is not None:
-                value, slope = value - own[0], slope - own[1]
-            yield Seam(part, c, ends, float(value.abs().max()), float(slope.abs().max()))
+            seam = Seam(part, c, ends, value, slope)
+            if part == "m" or seam.smooth or not _reference_jumps(problem, sides, c):
+                yield seam
 
 
-def _jumps(
-    problem: Problem, sides: list[Points], c: str, function: Callable[[Points], Tensor]
-) -> tuple[Tensor, Tensor]:
-    """By how much values and slopes differ between two sides, (n, fields), relative to one plus their size."""
+def _jumps(problem: Problem, sides: list[Points], c: str, function: Callable[[Points], Tensor]) -> tuple[float, float]:
+    """By how much values and slopes differ at most between two sides, relative to one plus their size."""
     wide = lambda q: function(q).expand(-1, len(problem.fields))
     fields = [AutogradField(wide, p, problem.fields, problem.coords) for p in sides]
     found = []
     for along in ("", c):
         low, high = (torch.cat([f.derivative(name, along) for name in problem.fields], dim=1).detach() for f in fields)
-        found.append((high - low) / (1 + torch.maximum(low.abs(), high.abs()).max()))
+        found.append(float((high - low).abs().max() / (1 + torch.maximum(low.abs(), high.abs()).max())))
     return found[0], found[1]
 
 
-def _of_reference(problem: Problem, sides: list[Points], c: str) -> tuple[Tensor, Tensor] | None:
+def _reference_jumps(problem: Problem, sides: list[Points], c: str) -> bool:
     if problem.unknown or problem.reference(sides[0]) is None:
-        return None
-    return _jumps(problem, sides, c, problem.reference)
+        return False
+    return max(_jumps(problem, sides, c, problem.reference)) > SMOOTH
 
 
 class Vanishing(NamedTuple):

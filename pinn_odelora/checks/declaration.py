@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 CONDITIONS = ("hard", "soft")
 
 
-def check_declaration(problem: Problem) -> None:
+def check_declaration(problem: Problem) -> Mapping[str, Term]:
     """Check everything that a problem says of itself.
+
+    Returns:
+        Its terms, which may be expensive to make.
 
     Raises:
         InputError: for the first thing that is wrong, by the name of its attribute or term.
@@ -39,6 +42,7 @@ def check_declaration(problem: Problem) -> None:
     check_periods(problem)
     if not (isinstance(problem.accuracy, Real) and 0 < problem.accuracy < math.inf):
         raise InputError(f"accuracy is {problem.accuracy!r}, but it must be a positive number.")
+    return terms
 
 
 def check_supports(problem: Problem) -> None:

@@ -136,7 +136,7 @@ class Undecided(Blank):
         return Undecided(Points({**self.points, **columns}), self.fields, self.coords)
 
 
-def check_functions(problem: Problem, terms: Mapping[str, Term], points: Mapping[str, Points]) -> None:
+def check_functions(problem: Problem, terms: Mapping[str, Term], points: Mapping[str, Points]) -> set[str]:
     """Evaluate the residuals once.
 
     Args:
@@ -144,17 +144,23 @@ def check_functions(problem: Problem, terms: Mapping[str, Term], points: Mapping
         terms: of the loss.
         points: of every term, a few.
 
+    Returns:
+        The coordinates along which they differentiate.
+
     Raises:
         InputError: if a residual cannot be used, see ``check_residual``.
     """
+    along: set[str] = set()
     for name, term in terms.items():
         p = points[name]
         check_columns(f"The region of {name}", p, tuple(problem.coords))
-        check_residual(name, term, Trial(problem, p[problem.coords[0]]), p)
+        _, field = check_residual(name, term, Trial(problem, p[problem.coords[0]]), p)
+        along |= {letter for quantity, _ in field.everything() for letter in quantity.partition("_")[2]}
+    return along
 
 
-def check_residual(name: str, term: Term, trial: Trial, p: Points) -> Tensor:
-    """The residual of a term at points p with a trial solution, (n, components).
+def check_residual(name: str, term: Term, trial: Trial, p: Points) -> tuple[Tensor, Asked]:
+    """The residual of a term at points p with a trial solution, (n, components), and the field that it read.
 
     Raises:
         InputError: if it cannot be evaluated, gives no columns (n, 1), does not depend on the network, changes its
@@ -175,7 +181,7 @@ def check_residual(name: str, term: Term, trial: Trial, p: Points) -> Tensor:
     _check_dependence(what, r, field, trial)
     if not term.coupled:
         _check_decisions(what, term, field)
-    return r.detach()
+    return r.detach(), field
 
 
 def columns(what: str, r: Any, n: int) -> Tensor:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from pinn_odelora.checks.ansatz import check_ansatz, check_enforced
+from pinn_odelora.checks.ansatz import check_ansatz, check_enforced, check_seams
 from pinn_odelora.checks.evaluation import check_functions, some
 
 if TYPE_CHECKING:
@@ -31,4 +31,6 @@ def check_problem(problem: Problem, terms: Mapping[str, Term] | None = None, lik
         for name in problem.enforced:
             check_enforced(problem, name, every[name], some(every[name].where, like=like))
     terms = problem.loss_terms() if terms is None else terms
-    check_functions(problem, terms, {name: some(term.where, like=like) for name, term in terms.items()})
+    along = check_functions(problem, terms, {name: some(term.where, like=like) for name, term in terms.items()})
+    if problem.conditions == "hard":
+        check_seams(problem, along, like)
