@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pinn_odelora.bayes.posterior import posterior as posterior
     from pinn_odelora.budget import Budget as Budget
     from pinn_odelora.config.load import load as load
+    from pinn_odelora.contract.report import check as check
     from pinn_odelora.dashboards.show import dashboard as dashboard
     from pinn_odelora.equation import problem as problem
     from pinn_odelora.errors import InputError as InputError
@@ -70,6 +71,7 @@ PUBLIC = {
     "adaptation": ("Adaptation", "adapt", "steps"),
     "bayes.posterior": ("Posterior", "posterior"),
     "budget": ("Budget",),
+    "contract.report": ("check",),
     "dashboards.show": ("dashboard",),
     "equation": ("problem",),
     "errors": ("InputError", "NonFiniteError"),

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from pinn_odelora import loop
 from pinn_odelora.budget import Budget, Progress
+from pinn_odelora.checks.evaluation import check_reference
 from pinn_odelora.confidence import Interval, coefficient_intervals
 from pinn_odelora.diagnostics import FINER, Diagnostics, Kernels, Reference, errors
 from pinn_odelora.distributed import Processes
@@ -124,6 +125,7 @@ class Adaptation:
         self.solution = Solution(problem, net, self.unknown)
         self.problem = self.solution.problem
         self.system = System(self.problem, self.solution, extra, derivatives)
+        check_reference(self.problem)
         self._check_method()
         self.targets = self._targets()
         self.components = {name: self.system.components(name) for name in self.system.terms}

@@ -22,29 +22,21 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property, partial
-from numbers import Real
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
-from pinn_odelora.derivatives.autograd import AutogradField
-from pinn_odelora.derivatives.field import Field
+from pinn_odelora.checks.evaluation import check_reference
+from pinn_odelora.checks.names import check_apart, check_names
+from pinn_odelora.checks.problem import check_problem
 from pinn_odelora.errors import InputError, unknown
 from pinn_odelora.formulation import Parameter, Problem, Term
-from pinn_odelora.geometry import Region, sobol
+from pinn_odelora.geometry import Region
 from pinn_odelora.points import Points
-
-SAMPLE = 8
-"""Points at which each function is evaluated once."""
-ENFORCED = 1e-6
-"""Largest residual of an enforced condition under the ansatz, relative to one plus that without it."""
 
 
 def problem(
@@ -109,13 +101,12 @@ def problem(
         accuracy=accuracy,
     )
     _check_names(declaration)
-    _check_regions(declaration)
-    _check_conditions(declaration)
     _check_arguments(declaration)
     posed = declaration.cls(conditions=conditions, weights=dict(weights or {}))
-    _check_reference(posed)
+    check_reference(posed)
     for case in (posed, posed.at_source()):
-        _check_functions(case)
+        for kind in posed.supports:
+            check_problem(dataclasses.replace(case, conditions=kind, weights={}))
     return posed
 
 
@@ -218,6 +209,10 @@ class Equation(Problem):
     def region(self) -> Region:
         return self.declaration.region
 
+    @property
+    def has_ansatz(self) -> bool:
+        return self.declaration.ansatz is not None
+
     def terms(self) -> dict[str, Term]:
         return {
             name: term._replace(residual=self._at_values(name, term.residual))
@@ -264,26 +259,8 @@ def _shown(value: Any) -> str:
 
 
 def _names(key: str, given: str | Sequence[str]) -> tuple[str, ...]:
-    """A string as its letters, a sequence as it is.
-
-    Raises:
-        InputError: if there is none, one occurs twice, or one could not be asked for by name.
-    """
-    letters = isinstance(given, str)
-    names = tuple(given) if letters or isinstance(given, Sequence) else ()
-    if not names or not all(isinstance(name, str) and name.isidentifier() for name in names):
-        raise InputError(f"{key} is {given!r}, but it must be a string of letters or a sequence of names.")
-    for name in names:
-        if names.count(name) > 1:
-            advice = "; a string names one by each letter" if letters else ""
-            raise InputError(f"{key} is {given!r}, but it may have {name!r} only once{advice}.")
-        # What is derived from a field is written field_coordinates, and a field or points answer to other names too.
-        if name.startswith("_") or (key == "fields" and "_" in name) or name in RESERVED:
-            raise InputError(f"{key} has {name!r}, but a residual could not ask for it by that name; choose another.")
-    return names
-
-
-RESERVED = {*dir(Field), *dir(Points), "points", "fields", "coords"}
+    """A string as its letters, a sequence as it is."""
+    return check_names(key, given, "; a string names one by each letter" if isinstance(given, str) else "")
 
 
 def _is_parameter(part: Any) -> bool:
@@ -306,18 +283,12 @@ def _term(name: str, part: Any, region: Region) -> Term:
             f"{name} is {part!r}, but it must be a residual, a pair (region, residual), a po.Term, or a parameter: "
             "po.parameter(source, target)."
         )
-    weight = term.weight
-    if not (isinstance(weight, Real) and 0 < weight < math.inf):
-        raise InputError(f"The weight of {name} is {weight!r}, but a loss weight is a positive number.")
     return term
 
 
 def _check_names(declaration: Declaration) -> None:
-    taken = dict.fromkeys(declaration.coords, "a coordinate")
-    for name in declaration.fields:
-        if name in taken:
-            raise InputError(f"{name} is both a coordinate and a field, but names must differ.")
-        taken[name] = "a field"
+    check_apart(declaration.coords, declaration.fields)
+    taken = dict.fromkeys(declaration.coords, "a coordinate") | dict.fromkeys(declaration.fields, "a field")
     for name in (*declaration.terms, *declaration.parameters):
         if name in taken:
             kind = "term" if name in declaration.terms else "parameter"
@@ -325,54 +296,10 @@ def _check_names(declaration: Declaration) -> None:
     for name in declaration.parameters:
         if hasattr(Equation, name) or name in Problem.__annotations__ or not name.isidentifier():
             raise InputError(f"A parameter cannot be called {name}: a problem has something else of that name.")
-    if "data" in declaration.terms:
-        raise InputError("data is the name of the term of measurements, so no other term may have it.")
-    if not declaration.terms:
-        raise InputError("The problem has no term: give at least an equation, as in pde=lambda f: f.u_t - f.u_xx.")
-    if not (isinstance(declaration.name, str) and declaration.name.isidentifier()):
-        raise InputError(f"name is {declaration.name!r}, but it must be a word of letters and digits.")
-
-
-def _check_regions(declaration: Declaration) -> None:
-    regions = {"region": declaration.region, "regular": declaration.regular}
-    for name, term in declaration.terms.items():
-        regions |= {f"The region of {name}": term.where, f"The held-out region of {name}": term.heldout}
-    for what, region in regions.items():
-        if region is None and what != "region":
-            continue
-        if not (hasattr(region, "sample") and hasattr(region, "interior")):
-            raise InputError(f"{what} is {region!r}, but it must be a region, such as po.Box(x=(0, 1), t=(0, 1)).")
-        columns = _some(region)
-        if missing := [name for name in declaration.coords if name not in columns]:
-            raise InputError(
-                f"{what} has no coordinate {', '.join(missing)}, only {', '.join(columns)}; it must have all of "
-                f"{', '.join(declaration.coords)}."
-            )
-
-
-def _some(region: Region) -> Points:
-    """A few points of a region."""
-    p = region.sample(SAMPLE, lambda n, d: sobol(n, d, seed=0))
-    return Points({name: column[:SAMPLE] for name, column in p.items()})
-
-
-def _check_conditions(declaration: Declaration) -> None:
-    for name in declaration.enforced:
-        if name not in declaration.terms:
-            raise unknown("term in enforced:", name, declaration.terms)
-    if declaration.enforced and declaration.ansatz is None:
-        raise InputError(f"enforced names {', '.join(declaration.enforced)}, but there is no ansatz to satisfy it.")
     if declaration.ansatz and not declaration.enforced:
         raise InputError("There is an ansatz, but enforced does not say which of the terms it satisfies.")
-    if declaration.terms.keys() <= set(declaration.enforced):
-        raise InputError("enforced names every term, but at least one must be left to train on.")
-    for name, period in declaration.periods.items():
-        if name not in declaration.coords:
-            raise unknown("coordinate in periods:", name, declaration.coords)
-        if not (isinstance(period, Real) and 0 < period < math.inf):
-            raise InputError(f"The period of {name} is {period!r}, but it must be a positive number.")
-    if not (isinstance(declaration.accuracy, Real) and 0 < declaration.accuracy < math.inf):
-        raise InputError(f"accuracy is {declaration.accuracy!r}, but it must be a positive number.")
+    if not (isinstance(declaration.name, str) and declaration.name.isidentifier()):
+        raise InputError(f"name is {declaration.name!r}, but it must be a word of letters and digits.")
 
 
 def _check_arguments(declaration: Declaration) -> None:
@@ -385,97 +312,3 @@ def _check_arguments(declaration: Declaration) -> None:
             raise InputError(
                 f"{name} is a parameter, but no function takes it; write it as in pde=lambda f, {name}: …."
             )
-
-
-# What shows when each function is evaluated once.
-
-
-def _check_functions(posed: Equation) -> None:
-    """Evaluate residuals and ansatz with a smooth function in the network's place."""
-    free = _trial(dataclasses.replace(posed, conditions="soft", weights={}))
-    hard = None
-    if "hard" in posed.supports:
-        posed = dataclasses.replace(posed, conditions="hard", weights={})
-        _check_ansatz(posed)
-        hard = _trial(posed)
-    for name, term in posed.terms().items():
-        p = _some(term.where)
-        r = _residual(name, term, AutogradField(free, p, posed.fields, posed.coords))
-        if hard and name in posed.enforced:
-            left = _residual(name, term, AutogradField(hard, p, posed.fields, posed.coords))
-            # Written so that a NaN raises, too.
-            if not float(left.abs().max()) <= ENFORCED * (1 + float(r.abs().max())):
-                raise InputError(
-                    f"{name} is enforced, but the ansatz does not satisfy it: its residual reaches "
-                    f"{float(left.abs().max()):.2g} with a network that is not zero."
-                )
-
-
-def _trial(posed: Equation) -> Callable[[Points], Tensor]:
-    """u = g + m · N, or N alone under soft conditions, with N = 2 + sin of generic plane waves."""
-    outputs = len(posed.fields)
-    directions = torch.arange(posed.inputs * outputs, dtype=torch.float64).cos().reshape(posed.inputs, outputs)
-
-    def solution(p: Points) -> Tensor:
-        N = 2 + torch.sin(posed.embed(p) @ directions + torch.arange(outputs))
-        if posed.conditions == "soft":
-            return N
-        g, m = posed.ansatz(p)
-        return g + m * N
-
-    return solution
-
-
-def _residual(name: str, term: Term, field: Field) -> Tensor:
-    n = field.points.number
-    with _evaluating(f"The residual of {name}"), torch.enable_grad():
-        r = term.residual(field)
-    for column in r if isinstance(r, tuple) else (r,):
-        if not (isinstance(column, Tensor) and column.ndim == 2 and len(column) == n):
-            raise InputError(
-                f"The residual of {name} gives {_described(column)} at {n} points, but it must give a column of shape "
-                f"({n}, 1), or a tuple of columns."
-            )
-    return torch.cat(r, dim=1).detach() if isinstance(r, tuple) else r.detach()
-
-
-def _check_ansatz(posed: Equation) -> None:
-    p = _some(posed.region)
-    with _evaluating("ansatz"):
-        made = posed.ansatz(p)
-    shapes = {(p.number, 1), (p.number, len(posed.fields))}
-    if not (isinstance(made, tuple) and len(made) == 2):
-        raise InputError(f"ansatz gives {_described(made)}, but it must give a pair (g, m) for u = g + m · network.")
-    for part in made:
-        if not isinstance(part, Tensor) or tuple(part.shape) not in shapes:
-            raise InputError(
-                f"ansatz gives {_described(part)} at {p.number} points, but g and m must have shape "
-                f"{' or '.join(map(str, sorted(shapes)))}."
-            )
-
-
-def _check_reference(posed: Equation) -> None:
-    p = _some(posed.region)
-    with _evaluating("reference"):
-        values = posed.reference(p)
-    shape = (p.number, len(posed.fields))
-    if values is not None and not (isinstance(values, Tensor) and tuple(values.shape) == shape):
-        raise InputError(f"reference gives {_described(values)} at {p.number} points, but it must have shape {shape}.")
-
-
-@contextmanager
-def _evaluating(what: str) -> Iterator[None]:
-    """One sentence for whatever goes wrong in a function of the caller's, whose traceback it keeps."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        said = next(iter(str(error).splitlines()), "").rstrip(".") or type(error).__name__
-        raise InputError(f"{what} cannot be evaluated: {said}.") from error
-
-
-def _described(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f"a tensor of shape {tuple(value.shape)}"
-    return "nothing" if value is None else f"a {type(value).__name__}"

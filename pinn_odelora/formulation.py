@@ -14,13 +14,16 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
+from pinn_odelora.checks.declaration import check_declaration, check_supports
+from pinn_odelora.checks.evaluation import check_values
+from pinn_odelora.checks.names import check_spelling, undeclared
 from pinn_odelora.derivatives.field import Field
-from pinn_odelora.errors import unknown
+from pinn_odelora.errors import InputError, unknown
 from pinn_odelora.geometry import Region
 from pinn_odelora.points import Points
 from pinn_odelora.rules import Rule, number, one_of, whole
@@ -54,7 +57,7 @@ class Term(NamedTuple):
     def rows(self, field: Field) -> Tensor:
         """The residual as one tensor (N, components)."""
         r = self.residual(field)
-        return torch.cat(r, dim=1) if isinstance(r, tuple) else r
+        return torch.cat(tuple(r), dim=1) if isinstance(r, tuple | list) else r
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,8 @@ class Problem(ABC):
         weights: loss weights w_k by term; those of the terms themselves, usually 1, if not given.
 
     Raises:
-        InputError: if a parameter, the kind of conditions or a weight is invalid.
+        InputError: if a parameter, the kind of conditions or a weight is invalid; or what the class declares does not
+            fit together, see ``checks.declaration``.
     """
 
     coords: ClassVar[tuple[str, ...]]
@@ -157,17 +161,34 @@ class Problem(ABC):
         """(g, m), each (N, 1) or (N, fields), of u = g + m · N; used with hard conditions only."""
         raise NotImplementedError(f"{type(self).__name__} supports hard conditions but defines no ansatz")
 
+    def __init_subclass__(cls, **settings: Any) -> None:
+        super().__init_subclass__(**settings)
+        check_spelling(cls)
+
+    def __new__(cls, *_: Any, **__: Any) -> Self:
+        if missing := sorted(cls.__abstractmethods__):
+            raise InputError(f"{cls.__name__} has no {' and no '.join(missing)}, which every problem must define.")
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
+        if name := undeclared(type(self)):
+            raise InputError(
+                f"{type(self).__name__} declares the parameter {name}, but is no dataclass; write "
+                "@dataclass(frozen=True, kw_only=True) above the class."
+            )
+        check_supports(self)
         if not self.conditions:
             object.__setattr__(self, "conditions", self.supports[0])
         if self.conditions not in self.supports:
             raise unknown(f"conditions of {type(self).__name__}:", self.conditions, self.supports)
         for name, declared in self.parameters().items():
             declared.check(name, getattr(self, name))
+        terms = check_declaration(self)
         for name, weight in self.weights.items():
             number(above=0).check(f"weights.{name}", weight)
-        for name in self.weights.keys() - self.loss_terms().keys() - {"data"}:
-            raise unknown(f"loss term in problem.weights of {type(self).__name__}:", name, self.loss_terms())
+        loss_terms = terms.keys() - {*self.enforced} if self.conditions == "hard" else terms.keys()
+        for name in self.weights.keys() - loss_terms - {"data"}:
+            raise unknown(f"loss term in problem.weights of {type(self).__name__}:", name, loss_terms)
 
     @classmethod
     def parameters(cls) -> dict[str, Parameter]:
@@ -181,7 +202,15 @@ class Problem(ABC):
 
     def known_reference(self, p: Points) -> Tensor | None:
         """The reference, (N, fields), or None if a parameter is unknown: its estimate defines another problem."""
-        return None if self.unknown else self.reference(p)
+        values = None if self.unknown else self.reference(p)
+        if values is not None:
+            check_values("reference", values, p.number, len(self.fields))
+        return values
+
+    @property
+    def has_ansatz(self) -> bool:
+        """Whether it has an ansatz for hard conditions."""
+        return type(self).ansatz is not Problem.ansatz
 
     def at_source(self, **values: Any) -> Problem:
         """The problem solved by the pretrained network.

@@ -298,6 +298,8 @@ class Objective:
             raise NonFiniteError(self._diagnosis(terms))
 
     def _diagnosis(self, terms: dict[str, Tensor]) -> str:
+        if said := self.system.refused(self.batch.points):
+            return said
         term = next((name for name, x in terms.items() if not bool(torch.isfinite(x))), None)
         quantity = "value" if term else "gradient"
         term = term or self._term_of_bad_gradient()

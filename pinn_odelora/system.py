@@ -11,9 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pinn_odelora.checks.evaluation import check_functions
+from pinn_odelora.checks.problem import check_problem
 from pinn_odelora.derivatives import SAMPLE, Engine, lifted, rehearse
 from pinn_odelora.derivatives.jets import LastingJets
 from pinn_odelora.distributed import ALONE, Processes
+from pinn_odelora.errors import InputError
 from pinn_odelora.formulation import Problem, Term
 from pinn_odelora.geometry import sobol, stream
 from pinn_odelora.points import Points
@@ -77,6 +80,9 @@ class System:
         extra: further terms, for instance measurements.
         derivatives: ``auto``, ``jets`` or ``autograd``, see ``derivatives.rehearsal``.
 
+    Raises:
+        InputError: if a few points show something wrong with the problem, see ``checks``.
+
     Attributes:
         processes: those that share the points of an evaluation; one alone, unless somebody has put others here.
     """
@@ -96,6 +102,15 @@ class System:
         self.processes: Processes = ALONE
         self._engines: dict[str, Engine] = {}
         self._components: dict[str, int] = {}
+        check_problem(problem, self.terms, self._like)
+
+    def refused(self, points: Mapping[str, Points]) -> str:
+        """What is wrong with the problem at these points, whatever the network: one sentence, or nothing."""
+        try:
+            check_functions(self.problem, {name: self.terms[name] for name in points}, points)
+        except InputError as refused:
+            return str(refused)
+        return ""
 
     def engine(self, name: str) -> Engine:
         """How the derivatives of term ``name`` are found.
@@ -122,8 +137,12 @@ class System:
         """A few points of a term, always the same, where and as the solution is evaluated."""
         drawn = self.terms[name].where.sample(SAMPLE, lambda n, d: sobol(n, d, seed=stream("rehearsal")))
         few = Points({key: x[:SAMPLE] for key, x in drawn.items()})
-        like = next(self.solution.parameters(), None) if isinstance(self.solution, nn.Module) else None
-        return few if like is None else few.to(like)
+        return few if self._like is None else few.to(self._like)
+
+    @property
+    def _like(self) -> Tensor | None:
+        """A tensor that has dtype and device of the solution."""
+        return next(self.solution.parameters(), None) if isinstance(self.solution, nn.Module) else None
 
     def components(self, name: str) -> int:
         """How many residuals term ``name`` has at a point."""

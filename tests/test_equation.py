@@ -224,7 +224,7 @@ def test_two_equations_of_one_name_never_share_a_pretrained_network():
         ({"pde": lambda f: f.v}, "The residual of pde cannot be evaluated: the solution has no 'v': fields are u"),
         ({"pde": lambda f: f.u_yy}, "The residual of pde cannot be evaluated: the solution has no 'u_yy'"),
         ({"pde": lambda f: f.u[:, 0]}, "The residual of pde gives a tensor of shape (8,) at 8 points, but it must"),
-        ({"pde": lambda f: [f.u, f.u_x]}, "The residual of pde gives a list at 8 points, but it must give a column"),
+        ({"pde": lambda f: [f.u, 0.0]}, "The residual of pde gives a float at 8 points, but it must give a column"),
         ({"pde": lambda f: None}, "The residual of pde gives nothing at 8 points"),
         ({"region": {"x": (0, 1)}}, "region is {'x': (0, 1)}, but it must be a region, such as po.Box(x=(0, 1)"),
         ({"region": Box(x=(0, 1))}, "region has no coordinate t, only x; it must have all of x, t."),

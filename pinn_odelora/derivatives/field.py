@@ -59,8 +59,12 @@ class Field(ABC):
             return self.derivative(field, along)
         raise AttributeError(
             f"the solution has no {name!r}: fields are {', '.join(self.fields)}, columns {', '.join(self.points)}, "
-            f"and a derivative is written like {self.fields[0]}_{self.coords[0]}{self.coords[0]}"
+            f"and a derivative is written {self._example()}"
         )
+
+    def _example(self) -> str:
+        letter = next((c for c in self.coords if len(c) == 1), None)
+        return f"like {self.fields[0]}_{2 * letter}" if letter else "by coordinates of a single letter, as in u_xx"
 
     def lap(self, field: str, along: Sequence[str] = ()) -> Tensor:
         """The Laplacian Σ_c ∂²field/∂c² over the named coordinates (all of them by default)."""

@@ -5,6 +5,7 @@ A region maps points of the unit cube to its own, so that it can be sampled with
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from pinn_odelora.errors import InputError, unknown
 from pinn_odelora.points import Points
 
 Uniform = Callable[[int, int], Tensor]
@@ -40,11 +42,19 @@ class Box:
 
     Args:
         bounds: lower and upper end of each coordinate, by name; points have one column (n, 1) for each.
+
+    Raises:
+        InputError: if an interval is no pair of finite numbers in order.
     """
 
     bounds: Mapping[str, tuple[float, float]]
 
     def __init__(self, **bounds: tuple[float, float]) -> None:
+        for name, interval in bounds.items():
+            if not _is_interval(interval):
+                raise InputError(
+                    f"The interval of {name} is {interval!r}, but it must be a pair of finite numbers, the lower first."
+                )
         object.__setattr__(self, "bounds", bounds)
 
     @property
@@ -53,12 +63,30 @@ class Box:
         return all(low < high for low, high in self.bounds.values())
 
     def face(self, **fixed: float) -> Box:
-        """The part on which the named coordinates have the given values, for instance ``face(t=0.0)``."""
+        """The part on which the named coordinates have the given values, for instance ``face(t=0.0)``.
+
+        Raises:
+            InputError: if there is no such coordinate, or the value lies outside its interval.
+        """
+        for name, value in fixed.items():
+            low, high = self._interval(name)
+            slack = 1e-9 * (high - low)
+            if not low - slack <= value <= high + slack:
+                raise InputError(f"face({name}={value}) is outside the box, where {name} is from {low} to {high}.")
         return Box(**{**self.bounds, **{name: (value, value) for name, value in fixed.items()}})
 
     def boundary(self, *names: str) -> Union:
-        """The faces at both ends of each named coordinate (of all coordinates if none is named)."""
-        return Union(*(self.face(**{name: end}) for name in names or self.bounds for end in self.bounds[name]))
+        """The faces at both ends of each named coordinate (of all coordinates if none is named).
+
+        Raises:
+            InputError: if there is no such coordinate.
+        """
+        return Union(*(self.face(**{name: end}) for name in names or self.bounds for end in self._interval(name)))
+
+    def _interval(self, name: str) -> tuple[float, float]:
+        if name not in self.bounds:
+            raise unknown("coordinate of the box:", name, self.bounds)
+        return self.bounds[name]
 
     def sample(self, n: int, uniform: Uniform) -> Points:
         """n points of the box, columns (n, 1)."""
@@ -72,6 +100,14 @@ class Box:
             fixed = torch.full((n, 1), low, dtype=torch.float64)
             columns[name] = low + (high - low) * unit[name] if name in unit else fixed
         return Points(columns)
+
+
+def _is_interval(interval: object) -> bool:
+    try:
+        low, high = map(float, interval)  # type: ignore[call-overload]
+    except (TypeError, ValueError):
+        return False
+    return math.isfinite(low) and math.isfinite(high) and low <= high
 
 
 class Union:

@@ -20,6 +20,7 @@ from torch import nn
 
 from pinn_odelora.budget import Budget
 from pinn_odelora.checkpoints import load_network, save_network
+from pinn_odelora.checks.evaluation import check_reference
 from pinn_odelora.errors import InputError
 from pinn_odelora.files import write_json
 from pinn_odelora.formulation import Problem
@@ -91,10 +92,12 @@ class Pretraining:
         Raises:
             InputError: if Adam leaves the finite numbers.
         """
+        check_reference(system.problem)
         points = (self.interior, self.boundary, self.seed)
         first = stages.adam(system, *points, self.adam_steps, self.adam_lr, say)
         if first.failure is not None:
-            raise InputError(f"Pretraining by Adam failed: {first.failure} Choose a smaller adam_lr.")
+            said = system.refused(first.objective.batch.points) or f"{first.failure} Choose a smaller adam_lr."
+            raise InputError(f"Pretraining by Adam failed: {said}")
         error = unseen_error(system, self.seed)
         done = self.second_stage != "lbfgs" and self._natural_gradient(system, error, say)
         if not done and self.lbfgs_evals:

@@ -1,0 +1,119 @@
+"""The reference put into the equation, with every quantity that a residual asks for as a variable of its own.
+
+A summand of a residual r is q · ∂r/∂q for a quantity q that r asks of the field; for the terms of an equation that is
+what stands between the plus signs. A residual vanishes if it is small against its largest summand, and a quantity
+matters if the residual no longer vanishes when its sign is flipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pinn_odelora.derivatives.autograd import AutogradField
+from pinn_odelora.derivatives.field import Field
+from pinn_odelora.geometry import sobol
+from pinn_odelora.points import Points
+from pinn_odelora.system import draw_points
+
+if TYPE_CHECKING:
+    from pinn_odelora.formulation import Problem
+
+Quantity = tuple[str, str, str]
+"""Field, derivative along, and place: here, or at the n-th points that ``at`` was asked for."""
+
+
+class Quantities(Field):
+    """The reference as a field whose every quantity is a leaf of its own; those in ``flipped`` have the wrong sign.
+
+    Args:
+        problem: it has the reference.
+        points: where.
+        flipped: quantities with the wrong sign.
+        asked: collects the quantities, those at moved points among them.
+        place: of these points.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        points: Points,
+        flipped: Collection[Quantity] = (),
+        asked: dict[Quantity, Tensor] | None = None,
+        place: str = "here",
+    ) -> None:
+        super().__init__(points, problem.fields, problem.coords)
+        self.problem = problem
+        self.exact = AutogradField(problem.reference, points, problem.fields, problem.coords)
+        self.flipped = flipped
+        self.asked = {} if asked is None else asked
+        self.place = place
+        self.moved = 0
+
+    def derivative(self, field: str, along: str) -> Tensor:
+        along = "".join(sorted(along))
+        key = (field, along, self.place)
+        if key not in self.asked:
+            sign = -1 if key in self.flipped else 1
+            self.asked[key] = (sign * self.exact.derivative(field, along)).detach().requires_grad_()
+        return self.asked[key]
+
+    def at(self, **columns: Tensor) -> Quantities:
+        place = f"{self.place}.{self.moved}"
+        self.moved += 1
+        return Quantities(self.problem, Points({**self.points, **columns}), self.flipped, self.asked, place)
+
+    def largest_summand(self, component: Tensor) -> float:
+        """Of one component of a residual that was evaluated with this field."""
+        slopes = torch.autograd.grad(
+            component.sum(), list(self.asked.values()), retain_graph=True, materialize_grads=True
+        )
+        return max(
+            float((q * slope).detach().abs().max()) for q, slope in zip(self.asked.values(), slopes, strict=True)
+        )
+
+
+def generic_points(problem: Problem) -> dict[str, Points]:
+    """Points of every term at which it may be tested: those of full dimension where the reference is smooth."""
+    points = draw_points(problem.terms(), 400, 100, seed=3)
+    if problem.regular is not None:
+        regular = problem.regular.sample(400, lambda n, d: sobol(n, d, seed=3))
+        points |= {k: regular for k, term in problem.terms().items() if term.where.interior}
+    return points
+
+
+def size(problem: Problem) -> float:
+    """Largest value of the reference."""
+    return float(problem.reference(problem.region.sample(400, lambda n, d: sobol(n, d, seed=4))).abs().max())
+
+
+def left_at_reference(problem: Problem, name: str, points: Points) -> float:
+    """What a term leaves of its largest summand at the reference, the worst of its components.
+
+    A condition u = 0 has no summand that is not zero; it is measured against the solution elsewhere.
+    """
+    term = problem.terms()[name]
+    field = Quantities(problem, points)
+    left = []
+    for component in term.rows(field).unbind(dim=1):
+        scale = field.largest_summand(component) if term.where.interior else size(problem)
+        rest = float(component.detach().abs().max())
+        left.append(rest / scale if scale else rest)
+    return max(left)
+
+
+def indifferent(problem: Problem, name: str, points: Points, enough: float = 1e-3) -> list[Quantity]:
+    """The quantities, zero ones aside, whose sign a term does not notice: what it leaves stays below ``enough``."""
+    term = problem.terms()[name]
+    field = Quantities(problem, points)
+    term.rows(field)
+    found = []
+    for quantity in [q for q, values in field.asked.items() if values.any()]:
+        wrong = Quantities(problem, points, flipped=[quantity])
+        rows = term.rows(wrong).unbind(dim=1)
+        if not any(float(r.detach().abs().max()) > enough * wrong.largest_summand(r) for r in rows):
+            found.append(quantity)
+    return found
