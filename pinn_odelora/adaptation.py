@@ -37,7 +37,7 @@ from pinn_odelora.lowrank.settings import ADAPTIVE, AUTO, KEPT, OF_GRADIENT, SIN
 from pinn_odelora.lowrank.start import named
 from pinn_odelora.lowrank.targets import check_rank, linear_layers, linear_targets, put_factors, thaw
 from pinn_odelora.measurements import measured_term
-from pinn_odelora.nets import check_network
+from pinn_odelora.nets import check_network, copied
 from pinn_odelora.objective import Objective
 from pinn_odelora.optim.methods import Method, odelora
 from pinn_odelora.result import Result
@@ -170,6 +170,8 @@ class Adaptation:
     def _targets(self) -> dict[str, nn.Linear]:
         """The layers that are adapted, or measured where all weights are trained."""
         patterns = self.lora.targets
+        if self.method.trains == "weights" and not linear_layers(self.net):
+            return {}  # of other layers nothing is measured
         if self.method.trains == "weights" and patterns is None and len(linear_layers(self.net)) < 3:
             # Nothing is put in, so a network without hidden layers is as good: all its layers are measured then.
             patterns = "*"
@@ -443,7 +445,7 @@ def steps(
     Raises:
         InputError: one sentence on what does not fit, before anything is trained.
     """
-    net = copy.deepcopy(net)
+    net = copied(net)
     adaptation = Adaptation(net.cpu() if isinstance(net, nn.Module) else net, problem, threads=threads, **settings)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

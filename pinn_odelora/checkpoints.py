@@ -1,49 +1,54 @@
 """Reading and writing weights. Code in a file is never executed.
 
-A file of weights is a map from names to tensors: safetensors (our own format), a torch ``state_dict``, or a Lightning
-or DeepXDE checkpoint that contains one under "state_dict" or "model_state_dict". A LightningModule holds its network
-as an attribute, ``net.linears.0.weight``, possibly besides other parameters; the prefix under which the names are
-exactly those of the network is removed.
+A file of weights holds maps from names to tensors: safetensors (our own format) is one such map; what torch, Lightning,
+DeepXDE or somebody's own loop saved holds several, at any depth, beside optimisers and settings of any class. Taken is
+the one whose names are exactly those of the network, behind a prefix that all of them share: ``net.`` of an attribute,
+``module.`` of parallel training, ``_orig_mod.`` of a compiled network. A pickled module is a map, too, of its
+parameters and buffers. Weight norm is folded into the weights.
 """
 
 from __future__ import annotations
 
-import pickle
-import pickletools
-import re
-import warnings
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from pinn_odelora.errors import InputError
+from pinn_odelora.errors import InputError, RefusedValueError
 from pinn_odelora.files import write_bytes
+from pinn_odelora.nets.weight_norm import PAIRS, fold_tensors
+from pinn_odelora.pickles import Made, UnreadableError
+from pinn_odelora.torch_files import read_torch, tensor
 
 WRAPPERS = ("state_dict", "model_state_dict")
-"""The keys of the tensors in checkpoints of Lightning and DeepXDE."""
+"""The keys of the tensors in checkpoints of Lightning and DeepXDE, which are looked at first."""
+TOP = "."
+"""The part of a file that is in no inner map."""
+DEPTH = 16
+"""Maps inside maps that are looked at."""
 
-_FORMATS = "a state_dict, a Lightning or DeepXDE checkpoint, or safetensors"
+_FORMATS = "a checkpoint of torch, Lightning or DeepXDE, or safetensors"
 
 
-def load_network(net: nn.Module, path: str | Path) -> None:
+def load_network(net: nn.Module, path: str | Path, part: str | None = None) -> None:
     """Load the weights of a file into ``net``, converted to its dtype and device.
 
     Args:
         net: the network, changed in place.
-        path: a file of weights in one of the formats above.
+        path: a file of weights in one of the forms above.
+        part: the map to take, by its keys with dots between them, where several fit.
 
     Raises:
-        InputError: if the file cannot be read, its names or shapes are not those of the network, or a value is not
-            finite; the network is then unchanged.
+        InputError: if the file cannot be read, its names or shapes are not those of the network, several maps fit that
+            are not equal, or a value is not finite; the network is then unchanged.
     """
     expected = _tensors(net.state_dict())
-    found = _choose_prefix(read_state_dict(path), expected, path)
+    found = _choose(_maps(path, part), expected, path)
     if wrong := _wrong_shapes(found, expected):
         raise InputError(f"{path} does not fit: {', '.join(wrong)}; the network needs the layer sizes of the file.")
     values = {name: found[name].to(like) for name, like in expected.items()}
@@ -53,24 +58,22 @@ def load_network(net: nn.Module, path: str | Path) -> None:
     net.load_state_dict(values)
 
 
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a file by name, on the CPU, extracted from a checkpoint if necessary.
+def read_state_dict(path: str | Path, part: str | None = None) -> dict[str, Tensor]:
+    """The tensors of a file by name, on the CPU.
 
     Args:
-        path: a file of weights in one of the formats above.
+        path: a file of weights in one of the forms above.
+        part: the map to take, by its keys with dots between them; the first of ``WRAPPERS`` if absent, or all tensors
+            of the file, those in inner maps under names with dots.
 
     Raises:
-        InputError: if the file does not exist, is damaged, has another format or no tensors, or if reading it would
-            run code.
+        InputError: if the file does not exist, is damaged, has another format, or no tensors.
     """
-    content = _read_safetensors(path) if _is_safetensors(path) else _read_torch(path)
-    if not isinstance(content, Mapping):
-        raise InputError(f"{path} holds a {type(content).__name__}, not weights by name; give {_FORMATS}.")
-    inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), content)
-    tensors = _tensors(inner)
-    if not tensors:
-        raise InputError(f"{path} holds no tensors ({_some(map(str, inner)) or 'it is empty'}); give {_FORMATS}.")
-    return tensors
+    maps = _maps(path, part)
+    chosen = next((found for found in maps if found.path in WRAPPERS), maps[-1])
+    for name, reason in chosen.unread.items():
+        raise _unread(name, path, reason)
+    return chosen.tensors
 
 
 def save_network(net: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
@@ -97,6 +100,99 @@ def _tensors(state: Mapping[str, object]) -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, Tensor)}
 
 
+class _Map(NamedTuple):
+    """Tensors by name at a path in a file, and what cannot be read among them, with the reason."""
+
+    path: str
+    tensors: dict[str, Tensor]
+    unread: dict[str, str]
+
+
+def _maps(path: str | Path, part: str | None = None) -> list[_Map]:
+    """Every map of a file that holds tensors, ``WRAPPERS`` first; last, where they are nested, all of its tensors."""
+    content = _read_safetensors(path) if _is_safetensors(path) else _read(path)
+    if (entries := _entries(content)) is None:
+        kind = content.name.rpartition(".")[2] if isinstance(content, Made) else type(content).__name__
+        kind = "Tensor" if _is_tensor(content) else kind
+        raise InputError(f"{path} holds a {kind}, not weights by name; give {_FORMATS}.")
+    nested = dict(_nested(content))
+    direct = [_read_tensors(at, nested[at]) for at in sorted(nested, key=lambda at: at not in WRAPPERS)]
+    maps = [found for found in direct if found.tensors or found.unread]
+    if not maps:
+        entries = next((inner for at, inner in nested.items() if at in WRAPPERS), entries)
+        raise InputError(f"{path} holds no tensors ({_some(map(str, entries)) or 'it is empty'}); give {_FORMATS}.")
+    named = [(f"{found.path}.".lstrip("."), found) for found in maps]
+    tensors = {at + name: x for at, found in named for name, x in found.tensors.items()}
+    unread = {at + name: x for at, found in named for name, x in found.unread.items()}
+    if part == TOP:
+        return [found for found in maps if not found.path]
+    if part is None:
+        return maps if len(maps) == 1 and not maps[0].path else [*maps, _Map("", tensors, unread)]
+    start = f"{part}."
+    below = [{k.removeprefix(start): x for k, x in found.items() if k.startswith(start)} for found in (tensors, unread)]
+    if not any(below):
+        raise RefusedValueError("part", part, f"the name of a map of tensors in {path}, as {_some(_places(maps))}")
+    return [_Map(part, *below)]
+
+
+def _places(maps: Iterable[_Map]) -> list[str]:
+    """What a part may be called: the paths of maps, and what stands before the last two words of names in them."""
+    deeper = {f"{m.path}.{name}".strip(".").rpartition(".")[0].rpartition(".")[0] for m in maps for name in m.tensors}
+    return sorted({m.path for m in maps if m.path} | deeper - {""})
+
+
+def _nested(content: Any) -> Iterator[tuple[str, Mapping[Any, Any]]]:
+    """The maps of a tree by their paths, each once: a tree may refer to one many times, or to itself."""
+    ahead, seen = deque([("", content, 0)]), set[int]()
+    while ahead:
+        path, value, depth = ahead.popleft()
+        entries = dict(enumerate(value)) if isinstance(value, list | tuple) else _entries(value)
+        if entries is None or id(value) in seen or depth > DEPTH:
+            continue
+        seen.add(id(value))
+        yield path, entries
+        ahead += [(f"{path}.{key}".lstrip("."), inner, depth + 1) for key, inner in entries.items()]
+
+
+def _entries(value: Any) -> Mapping[Any, Any] | None:
+    """What a value of the tree holds by name, None for what is no map: a module holds what its ``state_dict`` does."""
+    if isinstance(value, Mapping):
+        return value
+    if not isinstance(value, Made) or _is_tensor(value):
+        return None
+    state = value.state[0] if isinstance(value.state, tuple) and value.state else value.state
+    if isinstance(state, Mapping) and isinstance(state.get("_modules"), Mapping | Made):
+        own, dropped = _entries(state.get("_buffers")) or {}, _elements(state.get("_non_persistent_buffers_set"))
+        buffers = {name: x for name, x in own.items() if name not in dropped}
+        return {**(_entries(state.get("_parameters")) or {}), **buffers, **(_entries(state["_modules"]) or {})}
+    return value.entries or (state if isinstance(state, Mapping) else value.entries)
+
+
+def _elements(value: Any) -> list[Any]:
+    """Those of a set."""
+    inner = value.args[0] if isinstance(value, Made) and value.args and isinstance(value.args[0], list) else []
+    return [*inner, *(value.elements if isinstance(value, Made) else ())]
+
+
+def _is_tensor(value: Any) -> bool:
+    try:
+        return isinstance(value, Tensor) or tensor(value) is not None
+    except UnreadableError:
+        return True
+
+
+def _read_tensors(path: str, entries: Mapping[Any, Any]) -> _Map:
+    tensors, unread = dict[str, Tensor](), dict[str, str]()
+    for name, value in entries.items():
+        try:
+            found = value if isinstance(value, Tensor) else tensor(value)
+        except UnreadableError as error:
+            unread[str(name)] = str(error)
+        else:
+            tensors |= {} if found is None else {str(name): found}
+    return _Map(path, tensors, unread)
+
+
 def _is_safetensors(path: str | Path) -> bool:
     """Whether a file is safetensors: the length of its header in 8 bytes, then the header, a JSON object."""
     try:
@@ -110,77 +206,74 @@ def _read_safetensors(path: str | Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load_file(path, device="cpu")
     except safetensors.SafetensorError as error:
-        raise _damaged(path, error) from error
+        raise _damaged(path, type(error).__name__) from error
 
 
-def _read_torch(path: str | Path) -> object:
+def _read(path: str | Path) -> Any:
     try:
-        with warnings.catch_warnings(action="ignore"):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise _refused(path, error) from error
-    except Exception as error:  # A damaged pickle can fail in any way.
-        raise _damaged(path, error) from error
+        return read_torch(path)
+    except UnreadableError as error:
+        raise _damaged(path, str(error)) from error
 
 
-def _refused(path: str | Path, error: pickle.UnpicklingError) -> InputError:
-    """The error for a pickle that contains more than tensors."""
-    name = re.search(r"GLOBAL ([\w.]+)", str(error))
-    if not name and not _imports(path):
-        return _damaged(path, error)
-    code = f"pickled code ({name[1]})" if name else "pickled code"
-    return InputError(
-        f"{path} holds {code}, which is never run; save a state_dict instead: torch.save(net.state_dict(), path)."
-    )
-
-
-def _imports(path: str | Path) -> bool:
-    """Whether a pickle not written by torch would import anything, found by listing its opcodes."""
-    with suppress(ValueError), open(path, "rb") as file:
-        return any(opcode.name in ("GLOBAL", "STACK_GLOBAL", "INST") for opcode, _, _ in pickletools.genops(file))
-    return False
-
-
-def _damaged(path: str | Path, error: Exception) -> InputError:
-    return InputError(f"{path} is truncated, damaged or no file of weights ({type(error).__name__}); give {_FORMATS}.")
+def _damaged(path: str | Path, reason: str) -> InputError:
+    return InputError(f"{path} is truncated, damaged or no file of weights ({reason}); give {_FORMATS}.")
 
 
 class _Fit(NamedTuple):
-    """The tensors of a file below a prefix, and how their names differ from the network's."""
+    """The tensors of a map below a prefix, and how their names differ from the network's."""
 
-    prefix: str
+    place: str
     tensors: dict[str, Tensor]
     missing: list[str]
     surplus: list[str]
+    unread: dict[str, str]
 
 
-def _fit(prefix: str, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> _Fit:
-    below = {name[len(prefix) :]: value for name, value in found.items() if name.startswith(prefix)}
-    missing = [name for name in expected if name not in below]
-    return _Fit(prefix, below, missing, [prefix + name for name in below if name not in expected])
+def _fits(found: _Map, expected: Mapping[str, Tensor]) -> Iterator[_Fit]:
+    """A map below each prefix that it may have, the shortest first."""
+    keep = any(name.endswith(pair) for name in expected for pair in PAIRS)
+    tensors = found.tensors if keep else fold_tensors(found.tensors)
+    ends = {key.removesuffix(name) for key in tensors for name in expected if key.endswith(f".{name}")}
+    for prefix in sorted(ends | {""}, key=lambda p: (len(p), p)):
+        below = {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
+        missing = [name for name in expected if name not in below]
+        surplus = [prefix + name for name in below if name not in expected]
+        unread = {prefix + name: found.unread[prefix + name] for name in missing if prefix + name in found.unread}
+        yield _Fit(f"{found.path}.{prefix}".strip("."), below, missing, surplus, unread)
 
 
-def _choose_prefix(
-    found: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: str | Path
-) -> Mapping[str, Tensor]:
-    prefixes = {key.removesuffix(name) for key in found for name in expected if key.endswith(f".{name}")}
-    fits = [_fit(prefix, found, expected) for prefix in sorted(prefixes | {""}, key=lambda p: (len(p), p))]
+def _choose(maps: Iterable[_Map], expected: Mapping[str, Tensor], path: str | Path) -> Mapping[str, Tensor]:
+    """The tensors of the map that fits.
+
+    Raises:
+        InputError: if none does, or two that are not equal.
+    """
+    fits = [fit for found in maps for fit in _fits(found, expected)]
     named = [fit for fit in fits if not fit.missing and not fit.surplus]
     if not named:
-        raise _misfit(min(fits, key=lambda fit: len(fit.missing) + len(fit.surplus)), found, path)
+        raise _misfit(min(fits, key=lambda fit: len(fit.missing) - len(fit.unread) + len(fit.surplus)), path)
     first, *others = [fit for fit in named if not _wrong_shapes(fit.tensors, expected)] or named[:1]
     for other in others:
         if not all(torch.equal(first.tensors[name].to(x), other.tensors[name].to(x)) for name, x in expected.items()):
-            raise InputError(
-                f"{path} holds several networks that fit, {first.prefix!r} and {other.prefix!r}; "
-                "save the state_dict of one of them."
-            )
+            places = " or ".join(place or TOP for place in (first.place, other.place))
+            raise RefusedValueError("part", None, f"{places}, since {path} holds several networks that fit")
     return first.tensors
 
 
-def _misfit(fit: _Fit, found: Iterable[str], path: str | Path) -> InputError:
-    if any(".lora_A." in name for name in found):
+def _unread(name: str, path: str | Path, reason: str) -> InputError:
+    return InputError(f"{name} in {path} cannot be read: {reason}.")
+
+
+def _misfit(fit: _Fit, path: str | Path) -> InputError:
+    for name, reason in fit.unread.items():
+        return _unread(name, path, reason)
+    if any(".lora_A." in f".{name}" for name in fit.surplus):
         return InputError(f"{path} holds low-rank factors, not a whole network; give the file of a merged network.")
+    if computed := [name for name in fit.surplus if name.endswith("weight_orig") or ".parametrizations." in f".{name}"]:
+        return InputError(
+            f"{path} holds {computed[0]}, from which a weight is computed; give a file with the weights themselves."
+        )
     parts = [f"{word} {_some(names)}" for word, names in (("missing", fit.missing), ("surplus", fit.surplus)) if names]
     return InputError(
         f"The names in {path} are not those of the network: {', '.join(parts)}; the network needs "

@@ -105,7 +105,7 @@ def low_rank(layers: Layers, pretrained: Mapping[str, Tensor]) -> dict[str, floa
         "lora/balance": max((float(core.balance) for core in pairs.values()), default=math.nan),
         "lora/cond_A": max((_gram_condition(core.A) for core in pairs.values()), default=math.nan),
         "lora/cond_B": max((_gram_condition(core.B) for core in pairs.values()), default=math.nan),
-        "lora/effective_rank": sum(ranks) / len(ranks),
+        "lora/effective_rank": sum(ranks) / len(ranks) if ranks else math.nan,
         "lora/norm": norm_of(list(sigma.values())),
         "lora/rank": sum(len(core.product) for core in pairs.values()) / len(pairs) if pairs else math.nan,
         **{f"lora/{name}/rank": len(pairs[name].product) if name in pairs else math.nan for name in layers},
@@ -122,7 +122,9 @@ def _gram_condition(sigma: Tensor) -> float:
 
 
 def alignment(before: Mapping[str, Tensor], after: Mapping[str, Tensor], gradient: Mapping[str, Tensor]) -> float:
-    """cos(ΔW, -G) over all adapted weights together, NaN when either is zero."""
+    """cos(ΔW, -G) over all adapted weights together, NaN when either is zero or there are none."""
+    if not gradient:
+        return math.nan
     change = torch.cat([(after[name] - before[name]).flatten() for name in gradient])
     G = torch.cat([g.flatten() for g in gradient.values()])
     scale = float(linalg.vector_norm(change) * linalg.vector_norm(G))

@@ -7,9 +7,13 @@ command line does, says so by ``within``: ``integrator.h is -1, but ...``.
 
 from __future__ import annotations
 
+import os
+import sysconfig
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 
@@ -44,6 +48,29 @@ def unknown(what: str, name: object, allowed: Iterable[object], advice: str = ""
     guess = get_close_matches(str(name), names, n=1)
     meant = f" (did you mean {guess[0]!r}?)" if guess else ""
     return InputError(f"Unknown {what} {str(name)!r}{meant}; allowed: {', '.join(names) or 'none'}{advice}.")
+
+
+def cause(error: BaseException) -> str:
+    """An error of somebody else's code in words: its kind, what it says, and the line that raised it."""
+    said = error.msg if isinstance(error, SyntaxError) else str(error)
+    first = next((line.strip() for line in said.splitlines() if line.strip()), "").rstrip(".:")
+    place = place_of(error)
+    return ": ".join(filter(None, (type(error).__name__, first))) + (f" ({place})" if place else "")
+
+
+def place_of(error: BaseException) -> str:
+    """File and line of somebody else's code that raised an error, the user's own before that of a package they call;
+    empty where it came from Python or from here.
+    """
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{Path(error.filename).name}, line {error.lineno}"
+    lines = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    ours, python = f"{Path(__file__).parent}{os.sep}", f"{sysconfig.get_path('stdlib')}{os.sep}"
+    packages = f"{sysconfig.get_path('purelib')}{os.sep}"
+    own = [(file, n) for file, n in lines if not file.startswith(("<", ours, python, packages))]
+    called = [(file, n) for file, n in lines if file.startswith(packages) and not file.startswith(ours)]
+    found = own[-1:] or called[:1]
+    return f"{Path(found[0][0]).name}, line {found[0][1]}" if found else ""
 
 
 @contextmanager

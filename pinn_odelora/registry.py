@@ -18,7 +18,7 @@ from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from pinn_odelora.errors import InputError, unknown
+from pinn_odelora.errors import InputError, cause, unknown
 
 if TYPE_CHECKING:
     from pinn_odelora.formulation import Problem
@@ -72,7 +72,12 @@ def _own() -> list[str]:
 def _own_class(name: str) -> type[Problem]:
     from pinn_odelora.formulation import Problem
 
-    module = importlib.import_module(f"problems.{name}")
+    try:
+        module = importlib.import_module(f"problems.{name}")
+    except InputError:
+        raise
+    except Exception as error:  # A file that somebody is writing can fail in any way.
+        raise InputError(f"problems/{name}.py cannot be imported: {cause(error)}.") from error
     classes = [found for found in vars(module).values() if inspect.isclass(found) and issubclass(found, Problem)]
     defined = [found for found in classes if found.__module__ == module.__name__]
     if not defined:

@@ -9,6 +9,7 @@ so that Python and the command line refuse the same values, each by the name it 
 
 from __future__ import annotations
 
+import inspect
 import math
 import types
 from collections.abc import Callable
@@ -141,6 +142,14 @@ text = _rule("text", lambda value: isinstance(value, str) or _is_number(value), 
 path = _rule("a path", lambda value: isinstance(value, str | Path) and value != "", _absolute)
 file = _rule("the path of an existing file", lambda value: isinstance(value, str | Path) and _is_file(value), _absolute)
 PLAIN = {int: whole(), float: number(), bool: boolean, str: text, types.NoneType: null}
+
+
+def signature(target: Callable[..., Any]) -> inspect.Signature:
+    """With evaluated annotations, unless they name what only a type checker imports."""
+    try:
+        return inspect.signature(target, eval_str=True)
+    except NameError:
+        return inspect.signature(target)
 
 
 def annotated(annotation: Any) -> Rule | None:

@@ -513,3 +513,36 @@ def test_a_limit_of_the_trainer_counts_steps(tmp_path):
     fitted = trainer(tmp_path, enable_checkpointing=False, max_steps=10)
     fitted.fit(po.ODELoRAModule(run, block=5))
     assert fitted.global_step == run.result().steps == 10
+
+
+class Splines(nn.Module):
+    """A Kolmogorov–Arnold network in small: every edge has a cubic of its own, and there is no linear layer."""
+
+    def __init__(self):
+        super().__init__()
+        draw = torch.Generator().manual_seed(3)
+        self.first = nn.Parameter(0.4 * torch.randn(2, 5, 3, generator=draw, dtype=torch.float64))
+        self.second = nn.Parameter(0.4 * torch.randn(5, 1, 3, generator=draw, dtype=torch.float64))
+
+    def forward(self, x):
+        for weight in (self.first, self.second):
+            x = torch.einsum("nik,iok->no", torch.tanh(x)[..., None] ** torch.arange(1, 4), weight)
+        return x
+
+
+@pytest.mark.parametrize("method", ["full_adam", "full_lbfgs", "full_implicit"])
+def test_a_network_without_linear_layers_is_trained_in_full(method, tmp_path):
+    made = getattr(po.methods, method)(*([po.LinearlyImplicit()] if method == "full_implicit" else []))
+    settings = SHORT | {"method": made, "budget": po.Budget(gradient_evals=12), "device": "cpu"}
+    result = po.adapt(net := Splines(), Burgers(nu=0.03), **settings)
+    losses = [row["loss"] for row in result.history]
+    assert losses[-1] < 0.97 * losses[0]
+    assert all(
+        not torch.equal(p, q) for p, q in zip(net.parameters(), result.solution.solution.net.parameters(), strict=True)
+    )
+    assert math.isnan(result.history[-1]["lora/effective_rank"])
+    result.save(tmp_path / "run")
+    x = np.linspace(-1, 1, 5)
+    assert np.array_equal(
+        po.load(tmp_path / "run", net=Splines(), problem=Burgers(nu=0.03))(x, 0.5), result.solution(x, 0.5)
+    )

@@ -1,12 +1,20 @@
 """Weights from files: every format gives the same network back, and nothing unsuitable gets in or is run."""
 
+import io
+import os
 import pickle
+import zipfile
+from collections import OrderedDict
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
 
 import lightning as L
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 
 from pinn_odelora.checkpoints import load_network, read_state_dict, save_network
@@ -105,6 +113,9 @@ def test_buffers_are_weights_too(tmp_path):
     assert torch.equal(net.frequencies, torch.full((3,), 2.0))
 
 
+# Nothing of a file is run.
+
+
 class Code:
     """Creates a file when unpickled."""
 
@@ -115,7 +126,22 @@ class Code:
         return open, (self.path, "w")
 
 
-MALICIOUS = {
+class Created:
+    """Runs a command when an instance is made."""
+
+    def __new__(cls, command="true"):
+        os.system(command)
+        return super().__new__(cls)
+
+
+class Stateful:
+    """Runs a command when an instance gets its state."""
+
+    def __setstate__(self, command):
+        os.system(command)
+
+
+CONTAINERS = {
     "zip": lambda content, path: torch.save(content, path),
     "legacy": lambda content, path: torch.save(content, path, _use_new_zipfile_serialization=False),
     "pickle": lambda content, path: path.write_bytes(pickle.dumps(content)),
@@ -124,27 +150,379 @@ MALICIOUS = {
 }
 
 
-@pytest.mark.parametrize("write", MALICIOUS.values(), ids=MALICIOUS)
-def test_code_in_a_file_is_refused_and_not_run(write, tmp_path):
-    content = {"state_dict": network().state_dict(), "hyper_parameters": Code(str(tmp_path / "made"))}
-    write(content, tmp_path / "net.pt")
-    net = network(seed=2)
-    with pytest.raises(InputError, match=r"holds pickled code.*save a state_dict instead"):
-        load_network(net, tmp_path / "net.pt")
+@pytest.mark.parametrize("write", CONTAINERS.values(), ids=CONTAINERS)
+def test_code_beside_the_weights_is_not_run(write, tmp_path):
+    saved, net = network(seed=1), network(seed=2)
+    write({"state_dict": saved.state_dict(), "hyper_parameters": Code(str(tmp_path / "made"))}, tmp_path / "net.pt")
+    load_network(net, tmp_path / "net.pt")
+    assert equal(net, saved)
     assert not (tmp_path / "made").exists()
-    assert torch.equal(net.linears[0].weight, network(seed=2).linears[0].weight)
 
 
-def test_the_malicious_file_would_have_worked(tmp_path):
-    MALICIOUS["zip"](Code(str(tmp_path / "made")), tmp_path / "net.pt")
-    torch.load(tmp_path / "net.pt", weights_only=False).close()
+HERE = __name__.encode()
+PROGRAMS = {
+    "REDUCE": b"cos\nsystem\n(VCOMMAND\ntR.",
+    "eval": b"cbuiltins\neval\n(V__import__('os').system('COMMAND')\ntR.",
+    "getattr": b"cbuiltins\ngetattr\n(cbuiltins\n__import__\n(Vos\ntRVsystem\ntR(VCOMMAND\ntR.",
+    "INST": b"(VCOMMAND\nios\nsystem\n.",
+    "OBJ": b"(cos\nsystem\nVCOMMAND\no.",
+    "STACK_GLOBAL": b"\x80\x04Vos\nVsystem\n\x93VCOMMAND\n\x85R.",
+    "NEWOBJ": b"\x80\x02c" + HERE + b"\nCreated\nVCOMMAND\n\x85\x81.",
+    "NEWOBJ_EX": b"\x80\x04c" + HERE + b"\nCreated\n)}Vcommand\nVCOMMAND\ns\x92.",
+    "BUILD": b"\x80\x02c" + HERE + b"\nStateful\n)\x81VCOMMAND\nb.",
+    "copyreg": b"ccopyreg\n_reconstructor\n(c" + HERE + b"\nStateful\ncbuiltins\nobject\nNtRVCOMMAND\nb.",
+    "map": b"\x80\x04}cos\nsystem\nVCOMMAND\n\x85RVx\ns.",
+}
+
+
+@pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
+def test_a_pickle_that_calls_is_not_run(program, tmp_path):
+    program = program.replace(b"COMMAND", f"touch {tmp_path / 'made'}".encode())
+    (tmp_path / "net.pt").write_bytes(program)
+    with pytest.raises(InputError, match=r"holds (no tensors|a \w+, not weights)"):
+        read_state_dict(tmp_path / "net.pt")
+    assert not (tmp_path / "made").exists()
+    with suppress(TypeError):  # it is no trick of the test: the pickle does what it says
+        pickle.loads(program)
     assert (tmp_path / "made").exists()
 
 
-def test_a_pickled_network_is_refused_by_name(tmp_path):
-    torch.save(nn.Linear(2, 2), tmp_path / "net.pt")
-    with pytest.raises(InputError, match=r"pickled code \(torch\.nn\.modules\.linear\.Linear\)"):
+def test_what_a_pickle_names_is_not_imported(tmp_path, monkeypatch):
+    (tmp_path / "unheard_of.py").write_text(f"open({str(tmp_path / 'made')!r}, 'w')\nclass Thing: pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "net.pt").write_bytes(b"cunheard_of\nThing\n.")
+    with pytest.raises(InputError):
         read_state_dict(tmp_path / "net.pt")
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_pickle_changes_no_function_of_torch(tmp_path):
+    before = torch._utils._rebuild_tensor_v2.__defaults__
+    program = b"ctorch._utils\n_rebuild_tensor_v2\n(N(V__defaults__\n(I1\ntdtb."
+    (tmp_path / "net.pt").write_bytes(program)
+    with pytest.raises(InputError):
+        read_state_dict(tmp_path / "net.pt")
+    assert torch._utils._rebuild_tensor_v2.__defaults__ == before
+
+
+NONSENSE = {
+    "extension": b"\x82\x01.",
+    "memo": b"h\x07.",
+    "mark": b"t.",
+    "no end": b"}",
+    "keys of a list": b"](Va\nVb\nu.",
+    "odd map": b"(Va\nd.",
+    "length": b"\x80\x04\x8e" + b"\xff" * 7 + b"\x7f" + b"ab.",
+    "place in the memo": b"}r\xff\xff\xff\xff.",
+}
+
+
+@pytest.mark.parametrize("program", NONSENSE.values(), ids=NONSENSE)
+def test_nonsense_is_refused(program, tmp_path):
+    (tmp_path / "net.pt").write_bytes(program)
+    with pytest.raises(InputError, match=r"net\.pt (is truncated, damaged or no file of weights|holds no tensors)"):
+        read_state_dict(tmp_path / "net.pt")
+
+
+def test_trees_that_refer_to_themselves_have_an_end(tmp_path):
+    tree = {"state_dict": network(seed=1).state_dict()}
+    for _ in range(60):  # 2^60 paths
+        tree = {"a": tree, "b": tree}
+    tree["self"] = tree
+    torch.save({"far": tree, "near": network(seed=3).state_dict()}, tmp_path / "net.pt")
+    load_network(net := network(seed=2), tmp_path / "net.pt")
+    assert equal(net, network(seed=3))
+
+
+# Tensors in files.
+
+
+def equal(net, other):
+    return all(torch.equal(x, other.state_dict()[name]) for name, x in net.state_dict().items())
+
+
+@pytest.mark.parametrize("write", CONTAINERS.values(), ids=CONTAINERS)
+def test_tensors_are_those_of_torch(write, tmp_path):
+    x = torch.arange(60.0).reshape(5, 12)
+    state = {
+        "transposed": x.mT,
+        "part": x[1:4, ::3],
+        "repeated": x[:1, :1].expand(4, 3),
+        "scalar": torch.tensor(2.5),
+        "empty": torch.zeros(0, 3),
+        "parameter": nn.Parameter(x[2]),
+        **{str(d): x[0].to(d) for d in (torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.bool)},
+    }
+    write(state, tmp_path / "net.pt")
+    found = read_state_dict(tmp_path / "net.pt")
+    assert found.keys() == state.keys()
+    for name, value in state.items():
+        assert found[name].dtype == value.dtype, name
+        assert torch.equal(found[name], value), name
+
+
+def test_a_tensor_of_another_byte_order(tmp_path):
+    saved = network(seed=1)
+    torch.save(saved.state_dict(), tmp_path / "little")
+    with zipfile.ZipFile(tmp_path / "little") as old, zipfile.ZipFile(tmp_path / "net", "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            swapped = np.frombuffer(content, "<f8").astype(">f8").tobytes() if "/data/" in name else content
+            new.writestr(name, b"big" if name.endswith("byteorder") else swapped)
+    load_network(net := network(seed=2), tmp_path / "net")
+    assert equal(net, saved)
+
+
+class Claimed:
+    """A tensor of a file that says of itself what is not so."""
+
+    def __init__(self, *strided):
+        self.strided = strided
+
+    def __reduce__(self):
+        return torch._utils._rebuild_tensor_v2, (*self.strided, False, OrderedDict())
+
+
+class Claims(pickle.Pickler):
+    def persistent_id(self, x):
+        return x if isinstance(x, tuple) and x[:1] == ("storage",) else None
+
+
+def claimed(path, numel, *strided):
+    """A file with a vector b of three numbers, and the claim that it has ``numel``, offset, sizes and strides."""
+    program = io.BytesIO()
+    Claims(program, protocol=2).dump({"b": Claimed(("storage", torch.DoubleStorage, "0", "cpu", numel), *strided)})
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("net/data.pkl", program.getvalue())
+        archive.writestr("net/data/0", np.arange(3.0).tobytes())
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        (3, 1, (3,), (1,)),
+        (3, 0, (2, 2), (2, 1)),
+        (3, -1, (3,), (1,)),
+        (3, 0, (3,), (-1,)),
+        (3, 0, (3,), ()),
+        (3, 0, (2**62, 2**62), (1, 1)),
+        (10**18, 0, (3,), (1,)),
+        (-3, 0, (3,), (1,)),
+        ("3", 0, (3,), (1,)),
+        (3, 0, 3, 1),
+    ],
+)
+def test_a_tensor_beyond_its_bytes_is_refused(claim, tmp_path):
+    claimed(tmp_path / "good", 3, 0, (3,), (1,))
+    assert read_state_dict(tmp_path / "good")["b"].tolist() == [0, 1, 2]
+    claimed(tmp_path / "net", *claim)
+    with pytest.raises(InputError, match=r"net (cannot be read: it|is truncated, damaged)"):
+        read_state_dict(tmp_path / "net")
+
+
+def test_a_huge_repetition_of_one_number_takes_no_memory(tmp_path):
+    claimed(tmp_path / "net", 3, 0, (10**15,), (0,))
+    net = nn.Module()
+    net.b = nn.Parameter(torch.zeros(3))
+    with pytest.raises(InputError, match=rf"b is \({10**15},\) in the file but \(3,\) in the network"):
+        load_network(net, tmp_path / "net")
+
+
+def test_compressed_and_damaged_records_are_refused(tmp_path):
+    torch.save({"b": torch.full((3,), 7.0, dtype=torch.float64)}, tmp_path / "net")
+    data = (tmp_path / "net").read_bytes()
+    number = np.float64(7).tobytes()
+    assert data.count(number * 3) == 1
+    (tmp_path / "damaged").write_bytes(data.replace(number * 3, number * 2 + np.float64(8).tobytes()))
+    with pytest.raises(InputError, match=r"b in .*damaged cannot be read: it is damaged"):
+        read_state_dict(tmp_path / "damaged")
+    with (
+        zipfile.ZipFile(tmp_path / "net") as old,
+        zipfile.ZipFile(tmp_path / "small", "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    with pytest.raises(InputError, match="it is compressed"):
+        read_state_dict(tmp_path / "small")
+    with zipfile.ZipFile(tmp_path / "outer.zip", "w") as outer:
+        outer.write(tmp_path / "net", "net.pt")
+    with pytest.raises(InputError, match="no file of weights"):
+        read_state_dict(tmp_path / "outer.zip")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda x: x.to_sparse(), r"it is sparse; save it by to_dense\(\)"),
+        (lambda x: torch.quantize_per_tensor(x.float(), 0.1, 0, torch.qint8), "it is quantised"),
+        (lambda x: x.to("meta"), "it is on the meta device"),
+        (lambda x: torch.complex(x, x).conj(), "it is a conjugated or negated view"),
+    ],
+)
+def test_tensors_of_other_kinds_are_refused_where_they_are_needed(spoil, reason, tmp_path):
+    saved, net = network(seed=1), network(seed=2)
+    state = saved.state_dict()
+    torch.save({"state_dict": state, "other": {"x": spoil(torch.ones(2, 2))}}, tmp_path / "net")
+    load_network(net, tmp_path / "net")
+    assert equal(net, saved)
+    torch.save(state | {"linears.1.weight": spoil(state["linears.1.weight"])}, tmp_path / "net")
+    with pytest.raises(InputError, match=rf"^linears\.1\.weight in .*net cannot be read: {reason}"):
+        load_network(net, tmp_path / "net")
+
+
+# Checkpoints as people have them.
+
+
+class Wrapped(nn.Module):
+    """A pickled module: its network, a layer without biases, a buffer that is no weight, and other things."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+        self.path, self.act = Path("somewhere"), nn.Tanh()
+        self.history = [torch.ones(3)]
+        self.register_buffer("grid", torch.ones(2), persistent=False)
+
+
+class Settings:
+    def __init__(self, **values):
+        self.__dict__.update(values)
+
+
+def with_settings(state):
+    return {
+        "state_dict": {f"net.{name}": x for name, x in state.items()},
+        "hyper_parameters": {
+            "act": nn.Tanh(),
+            "scale": np.array([1.0, 2.0]),
+            "one": np.float64(3),
+            "config": OmegaConf.create({"width": 5, "lr": [1e-3]}),
+            "path": Path("somewhere"),
+            "loss": partial(torch.nn.functional.mse_loss, reduction="sum"),
+            "own": Settings(width=5, inner=Settings(names={"a", "b"})),
+        },
+        "callbacks": {},
+        "loops": {"epoch": 3},
+    }
+
+
+CHECKPOINTS = {
+    "lightning with settings": with_settings,
+    "smallest": lambda state: {"state_dict": state, "hyper_parameters": {"act": nn.Tanh()}},
+    "model and optimizer": lambda state: {
+        "model": state,
+        "optimizer": torch.optim.Adam([nn.Parameter(x) for x in state.values()]).state_dict(),
+        "scheduler": {"last_lr": [0.1]},
+    },
+    "net and loss": lambda state: {"net": state, "loss": torch.tensor(0.1)},
+    "deep": lambda state: {"a": {"b": [{"c": state}, {"c": None}]}, "bias": torch.ones(1)},
+    "whole module": lambda state: loaded(state),
+    "whole module in a map": lambda state: {"model": Wrapped(loaded(state)), "epoch": 2},
+    "parallel": lambda state: {f"module.{name}": x for name, x in state.items()},
+    "parallel and compiled": lambda state: {"model": {f"module._orig_mod.{name}": x for name, x in state.items()}},
+    "equal copies": lambda state: {"state_dict": state, "ema": {name: x.clone() for name, x in state.items()}},
+    "arrays": lambda state: {"params": {name: x.numpy() for name, x in state.items()}},
+    "columns first": lambda state: {name: np.asfortranarray(x.numpy()) for name, x in state.items()},
+    "names in maps": lambda state: {
+        "linears": {str(i): {k: state[f"linears.{i}.{k}"] for k in ("weight", "bias")} for i in range(4)}
+    },
+}
+
+
+def loaded(state):
+    net = network()
+    net.load_state_dict(state)
+    return net
+
+
+@pytest.mark.parametrize("write", CONTAINERS.values(), ids=CONTAINERS)
+@pytest.mark.parametrize("kind", CHECKPOINTS)
+def test_checkpoints_as_people_have_them(kind, write, tmp_path):
+    saved, net = network(seed=1), network(seed=2)
+    write(CHECKPOINTS[kind](saved.state_dict()), tmp_path / "last.ckpt")
+    load_network(net, tmp_path / "last.ckpt")
+    assert equal(net, saved)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_weights_of_fewer_bits_are_converted(dtype, tmp_path):
+    saved, net = network(seed=1).to(dtype), network(seed=2)
+    torch.save({"model": saved.state_dict()}, tmp_path / "net")
+    load_network(net, tmp_path / "net")
+    assert equal(net, saved.double())
+
+
+def test_of_two_networks_in_a_file_one_is_chosen(tmp_path):
+    first, second, net = network(seed=1), network(seed=3), network(seed=2)
+    kept = {"state_dict": {f"net.{k}": v for k, v in first.state_dict().items()}, "ema": second.state_dict()}
+    torch.save(kept, tmp_path / "net")
+    with pytest.raises(InputError) as refused:
+        load_network(net, tmp_path / "net")
+    assert str(refused.value) == (
+        f"part is None, but it must be state_dict.net or ema, since {tmp_path / 'net'} holds several networks that fit."
+    )
+    assert equal(net, network(seed=2))
+    for part, expected in (("state_dict.net", first), ("state_dict", first), ("ema", second)):
+        load_network(net, tmp_path / "net", part)
+        assert equal(net, expected)
+    with pytest.raises(
+        InputError, match=r"^part is 'swa', but it must be the name of a map of tensors in .*, as ema, "
+    ):
+        load_network(net, tmp_path / "net", "swa")
+    torch.save(first.state_dict() | {"ema": second.state_dict()}, tmp_path / "net")
+    with pytest.raises(InputError, match=r"must be \. or ema"):
+        load_network(net, tmp_path / "net")
+    load_network(net, tmp_path / "net", ".")
+    assert equal(net, first)
+
+
+def test_a_map_that_does_not_fit_is_named_by_the_nearest(tmp_path):
+    torch.save({"model": network(depth=4).state_dict(), "ema": nn.Linear(2, 2).state_dict()}, tmp_path / "net")
+    with pytest.raises(
+        InputError, match=r"are not those of the network: surplus linears.4.weight, linears.4.bias; the"
+    ):
+        load_network(network(depth=3), tmp_path / "net")
+
+
+# Weight norm.
+
+
+def weight_normed(apply, **settings):
+    net = network(seed=1).float()
+    for k in (0, 2):
+        apply(net.linears[k], **settings)
+        with torch.no_grad():  # g is not the norm of v only at the start
+            net.get_parameter(next(n for n, _ in net.named_parameters() if n.startswith(f"linears.{k}.weight_g")
+                                   or n == f"linears.{k}.parametrizations.weight.original0")).mul_(1.7)  # fmt: skip
+    return net
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("dim", [0, 1, None])
+@pytest.mark.parametrize("apply", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
+def test_weight_norm_in_a_file_is_folded(apply, dim, tmp_path):
+    saved, net = weight_normed(apply, dim=dim), network(seed=2)
+    torch.save({"state_dict": {f"net.{k}": v for k, v in saved.state_dict().items()}}, tmp_path / "net")
+    load_network(net, tmp_path / "net")
+    x = torch.linspace(-1, 1, 14).reshape(7, 2)
+    assert not torch.allclose(saved(x), network(seed=1).float()(x), rtol=1e-2)
+    torch.testing.assert_close(net(x.double()), saved.double()(x.double()), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "spoil", [nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm, nn.utils.parametrizations.orthogonal]
+)
+def test_other_computed_weights_in_a_file_are_refused(spoil, tmp_path):
+    saved = network(seed=1)
+    spoil(saved.linears[1])
+    torch.save(saved.state_dict(), tmp_path / "net")
+    with pytest.raises(InputError, match=r"holds linears\.1\..*, from which a weight is computed; give a file with"):
+        load_network(network(seed=2), tmp_path / "net")
+
+
+# Damaged files, and other ones.
 
 
 def cut(path, keep):
@@ -242,7 +620,7 @@ def test_of_two_networks_the_shapes_decide_or_nothing_does(tmp_path):
     load_network(net := network(seed=2), tmp_path / "net")
     assert torch.equal(net.linears[0].weight, network(seed=1).linears[0].weight)
     save(network(seed=3))
-    with pytest.raises(InputError, match=r"several networks that fit, 'fine\.' and 'coarse\.'"):
+    with pytest.raises(InputError, match=r"must be fine or coarse, since .* holds several networks that fit"):
         load_network(net, tmp_path / "net")
     with pytest.raises(InputError, match=r"is \(\d, 2\) in the file but \(9, 2\) in the network"):
         load_network(network(width=9), tmp_path / "net")

@@ -149,3 +149,15 @@ def test_the_command_line_refuses_a_name_that_is_taken(install):
     assert run.returncode == 2
     assert run.stderr.startswith("The problem heat comes both from problems/heat.py and from the package acme-waves")
     assert run.stderr.count("\n") == 1
+
+
+def test_a_problem_file_that_cannot_be_imported_is_a_sentence_with_its_line(tmp_path, monkeypatch):
+    import problems
+
+    monkeypatch.setattr(problems, "__path__", [*problems.__path__, str(tmp_path)])
+    (tmp_path / "unfinished.py").write_text("import math\nmath.sqrt('2')\n")
+    with pytest.raises(InputError) as refused:
+        registry._own_class("unfinished")
+    assert str(refused.value) == (
+        "problems/unfinished.py cannot be imported: TypeError: must be real number, not str (unfinished.py, line 2)."
+    )

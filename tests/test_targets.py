@@ -207,3 +207,10 @@ def test_shared_and_computed_weights_are_refused(generator):
     with pytest.raises(InputError, match=r"layer linears.2 is computed by a parametrization"):
         adapted(net, generator)
     assert not adapters(net)
+
+
+def test_a_network_without_linear_layers_has_nothing_for_factors(generator):
+    with pytest.raises(
+        InputError, match=r"^The network has no torch\.nn\.Linear, .*; train all of its weights, as full_adam,"
+    ):
+        linear_targets(torch.nn.Sequential(torch.nn.Conv1d(2, 2, 1)))

@@ -15,14 +15,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pinn_odelora.config import components, family
-from pinn_odelora.config.components import signature
 from pinn_odelora.config.folders import chosen_folder, has_pretrained
 from pinn_odelora.config.request import Request
 from pinn_odelora.config.sentences import unknown_key
 from pinn_odelora.config.settings import CLASSES, OPEN, PARTS, RULES
 from pinn_odelora.errors import InputError, RefusedValueError, within
 from pinn_odelora.lightning.settings import check_trainer
-from pinn_odelora.rules import one_of
+from pinn_odelora.rules import one_of, signature
 from pinn_odelora.runs.location import check_free
 
 

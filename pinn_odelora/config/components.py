@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pkgutil import resolve_name
 from typing import Any
 
 from pinn_odelora.config.sentences import first_line, unknown_key
-from pinn_odelora.errors import InputError, within
-from pinn_odelora.rules import annotated, one_of
+from pinn_odelora.errors import InputError, cause, place_of, within
+from pinn_odelora.rules import annotated, one_of, signature
 
 UNKNOWN = "unknown"
 """The value of a coefficient of the equation that is to be found from measurements."""
@@ -76,7 +76,7 @@ def build(key: str, settings: Any, **offered: Any) -> Any:
 
     Raises:
         InputError: if the name leads nowhere, or to something of another kind; for an unknown or missing argument, or
-            a value that is not allowed.
+            a value that is not allowed; if the constructor fails.
     """
     target = resolve(key, settings)
     takes = signature(target).parameters
@@ -96,8 +96,10 @@ def build(key: str, settings: Any, **offered: Any) -> Any:
     try:
         with within(key):
             return target(**values)
-    except ImportError as error:  # of a name among the values
-        raise InputError(f"{key} must name something that exists: {first_line(str(error)).rstrip(':')}.") from None
+    except InputError:
+        raise
+    except Exception as error:  # Somebody else's constructor can fail in any way.
+        raise InputError(f"{key}._target_ is {settings['_target_']}, which fails: {cause(error)}.") from error
 
 
 def resolve(key: str, settings: Mapping[str, Any]) -> Any:
@@ -112,19 +114,13 @@ def resolve(key: str, settings: Mapping[str, Any]) -> Any:
     try:
         target = resolve_name(path)
         gives = target if inspect.isclass(target) else signature(target).return_annotation
-    except (ImportError, TypeError, ValueError, AttributeError) as error:
+    except Exception as error:  # Somebody else's module can fail in any way.
+        if place_of(error):
+            raise InputError(f"{key}._target_ is {path}, which cannot be imported: {cause(error)}.") from error
         raise InputError(f"{refused} ({first_line(str(error)).rstrip(':')}).") from None
     if kind and not (inspect.isclass(gives) and _is_a(gives, kind)):
         raise InputError(f"{refused}.")
     return target
-
-
-def signature(target: Callable[..., Any]) -> inspect.Signature:
-    """With evaluated annotations, unless they name what only a type checker imports."""
-    try:
-        return inspect.signature(target, eval_str=True)
-    except NameError:
-        return inspect.signature(target)
 
 
 def _is_a(cls: type, kind: str) -> bool:

@@ -5,22 +5,23 @@ What reads the configuration is imported when it is needed: a caller who gives n
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from torch import nn
 
 from pinn_odelora.adapted_solution import AdaptedSolution
+from pinn_odelora.arguments import given as argument
 from pinn_odelora.checkpoints import load_network, read_state_dict
 from pinn_odelora.errors import InputError
 from pinn_odelora.formulation import Problem
 from pinn_odelora.lowrank.adapter_files import load_adapter
-from pinn_odelora.nets import check_network
+from pinn_odelora.nets import check_network, copied
 from pinn_odelora.runs.folder import ADAPTER, BASE, COEFFICIENTS, CONFIG, FAMILY, WEIGHTS
 
 if TYPE_CHECKING:
@@ -43,14 +44,18 @@ def load(run: str | Path, net: nn.Module | None = None, problem: Problem | None 
     """
     folder = Path(run)
     if (folder / FAMILY).exists():
-        raise InputError(f"{folder} holds a family of solutions; ask for one: python -m pinn_odelora family {folder}")
+        raise InputError(
+            f"{folder} holds a family of solutions; ask for one: python -m pinn_odelora family {quote(str(folder))}"
+        )
     problem, net = base(folder, net, problem)
     if (folder / ADAPTER).exists():
         load_adapter(net, folder / ADAPTER)
     elif (folder / WEIGHTS).exists():
         load_network(net, folder / WEIGHTS)
     else:
-        raise InputError(f"{folder} holds no finished run; continue it with: python train.py resume={folder}")
+        raise InputError(
+            f"{folder} holds no finished run; continue it with: python train.py {argument('resume', folder)}"
+        )
     return AdaptedSolution(problem, net)
 
 
@@ -85,11 +90,11 @@ def base(folder: Path, net: nn.Module | None = None, problem: Problem | None = N
     # A damaged file must not be taken for a network that does not fit.
     read_state_dict(folder / BASE)
     if given:
-        net = check_network(copy.deepcopy(net).cpu(), problem)
+        net = check_network(copied(net).cpu(), problem)
         load_network(net, folder / BASE)
         return problem, net
     with _building("net", folder):
-        net = network(cfg, problem, solved)
+        net = check_network(network(cfg, problem, solved), problem)
         load_network(net, folder / BASE)
     return problem, net
 

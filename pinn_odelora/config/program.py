@@ -20,6 +20,7 @@ from hydra.core.utils import env_override
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from pinn_odelora import arguments
 from pinn_odelora.config import sentences
 from pinn_odelora.config.application import explained, register
 from pinn_odelora.config.checks import check
@@ -60,6 +61,7 @@ def begin(cfg: DictConfig) -> tuple[DictConfig, Path]:
 
 def checked(cfg: DictConfig, request: Request) -> tuple[DictConfig, dict[str, str | None]]:
     """The configuration, or that of the run to continue, all of it checked, and the names of its objects."""
+    arguments.restore(cfg, request.given)
     if cfg.resume is not None:
         cfg = resumed(cfg, request)
     return cfg, check(cfg, request)
@@ -85,7 +87,7 @@ def run(main: Task, configs: str | Path = "configs") -> int:
             print(explained(folder))
             return 0
         register()
-        with env_override({FULL_ERROR: "1"}):  # Hydra raises what it would print itself
+        with arguments.typed(), env_override({FULL_ERROR: "1"}):  # Hydra raises what it would print itself
             program()
         return 0
     except Ended as ended:
@@ -95,7 +97,7 @@ def run(main: Task, configs: str | Path = "configs") -> int:
         said = sentences.of_run(raised) or sentences.of_composition(raised)
     if said is None or os.environ.get(FULL_ERROR) == "1":
         raise error
-    print(said, file=sys.stderr)
+    print(arguments.unspelled(said), file=sys.stderr)
     return DIVERGED if isinstance(error, NonFiniteError) else REFUSED
 
 

@@ -9,6 +9,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from pinn_odelora.arguments import unspelled
+
 
 class Request(NamedTuple):
     """``given``: the keys and groups that were set; ``job``: its number in a sweep."""
@@ -20,7 +22,7 @@ class Request(NamedTuple):
     def of(cls, hydra: DictConfig, job: int | None = None) -> Request:
         """From Hydra's own part of a configuration."""
         typed = OverridesParser.create().parse_overrides(OmegaConf.to_container(hydra.overrides.task, resolve=False))
-        return cls(tuple(override.key_or_group for override in typed), job)
+        return cls(tuple(unspelled(override.key_or_group) for override in typed), job)
 
     @classmethod
     def current(cls) -> Request:

@@ -52,7 +52,13 @@ class Run:
         fit.steps_done(self.folder)
         built = self.experiment
         start.check_start(
-            self.folder, built.source, built.adaptation, built.pretraining, pretrain.checkpoint, self.kept
+            self.folder,
+            built.source,
+            built.adaptation,
+            built.pretraining,
+            pretrain.checkpoint,
+            self.kept,
+            pretrain.part,
         )
         # One thread unless told otherwise, since a second one makes steps of small networks slower.
         torch.set_num_threads(1 if self.cfg.threads == "auto" else self.cfg.threads)
@@ -70,6 +76,7 @@ class Run:
             self.cfg.pretrain.checkpoint,
             self.kept,
             device,
+            self.cfg.pretrain.part,
         )
 
     def fit(self, facts: dict[str, Any]) -> ODELoRAModule:

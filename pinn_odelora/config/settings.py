@@ -37,6 +37,7 @@ RULES: Mapping[str, Rule] = {
     "logger.job_type": text,
     "logger.tags": list_of(text, "tags"),
     "pretrain.checkpoint": file | null,
+    "pretrain.part": text | null,
     "pretrain.cache": path | null,
 }
 """Rules of what belongs to a run as a program, and to no object of the library."""

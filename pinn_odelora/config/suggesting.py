@@ -13,6 +13,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from pinn_odelora.arguments import readable, restore
 from pinn_odelora.config import build, sentences
 from pinn_odelora.config.application import register
 from pinn_odelora.config.checks import check, resolved, settings
@@ -57,7 +58,7 @@ def _suggested(arguments: Sequence[str]) -> RankAdvice:
         checked_start(lora)
     kept = None if cfg.pretrain.cache is None else Path(cfg.pretrain.cache)
     source = System(built.source, Solution(built.source, built.net))
-    pretrained(source, built.pretraining, cfg.pretrain.checkpoint, kept, say)
+    pretrained(source, built.pretraining, cfg.pretrain.checkpoint, kept, say, cfg.pretrain.part)
     with build.by_keys(build.KEYS):
         return suggest_rank(
             built.net,
@@ -86,6 +87,7 @@ def _composed(overrides: Sequence[str]) -> tuple[DictConfig, Request]:
     if not CONFIGS.is_dir():
         raise InputError(f"suggest-rank needs {CONFIGS}, which is not installed: call pinn_odelora.suggest_rank.")
     register()
+    overrides = readable(overrides)
     try:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             hydra = compose("train", ["logger=csv", *overrides], return_hydra_config=True).hydra
@@ -93,4 +95,5 @@ def _composed(overrides: Sequence[str]) -> tuple[DictConfig, Request]:
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(sentences.of_composition(error)) from None
     request = Request.of(hydra)
+    restore(cfg, request.given)
     return cfg, Request(request.given[1:])

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from statistics import median
 from typing import Any
 
@@ -170,7 +171,9 @@ def _below(folder: Path, runs: list[Shown], said: list[str]) -> None:
     for place in _places(folder):
         found = True
         if (place / FAMILY).exists():
-            said.append(f"{place} holds a family and is left out: python -m pinn_odelora family {place} --page.")
+            said.append(
+                f"{place} holds a family and is left out: python -m pinn_odelora family {quote(str(place))} --page."
+            )
             continue
         try:
             runs.append(of_folder(place))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pinn_odelora.derivatives.autograd import AutogradField
 from pinn_odelora.derivatives.field import Field
@@ -194,15 +194,28 @@ def _check_rows(name: str, engine: Engine, p: Points, r: Tensor, coupled: bool) 
     with torch.no_grad():
         values, others = engine.solution(p)[1:], engine.solution(moved)[1:]
     if not _same(values, others):
-        raise InputError(
-            f"Moving one point changes the solution at others (in {name!r}): a layer mixes rows, as batch "
-            "normalisation does, so the network has no pointwise derivatives."
-        )
+        raise InputError(_mixing(name, engine.solution, p))
     if not coupled and not _same(r[1:], engine.residual(moved).detach()[1:]):
         raise InputError(
             f"A row of the residual {name!r} depends on points other than its own; read two points by f.at(...), or "
             "declare the term coupled=True."
         )
+
+
+def _mixing(name: str, solution: Solved, p: Points) -> str:
+    """Why the values at points change that were not moved: numbers drawn at random, or rows that are mixed."""
+    with torch.no_grad():
+        drawn = not _same(solution(p), solution(p))
+    kind = nn.modules.dropout._DropoutNd if drawn else nn.modules.batchnorm._NormBase
+    modules = solution.named_modules() if isinstance(solution, nn.Module) else ()
+    found = [f"layer {at.removeprefix('net.')} ({type(m).__name__})" for at, m in modules if isinstance(m, kind)]
+    layer, advice = found[0] if found else "a layer", "call net.eval(), in its constructor for example, or leave it out"
+    if drawn:
+        return f"The network has other values when it is asked again (in {name!r}): {layer} draws at random; {advice}."
+    return (
+        f"Moving one point changes the solution at others (in {name!r}): {layer} mixes rows, as batch normalisation "
+        f"does, so the network has no pointwise derivatives{'; ' + advice if found else ''}."
+    )
 
 
 def _first_moved(x: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from pinn_odelora.lowrank.settings import ADAPTIVE, AUTO, LoRA
 from pinn_odelora.lowrank.start import named
 from pinn_odelora.lowrank.targets import check_rank, linear_targets, put_factors, thaw
 from pinn_odelora.manifolds.variables import Variable, frames_of, variable
-from pinn_odelora.nets import check_network
+from pinn_odelora.nets import check_network, copied
 from pinn_odelora.objective import Objective
 from pinn_odelora.optim.groups import pairs_of, parameters, single_tensors
 from pinn_odelora.points import Points
@@ -66,7 +66,7 @@ class Parametric:
         seed: int = 0,
         derivatives: str = "auto",
     ) -> None:
-        self.base = check_network(copy.deepcopy(net).cpu(), problem)
+        self.base = check_network(copied(net).cpu(), problem)
         self.digest = digest(self.base)
         self.posed = problem
         self.names = names

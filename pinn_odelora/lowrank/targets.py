@@ -38,9 +38,15 @@ def linear_targets(net: nn.Module, patterns: Sequence[str] | str | None = None) 
             linear layers but the first and the last.
 
     Raises:
-        InputError: if a pattern matches no linear layer, there is no hidden layer, or the network is already adapted.
+        InputError: if a pattern matches no linear layer, there is none, or no hidden one, or the network is already
+            adapted.
     """
     linears = linear_layers(net)
+    if not linears:
+        raise InputError(
+            "The network has no torch.nn.Linear, whose weight low-rank factors could change; train all of its weights, "
+            "as full_adam, full_lbfgs and full_implicit do."
+        )
     if patterns is None:
         return _hidden(linears)
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)

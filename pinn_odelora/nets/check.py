@@ -1,27 +1,30 @@
-"""Check that a network fits a problem, by evaluating it once."""
+"""Check that a network fits a problem, by evaluating it once, and make its weights plain ones."""
 
 from __future__ import annotations
 
 from torch import nn
 
-from pinn_odelora.errors import InputError
+from pinn_odelora.errors import InputError, cause
 from pinn_odelora.formulation import Problem
 from pinn_odelora.geometry import sobol, stream
+from pinn_odelora.nets.weight_norm import fold
 
 
 def check_network(net: nn.Module, problem: Problem) -> nn.Module:
-    """Convert the network to float64, and evaluate it at three inputs.
+    """Convert the network to float64, fold weight norm into the weights, and evaluate it at three inputs.
 
     Args:
         net: a module that maps (N, inputs) to (N, fields).
         problem: determines the number of inputs and of fields.
 
     Raises:
-        InputError: if it is not a torch module, cannot be called with such inputs, or returns another shape.
+        InputError: if it is not a torch module, has spectral norm, cannot be called with such inputs, or returns
+            another shape.
     """
     if not isinstance(net, nn.Module):
         raise InputError(f"the network is a {type(net).__name__}, not a torch module.")
     net = net.double()
+    fold(net)
     for name, x in net.state_dict().items():
         if not x.isfinite().all():
             raise InputError(f"{name} of the network holds values that are NaN or infinite.")
@@ -30,6 +33,10 @@ def check_network(net: nn.Module, problem: Problem) -> nn.Module:
         shape = tuple(net(x).shape)
     except RuntimeError as error:
         raise InputError(f"the network cannot be called with inputs of shape {tuple(x.shape)}: {error}.") from None
+    except Exception as error:  # Somebody else's network can fail in any way.
+        raise InputError(
+            f"the network cannot be called with inputs of shape {tuple(x.shape)}: {cause(error)}."
+        ) from error
     if shape != (3, len(problem.fields)):
         raise InputError(
             f"the network maps inputs (3, {problem.inputs}) to {shape}, but it must give (3, {len(problem.fields)}), "

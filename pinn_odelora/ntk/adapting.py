@@ -11,7 +11,6 @@ start.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +30,7 @@ from pinn_odelora.lowrank.settings import ADAPTIVE, OF_GRADIENT, LoRA
 from pinn_odelora.lowrank.start import Start, named
 from pinn_odelora.lowrank.targets import check_rank, linear_targets
 from pinn_odelora.metrics import relative_l2
-from pinn_odelora.nets import check_network
+from pinn_odelora.nets import check_network, copied
 from pinn_odelora.ntk.linearise import linearised
 from pinn_odelora.ntk.model import Delta, ranks
 from pinn_odelora.ntk.training import LinearisedRun, check_method
@@ -146,7 +145,7 @@ def adapt_linearised(
     method, lora = method or odelora(LinearlyImplicit()), lora or LoRA()
     check_settings(net, problem, method, lora, decay)
     whole(1).check("test", test)
-    net = copy.deepcopy(net).double()
+    net = copied(net).double()
     drawn = {"targets": lora.targets, "interior": interior, "boundary": boundary, "seed": seed}
     model = linearised(net, problem, **drawn, derivatives=derivatives)
     weights = {name: net.get_submodule(name).weight.detach().clone() for name in model.shapes}

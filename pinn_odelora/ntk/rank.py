@@ -17,7 +17,6 @@ and the penalty were chosen on five problems, and hold on others.
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 import time
@@ -36,6 +35,7 @@ from pinn_odelora.gradient import residual_vector_of
 from pinn_odelora.linearisation import Linearisation
 from pinn_odelora.lowrank.settings import LoRA
 from pinn_odelora.lowrank.targets import check_rank
+from pinn_odelora.nets import copied
 from pinn_odelora.ntk.tangent_kernels import TangentKernels, dual_solution, effective_dimension, predicted_residual
 from pinn_odelora.rules import null, number
 from pinn_odelora.sampling.batch_size import under_determined
@@ -212,7 +212,7 @@ def suggest_rank(
     def adaptation(rank: int, batch: int | None = None) -> Adaptation:
         drawn = points if batch is None else replace(points, initial_batch_size=batch)
         own = replace(lora, rank=rank, adaptive=None)
-        base = copy.deepcopy(net).cpu() if isinstance(net, nn.Module) else net
+        base = copied(net).cpu() if isinstance(net, nn.Module) else net
         made = Adaptation(base, problem, lora=own, points=drawn, budget=Budget(steps=STEPS), **settings)
         made.error_before = math.nan  # nobody asks for it
         return made

@@ -5,7 +5,6 @@ Training here is Adam and then natural gradient or L-BFGS, on all weights, float
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import math
@@ -26,7 +25,7 @@ from pinn_odelora.files import write_json
 from pinn_odelora.formulation import Problem
 from pinn_odelora.geometry import sobol, stream
 from pinn_odelora.metrics import relative_l2
-from pinn_odelora.nets import MLP, check_network
+from pinn_odelora.nets import MLP, check_network, copied
 from pinn_odelora.pretraining import cache, stages
 from pinn_odelora.rules import check, number, one_of, whole
 from pinn_odelora.system import Solution, System, draw_points
@@ -153,7 +152,7 @@ def pretrain(
     if net is None:
         generator = torch.Generator().manual_seed(settings.seed)
         net = MLP(problem.inputs, len(problem.fields), generator=generator)
-    net = check_network(copy.deepcopy(net), problem)
+    net = check_network(copied(net), problem)
     system = System(problem, Solution(problem, net))
     with limited(threads):
         if cache is None:
@@ -184,6 +183,7 @@ def pretrained(
     checkpoint: str | None = None,
     kept: Path | None = None,
     say: Callable[[str], None] = log.info,
+    part: str | None = None,
 ) -> Pretrained:
     """Put pretrained weights into the network of a system: from a checkpoint, from the cache, or by training.
 
@@ -193,13 +193,14 @@ def pretrained(
         checkpoint: the user's own weights.
         kept: folder of the cache; the default is the user's cache folder.
         say: takes messages on the way.
+        part: of the checkpoint, where several networks in it fit.
 
     Raises:
         InputError: if the checkpoint does not fit the network, or training gave no finite network.
     """
     problem, net = system.problem, system.solution.net
     if checkpoint is not None:
-        load_network(net, checkpoint)
+        load_network(net, checkpoint, part)
         return _assess(system, settings, math.nan, "checkpoint", say)
     key = cache.key(problem, net, settings)
     file = None if key is None else (kept or cache.folder()) / f"{type(problem).__name__.lower()}-{key}.safetensors"

@@ -6,6 +6,7 @@ import os
 from itertools import count
 from pathlib import Path
 
+from pinn_odelora.arguments import given
 from pinn_odelora.errors import InputError
 from pinn_odelora.runs.folder import CONFIG, START, STATE
 
@@ -18,7 +19,7 @@ def check_free(folder: Path) -> None:
     """
     if any(os.path.exists(folder / name) for name in (CONFIG, START, STATE)):
         raise InputError(
-            f"The output folder {folder} already holds a run; continue it with resume={folder}, "
+            f"The output folder {folder} already holds a run; continue it with {given('resume', folder)}, "
             "or give another output_dir."
         )
     existing = next(f for f in (folder, *folder.parents) if os.path.exists(f))

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
+from pinn_odelora.arguments import given
 from pinn_odelora.errors import NonFiniteError
 
 
@@ -25,7 +26,7 @@ def near(folder: Path) -> Path:
 
 def leave(where: str, folder: Path) -> NoReturn:
     """Say how an interrupted run is continued, and end the program."""
-    say(f"Interrupted {where}; continue with: python train.py resume={near(folder)}")
+    say(f"Interrupted {where}; continue with: python train.py {given('resume', near(folder))}")
     raise SystemExit(130)
 
 

@@ -204,7 +204,12 @@ def _adaptive_defaults() -> Any:
 def _pretraining(folder: Path) -> dict[str, Any]:
     from pinn_odelora.pretraining.pretrain import Pretraining
 
-    return _plain(Pretraining()) | {"checkpoint": str((folder / BASE).absolute()), "source": {}, "cache": None}
+    return _plain(Pretraining()) | {
+        "checkpoint": str((folder / BASE).absolute()),
+        "part": None,
+        "source": {},
+        "cache": None,
+    }
 
 
 def _data(data: Any, folder: Path) -> str | None:

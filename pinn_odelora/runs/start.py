@@ -10,7 +10,7 @@ from typing import Any
 
 from pinn_odelora.adaptation import Adaptation
 from pinn_odelora.checkpoints import load_network, save_network
-from pinn_odelora.errors import InputError
+from pinn_odelora.errors import InputError, within
 from pinn_odelora.files import write_json
 from pinn_odelora.formulation import Problem
 from pinn_odelora.pretraining import cache
@@ -27,6 +27,7 @@ def check_start(
     settings: Pretraining,
     checkpoint: str | None,
     kept: Path | None,
+    part: str | None = None,
 ) -> None:
     """Refuse, before anything is trained or written, what would end a run after pretraining.
 
@@ -36,7 +37,8 @@ def check_start(
     if (folder / START).is_file():
         facts_of(folder)
     elif checkpoint is not None:
-        load_network(adaptation.net, checkpoint)
+        with within("pretrain"):
+            load_network(adaptation.net, checkpoint, part)
     else:
         cache.check_writable(kept, cache.key(source, adaptation.net, settings))
 
@@ -49,6 +51,7 @@ def start(
     checkpoint: str | None = None,
     kept: Path | None = None,
     device: str = "cpu",
+    part: str | None = None,
 ) -> dict[str, Any]:
     """Give the network its pretrained weights, keep them in the folder, and return the facts of the start."""
     net = adaptation.net
@@ -60,7 +63,7 @@ def start(
     net.to(device)
     # There is no step yet to end after.
     with leaving("before the first step", folder):
-        known = pretrained(System(source, Solution(source, net)), settings, checkpoint, kept, say)
+        known = pretrained(System(source, Solution(source, net)), settings, checkpoint, kept, say, part)
     net.to("cpu")
     save_network(net, folder / BASE, {"problem": repr(source)})
     facts = {
