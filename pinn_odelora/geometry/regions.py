@@ -68,9 +68,16 @@ class Box(Solid):
 
         If a single one is named the points have a normal: outward at the ends, along the coordinate in between.
         """
-        face = Box(**{**self.bounds, **{name: (value, value) for name, value in fixed.items()}})
-        object.__setattr__(face, "normal", self._outward(**fixed))
-        return face
+        return self._fixed(fixed, self._outward(**fixed))
+
+    def held(self, **fixed: float) -> Box:
+        """The points with these values, as points of the same face: they keep its normal."""
+        return self._fixed(fixed, self.normal)
+
+    def _fixed(self, fixed: Mapping[str, float], normal: Mapping[str, float]) -> Box:
+        box = Box(**{**self.bounds, **{name: (value, value) for name, value in fixed.items()}})
+        object.__setattr__(box, "normal", normal)
+        return box
 
     def _outward(self, **fixed: float) -> dict[str, float]:
         ((name, value), *others) = fixed.items()
