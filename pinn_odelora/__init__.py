@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pinn_odelora import conditions as conditions
     from pinn_odelora import flows as flows
     from pinn_odelora import methods as methods
     from pinn_odelora import ntk as ntk
@@ -38,8 +39,10 @@ if TYPE_CHECKING:
     from pinn_odelora.formulation import Problem as Problem
     from pinn_odelora.formulation import Term as Term
     from pinn_odelora.formulation import parameter as parameter
+    from pinn_odelora.geometry import Ball as Ball
     from pinn_odelora.geometry import Box as Box
     from pinn_odelora.geometry import Cloud as Cloud
+    from pinn_odelora.geometry import Mesh as Mesh
     from pinn_odelora.geometry import Union as Union
     from pinn_odelora.integrators import RKC as RKC
     from pinn_odelora.integrators import ROS2 as ROS2
@@ -80,7 +83,7 @@ PUBLIC = {
     "families.files": ("load_family",),
     "families.offline": ("family",),
     "formulation": ("Problem", "Term", "parameter"),
-    "geometry": ("Box", "Cloud", "Union"),
+    "geometry": ("Ball", "Box", "Cloud", "Mesh", "Union"),
     "integrators": ("RKC", "ROS2", "LinearlyImplicit", "RungeKutta"),
     "lightning.module": ("ODELoRAModule",),
     "linearisation": ("Linearisation",),
@@ -103,8 +106,9 @@ PUBLIC = {
     "weighting.settings": ("Weighting",),
 }
 """The public names by the module that has them. None may be that of a module here: importing it would hide the name."""
-MODULES = {"flows": "flows", "methods": "methods", "ntk": "ntk"}
-"""Public modules: velocity fields on LoRA factors, the methods that ``adapt`` takes, and the linearised regime."""
+MODULES = {"conditions": "conditions", "flows": "flows", "methods": "methods", "ntk": "ntk"}
+"""Public modules: conditions in one line, velocity fields on LoRA factors, the methods that ``adapt`` takes, and the
+linearised regime."""
 _HOMES = {name: module for module, names in PUBLIC.items() for name in names}
 __all__ = sorted([*_HOMES, *MODULES])
 

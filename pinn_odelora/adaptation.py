@@ -201,8 +201,11 @@ class Adaptation:
 
     def _check_unknown(self) -> None:
         """A parameter that no residual depends on cannot be found; nor can one without measurements."""
-        if self.data is None:
-            raise InputError(f"{self.unknown[0]} is unknown, but there are no measurements to find it from: give data.")
+        if not any(term.measured for term in self.system.terms.values()):
+            raise InputError(
+                f"{self.unknown[0]} is unknown, but there are no measurements to find it from: give data, or a term of "
+                "the problem with measured=True."
+            )
         few = {name: self.system.sample(name) for name in self.system.terms}
         with torch.enable_grad():
             total = sum(r.square().sum() for r in self.system.residuals(few).values())

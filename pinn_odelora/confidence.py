@@ -10,6 +10,9 @@ This is the sandwich covariance (Huber, 1967; White, 1982); s²H⁻¹ would coun
 tr J_d H⁻¹ J_dᵀ is the number of degrees of freedom used by the fit: those of the coefficients, and those with which the
 network, to the extent that the weight of the equation allows, fits the noise.
 
+Several terms of measurements have each a noise of their own: cov θ̂ = Σ_d s_d² H⁻¹ (J_dᵀJ_d) H⁻¹, and the number of
+degrees of freedom of the sum v = Σ_d v_d is v² / Σ_d (v_d² / ν_d) (Welch, 1938; Satterthwaite, 1946).
+
 A run may end before it reaches the minimum. The step  -H⁻¹Jᵀr  is the remaining change of the estimate: it widens the
 interval on both sides, and is reported with it.
 
@@ -101,7 +104,7 @@ def coefficient_intervals(
     """The confidence interval of every unknown coefficient by name, at the current weights.
 
     Args:
-        sweep: evaluates the residuals, those of the data as term ``data``, and their Jacobian.
+        sweep: evaluates the residuals, measured ones and those of the term ``data`` among them, and their Jacobian.
         groups: parameter groups of all trained variables, see ``Method.groups``.
         points: points by term; those of the data are all measurements.
         level: the confidence level.
@@ -111,23 +114,36 @@ def coefficient_intervals(
     variables = {group["name"]: variable({"above": None} | group, "product") for group in groups}
     here = {name: variables[name].start() for name in (*linearised.layers, *linearised.others)}
     frames = {name: frame for name, y in here.items() if (frame := variables[name].frame(y)) is not None}
-    J, r, data = Coordinates(linearised, frames).dense(), linearised.r.double(), linearised.terms[DATA]
-    found = response(J, r, data)
-    freedom = int((J[data] != 0).any(dim=1).sum()) - found.used
-    s = float(r[data].norm()) / math.sqrt(freedom) if freedom > 0 else math.nan
-    quantile = student(level, freedom)
+    J, r = Coordinates(linearised, frames).dense(), linearised.r.double()
+    measured = [name for name, term in sweep.system.terms.items() if term.measured or name == DATA]
+    found = [(response(J, r, rows), rows) for rows in (linearised.terms[name] for name in measured)]
+    variance, freedom = _noise(J, r, found)
     above = {group["name"]: group.get("above") for group in groups}
     column = {name: first for name, first in _first_columns(linearised, J.shape[1]) if name.startswith(COEFFICIENTS)}
     return {
         name.removeprefix(COEFFICIENTS): _interval(
             float(here[name]),
             above[name],
-            s * float(found.deviation[i]),
-            quantile,
-            float(found.step[i]),
+            math.sqrt(float(variance[i])),
+            student(level, float(freedom[i])),
+            float(found[0][0].step[i]),
         )
         for name, i in column.items()
     }
+
+
+def _noise(J: Tensor, r: Tensor, found: Sequence[tuple[Response, slice]]) -> tuple[Tensor, Tensor]:
+    """The variance of every coordinate by the noise of all measurements, and its degrees of freedom, (P,) each."""
+    parts, freedoms = [], []
+    for to_noise, rows in found:
+        freedom = int((J[rows] != 0).any(dim=1).sum()) - to_noise.used
+        s = float(r[rows].norm()) / math.sqrt(freedom) if freedom > 0 else math.nan
+        parts.append((s * to_noise.deviation) ** 2)
+        freedoms.append(freedom)
+    if len(parts) == 1:
+        return parts[0], torch.full_like(parts[0], freedoms[0])
+    variance = sum(parts)
+    return variance, variance**2 / sum(v**2 / freedom for v, freedom in zip(parts, freedoms, strict=True))
 
 
 def _first_columns(linearised: Linearisation, columns: int) -> Iterator[tuple[str, int]]:

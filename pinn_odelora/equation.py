@@ -34,7 +34,7 @@ from pinn_odelora.checks.evaluation import check_reference
 from pinn_odelora.checks.names import check_apart, check_names
 from pinn_odelora.checks.problem import check_problem
 from pinn_odelora.errors import InputError, unknown
-from pinn_odelora.formulation import Parameter, Problem, Term
+from pinn_odelora.formulation import Network, Parameter, Problem, Term
 from pinn_odelora.geometry import Region
 from pinn_odelora.points import Points
 
@@ -45,7 +45,7 @@ def problem(
     region: Region,
     fields: str | Sequence[str] = ("u",),
     reference: Callable[..., Tensor | None] | None = None,
-    ansatz: Callable[..., tuple[Tensor, Tensor]] | None = None,
+    ansatz: Callable[..., tuple[Tensor, Tensor] | Tensor] | None = None,
     enforced: str | Sequence[str] = (),
     periods: Mapping[str, float] | None = None,
     accuracy: float = 1e-12,
@@ -68,7 +68,8 @@ def problem(
         region: domain of the equation, all coordinates included.
         fields: names of the solution's components, the network's outputs in order; given as ``coords`` are.
         reference: the solution at points p, (N, fields); None where none is known. Errors are measured against it.
-        ansatz: (g, m) at points p, each (N, 1) or (N, fields), for hard conditions u = g + m · network.
+        ansatz: (g, m) at points p, each (N, 1) or (N, fields), for hard conditions u = g + m · network; or, with a
+            second argument called N, u itself, (N, fields): N is the network as a function of points.
         enforced: names of the terms that the ansatz satisfies identically.
         periods: period of each coordinate in which the network is to be exactly periodic.
         accuracy: relative accuracy of the reference.
@@ -110,8 +111,8 @@ def problem(
     return posed
 
 
-def read(what: str, function: Callable[..., Any], parameters: Collection[str]) -> tuple[str, ...]:
-    """The parameters that a function takes after its first argument.
+def read(what: str, function: Callable[..., Any], parameters: Collection[str], given: int = 1) -> tuple[str, ...]:
+    """The parameters that a function takes after its first argument, or after the first ``given`` ones.
 
     Raises:
         InputError: if it takes no argument, or needs another one that is no parameter.
@@ -123,7 +124,7 @@ def read(what: str, function: Callable[..., Any], parameters: Collection[str]) -
     if not takes or takes[0].kind in (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD):
         raise InputError(f"{what} takes no argument, but its first one must be the field or the points.")
     found: list[str] = []
-    for argument in takes[1:]:
+    for argument in takes[given:]:
         if argument.kind is argument.VAR_KEYWORD:
             return tuple(parameters)
         if argument.name in parameters:
@@ -147,7 +148,7 @@ class Declaration:
     """Each with its value at the target."""
     terms: Mapping[str, Term]
     reference: Callable[..., Tensor | None] | None
-    ansatz: Callable[..., tuple[Tensor, Tensor]] | None
+    ansatz: Callable[..., tuple[Tensor, Tensor] | Tensor] | None
     enforced: tuple[str, ...]
     periods: Mapping[str, float]
     accuracy: float
@@ -162,7 +163,15 @@ class Declaration:
     @cached_property
     def takes(self) -> dict[str, tuple[str, ...]]:
         """The parameters that each function takes."""
-        return {name: read(name, function, self.parameters) for name, function in self.functions.items()}
+        first = {"ansatz": 2 if self.reads_network else 1}
+        return {name: read(name, f, self.parameters, first.get(name, 1)) for name, f in self.functions.items()}
+
+    @cached_property
+    def reads_network(self) -> bool:
+        """Whether the second argument of the ansatz is the network N."""
+        if not callable(self.ansatz) or "N" in self.parameters:
+            return False
+        return [*inspect.signature(self.ansatz).parameters][1:2] == ["N"]
 
     @cached_property
     def cls(self) -> type[Equation]:
@@ -223,9 +232,13 @@ class Equation(Problem):
         function = self.declaration.reference
         return None if function is None else self._at_values("reference", function)(p)
 
-    def ansatz(self, p: Points) -> tuple[Tensor, Tensor]:
+    def ansatz(self, p: Points, *network: Network) -> tuple[Tensor, Tensor] | Tensor:
         function = self.declaration.ansatz
-        return super().ansatz(p) if function is None else self._at_values("ansatz", function)(p)
+        return super().ansatz(p) if function is None else self._at_values("ansatz", function)(p, *network)
+
+    @property
+    def reads_network(self) -> bool:
+        return self.declaration.reads_network
 
     def _at_values(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """One of the functions at the present values of the parameters: it takes the field or the points alone."""

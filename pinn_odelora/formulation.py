@@ -4,12 +4,15 @@ The loss is  L = Σ_k w_k · mean_i |r_k(x_i)|²,  summed over the components of
 √(2 w_k / N_k) · r_k(x_i) this is ½‖r‖². The package has no other definition of the loss.
 
 Conditions are either soft, that is, terms of the loss, or hard, enforced by the ansatz  u = g + m · N  with the network
-N: g satisfies the conditions, and m vanishes where they are imposed.
+N: g satisfies the conditions, and m vanishes where they are imposed. An ansatz may also take N as a function of points,
+u = a(p, N), for conditions on derivatives, such as  u = h x + x (1 - x) N(x, t) + x N(1, t)  with u = 0 at x = 0 and
+u_x = h at x = 1.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -24,12 +27,15 @@ from pinn_odelora.checks.evaluation import check_values
 from pinn_odelora.checks.names import check_spelling, undeclared
 from pinn_odelora.derivatives.field import Field
 from pinn_odelora.errors import InputError, unknown
-from pinn_odelora.geometry import Region
+from pinn_odelora.geometry import Cloud, Region
 from pinn_odelora.points import Points
 from pinn_odelora.rules import Rule, number, one_of, whole
 
 Residual = Callable[[Field], Tensor | tuple[Tensor, ...]]
 """A map from the field at N points to a column (N, 1), or to one column per component, that must vanish."""
+Network = Callable[[Points], Tensor]
+"""N as an ansatz sees it, from as many points to (N, fields)."""
+SOURCE, TARGET = "source", "target"
 
 
 class Term(NamedTuple):
@@ -41,6 +47,10 @@ class Term(NamedTuple):
         weight: w_k, positive.
         coupled: whether row i of the residual may depend on points other than point i, as for a mean over all points.
         heldout: the region of the held-out loss, if every draw from ``where`` returns the same points.
+        only: ``source`` for a term of the problem that the pretrained network solves alone, ``target`` for one of the
+            problem to adapt to; empty for both.
+        measured: whether the residual is the error of measurements at the points of a ``Cloud``, such as
+            ``f.u_x - f.slope``: unknown parameters are found from it, and its noise enters their intervals.
     """
 
     where: Region
@@ -48,6 +58,18 @@ class Term(NamedTuple):
     weight: float = 1.0
     coupled: bool = False
     heldout: Region | None = None
+    only: str = ""
+    measured: bool = False
+
+    def check(self, name: str) -> None:
+        """Check what does not depend on the points.
+
+        Raises:
+            InputError: if ``only`` is another word, or measurements are not at given points.
+        """
+        one_of("", SOURCE, TARGET).check(f"only of term {name}", self.only)
+        if self.measured and not isinstance(self.where, Cloud):
+            raise InputError(f"Term {name} is measured, so its region must be the measured points, po.Cloud(points).")
 
     @property
     def unseen(self) -> Term:
@@ -121,10 +143,11 @@ class Problem(ABC):
     Args:
         conditions: ``hard`` or ``soft``; empty for the first that the problem supports.
         weights: loss weights w_k by term; those of the terms themselves, usually 1, if not given.
+        role: ``target``, or ``source`` for the problem that the pretrained network solves, see ``at_source``.
 
     Raises:
-        InputError: if a parameter, the kind of conditions or a weight is invalid; or what the class declares does not
-            fit together, see ``checks.declaration``.
+        InputError: if a parameter, the kind of conditions, a term or a weight is invalid; or what the class declares
+            does not fit together, see ``checks.declaration``.
     """
 
     coords: ClassVar[tuple[str, ...]]
@@ -143,6 +166,7 @@ class Problem(ABC):
 
     conditions: str = ""
     weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    role: str = TARGET
 
     @property
     @abstractmethod
@@ -158,8 +182,18 @@ class Problem(ABC):
         return None
 
     def ansatz(self, p: Points) -> tuple[Tensor, Tensor]:
-        """(g, m), each (N, 1) or (N, fields), of u = g + m · N; used with hard conditions only."""
+        """(g, m), each (N, 1) or (N, fields), of u = g + m · N; used with hard conditions only.
+
+        With a second argument, ``ansatz(self, p, N)``, it takes the network as a function of points, which may be
+        others than p, one for each, and returns u itself, (N, fields).
+        """
         raise NotImplementedError(f"{type(self).__name__} supports hard conditions but defines no ansatz")
+
+    @property
+    def reads_network(self) -> bool:
+        """Whether the ansatz takes the network as its second argument."""
+        _, *others = inspect.signature(self.ansatz).parameters.values()
+        return any(a.default is a.empty and a.kind in (a.POSITIONAL_ONLY, a.POSITIONAL_OR_KEYWORD) for a in others)
 
     def __init_subclass__(cls, **settings: Any) -> None:
         super().__init_subclass__(**settings)
@@ -181,13 +215,18 @@ class Problem(ABC):
             object.__setattr__(self, "conditions", self.supports[0])
         if self.conditions not in self.supports:
             raise unknown(f"conditions of {type(self).__name__}:", self.conditions, self.supports)
+        one_of(SOURCE, TARGET).check("role", self.role)
         for name, declared in self.parameters().items():
             declared.check(name, getattr(self, name))
         terms = check_declaration(self)
         for name, weight in self.weights.items():
             number(above=0).check(f"weights.{name}", weight)
-        loss_terms = terms.keys() - {*self.enforced} if self.conditions == "hard" else terms.keys()
-        for name in self.weights.keys() - loss_terms - {"data"}:
+        for name, term in terms.items():
+            term.check(name)
+        loss_terms = self.loss_terms()
+        if not loss_terms:
+            raise InputError(f"{type(self).__name__} has no term left for its {self.role}; at least one must be.")
+        for name in self.weights.keys() - loss_terms.keys() - {"data"}:
             raise unknown(f"loss term in problem.weights of {type(self).__name__}:", name, loss_terms)
 
     @classmethod
@@ -224,16 +263,22 @@ class Problem(ABC):
         for name in values.keys() - self.parameters().keys():
             raise unknown(f"source parameter of {type(self).__name__}:", name, self.parameters())
         source = {name: declared.source for name, declared in self.parameters().items()} | values
-        bare = dataclasses.replace(self, **source, weights={})
+        return self.as_source(**source)
+
+    def as_source(self, **values: Any) -> Problem:
+        """The problem with its present parameters, apart from those given, as the one that the network solves."""
+        bare = dataclasses.replace(self, **values, weights={}, role=SOURCE)
         return dataclasses.replace(bare, weights={k: w for k, w in self.weights.items() if k in bare.loss_terms()})
 
     def loss_terms(self) -> dict[str, Term]:
-        """The terms of the loss with their weights: all, except those enforced by hard conditions."""
+        """The terms of the loss with their weights: all, except those that hard conditions enforce and those of the
+        source or the target alone if this is the other.
+        """
         enforced = self.enforced if self.conditions == "hard" else ()
         return {
             name: term._replace(weight=float(self.weights.get(name, term.weight)))
             for name, term in self.terms().items()
-            if name not in enforced
+            if name not in enforced and term.only in ("", self.role)
         }
 
     @property
@@ -246,8 +291,8 @@ class Problem(ABC):
         columns = []
         for name in self.coords:
             if name in self.periods:
-                phase = 2 * math.pi / self.periods[name] * p[name]
+                phase = 2 * math.pi / self.periods[name] * getattr(p, name)
                 columns += [torch.cos(phase), torch.sin(phase)]
             else:
-                columns.append(p[name])
+                columns.append(getattr(p, name))  # says which columns there are, where this one is not
         return torch.cat(columns, dim=1)

@@ -39,7 +39,9 @@ def measured_term(data: str | Path | Mapping[str, ArrayLike] | Term, problem: Pr
     """
     weight = number(above=0).check("data_weight", weight)
     if isinstance(data, Term):
-        return data._replace(weight=float(weight))
+        term = data._replace(measured=True)
+        term.check("data")
+        return term._replace(weight=float(weight))
     if isinstance(data, Mapping):
         columns = {str(name): np.asarray(values) for name, values in data.items()}
         term = _term("data", columns, problem.coords, problem.fields, "weight")
@@ -78,7 +80,7 @@ def _term(
     measured = [name for name in fields if name in columns]
     names = {**{c: c for c in coords}, **{f: f"measured_{f}" for f in measured}, weight_column: "weight"}
     points = Points({names[name]: torch.from_numpy(values)[:, None] for name, values in columns.items()})
-    return Term(Cloud(points), _mismatch(measured, weighted=weight_column in columns))
+    return Term(Cloud(points), _mismatch(measured, weighted=weight_column in columns), measured=True)
 
 
 def _mismatch(measured: Sequence[str], weighted: bool) -> Callable[[Field], tuple[Tensor, ...]]:

@@ -12,8 +12,9 @@ from torch import Tensor
 class Points(dict[str, Tensor]):
     """Named columns of shape (N, 1), ``Points(x=..., t=...)``; ``p.x`` is ``p["x"]``.
 
-    Further columns, such as measured values or weights, are possible; they are never differentiated. Points are treated
-    as immutable, so that values that depend on them alone can be cached with them.
+    Further columns, such as measured values or weights, are possible; they are never differentiated. At points of a
+    boundary ``nx``, ``nt``, … are the components of its outward unit normal. Points are treated as immutable, so that
+    values that depend on them alone can be cached with them.
     """
 
     def kept(self, key: object, make: Callable[[], Any]) -> Any:
@@ -33,6 +34,11 @@ class Points(dict[str, Tensor]):
     def from_rows(cls, names: Sequence[str], rows: Tensor) -> Points:
         """Points from rows (N, d) and d names."""
         return cls({name: rows[:, i : i + 1] for i, name in enumerate(names)})
+
+    @property
+    def normals(self) -> dict[str, Tensor]:
+        """The components of the normal by coordinate, (N, 1) each; those that are zero everywhere may be missing."""
+        return {name[1:]: x for name, x in self.items() if name[0] == "n" and name[1:] in self}
 
     @property
     def number(self) -> int:

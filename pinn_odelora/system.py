@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pinn_odelora.checks.evaluation import check_functions
 from pinn_odelora.checks.problem import check_problem
 from pinn_odelora.derivatives import SAMPLE, Engine, lifted, rehearse
-from pinn_odelora.derivatives.jets import LastingJets
+from pinn_odelora.derivatives.jets import LastingJets, alike
 from pinn_odelora.distributed import ALONE, Processes
 from pinn_odelora.errors import InputError
 from pinn_odelora.formulation import Problem, Term
@@ -25,8 +25,8 @@ from pinn_odelora.points import Points
 class Solution(nn.Module):
     """The solution that a network represents: u(p) = g(p) + m(p) · N(e(p)), Points -> (N, fields).
 
-    e is the problem's embedding of the coordinates, (g, m) its ansatz for hard conditions; with soft conditions
-    u(p) = N(e(p)).
+    e is the problem's embedding of the coordinates, (g, m) its ansatz for hard conditions, which may also be a function
+    u(p) = a(p, N ∘ e) of points and network; with soft conditions u(p) = N(e(p)).
 
     Args:
         problem: equation and conditions.
@@ -42,17 +42,24 @@ class Solution(nn.Module):
         start = {name: torch.tensor(float(getattr(problem, name)), dtype=torch.float64) for name in unknown}
         self.coefficients = nn.ParameterDict({name: nn.Parameter(x) for name, x in start.items()})
         self.problem = dataclasses.replace(problem, **dict(self.coefficients)) if unknown else problem
+        self.reads_network = problem.conditions == "hard" and problem.reads_network
         declared = problem.parameters()
         self.bounds = {
             f"coefficients.{name}": declared[name].above for name in unknown if math.isfinite(declared[name].above)
         }
 
     def forward(self, p: Points) -> Tensor:
-        N = self.net(self._of_coordinates(self.problem.embed, p))
+        if self.reads_network:
+            # Not lifted: without jet rules the whole solution is differentiated by nested reverse mode.
+            return self.problem.ansatz(p, lambda q: self._network(alike(q, p)))
+        N = self._network(p)
         if self.problem.conditions == "soft":
             return N
         g, m = self._of_coordinates(self.problem.ansatz, p)
         return g + m * N
+
+    def _network(self, p: Points) -> Tensor:
+        return self.net(self._of_coordinates(self.problem.embed, p))
 
     def _of_coordinates(self, function: Callable[[Points], Any], p: Points) -> Any:
         """Once for all evaluations at the same points, unless a coefficient in it may have changed."""

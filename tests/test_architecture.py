@@ -36,6 +36,7 @@ LAYERS = (
     ("pinn_odelora/derivatives", 1),
     ("pinn_odelora/reference", 1),
     ("pinn_odelora/formulation", 1),
+    ("pinn_odelora/conditions", 1),
     ("pinn_odelora/equation", 1),
     ("pinn_odelora/registry", 1),
     ("pinn_odelora/matri", 1),
@@ -86,6 +87,7 @@ LAYERS = (
 )
 HOMES = {
     "deepxde": {"pinn_odelora/geometry/deepxde.py"},
+    "meshio": {"pinn_odelora/geometry/meshes.py"},
     "lightning": {"pinn_odelora/lightning", "pinn_odelora/config/running.py", "pinn_odelora/config/checks.py"},
     "wandb": {"pinn_odelora/lightning/tracking.py"},
     "mlflow": {"pinn_odelora/lightning/mlflow.py"},

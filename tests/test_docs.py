@@ -163,7 +163,9 @@ def test_the_command_lines_of_the_lesson_reach_parameters_conditions_and_weights
 # Python in the guide.
 
 
-@pytest.mark.parametrize("page", ["getting-started", "choosing-a-rank", "your-own-model", "inverse-problems", "tuning"])
+@pytest.mark.parametrize(
+    "page", ["getting-started", "choosing-a-rank", "your-own-model", "inverse-problems", "tuning", "conditions"]
+)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 def test_the_python_of_the_guide_runs(page, tmp_path, monkeypatch):
     """All blocks of a page in one namespace, with short budgets."""
@@ -179,7 +181,12 @@ def test_the_python_of_the_guide_runs(page, tmp_path, monkeypatch):
     blocks = re.findall(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
     found: dict = {}
     for block in blocks:
-        exec(re.sub(r"Budget\([^)]*\)", "Budget(steps=2)", block.replace("range(20)", "range(3)")), found)
+        short = block.replace("range(20)", "range(3)")
+        if page == "conditions":
+            short = re.sub(
+                r"pretrain\((.*)\)", r"pretrain(\1, settings=po.Pretraining(0, natural_gradient_steps=2))", short
+            )
+        exec(re.sub(r"Budget\([^)]*\)", "Budget(steps=2)", short), found)
     assert len(blocks) >= 1
     result = found["result"]
     assert result.steps == 2
@@ -196,6 +203,10 @@ def test_the_python_of_the_guide_runs(page, tmp_path, monkeypatch):
     if page == "choosing-a-rank":
         assert [x.rank for x in found["advice"].predictions] == [1, 2, 4, 8, 16]
         assert (tmp_path / "ranks.png").exists()
+    if page == "conditions":
+        assert found["result"].coefficients.keys() == {"c"}
+        system = System(found["laplace"], Solution(found["laplace"], MLP(2, 1, width=4, depth=2)))
+        assert all(r.shape == (9, 1) for r in system.residuals(draw_points(system.terms, 9, 9, seed=0)).values())
     if page == "inverse-problems":
         assert found["result"].coefficients.keys() == {"nu"}
 

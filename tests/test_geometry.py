@@ -284,3 +284,24 @@ def test_a_default_device_that_the_import_sets_is_taken_back():
     assert torch.get_default_device() == before
     assert torch.empty(1).device == before
     assert torch.get_default_dtype() == torch.float32
+
+
+@pytest.mark.parametrize("make", ["difference", "union", "intersection", "triangle"])
+def test_normals_of_a_deepxde_shape_are_its_own(make):
+    d = shapes()
+    square, disk = d.Rectangle([0, 0], [1, 1]), d.Disk([0.9, 0.4], 0.3)
+    shape = {
+        "difference": lambda: square - disk,
+        "union": lambda: square | disk,
+        "intersection": lambda: square & disk,
+        "triangle": lambda: d.Triangle([0, 0], [1, 0.2], [0.3, 0.9]),
+    }[make]()
+    p = Shape(shape, t=(0, 1)).boundary().sample(200, uniform(7))
+    ours, places = p.rows(["nx", "ny"]).numpy(), p.rows("xy").numpy()
+    # DeepXDE gives none at points that are, by rounding, on no boundary of its primitives.
+    known = np.array([shape.boundary_normal(x[None])[0] for x in places])
+    there = np.isclose(np.linalg.norm(known, axis=1), 1)
+    assert there.mean() > 0.5
+    assert np.abs(ours - known)[there].max() < 1e-7
+    assert np.allclose(np.linalg.norm(ours, axis=1), 1)
+    assert "nt" not in p

@@ -45,6 +45,13 @@ def check_ansatz(problem: Problem, like: Tensor | None = None) -> None:
         InputError: if something is wrong with it.
     """
     p = some(problem.region, like=like)
+    if problem.reads_network:
+        with evaluating("ansatz"):
+            u = Trial(problem, p[problem.coords[0]], "hard")(p)
+        shape = (p.number, len(problem.fields))
+        if not (isinstance(u, Tensor) and tuple(u.shape) == shape):
+            raise InputError(f"ansatz gives {described(u)}, but with the network N it must give u, of shape {shape}.")
+        return
     with evaluating("ansatz"):
         made = problem.ansatz(p)
     shapes = {(p.number, 1), (p.number, len(problem.fields))}
@@ -104,7 +111,7 @@ class Seam(NamedTuple):
     """g or m at both ends of a period.
 
     Attributes:
-        part: ``g`` or ``m``.
+        part: ``g`` or ``m``; ``u`` for an ansatz that takes the network.
         coordinate: the periodic one.
         ends: of its interval.
         value, slope: largest jumps of the values and of the derivatives along the coordinate, relative to one plus
@@ -141,8 +148,11 @@ def seams(problem: Problem, like: Tensor | None = None) -> Iterator[Seam]:
         ends = tuple(map(float, bounds[c]))
         p = some(problem.region, like=like)
         sides = [Points(p | {c: torch.full_like(p[c], end)}) for end in ends]
-        parts = {"g": 0, "m": 1}
-        jumps = {part: _jumps(problem, sides, c, lambda q, k=k: problem.ansatz(q)[k]) for part, k in parts.items()}
+        if problem.reads_network:
+            parts = {"u": Trial(problem, p[c], "hard")}
+        else:
+            parts = {part: lambda q, k=k: problem.ansatz(q)[k] for k, part in enumerate("gm")}
+        jumps = {part: _jumps(problem, sides, c, function) for part, function in parts.items()}
         for part, (value, slope) in jumps.items():
             seam = Seam(part, c, ends, value, slope)
             if part == "m" or seam.smooth or not _reference_jumps(problem, sides, c):
@@ -196,7 +206,12 @@ class Vanishing(NamedTuple):
 
 
 def vanishing(problem: Problem, like: Tensor | None = None) -> Vanishing | None:
-    """A zero of m inside the region: at a point of a sample, or between two points of a box where its signs differ."""
+    """A zero of m inside the region: at a point of a sample, or between two points of a box where its signs differ.
+
+    None where the ansatz takes the network, and has no m.
+    """
+    if problem.reads_network:
+        return None
     p = some(problem.region, INSIDE, like)
     m = problem.ansatz(p)[1].detach()
     for k in range(m.shape[1]):

@@ -109,7 +109,8 @@ def objects(config: Mapping[str, Any], request: Request) -> dict[str, str | None
 
     one_of(*ENGINES).check("derivatives.engine", config["derivatives"]["engine"])
     problem, source, unknown = components.problem(config["problem"], config["pretrain"]["source"])
-    if unknown and config["data"]["file"] is None and not config["family"]:
+    measured = config["data"]["file"] or any(term.measured for term in problem.loss_terms().values())
+    if unknown and not measured and not config["family"]:
         raise RefusedValueError("data.file", None, f"a file of measurements, from which problem.{unknown[0]} is found")
     net = components.network(config["net"], problem, source, config["pretrain"]["seed"])
     method = components.method(config["method"], config["integrator"])

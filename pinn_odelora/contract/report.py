@@ -149,7 +149,9 @@ def _ansatz(problem: Problem) -> Iterator[Row]:
         left = float(left_of(problem, name, terms[name], points[name]).max())
         yield Row(f"{name} under the ansatz", HOLDS if left <= ENFORCED else FAILS, f"{left:.1e} for a generic network")
     found = vanishing(problem)
-    if found is None:
+    if problem.reads_network:
+        yield Row("network inside", NOTE, "the ansatz takes the network, so there is no m that could vanish")
+    elif found is None:
         yield Row("network inside", HOLDS, "m does not vanish inside the region")
     elif found.known:
         yield Row("network inside", NOTE, f"m vanishes at {found.where}, where the solution is g")
@@ -249,6 +251,7 @@ def _values(problem: Problem) -> Iterator[Callable[[], torch.Tensor]]:
             name, term, Trial(problem, next(iter(p.values())), "soft"), p
         )[0]
     if problem.has_ansatz:
-        yield lambda: torch.cat(problem.ansatz(some(problem.region)), dim=1).detach()
+        p = some(problem.region)
+        yield lambda p=p: Trial(problem, next(iter(p.values())), "hard")(p).detach()
     if not problem.unknown and problem.reference(some(problem.region)) is not None:
         yield lambda: problem.reference(some(problem.region)).detach()

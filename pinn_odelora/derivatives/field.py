@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from pinn_odelora.points import Points
@@ -17,7 +18,8 @@ class Field(ABC):
     """The fields of a solution at given points; every quantity is a column (N, 1).
 
     ``f.x`` is a coordinate (or an extra column of the points), ``f.u`` a field, ``f.u_xt`` its derivative along
-    one-letter coordinates. Any other name raises ``AttributeError`` with the names that exist.
+    one-letter coordinates; at a boundary ``f.nx`` is the component of the outward unit normal along x. A field comes
+    before a column of the same name. Any other name raises ``AttributeError`` with the names that exist.
 
     Args:
         points: evaluation points; the columns named in ``coords`` are the coordinates.
@@ -52,8 +54,10 @@ class Field(ABC):
     def __getattr__(self, name: str) -> Tensor:
         if name.startswith("__"):
             raise AttributeError(name)
-        if name in self.points:
+        if name in self.points and name not in self.fields:
             return self.points[name]
+        if name[0] == "n" and name[1:] in self.coords and name not in self.fields:
+            return self._without(name)
         field, _, along = name.partition("_")
         if field in self.fields and set(along) <= set(self.coords):
             return self.derivative(field, along)
@@ -65,6 +69,14 @@ class Field(ABC):
     def _example(self) -> str:
         letter = next((c for c in self.coords if len(c) == 1), None)
         return f"like {self.fields[0]}_{2 * letter}" if letter else "by coordinates of a single letter, as in u_xx"
+
+    def _without(self, normal: str) -> Tensor:
+        """A component of the normal that the points do not have: zero where they have others."""
+        if not self.points.normals:
+            raise AttributeError(
+                f"the points of this term have no normal, {normal}; those of a face, Box.face(x=0.0), or a boundary do"
+            )
+        return torch.zeros_like(self.points[normal[1:]])
 
     def lap(self, field: str, along: Sequence[str] = ()) -> Tensor:
         """The Laplacian Σ_c ∂²field/∂c² over the named coordinates (all of them by default)."""

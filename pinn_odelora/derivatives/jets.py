@@ -149,6 +149,19 @@ def seeded(points: Points, coords: Sequence[str], channels: Channels) -> Points:
     return Points(columns)
 
 
+def alike(q: Points, p: Points) -> Points:
+    """Points q with all columns as jets if some of p are: those of constants have a value alone.
+
+    A network evaluated at them has its linear layers on the tape, like one at p.
+    """
+    if q is p:
+        return p
+    channels = next((x.channels for x in p.values() if isinstance(x, Jet)), None)
+    if channels is None:
+        return q
+    return Points({name: x if isinstance(x, Jet) else Jet({"": x}, channels) for name, x in q.items()})
+
+
 def lifted(function: Callable[[Points], Any], p: Points) -> Any:
     """``function(p)`` for jets in p; if the function has no jet rule, its channels come from nested reverse mode.
 

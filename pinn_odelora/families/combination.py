@@ -160,6 +160,8 @@ class Combinations:
         self.nets: list[nn.Module] = []
         coupled = [name for name, term in parametric.system.terms.items() if term.coupled]
         self.reason = f"residual {coupled[0]!r} reads several points at once" if coupled else ""
+        if parametric.solution.reads_network:
+            self.reason = "its ansatz takes the network, in which it need not be linear"
         self._cutoff: Tensor | None = None
 
     def take(self, stations: Sequence[Station]) -> None:
@@ -177,7 +179,7 @@ class Combinations:
     def _compare_cutoffs(self) -> None:
         """m must be the same for all members: their sum has one."""
         problem = self.parametric.problem
-        if problem.conditions == "hard":
+        if problem.conditions == "hard" and not self.parametric.solution.reads_network:
             _, m = problem.ansatz(self.parametric.probes)
             if self._cutoff is not None and not torch.allclose(m, self._cutoff, rtol=1e-9, atol=0):
                 self.reason = f"the factor m of its ansatz depends on {' and '.join(self.parametric.names)}"

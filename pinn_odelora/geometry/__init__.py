@@ -1,6 +1,8 @@
 """Regions and the points drawn in them."""
 
-from pinn_odelora.geometry.regions import Box, Cloud, Region, Uniform, Union
+from pinn_odelora.geometry.meshes import Mesh
+from pinn_odelora.geometry.regions import Box, Cloud, Region, Union
 from pinn_odelora.geometry.sobol import sobol, stream
+from pinn_odelora.geometry.solids import Ball, Uniform
 
-__all__ = ["Box", "Cloud", "Region", "Uniform", "Union", "sobol", "stream"]
+__all__ = ["Ball", "Box", "Cloud", "Mesh", "Region", "Uniform", "Union", "sobol", "stream"]

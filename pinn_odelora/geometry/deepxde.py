@@ -23,13 +23,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pinn_odelora.errors import InputError
-from pinn_odelora.geometry.regions import Box, Uniform
+from pinn_odelora.geometry.regions import Box
+from pinn_odelora.geometry.solids import Uniform, accepted, with_normals
 from pinn_odelora.points import Points
-
-Candidates = Callable[[NDArray], tuple[NDArray, NDArray]]
-"""Maps numbers in [0, 1), (m, k), to positions (m, dim) and to flags (m,) that mark those of the shape."""
 
 
 class Curve(NamedTuple):
@@ -109,12 +108,12 @@ class Shape:
 
     def sample(self, n: int, uniform: Uniform) -> Points:
         """n points, columns (n, 1); raises ``InputError`` if the shape is empty or nearly so."""
-        return _draw(self, n, uniform, self.geometry.dim, self._candidates)
+        return _with_intervals(self, n, uniform, self.geometry.dim, self._candidates)
 
-    def _candidates(self, unit: NDArray) -> tuple[NDArray, NDArray]:
+    def _candidates(self, unit: Tensor) -> tuple[Points, Tensor]:
         low, high = (np.asarray(corner, dtype=float) for corner in self.geometry.bbox)
-        places = low + (high - low) * unit
-        return places, self.geometry.inside(places)
+        places = low + (high - low) * unit.numpy()
+        return Points.from_rows(self.coords, torch.from_numpy(places)), torch.from_numpy(self.geometry.inside(places))
 
 
 class Boundary:
@@ -136,37 +135,40 @@ class Boundary:
         self.curves = _curves(shape.geometry)
 
     def sample(self, n: int, uniform: Uniform) -> Points:
-        """n points, columns (n, 1); raises ``InputError`` if the shape is empty or nearly so."""
-        return _draw(self.shape, n, uniform, 1, self._candidates)
+        """n points, columns (n, 1), those of the outward unit normal included; raises ``InputError`` if the shape is
+        empty or nearly so.
+        """
+        return _with_intervals(self.shape, n, uniform, 1, self._candidates)
 
-    def _candidates(self, unit: NDArray) -> tuple[NDArray, NDArray]:
+    def _candidates(self, unit: Tensor) -> tuple[Points, Tensor]:
         lengths = np.array([curve.length for curve in self.curves])
         ends = np.cumsum(lengths)
-        s = unit[:, 0] * ends[-1]
+        s = unit.numpy()[:, 0] * ends[-1]
         which = np.searchsorted(ends[:-1], s, side="right")
         fraction = 1 - (ends[which] - s) / lengths[which]
-        places, steps = np.empty((2, len(s), 2))
+        places, normals = np.empty((2, len(s), 2))
         for k, curve in enumerate(self.curves):
             places[which == k] = curve.place(fraction[which == k, None])
-            steps[which == k] = 1e-6 * ends[-1] * curve.normal(fraction[which == k, None])
+            normals[which == k] = curve.normal(fraction[which == k, None])
+        steps = 1e-6 * ends[-1] * normals
         inside = self.shape.geometry.inside
-        return places, inside(places + steps) != inside(places - steps)
+        ahead, behind = inside(places + steps), inside(places - steps)
+        outward = np.where(ahead[:, None], -normals, normals)
+        p = with_normals(self.shape.coords, torch.from_numpy(places), torch.from_numpy(outward))
+        return p, torch.from_numpy(ahead != behind)
 
 
-def _draw(shape: Shape, n: int, uniform: Uniform, k: int, candidates: Candidates) -> Points:
-    """The first n candidates in the shape, from a sequence that is doubled until it contains so many."""
+def _with_intervals(
+    shape: Shape, n: int, uniform: Uniform, k: int, candidates: Callable[[Tensor], tuple[Points, Tensor]]
+) -> Points:
+    """n points of the shape or its boundary, from k numbers each, with their columns of further coordinates."""
     free = sum(low < high for low, high in shape.rest.bounds.values())
-    for m in (n << doubling for doubling in range(12)):
-        unit = uniform(m, k + free)
-        # DeepXDE's polygons use a form of numpy.cross that is deprecated in NumPy 2.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            places, belongs = candidates(unit[:, :k].numpy())
-        chosen = torch.from_numpy(np.flatnonzero(belongs)[:n])
-        if len(chosen) == n:
-            rest = shape.rest.sample(n, lambda n, d: unit[chosen, k:])  # noqa: B023
-            return Points(Points.from_rows(shape.coords, torch.from_numpy(places)[chosen]) | rest)
-    raise InputError("The shape is empty, or fills less than a thousandth of its bounding box.")
+    # DeepXDE's polygons use a form of numpy.cross that is deprecated in NumPy 2.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        p, unit = accepted(n, uniform, k, free, candidates, "The shape")
+    rest = shape.rest.sample(n, lambda n, d: unit)
+    return Points(p | {name: rest[name] for name in shape.rest.bounds})
 
 
 def _curves(geometry: Any) -> list[Curve]:

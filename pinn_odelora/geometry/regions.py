@@ -1,23 +1,23 @@
 """The regions on which loss terms are defined: boxes, their faces, and clouds of given points.
 
-A region maps points of the unit cube to its own, so that it can be sampled with any low-discrepancy sequence.
+A region maps points of the unit cube to its own, so that it can be sampled with any low-discrepancy sequence. Points of
+a boundary have the outward unit normal n as further columns, ``nx`` its component along x; components that are zero
+everywhere are left out.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from pinn_odelora.errors import InputError, unknown
+from pinn_odelora.geometry.solids import Patch, Solid, Uniform
 from pinn_odelora.points import Points
-
-Uniform = Callable[[int, int], Tensor]
-"""``uniform(n, d)``: n points in [0, 1)^d, (n, d)."""
 
 
 class Region(Protocol):
@@ -37,8 +37,10 @@ class Region(Protocol):
 
 
 @dataclass(frozen=True, init=False)
-class Box:
+class Box(Solid):
     """A product of intervals, ``Box(x=(-1, 1), t=(0, 1))``; an interval of length zero fixes that coordinate.
+
+    Boxes and other solids combine, ``box | ball``, ``box & ball``, ``box - ball``.
 
     Args:
         bounds: lower and upper end of each coordinate, by name; points have one column (n, 1) for each.
@@ -48,6 +50,8 @@ class Box:
     """
 
     bounds: Mapping[str, tuple[float, float]]
+    normal: Mapping[str, float] = field(compare=False, repr=False)
+    """Of a face: its outward unit normal, components that are not zero."""
 
     def __init__(self, **bounds: tuple[float, float]) -> None:
         for name, interval in bounds.items():
@@ -56,6 +60,12 @@ class Box:
                     f"The interval of {name} is {interval!r}, but it must be a pair of finite numbers, the lower first."
                 )
         object.__setattr__(self, "bounds", bounds)
+        object.__setattr__(self, "normal", {})
+
+    @property
+    def coords(self) -> tuple[str, ...]:
+        """The names of the coordinates."""
+        return tuple(self.bounds)
 
     @property
     def interior(self) -> bool:
@@ -65,6 +75,8 @@ class Box:
     def face(self, **fixed: float) -> Box:
         """The part on which the named coordinates have the given values, for instance ``face(t=0.0)``.
 
+        If a single one is named the points have a normal: outward at the ends, along the coordinate in between.
+
         Raises:
             InputError: if there is no such coordinate, or the value lies outside its interval.
         """
@@ -73,33 +85,75 @@ class Box:
             slack = 1e-9 * (high - low)
             if not low - slack <= value <= high + slack:
                 raise InputError(f"face({name}={value}) is outside the box, where {name} is from {low} to {high}.")
-        return Box(**{**self.bounds, **{name: (value, value) for name, value in fixed.items()}})
+        return self._fixed(fixed, self._outward(**fixed))
 
-    def boundary(self, *names: str) -> Union:
-        """The faces at both ends of each named coordinate (of all coordinates if none is named).
+    def held(self, **fixed: float) -> Box:
+        """The points with these values, as points of the same face: they keep its normal."""
+        return self._fixed(fixed, self.normal)
 
-        Raises:
-            InputError: if there is no such coordinate.
-        """
-        return Union(*(self.face(**{name: end}) for name in names or self.bounds for end in self._interval(name)))
+    def _fixed(self, fixed: Mapping[str, float], normal: Mapping[str, float]) -> Box:
+        box = Box(**{**self.bounds, **{name: (value, value) for name, value in fixed.items()}})
+        object.__setattr__(box, "normal", normal)
+        return box
+
+    def _outward(self, **fixed: float) -> dict[str, float]:
+        ((name, value), *others) = fixed.items()
+        low, high = self.bounds[name]
+        if others or not low < high:
+            return {}
+        return {name: -1.0 if math.isclose(value, low, rel_tol=1e-12, abs_tol=1e-12 * (high - low)) else 1.0}
 
     def _interval(self, name: str) -> tuple[float, float]:
         if name not in self.bounds:
             raise unknown("coordinate of the box:", name, self.bounds)
         return self.bounds[name]
 
-    def sample(self, n: int, uniform: Uniform) -> Points:
-        """n points of the box, columns (n, 1)."""
+    def boundary(self, *names: str) -> Union:
+        """The faces at both ends of each named coordinate (of all that are not fixed if none is named).
+
+        Raises:
+            InputError: if there is no such coordinate.
+        """
         free = [name for name, (low, high) in self.bounds.items() if low < high]
-        return self.place(Points.from_rows(free, uniform(n, len(free))), n)
+        return Union(*(self.face(**{name: end}) for name in names or free for end in self._interval(name)))
+
+    def drawn(self, n: int, uniform: Uniform, beside: int) -> tuple[Points, Tensor]:
+        free = [name for name, (low, high) in self.bounds.items() if low < high]
+        unit = uniform(n, len(free) + beside)
+        return self.place(Points.from_rows(free, unit[:, : len(free)]), n), unit[:, len(free) :]
 
     def place(self, unit: Points, n: int) -> Points:
-        """Map columns (n, 1) in [0, 1) to the box; columns of fixed coordinates are added."""
+        """Map columns (n, 1) in [0, 1) to the box; columns of fixed coordinates and of the normal are added."""
         columns = {}
         for name, (low, high) in self.bounds.items():
             fixed = torch.full((n, 1), low, dtype=torch.float64)
             columns[name] = low + (high - low) * unit[name] if name in unit else fixed
+        for name, component in self.normal.items():
+            columns[f"n{name}"] = torch.full((n, 1), component, dtype=torch.float64)
         return Points(columns)
+
+    # As a part of a combination.
+
+    def contains(self, p: Points) -> Tensor:
+        within = [(low <= p[name]) & (p[name] <= high) for name, (low, high) in self.bounds.items()]
+        return torch.cat(within, dim=1).all(dim=1)
+
+    def primitives(self) -> list[Solid]:
+        return [self]
+
+    def patches(self) -> list[Patch]:
+        return [self._patch(name, end) for name in self.bounds for end in self.bounds[name]]
+
+    def _patch(self, name: str, end: float) -> Patch:
+        face = self.face(**{name: end})
+        others = [high - low for other, (low, high) in self.bounds.items() if other != name]
+
+        def place(unit: Tensor) -> tuple[Tensor, Tensor]:
+            p = face.sample(len(unit), lambda n, d: unit)
+            normal = torch.tensor([face.normal.get(c, 0.0) for c in self.bounds], dtype=unit.dtype)
+            return p.rows([*self.bounds]), normal.expand(len(unit), -1)
+
+        return Patch(math.prod(others), len(others), place)
 
 
 def _is_interval(interval: object) -> bool:
@@ -114,7 +168,8 @@ class Union:
     """Several regions of lower dimension, each with an equal share of the points (at least one).
 
     Args:
-        parts: regions with the same coordinates; points have one column (n, 1) for each coordinate.
+        parts: regions with the same coordinates; points have one column (n, 1) for each coordinate, and a normal if
+            those of all parts have one.
     """
 
     interior = False
@@ -126,7 +181,12 @@ class Union:
         """n points, at least one of each part, columns (n, 1)."""
         share, rest = divmod(max(n, len(self.parts)), len(self.parts))
         samples = [part.sample(share + (i < rest), uniform) for i, part in enumerate(self.parts)]
-        return Points({name: torch.cat([s[name] for s in samples]) for name in samples[0]})
+        of_normals = {f"n{c}" for s in samples for c in s.normals}
+        columns = {name: torch.cat([s[name] for s in samples]) for name in samples[0] if name not in of_normals}
+        # One part without a normal leaves all points without: zero would be no unit vector.
+        for c in dict.fromkeys(c for s in samples for c in s.normals) if all(s.normals for s in samples) else ():
+            columns[f"n{c}"] = torch.cat([s.normals.get(c, torch.zeros_like(s[c])) for s in samples])
+        return Points(columns)
 
 
 @dataclass(frozen=True)

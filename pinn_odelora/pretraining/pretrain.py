@@ -135,7 +135,7 @@ def pretrain(
         net = pretrain(Burgers(nu=0.05))
 
     Args:
-        problem: the equation at the parameters to start from.
+        problem: the equation at the parameters to start from; its terms for the target only are left out.
         net: the network to train, which is not changed; an ``MLP`` of four hidden layers of 40 units if absent.
         settings: how it is trained.
         cache: folder of networks trained before, in which this one is looked for and kept; None keeps nothing.
@@ -152,7 +152,7 @@ def pretrain(
     if net is None:
         generator = torch.Generator().manual_seed(settings.seed)
         net = MLP(problem.inputs, len(problem.fields), generator=generator)
-    net = check_network(copied(net), problem)
+    net, problem = check_network(copied(net), problem), problem.as_source()
     system = System(problem, Solution(problem, net))
     with limited(threads):
         if cache is None:
