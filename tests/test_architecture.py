@@ -50,6 +50,7 @@ LAYERS = (
     ("pinn_odelora/naming", 2),
     ("pinn_odelora/system", 2),
     ("pinn_odelora/adapted_solution", 2),
+    ("pinn_odelora/chosen", 2),
     ("pinn_odelora/gradient", 3),
     ("pinn_odelora/linearisation", 3),
     ("pinn_odelora/weighting", 3),
