@@ -224,7 +224,7 @@ class Adaptation:
         if self.method.trains == "weights":
             return chosen.weights_line(self.net)
         whole = chosen.whole_layers(self._thawed()) + ["all biases"] * ("biases" in self.lora.also)
-        return chosen.layers_line(self.targets, self.ranks, self.rank, whole, self.wiring)
+        return chosen.layers_line(self.targets, self.ranks, self.rank, whole, self.wiring, self.adaptive is not None)
 
     # The run.
 

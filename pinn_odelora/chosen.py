@@ -20,7 +20,12 @@ SHOWN = 12
 
 
 def layers_line(
-    layers: Mapping[str, nn.Linear], ranks: Mapping[str, int], asked: int, whole: Sequence[str], wiring: Wiring
+    layers: Mapping[str, nn.Linear],
+    ranks: Mapping[str, int],
+    asked: int,
+    whole: Sequence[str],
+    wiring: Wiring,
+    adaptive: bool = False,
 ) -> str:
     """The layers with their ranks, and what is trained whole beside them.
 
@@ -30,6 +35,7 @@ def layers_line(
         asked: the rank that was asked for, of which a layer has at most min(m, n).
         whole: what is trained beside the factors, by names and in words.
         wiring: of the network.
+        adaptive: whether the ranks follow the gradient from there.
     """
     alike: dict[tuple[int, int, int], list[str]] = {}
     for name, layer in layers.items():
@@ -38,7 +44,8 @@ def layers_line(
         f"{listed(names)} ({m} x {n}) at rank {r}{'' if r == asked else ', the largest there'}"
         for (m, n, r), names in alike.items()
     )
-    return f"Adapted: {adapted}{_beside(whole)}{_remarks(wiring)}."
+    follows = ", which follows the gradient" if adaptive else ""
+    return f"Adapted: {adapted}{follows}{_beside(whole)}{_remarks(wiring)}."
 
 
 def _beside(whole: Sequence[str]) -> str:

@@ -1,15 +1,24 @@
 """First, hidden and last layers of networks of many wirings, and what follows: targets, ranks, what is thawed."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 import pinn_odelora as po
 from pinn_odelora.errors import InputError
+from pinn_odelora.families.parametric import Parametric
+from pinn_odelora.families.span import Span
+from pinn_odelora.linearisation import Linearisation
+from pinn_odelora.lowrank.adapter_files import load_adapter, save_adapter
 from pinn_odelora.lowrank.start import pissa
 from pinn_odelora.lowrank.targets import linear_targets, put_factors, thaw
 from pinn_odelora.lowrank.wiring import Wiring
 from pinn_odelora.nets import MLP
+from pinn_odelora.ntk.adapting import adapt_linearised
+from pinn_odelora.selection.initial_rank import initial_rank
+from problems.kovasznay import Kovasznay
 
 W = 6
 """Units of a hidden layer."""
@@ -263,3 +272,229 @@ def test_all_last_layers_are_thawed_unless_they_are_adapted(generator):
     thaw(net, ["last"], wiring.last)
     whole = [name for name, p in net.named_parameters() if p.requires_grad and "lora" not in name]
     assert whole == ["nets.u.linears.3.weight", "nets.u.linears.3.bias"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_peft_reads_ranks_and_whole_layers_of_every_kind(generator, tmp_path):
+    """A narrow layer at its own rank, α/√r by layer, and three last layers with their biases."""
+    peft = pytest.importorskip("peft")
+    net, lora = pfnn(), po.LoRA(alpha=6.0, scaling="rslora")
+    fresh, wiring = copy.deepcopy(net), Wiring.of(net, X)
+    targets = linear_targets(net, ["a", "b", "hidden.*"], wiring)
+    layers = put_factors(net, targets, 4, lora.scale_at, pissa, generator)
+    thaw(net, ["last"], wiring.last)
+    disturbed(net, generator)
+    save_adapter(net, tmp_path, base="b")
+    load_adapter(loaded := copy.deepcopy(fresh), tmp_path)
+    torch.testing.assert_close(loaded(X), net(X), rtol=0, atol=1e-13)
+    read = peft.PeftModel.from_pretrained(copy.deepcopy(fresh), tmp_path)
+    torch.testing.assert_close(read(X), net(X), rtol=0, atol=1e-13)
+    config = peft.LoraConfig(r=4, lora_alpha=6, use_rslora=True, rank_pattern={"a": 2}, target_modules=[*targets])
+    made = peft.get_peft_model(fresh, config).base_model.model
+    assert {name: made.get_submodule(name).scaling["default"] for name in layers} == {
+        name: pytest.approx(layer.scale, rel=1e-15) for name, layer in layers.items()
+    }
+
+
+def disturbed(net, generator):
+    with torch.no_grad():
+        for p in net.parameters():
+            if p.requires_grad:
+                p += 0.1 * torch.randn(p.shape, generator=generator, dtype=p.dtype)
+
+
+# Runs.
+
+
+def rotation(c=1.3):
+    """u' = v, v' = -c² u, u(0) = 1, v(0) = 0."""
+
+    def ansatz(p):
+        return torch.cat([torch.ones_like(p.t), torch.zeros_like(p.t)], dim=1), p.t
+
+    def reference(p, c):
+        return torch.cat([torch.cos(c * p.t), -c * torch.sin(c * p.t)], dim=1)
+
+    return po.problem(
+        coords="t",
+        fields="uv",
+        region=po.Box(t=(0, 1)),
+        c=po.parameter(1.0, c, above=0),
+        swing=lambda f, c: (f.u_t - f.v, f.v_t + c**2 * f.u),
+        ic=(po.Box(t=(0, 1)).face(t=0.0), lambda f: (f.u - 1, f.v)),
+        ansatz=ansatz,
+        enforced="ic",
+        reference=reference,
+    )
+
+
+def two(widths=(W, W)):
+    """A network for each unknown, with hidden layers of other sizes; for one coordinate."""
+    nets = nn.ModuleDict({n: MLP(1, 1, width=w, depth=3) for n, w in zip("uv", widths, strict=True)})
+    return Net(lambda net, x: torch.cat([n(x) for n in net.nets.values()], dim=1), nets=nets)
+
+
+SMALL = {"points": po.Sampling(interior=40, boundary=8), "log": po.Log(every=4, test=16, heldout=16), "seed": 3}
+
+
+def few(net, steps=4, **settings):
+    return po.steps(net, rotation(), budget=po.Budget(steps=steps), **SMALL | settings)
+
+
+def test_a_run_says_what_was_chosen_and_its_summary_keeps_it():
+    run = few(two((W, 3)), rank=5)
+    assert run.chosen.splitlines() == [
+        "Adapted: nets.u.linears.1, .2 (6 x 6) at rank 5, nets.v.linears.1, .2 (3 x 3) at rank 3, the largest there; "
+        "trained whole: nets.u.linears.3, nets.v.linears.3 (outputs).",
+        "Derivatives: swing by jets (order 1, 2 products a layer).",
+    ]
+    for _ in run:
+        pass
+    summary = run.result().summary
+    assert [summary["layers"], summary["derivatives"]] == run.chosen.splitlines()
+    assert summary["ranks"] == run.ranks == {**dict.fromkeys(of_mlps(UV[:1], 1, 2).split(), 5), **V_AT_3}
+
+
+V_AT_3 = dict.fromkeys(of_mlps(UV[1:], 1, 2).split(), 3)
+
+
+@pytest.mark.parametrize(
+    ("make", "settings", "said"),
+    [
+        (lambda: two(), {"lora": po.LoRA(also=())}, ["Adapted: nets.u.linears.1, .2, nets.v.linears.1, .2 (6 x 6) at"]),
+        (lambda: two(), {"lora": po.LoRA(also=["biases"])}, ["; trained whole: all biases."]),
+        (lambda: two(), {"lora": po.LoRA(rank="adaptive")}, ["at rank 2, which follows the gradient; trained"]),
+        (lambda: two(), {"method": po.methods.full_adam()}, ["Trained: all 206 weights of the network."]),
+        (
+            lambda: two(),
+            {"derivatives": "autograd"},
+            ["swing by nested reverse mode (order 1, 3 products", "=autograd"],
+        ),
+        (lambda: two((6, 6)), {"lora": po.LoRA(targets="*")}, ["(6 x 1) at rank 1, the largest there"]),
+    ],
+    ids=["factors", "biases", "adaptive", "weights", "autograd", "all"],
+)
+def test_the_lines(make, settings, said):
+    lines = few(make(), **settings).chosen
+    assert all(text in lines for text in said), lines
+
+
+def test_a_continued_run_with_a_rank_for_each_layer_has_the_same_bits():
+    whole, first = few(two((W, 3)), rank=5), few(two((W, 3)), steps=2, rank=5)
+    for run in (whole, first):
+        for _ in run:
+            pass
+    then = few(two((W, 3)), rank=5)
+    then.load_state_dict(first.state_dict())
+    for _ in then:
+        pass
+    expected, found = whole.result().net.state_dict(), then.result().net.state_dict()
+    assert all(torch.equal(x, found[name]) for name, x in expected.items())
+    assert any("nets.v.linears.3.weight" in name for name in expected)
+
+
+def test_an_adaptive_rank_begins_and_ends_at_most_where_the_layer_does():
+    rule = po.AdaptiveRank(start=4, max=6, outside=0.0)
+    run = few(two((W, 3)), steps=6, lora=po.LoRA(rank="adaptive", adaptive=rule))
+    assert run.ranks == {**dict.fromkeys(of_mlps(UV[:1], 1, 2).split(), 4), **V_AT_3}
+    for _ in run:
+        pass
+    ranks = run.result().ranks
+    assert all(ranks[name] == 3 for name in V_AT_3)
+    assert run.result().failure == ""
+
+
+def test_a_family_has_a_rank_for_each_layer():
+    made = Parametric(two((W, 3)), rotation(), ("c",), po.LoRA(rank=5))
+    assert {name: x.rank for name, x in made.layers.items()} == {n: 3 if ".v." in n else 5 for n in made.layers}
+    ends = (W + 1) + (3 + 1)
+    assert made.dimension == 2 * 5 * (2 * W - 5) + 2 * 3 * 3 + ends
+    points = made.points(60, 0, "test")
+    around = Linearisation(made.objective.sweep, points)
+    assert made.columns(around, "product").shape[1] == made.dimension
+    near = {name: x + 0.01 * torch.randn_like(x) for name, x in made.start.items()}
+    span = Span(made, made.start, [near])
+    moved = span.at(torch.full((span.dimension,), 0.5, dtype=torch.float64))
+    assert {name: x.shape for name, x in moved.items()} == {name: x.shape for name, x in made.start.items()}
+
+
+def test_advice_and_linearised_runs_have_layers_of_several_ranks():
+    advice = po.suggest_rank(two((W, 3)), rotation(), ranks=[2, 5], points=SMALL["points"])
+    ends = (W + 1) + (3 + 1)
+    assert [x.dimension for x in advice.predictions] == [
+        2 * r * (2 * W - r) + 2 * min(r, 3) * (6 - min(r, 3)) + ends for r in (2, 5)
+    ]
+    assert all(rank <= 3 for name, rank in advice.layers.items() if name in V_AT_3)
+    found = adapt_linearised(
+        two((W, 3)), rotation(), lora=po.LoRA(rank=5, alpha=2.0), interior=20, budget=po.Budget(steps=3), test=16
+    )
+    assert found.loss < 0.1 * found.loss_before
+    assert all(found.ranks[name] <= 3 for name in V_AT_3)
+
+
+def test_the_initial_rank_is_one_that_a_layer_can_have():
+    layers = dict(two((12, 3)).named_modules())
+    some = {name: layers[f"nets.{name}.linears.1"] for name in "uv"}
+    assert initial_rank(some, 20, 800) == 8
+    assert initial_rank({"v": some["v"]}, 20, 800) == 3
+
+
+# What it is for.
+
+
+def lotka_volterra(a=1.1):
+    """x' = x (a - y), y' = y (x - 1) on [0, 4] from (1.2, 0.8)."""
+
+    def ansatz(p):
+        return torch.cat([1.2 * torch.ones_like(p.t), 0.8 * torch.ones_like(p.t)], dim=1), p.t
+
+    box = po.Box(t=(0, 4))
+    return po.problem(
+        coords="t",
+        fields="xy",
+        region=box,
+        a=po.parameter(1.0, a),
+        prey=lambda f, a: f.x_t - f.x * (a - f.y),
+        predator=lambda f: f.y_t - f.y * (f.x - 1),
+        ic=(box.face(t=0.0), lambda f: (f.x - 1.2, f.y - 0.8)),
+        ansatz=ansatz,
+        enforced="ic",
+        reference=lambda p, a: orbit(p.t[:, 0], float(a)),
+        accuracy=1e-9,
+    )
+
+
+def orbit(t, a, n=2000):
+    """By the classical scheme, and cubic Hermite interpolation between its steps."""
+    slope = lambda y: torch.stack([y[0] * (a - y[1]), y[1] * (y[0] - 1)])
+    h, found = 4 / n, [torch.tensor([1.2, 0.8], dtype=torch.float64)]
+    for _ in range(n):
+        k = [slope(found[-1])]
+        for c in (h / 2, h / 2, h):
+            k.append(slope(found[-1] + c * k[-1]))
+        found.append(found[-1] + h / 6 * (k[0] + 2 * k[1] + 2 * k[2] + k[3]))
+    y = torch.stack(found)
+    dy = torch.stack([slope(x) for x in found])
+    i = (t / h).floor().long().clamp(0, n - 1)
+    s = (t / h - i)[:, None]
+    start = (1 + 2 * s) * (1 - s) ** 2 * y[i] + h * s * (1 - s) ** 2 * dy[i]
+    return start + s**2 * (3 - 2 * s) * y[i + 1] + h * s**2 * (s - 1) * dy[i + 1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("problem", "make", "named", "bound"),
+    [
+        (lotka_volterra, lambda: two((16, 16)), "nets.?.linears.[12]", 3e-5),
+        (lambda: Kovasznay(re=30.0), lambda: pfnn(24), ["b", "hidden.*"], 1e-3),
+    ],
+    ids=["lotka_volterra", "pfnn"],
+)
+def test_defaults_do_as_well_as_hidden_layers_by_name(problem, make, named, bound):
+    torch.manual_seed(0)
+    net = po.pretrain(problem().at_source(), make())
+    budget = po.Budget(gradient_evals=250)
+    default = po.adapt(net, problem(), budget=budget)
+    by_name = po.adapt(net, problem(), lora=po.LoRA(targets=named), budget=budget)
+    assert default.rel_l2 < 3 * by_name.rel_l2
+    assert default.rel_l2 < bound
