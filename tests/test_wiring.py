@@ -435,8 +435,8 @@ def test_advice_and_linearised_runs_have_layers_of_several_ranks():
 def test_the_initial_rank_is_one_that_a_layer_can_have():
     layers = dict(two((12, 3)).named_modules())
     some = {name: layers[f"nets.{name}.linears.1"] for name in "uv"}
-    assert initial_rank(some, 20, 800) == 8
-    assert initial_rank({"v": some["v"]}, 20, 800) == 3
+    assert initial_rank(some, 20, 70) == 8  # 2 · 70 is above the 109 coordinates of rank 4, below the 157 of rank 8
+    assert initial_rank({"v": some["v"]}, 20, 70) == 3
 
 
 # What it is for.

@@ -50,7 +50,7 @@ class Parametric:
         net: the pretrained network, which is copied.
         problem: the equation; its parameters of the family take other values.
         names: of these parameters.
-        lora: adapted layers and rank; ``auto`` is ``RANK``.
+        lora: adapted layers and rank; ``auto`` is ``RANK``, or the largest rank that a layer can have.
         seed: of starting factors that are random.
         derivatives: ``auto``, ``jets`` or ``autograd``.
 

@@ -68,7 +68,7 @@ def linearised(
     Args:
         net: the pretrained network, (N, inputs) -> (N, fields) or (N, K); it is put in float64.
         problem: an equation, or examples.
-        targets: the layers that move, as shell patterns; None for the hidden layers, all but the first and the last.
+        targets: the layers that move, as shell patterns; None for the hidden layers.
         interior, boundary: points for each term of an equation that fills the domain, and for each of the others.
         seed: of these points, which stay fixed.
         derivatives: ``auto``, ``jets`` or ``autograd``, for an equation.
