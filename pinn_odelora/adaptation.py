@@ -18,7 +18,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from pinn_odelora import loop
+from pinn_odelora import chosen, loop
 from pinn_odelora.budget import Budget, Progress
 from pinn_odelora.checks.evaluation import check_reference
 from pinn_odelora.confidence import Interval, coefficient_intervals
@@ -35,9 +35,10 @@ from pinn_odelora.loop import Row, StepRecord, Training
 from pinn_odelora.lowrank.layer import LowRankLinear
 from pinn_odelora.lowrank.settings import ADAPTIVE, AUTO, KEPT, OF_GRADIENT, SINGULAR, LoRA
 from pinn_odelora.lowrank.start import named
-from pinn_odelora.lowrank.targets import check_rank, linear_layers, linear_targets, put_factors, thaw
+from pinn_odelora.lowrank.targets import check_rank, linear_targets, put_factors, ranks_at, thaw
+from pinn_odelora.lowrank.wiring import Wiring, linear_layers
 from pinn_odelora.measurements import measured_term
-from pinn_odelora.nets import check_network, copied
+from pinn_odelora.nets import check_network, copied, few_inputs
 from pinn_odelora.objective import Objective
 from pinn_odelora.optim.methods import Method, odelora
 from pinn_odelora.result import Result
@@ -127,9 +128,11 @@ class Adaptation:
         self.system = System(self.problem, self.solution, extra, derivatives)
         check_reference(self.problem)
         self._check_method()
+        self.wiring = Wiring.of(self.net, few_inputs(problem))
         self.targets = self._targets()
         self.components = {name: self.system.components(name) for name in self.system.terms}
         self.rank = self._rank()
+        self.ranks = ranks_at(self.rank, self.targets) if self.method.trains == "factors" else {}
         if self.unknown:
             self._check_unknown()
         self.history: list[Row] = []
@@ -172,13 +175,13 @@ class Adaptation:
         patterns = self.lora.targets
         if self.method.trains == "weights" and not linear_layers(self.net):
             return {}  # of other layers nothing is measured
-        if self.method.trains == "weights" and patterns is None and len(linear_layers(self.net)) < 3:
+        if self.method.trains == "weights" and patterns is None and not self.wiring.hidden:
             # Nothing is put in, so a network without hidden layers is as good: all its layers are measured then.
             patterns = "*"
-        return linear_targets(self.net, patterns)
+        return linear_targets(self.net, patterns, self.wiring)
 
     def _rank(self) -> int:
-        """r at the start; where there are no factors it is of no account."""
+        """r at the start, of the layers that can have it; where there are no factors it is of no account."""
         if self.method.trains == "weights":
             return RANKS[0]
         rule = self.adaptive
@@ -186,11 +189,15 @@ class Adaptation:
         if rank == AUTO:
             interior, boundary = self.points.interior, self.points.boundary
             drawn = drawn_residuals(self.system.terms, self.components, interior, boundary)
-            last = [*linear_layers(self.net).values()][-1]
-            beside = sum(p.numel() for p in last.parameters()) if "last" in self.lora.also else 0
+            ends = [self.net.get_submodule(name) for name in self._thawed()]
+            beside = sum(p.numel() for layer in ends for p in layer.parameters())
             return initial_rank(self.targets, beside, sufficient_size(drawn, interior))
         check_rank(rank, self.targets, "rank" if rule is None else "adaptive.start")
         return int(rank)
+
+    def _thawed(self) -> list[str]:
+        """The layers that are trained whole beside the factors."""
+        return [name for name in self.wiring.last if name not in self.targets] if "last" in self.lora.also else []
 
     @property
     def adaptive(self) -> AdaptiveRank | None:
@@ -213,6 +220,18 @@ class Adaptation:
         for name, g in zip(self.solution.coefficients, found, strict=True):
             if g is None:
                 raise InputError(f"{name} is unknown, but no residual of this problem depends on it.")
+
+    @property
+    def chosen(self) -> str:
+        """Two lines: which layers are adapted, at which rank, and how derivatives are found."""
+        engines = {name: self.system.engine(name) for name in self.system.terms}
+        return f"{self._layers_chosen()}\n{chosen.derivatives_line(engines)}"
+
+    def _layers_chosen(self) -> str:
+        if self.method.trains == "weights":
+            return chosen.weights_line(self.net)
+        whole = chosen.whole_layers(self._thawed()) + ["all biases"] * ("biases" in self.lora.also)
+        return chosen.layers_line(self.targets, self.ranks, self.rank, whole, self.wiring, self.adaptive is not None)
 
     # The run.
 
@@ -258,11 +277,11 @@ class Adaptation:
             return self.targets
         start = named(self.lora.start, self.lora.start_size)
         generator = torch.Generator().manual_seed(self.seed)
-        scale, layer = self.lora.scale_at(self.rank), self.method.layer
+        scale, layer = self.lora.scale_at, self.method.layer
         gradients = self._gradients() if self.lora.start in OF_GRADIENT else None
         settings = {"gradients": gradients, "subtracted": self.lora.start not in KEPT, "layer": layer}
         layers = put_factors(self.net, self.targets, self.rank, scale, start, generator, **settings)
-        thaw(self.net, self.lora.also)
+        thaw(self.net, self.lora.also, self.wiring.last)
         return layers
 
     def _gradients(self) -> dict[str, Tensor]:

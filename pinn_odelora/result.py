@@ -104,6 +104,7 @@ class Result:
         """Plain values, as ``summary.json`` has them."""
         run = self.adaptation
         plan = run.plan()
+        layers, derivatives = run.chosen.splitlines()
         matrix = isinstance(self.problem.region, UnitMatrices)
         return {
             "problem": snake_case(type(self.problem)),
@@ -111,6 +112,8 @@ class Result:
             "integrator": None if run.method.integrator is None else integrator_name(run.method.integrator),
             "linear_algebra": None if plan is None else str(plan),
             "seed": run.seed,
+            "layers": layers,
+            "derivatives": derivatives,
             "ranks": self.ranks or None,
             "rel_l2": self.rel_l2,
             "max_error": self.max_error,

@@ -56,6 +56,7 @@ LAYERS = (
     ("pinn_odelora/system", 2),
     ("pinn_odelora/adapted_solution", 2),
     ("pinn_odelora/contract", 3),
+    ("pinn_odelora/chosen", 2),
     ("pinn_odelora/gradient", 3),
     ("pinn_odelora/linearisation", 3),
     ("pinn_odelora/weighting", 3),

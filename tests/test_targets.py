@@ -62,7 +62,7 @@ def test_no_pattern_and_no_hidden_layer():
         linear_targets(MLP(2, 1, depth=2), [])
     with pytest.raises(InputError, match=r"no hidden linear layer .*\(it has linears.0, linears.1\); set targets"):
         linear_targets(MLP(2, 1, depth=1))
-    with pytest.raises(InputError, match=r"\(it has none\)"):
+    with pytest.raises(InputError, match=r"no linear layer that could be given low-rank factors"):
         linear_targets(nn.Linear(2, 2))
 
 
@@ -165,7 +165,11 @@ def test_only_factors_are_trained_and_weights_stay(generator):
         ({"rank": 2.5}, r"^rank is 2\.5, but"),
         ({"rank": True}, r"^rank is True, but"),
         ({"rank": "4"}, r"^rank is '4', but"),
-        ({"rank": 2, "patterns": "*"}, r"^rank is 2, but it must be at most 1 for layer linears.4 of shape \(1, 5\)"),
+        (
+            {"rank": 2, "patterns": "linears.4"},
+            r"^rank is 2, but it must be at most 1 for layer linears.4 of shape \(1",
+        ),
+        ({"rank": 6, "patterns": "*"}, r"^rank is 6, but it must be at most 5 for layer linears.1 of shape \(5, 5\)"),
         ({"rank": 6}, r"^rank is 6, but it must be at most 5 for layer linears.1 of shape \(5, 5\)"),
         ({"scale": 0.0}, r"^scale is 0\.0, but it must be a finite number above 0"),
         ({"scale": -1}, r"^scale is -1, but"),

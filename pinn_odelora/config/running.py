@@ -88,6 +88,7 @@ class Run:
         leads = leaders_folder() is None
         self.loggers = self._trackers(facts["tracking_id"]) if leads else []
         every = self.cfg.checkpoint.every
+        messages.say(self.experiment.adaptation.chosen)
         with leading(self.folder, torch.get_num_threads()):
             module = fit.fit(self.experiment.adaptation, self.folder, self.loggers, self.trainer, every)
         if not leads:

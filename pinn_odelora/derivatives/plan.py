@@ -177,7 +177,7 @@ def plan(recorder: Recorder, collapsible: Sequence[bool]) -> Plan:
         tuple(recorder.operators),
         tuple(channel),
         tuple(plan(moved, [moved_op.numeric for moved_op in moved.operators]) for moved in recorder.moved),
-        _reverse_cost(recorder),
+        reverse_cost(recorder),
     )
 
 
@@ -186,8 +186,16 @@ def _same_numbers(a: Operator, b: Operator) -> bool:
     return a.numeric and b.numeric and a.differential == b.differential
 
 
-def _reverse_cost(recorder: Recorder) -> int:
+def order(recorder: Recorder) -> int:
+    """The highest order of a derivative that is asked for."""
+    asked = [alpha for _, alpha in recorder.words]
+    asked += [alpha for request in recorder.operators for alpha in request.coefficients]
+    return max([0, *map(len, asked), *map(order, recorder.moved)])
+
+
+def reverse_cost(recorder: Recorder) -> int:
+    """Products of the points with a hidden weight by nested reverse mode, see the module's docstring."""
     asked = set(recorder.words)
     asked |= {(request.field, alpha) for request in recorder.operators for alpha in request.coefficients}
     differentiated = {(name, alpha[:k]) for name, alpha in asked for k in range(len(alpha))}
-    return 1 + sum(2 ** len(alpha) for _, alpha in differentiated) + sum(map(_reverse_cost, recorder.moved))
+    return 1 + sum(2 ** len(alpha) for _, alpha in differentiated) + sum(map(reverse_cost, recorder.moved))

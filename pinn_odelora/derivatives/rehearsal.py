@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from pinn_odelora.derivatives.autograd import AutogradField
 from pinn_odelora.derivatives.field import Field
 from pinn_odelora.derivatives.jet import NoJetRule, Passage
 from pinn_odelora.derivatives.jets import JetField, Solved
-from pinn_odelora.derivatives.plan import Blank, Operator, Plan, Recorder, Unknown, Unsolved, plan
+from pinn_odelora.derivatives.plan import Blank, Operator, Plan, Recorder, Unknown, Unsolved, order, plan, reverse_cost
 from pinn_odelora.errors import InputError, unknown
 from pinn_odelora.points import Points
 
@@ -41,6 +41,8 @@ class Engine:
         rows: the residual, Field -> (N, components).
         plan: the plan of the jets, or None.
         reason: why there is no plan.
+        order: of the highest derivative.
+        reverse: products of a point with a hidden weight by nested reverse mode.
     """
 
     solution: Solved
@@ -49,6 +51,13 @@ class Engine:
     rows: Rows
     plan: Plan | None
     reason: str = ""
+    order: int = 0
+    reverse: int = 1
+
+    @property
+    def products(self) -> int:
+        """Products of a point with a hidden weight."""
+        return self.reverse if self.plan is None else self.plan.carried
 
     def field(self, p: Points, tape: list[Passage] | None = None) -> Field:
         """The solution at p with its derivatives.
@@ -103,12 +112,13 @@ def rehearse(
     recorder = Recorder(reverse.field(p))
     with torch.enable_grad():
         r = rows(recorder)
+    reverse = replace(reverse, order=order(recorder), reverse=reverse_cost(recorder))
     _check_rows(name, reverse, p, r.detach(), coupled)
     if engine == "autograd":
         return reverse
     try:
         made = plan(recorder, _collapsible(recorder, rows, p))
-        return _accepted(name, Engine(solution, tuple(fields), tuple(coords), rows, made), recorder, r, engine)
+        return _accepted(name, replace(reverse, plan=made, reason=""), recorder, r, engine)
     except InputError:
         raise
     except Exception as failure:  # Code written for tensors can fail on jets in any way.
@@ -116,7 +126,7 @@ def rehearse(
         if engine == "jets":
             raise InputError(f"derivatives=jets cannot differentiate the solution in {name!r}: {missing}.") from failure
         log.info("%s: derivatives by nested reverse mode, since %s.", name, missing)
-        return Engine(solution, tuple(fields), tuple(coords), rows, None, missing)
+        return replace(reverse, reason=missing)
 
 
 def _accepted(name: str, jets: Engine, recorder: Recorder, r: Tensor, engine: str) -> Engine:
@@ -125,7 +135,7 @@ def _accepted(name: str, jets: Engine, recorder: Recorder, r: Tensor, engine: st
     if engine == "auto" and jets.plan.carried > jets.plan.reverse:
         reason = f"nested reverse mode needs {jets.plan.reverse} products a layer, jets {jets.plan.carried}"
         log.info("%s: derivatives by nested reverse mode, since %s.", name, reason)
-        return Engine(jets.solution, jets.fields, jets.coords, jets.rows, None, reason)
+        return replace(jets, plan=None, reason=reason)
     p = Points({key: x.detach() for key, x in recorder.points.items()})
     with torch.enable_grad():
         tried = jets.residual(p)

@@ -26,8 +26,9 @@ from pinn_odelora.lowrank.layer import LowRankLinear
 from pinn_odelora.lowrank.settings import ADAPTIVE, AUTO, LoRA
 from pinn_odelora.lowrank.start import named
 from pinn_odelora.lowrank.targets import check_rank, linear_targets, put_factors, thaw
+from pinn_odelora.lowrank.wiring import Wiring
 from pinn_odelora.manifolds.variables import Variable, frames_of, variable
-from pinn_odelora.nets import check_network, copied
+from pinn_odelora.nets import check_network, copied, few_inputs
 from pinn_odelora.objective import Objective
 from pinn_odelora.optim.groups import pairs_of, parameters, single_tensors
 from pinn_odelora.points import Points
@@ -49,7 +50,7 @@ class Parametric:
         net: the pretrained network, which is copied.
         problem: the equation; its parameters of the family take other values.
         names: of these parameters.
-        lora: adapted layers and rank; ``auto`` is ``RANK``.
+        lora: adapted layers and rank; ``auto`` is ``RANK``, or the largest rank that a layer can have.
         seed: of starting factors that are random.
         derivatives: ``auto``, ``jets`` or ``autograd``.
 
@@ -71,15 +72,15 @@ class Parametric:
         self.posed = problem
         self.names = names
         self.lora = lora or LoRA()
-        self.rank = _rank(self.lora)
         self.net = copy.deepcopy(self.base)
-        targets = linear_targets(self.net, self.lora.targets)
-        check_rank(self.rank, targets)
+        wiring = Wiring.of(self.net, few_inputs(problem))
+        targets = linear_targets(self.net, self.lora.targets, wiring)
+        self.rank = _rank(self.lora, targets)
         start = named(self.lora.start, self.lora.start_size)
         self.layers: dict[str, LowRankLinear] = put_factors(
-            self.net, targets, self.rank, self.lora.scale_at(self.rank), start, torch.Generator().manual_seed(seed)
+            self.net, targets, self.rank, self.lora.scale_at, start, torch.Generator().manual_seed(seed)
         )
-        thaw(self.net, self.lora.also)
+        thaw(self.net, self.lora.also, wiring.last)
         self.trained = {name: p for name, p in self.net.named_parameters() if p.requires_grad}
         self.solution = Solution(problem, self.net, names)
         for coefficient in self.solution.coefficients.values():
@@ -191,10 +192,13 @@ class Parametric:
         return draw_points(self.system.terms, interior, boundary, seed, purpose=purpose)
 
 
-def _rank(lora: LoRA) -> int:
+def _rank(lora: LoRA, targets: Mapping[str, nn.Linear]) -> int:
     if lora.rank == ADAPTIVE:
         raise InputError("The adapters of a family have one rank, so rank must be a whole number or auto.")
-    return RANK if lora.rank == AUTO else int(lora.rank)
+    if lora.rank == AUTO:
+        return min(RANK, max(min(layer.weight.shape) for layer in targets.values()))
+    check_rank(lora.rank, targets)
+    return int(lora.rank)
 
 
 def digest(net: nn.Module) -> str:

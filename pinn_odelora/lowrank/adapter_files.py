@@ -33,7 +33,7 @@ from pinn_odelora.checkpoints import read_state_dict
 from pinn_odelora.errors import InputError
 from pinn_odelora.files import write_bytes, write_json
 from pinn_odelora.lowrank.layer import Factors, LowRankLinear, adapters
-from pinn_odelora.lowrank.targets import linear_layers
+from pinn_odelora.lowrank.wiring import linear_layers
 
 WEIGHTS = "adapter_model.safetensors"
 PICKLED = "adapter_model.bin"

@@ -35,16 +35,16 @@ class LoRA:
     """The low-rank update  W = W0 + s (B A - B₀ A₀)  of a layer W (m, n), with B (m, r) and A (r, n).
 
     Args:
-        rank: r, at most min(m, n) of every adapted layer. ``auto`` is 8 if the batch stays under-determined, else 4;
+        rank: r; a layer that cannot have it has min(m, n). ``auto`` is 8 if the batch stays under-determined, else 4;
             ``adaptive`` follows the gradient.
         scale: s, unless ``alpha`` is given.
         alpha: α, from which s follows, as in PEFT, by ``scaling``; with an adaptive rank from its start.
         scaling: ``standard`` for s = α/r (Hu et al., 2022, arXiv 2106.09685), ``rslora`` for s = α/√r, with which the
             speed of training does not fall with the rank (Kalajdzievski, 2023, arXiv 2312.03732).
-        targets: names of the adapted layers, as a shell pattern or a list of patterns; None for all hidden layers,
-            that is, all but the first and the last.
-        also: what is trained besides the factors: ``biases`` of all linear layers; ``last``, the whole last layer
-            unless it is adapted.
+        targets: names of the adapted layers, as a shell pattern or a list of patterns; None for all hidden layers, by
+            the wiring of the network, see ``lowrank.wiring``.
+        also: what is trained besides the factors: ``biases`` of all linear layers; ``last``, whole last layers unless
+            they are adapted.
         start: initial factors, ``zero``, ``orthonormal``, ``pissa``, ``olora``, ``nora``, ``lora_ga`` or ``lora_one``;
             see ``lowrank.start``. The last two cost a gradient; with ``lora_one`` B₀ A₀ is not subtracted.
         start_size: the singular values of s B₀ A₀ for an orthonormal start.

@@ -2,40 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from pinn_odelora.errors import InputError, RefusedValueError, unknown
-from pinn_odelora.lowrank.layer import LowRankLinear, adapters
+from pinn_odelora.lowrank.layer import LowRankLinear
 from pinn_odelora.lowrank.settings import THAWED
 from pinn_odelora.lowrank.start import Start
+from pinn_odelora.lowrank.wiring import Wiring, linear_layers
 from pinn_odelora.rules import number, whole
 
-
-def linear_layers(net: nn.Module) -> dict[str, nn.Linear]:
-    """All linear layers by module name, in module order.
-
-    Args:
-        net: an unadapted network.
-
-    Raises:
-        InputError: if the network is already adapted.
-    """
-    if adapters(net):
-        raise InputError("The network already has adapted layers; merge them before adapting it again.")
-    return {name: layer for name, layer in net.named_modules() if isinstance(layer, nn.Linear) and name}
+Scale = float | Callable[[int], float]
+"""s, or s as a function of the rank of a layer, as ``LoRA.scale_at``."""
 
 
-def linear_targets(net: nn.Module, patterns: Sequence[str] | str | None = None) -> dict[str, nn.Linear]:
+def linear_targets(
+    net: nn.Module, patterns: Sequence[str] | str | None = None, wiring: Wiring | None = None
+) -> dict[str, nn.Linear]:
     """The linear layers whose names match a pattern, in module order.
 
     Args:
         net: an unadapted network.
-        patterns: shell patterns for module names, such as ``linears.*``; None for the hidden layers, that is, all
-            linear layers but the first and the last.
+        patterns: shell patterns for module names, such as ``linears.*``; None for the hidden layers.
+        wiring: which these are; None for all linear layers but the first and the last in module order.
 
     Raises:
         InputError: if a pattern matches no linear layer, there is none, or no hidden one, or the network is already
@@ -48,7 +41,8 @@ def linear_targets(net: nn.Module, patterns: Sequence[str] | str | None = None) 
             "as full_adam, full_lbfgs and full_implicit do."
         )
     if patterns is None:
-        return _hidden(linears)
+        hidden = (wiring or Wiring.of(net)).hidden
+        return {name: linears[name] for name in hidden or _nothing_hidden(linears)}
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in linears):
@@ -60,20 +54,18 @@ def linear_targets(net: nn.Module, patterns: Sequence[str] | str | None = None) 
     return {name: layer for name, layer in linears.items() if any(fnmatchcase(name, p) for p in patterns)}
 
 
-def _hidden(linears: Mapping[str, nn.Linear]) -> dict[str, nn.Linear]:
-    if len(linears) < 3:
-        raise InputError(
-            f"The network has no hidden linear layer between a first and a last one (it has "
-            f"{', '.join(linears) or 'none'}); set targets to the layers to adapt, or take a deeper network."
-        )
-    return dict([*linears.items()][1:-1])
+def _nothing_hidden(linears: Mapping[str, nn.Linear]) -> NoReturn:
+    raise InputError(
+        f"The network has no hidden linear layer between a first and a last one (it has {', '.join(linears)}); set "
+        "targets to the layers to adapt, or take a deeper network."
+    )
 
 
 def put_factors(
     net: nn.Module,
     targets: Mapping[str, nn.Linear],
     rank: int,
-    scale: float,
+    scale: Scale,
     start: Start,
     generator: torch.Generator,
     gradients: Mapping[str, Tensor] | None = None,
@@ -85,8 +77,8 @@ def put_factors(
     Args:
         net: an unadapted network, changed in place.
         targets: layers of ``net`` by module name.
-        rank: r, from 1 to min(m, n) of every target.
-        scale: s > 0.
+        rank: r, at least 1; a layer that cannot have it has the largest that it can, min(m, n).
+        scale: s > 0, or s as a function of the rank of a layer.
         start: gives the initial factors, see ``lowrank.start``.
         generator: source of random initial factors, on the CPU.
         gradients: G0 (m, n) by layer, for a start that is made from it instead of the weight.
@@ -100,13 +92,14 @@ def put_factors(
         InputError: if rank or scale is invalid, or a target's weight is shared or computed; ``net`` is then unchanged.
     """
     check_rank(rank, targets)
-    number(above=0).check("scale", scale)
+    ranks = ranks_at(rank, targets)
+    scales = {name: scale_of(scale, r) for name, r in ranks.items()}
     for name, base in targets.items():
         _check_weight(net, name, base)
     given = gradients or {name: base.weight for name, base in targets.items()}
     net.requires_grad_(False)
     layers = {
-        name: layer(base, start(given[name], int(rank), float(scale), generator), float(scale), subtracted)
+        name: layer(base, start(given[name], ranks[name], scales[name], generator), scales[name], subtracted)
         for name, base in targets.items()
     }
     for name, adapted in layers.items():
@@ -114,27 +107,32 @@ def put_factors(
     return layers
 
 
-def thaw(net: nn.Module, also: Sequence[str]) -> None:
+def thaw(net: nn.Module, also: Sequence[str], last: Sequence[str] | None = None) -> None:
     """Make further parameters of an adapted network trainable.
 
     Args:
         net: an adapted network.
-        also: ``biases`` for those of all linear layers, ``last`` for the whole last layer unless it is adapted.
+        also: ``biases`` for those of all linear layers, ``last`` for whole last layers unless they are adapted.
+        last: names of the last layers; None for the last one in module order.
 
     Raises:
         InputError: for any other word, or if the linear layers have no biases.
     """
-    linears = [x for x in net.modules() if isinstance(x, nn.Linear | LowRankLinear)]
-    inner = {id(y) for x in linears if isinstance(x, LowRankLinear) for y in x.modules() if y is not x}
-    linears = [x for x in linears if id(x) not in inner]
+    named = {name: x for name, x in net.named_modules() if isinstance(x, nn.Linear | LowRankLinear)}
+    inner = {id(y) for x in named.values() if isinstance(x, LowRankLinear) for y in x.modules() if y is not x}
+    linears = {name: x for name, x in named.items() if id(x) not in inner}
+    ends = [*linears][-1:] if last is None else last
     for word in also:
         if word not in THAWED:
             raise unknown("word in also:", word, THAWED)
-        if word == "last" and isinstance(linears[-1], LowRankLinear):
-            continue
-        found = [*linears[-1].parameters()] if word == "last" else [b for b in map(_bias, linears) if b is not None]
-        if not found:
-            raise InputError("also names biases, but the linear layers of the network have none.")
+        if word == "last":
+            found = [
+                p for name in ends if not isinstance(linears[name], LowRankLinear) for p in linears[name].parameters()
+            ]
+        else:
+            found = [b for b in map(_bias, linears.values()) if b is not None]
+            if not found:
+                raise InputError("also names biases, but the linear layers of the network have none.")
         for p in found:
             p.requires_grad_(True)
 
@@ -144,7 +142,7 @@ def _bias(layer: nn.Linear | LowRankLinear) -> nn.Parameter | None:
 
 
 def check_rank(rank: int, targets: Mapping[str, nn.Linear], name: str = "rank") -> None:
-    """Check that a rank is a whole number from 1 to min(m, n) of every target.
+    """Check that a rank is a whole number of at least 1 that one of the targets can have.
 
     Args:
         rank: r.
@@ -155,11 +153,24 @@ def check_rank(rank: int, targets: Mapping[str, nn.Linear], name: str = "rank") 
         InputError: if it is not.
     """
     whole(1).check(name, rank)
-    for layer, linear in targets.items():
-        largest = min(linear.weight.shape)
-        if rank > largest:
-            shape = tuple(linear.weight.shape)
-            raise RefusedValueError(name, rank, f"at most {largest} for layer {layer} of shape {shape}")
+    layer, largest = max(((n, min(x.weight.shape)) for n, x in targets.items()), key=lambda found: found[1])
+    if rank > largest:
+        shape = tuple(targets[layer].weight.shape)
+        raise RefusedValueError(name, rank, f"at most {largest} for layer {layer} of shape {shape}")
+
+
+def ranks_at(rank: int, targets: Mapping[str, nn.Linear]) -> dict[str, int]:
+    """min(r, m, n), the rank of every layer where r is asked for, by name."""
+    return {name: min(int(rank), *layer.weight.shape) for name, layer in targets.items()}
+
+
+def scale_of(scale: Scale, rank: int) -> float:
+    """s of a layer of rank r.
+
+    Raises:
+        InputError: if it is not a finite number above 0.
+    """
+    return float(number(above=0).check("scale", scale(rank) if callable(scale) else scale))
 
 
 def _check_weight(net: nn.Module, name: str, layer: nn.Linear) -> None:

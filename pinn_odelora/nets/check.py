@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from pinn_odelora.errors import InputError, cause
 from pinn_odelora.formulation import Problem
 from pinn_odelora.geometry import sobol, stream
 from pinn_odelora.nets.weight_norm import fold
+
+
+def few_inputs(problem: Problem) -> Tensor:
+    """Three rows with which a network for the problem can be called, (3, inputs), float64; always the same."""
+    return sobol(3, problem.inputs, seed=stream("network"))
 
 
 def check_network(net: nn.Module, problem: Problem) -> nn.Module:
@@ -28,7 +33,7 @@ def check_network(net: nn.Module, problem: Problem) -> nn.Module:
     for name, x in net.state_dict().items():
         if not x.isfinite().all():
             raise InputError(f"{name} of the network holds values that are NaN or infinite.")
-    x = sobol(3, problem.inputs, seed=stream("network"))
+    x = few_inputs(problem)
     try:
         shape = tuple(net(x).shape)
     except RuntimeError as error:

@@ -29,8 +29,9 @@ from pinn_odelora.loop import StepRecord
 from pinn_odelora.lowrank.settings import ADAPTIVE, OF_GRADIENT, LoRA
 from pinn_odelora.lowrank.start import Start, named
 from pinn_odelora.lowrank.targets import check_rank, linear_targets
+from pinn_odelora.lowrank.wiring import Wiring
 from pinn_odelora.metrics import relative_l2
-from pinn_odelora.nets import check_network, copied
+from pinn_odelora.nets import check_network, copied, few_inputs
 from pinn_odelora.ntk.linearise import linearised
 from pinn_odelora.ntk.model import Delta, ranks
 from pinn_odelora.ntk.training import LinearisedRun, check_method
@@ -104,7 +105,8 @@ def check_settings(net: nn.Module, problem: Problem, method: Method, lora: LoRA,
         raise RefusedValueError("start", lora.start, "a start of the weights alone for the linearised model, as pissa")
     if decay and lora.start not in ("zero", "orthonormal"):
         raise RefusedValueError("start", lora.start, "zero or orthonormal with decay, which acts on δ = s B A itself")
-    targets = linear_targets(check_network(net, problem), lora.targets)
+    wiring = Wiring.of(check_network(net, problem), few_inputs(problem))
+    targets = linear_targets(net, lora.targets, wiring)
     if method.trains == "factors" and lora.rank != "auto":
         check_rank(lora.rank, targets)
 
@@ -155,7 +157,7 @@ def adapt_linearised(
         records.append(record)
         observe(record)
     delta = run.delta()
-    before, inside = _errors(problem, net, delta, lora.targets, test, derivatives)
+    before, inside = _errors(problem, net, delta, test, derivatives)
     for name, W in weights.items():
         net.get_submodule(name).weight.data = W + delta[name]
     # The same points: their residuals are those at δ = 0 of the model around the new weights.
@@ -188,16 +190,16 @@ def _run(
     """Factors that start beside the network's own weights, as in an adaptation; or δ itself."""
     if method.trains == "weights":
         return LinearisedRun(model, method, budget=budget)
-    rank = min(RANKS[0], *(min(shape) for shape in model.shapes.values())) if lora.rank == "auto" else lora.rank
+    rank = min(RANKS[0], max(min(shape) for shape in model.shapes.values())) if lora.rank == "auto" else lora.rank
     generator = torch.Generator().manual_seed(seed)
     start: Start = named(lora.start, lora.start_size)
-    scale = lora.scale_at(rank)
-    factors = {name: start(W, rank, scale, generator) for name, W in weights.items()}
+    ranks = {name: min(rank, *W.shape) for name, W in weights.items()}
+    factors = {name: start(W, ranks[name], lora.scale_at(ranks[name]), generator) for name, W in weights.items()}
     return LinearisedRun(
         model,
         method,
         rank=rank,
-        scale=scale,
+        scale=lora.scale_at,
         decay=decay,
         start=factors,
         subtracted=decay == 0,
@@ -206,9 +208,7 @@ def _run(
 
 
 @torch.no_grad()
-def _errors(
-    problem: Problem, net: nn.Module, delta: Delta, targets: Any, test: int, derivatives: str
-) -> tuple[float, float]:
+def _errors(problem: Problem, net: nn.Module, delta: Delta, test: int, derivatives: str) -> tuple[float, float]:
     """Relative L2 errors of u at δ = 0 and of its linearisation u + ⟨∂u/∂W, δ⟩ at δ, at the test points of a run."""
     points = test_points(problem, test)
     reference = problem.known_reference(points)
@@ -216,7 +216,8 @@ def _errors(
     # u itself in the place of the residuals; with this weight a row is a value.
     values = lambda f: tuple(f.derivative(name, "") for name in problem.fields)
     system.terms = {"u": Term(Cloud(points), values, weight=points.number / 2)}
-    around = Linearisation(Sweep(system, linear_targets(net, targets)), {"u": points})
+    layers = {name: net.get_submodule(name) for name in delta}
+    around = Linearisation(Sweep(system, layers), {"u": points})
     shaped = lambda u: u.unflatten(0, (len(problem.fields), points.number)).mT
     before, after = shaped(around.r), shaped(around.r + around.matvec(delta))
     return relative_l2(before, reference), relative_l2(after, reference)

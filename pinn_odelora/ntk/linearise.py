@@ -21,8 +21,9 @@ from pinn_odelora.errors import InputError
 from pinn_odelora.formulation import Problem
 from pinn_odelora.linearisation import Linearisation, Sweep
 from pinn_odelora.linearisation.blocks import Formed, Group
-from pinn_odelora.lowrank.targets import linear_layers, linear_targets
-from pinn_odelora.nets import check_network
+from pinn_odelora.lowrank.targets import linear_targets
+from pinn_odelora.lowrank.wiring import Wiring
+from pinn_odelora.nets import check_network, few_inputs
 from pinn_odelora.ntk.losses import Own, SquaredError, convex_loss
 from pinn_odelora.ntk.model import Linearised
 from pinn_odelora.rules import whole
@@ -67,7 +68,7 @@ def linearised(
     Args:
         net: the pretrained network, (N, inputs) -> (N, fields) or (N, K); it is put in float64.
         problem: an equation, or examples.
-        targets: the layers that move, as shell patterns; None for the hidden layers, all but the first and the last.
+        targets: the layers that move, as shell patterns; None for the hidden layers.
         interior, boundary: points for each term of an equation that fills the domain, and for each of the others.
         seed: of these points, which stay fixed.
         derivatives: ``auto``, ``jets`` or ``autograd``, for an equation.
@@ -82,8 +83,9 @@ def linearised(
     whole(1).check("interior", interior)
     whole(1).check("boundary", boundary)
     system = System(problem, Solution(problem, check_network(net, problem)), derivatives=derivatives)
+    layers = linear_targets(net, targets, Wiring.of(net, few_inputs(problem)))
     points = draw_points(system.terms, interior, boundary, seed)
-    sweep = Sweep(system, linear_targets(net, targets))
+    sweep = Sweep(system, layers)
     slower = tuple(name for name in system.terms if not sweep.paired(name))
     for name in slower:
         log.info("The term %s is linearised row by row: %s.", name, system.engine(name).reason or "its points couple")
@@ -108,11 +110,10 @@ def _formed(around: Linearisation, shapes: Mapping[str, tuple[int, int]]) -> lis
 def _of_examples(net: nn.Module, examples: Examples, targets: str | Sequence[str] | None) -> Linearised:
     if not isinstance(net, nn.Module):
         raise InputError(f"net is a {type(net).__name__}, but it must be a torch network with linear layers.")
-    if targets is None and len(linear_layers(net)) < 3:
-        targets = "*"
-    layers = linear_targets(net, targets)
     net.double()
     inputs = examples.inputs.double()
+    wiring = Wiring.of(net, inputs[:3])
+    layers = linear_targets(net, "*" if targets is None and not wiring.hidden else targets, wiring)
     with torch.no_grad():
         start = net(inputs)
     if start.ndim != 2 or len(start) != len(inputs):

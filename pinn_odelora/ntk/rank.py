@@ -64,7 +64,7 @@ class RankPrediction:
     """What is predicted of one rank.
 
     Attributes:
-        rank: r of every adapted layer.
+        rank: r of every adapted layer that can have it; of others min(m, n).
         dimension: P, the coordinates of a step, the last layer included.
         residual: q(r), relative to the residual at the pretrained network.
         fraction: f(r), the digits gained over those that all weights gain.
@@ -183,7 +183,7 @@ def suggest_rank(
         problem: the equation to adapt to.
         tolerance: the residual asked for in the linearised model, relative to that at the pretrained network; None for
             twice what all weights leave.
-        ranks: those compared; None for those of 1, 2, 4, 8, 16 that fit the layers.
+        ranks: those compared; None for those of 1, 2, 4, 8, 16 that a layer can have.
         lora: which layers are adapted, and what else is trained; its rank is of no account.
         points: the points of the steps that are timed.
         data, data_weight: measured values that enter the loss, as of ``adapt``.
@@ -218,8 +218,8 @@ def suggest_rank(
         return made
 
     first = adaptation(1)
-    smallest = min(min(layer.weight.shape) for layer in first.targets.values())
-    ranks = tuple(r for r in RANKS if r <= smallest) if ranks is None else _checked(ranks, first.targets)
+    largest = max(min(layer.weight.shape) for layer in first.targets.values())
+    ranks = tuple(r for r in RANKS if r <= largest) if ranks is None else _checked(ranks, first.targets)
     with limited(threads):
         model = _Model(first, ranks, say)
         tolerance = 2 * model.residual if tolerance is None else tolerance
@@ -289,7 +289,10 @@ class _Model:
         return predicted_residual(self.kernels.kernel(ranks), self.kernels.r, self.mu)
 
     def uniform(self, rank: int) -> dict[str, int]:
-        return dict.fromkeys(self.adapted, rank)
+        return {name: self._possible(name, rank) for name in self.adapted}
+
+    def _possible(self, name: str, rank: int) -> int:
+        return min(rank, *self.objective.layers[name].base_layer.weight.shape)
 
     def predicted(self, rank: int, seconds: Callable[[int | None], float]) -> RankPrediction:
         """The prediction for one rank; ``seconds`` times steps of a batch."""
@@ -302,7 +305,7 @@ class _Model:
 
     def _dimension(self, rank: int) -> int:
         layers, others = self.objective.variables
-        own = sum(rank * (sum(layers[name].weight.shape) - rank) for name in self.adapted)
+        own = sum(r * (sum(layers[name].weight.shape) - r) for name, r in self.uniform(rank).items())
         plain = [layer.weight for name, layer in layers.items() if name not in self.adapted]
         return own + sum(x.numel() for x in (*plain, *others.values()))
 
@@ -325,7 +328,7 @@ class _Model:
             return {}
         found = self.uniform(enough)
         for name in found:
-            lower = (found | {name: rank} for rank in ranks)
+            lower = (found | {name: self._possible(name, rank)} for rank in ranks)
             found = next(candidate for candidate in lower if self.of(candidate) <= tolerance)
         return found
 

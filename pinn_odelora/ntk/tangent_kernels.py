@@ -38,7 +38,7 @@ class TangentKernels:
     Args:
         linearised: the system at the pretrained network; its layers and other tensors are all that is trained.
         adapted: names of the layers that have factors.
-        ranks: ascending, at most min(m, n) of every adapted layer.
+        ranks: ascending; layers have min(m, n) where it is less.
 
     Attributes:
         r: residuals, (R,), float64.
@@ -53,11 +53,12 @@ class TangentKernels:
         decomposed = {name: linalg.svd(linearised.layers[name].weight.detach()) for name in adapted}
         self.layers: dict[str, dict[int, Tensor]] = {name: {} for name in adapted}
         for rank in ranks:
-            frames = {name: Frame(U[:, :rank], U[:, rank:], V[:rank]) for name, (U, _, V) in decomposed.items()}
+            own = {name: min(rank, len(sigma)) for name, (_, sigma, _) in decomposed.items()}
+            frames = {n: Frame(U[:, : own[n]], U[:, own[n] :], V[: own[n]]) for n, (U, _, V) in decomposed.items()}
             rest = []
             for name, columns in _by_variable(linearised, frames):
                 if name in frames:
-                    self.layers[name][rank] = gram(columns.mT)
+                    self.layers[name][own[name]] = gram(columns.mT)
                 else:
                     rest.append(columns)
         self.rest = gram(torch.cat(rest, dim=1).mT) if rest else torch.zeros_like(self.full)

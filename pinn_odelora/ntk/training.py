@@ -20,7 +20,7 @@ from pinn_odelora.budget import Budget
 from pinn_odelora.errors import InputError
 from pinn_odelora.lowrank.layer import LowRankLinear
 from pinn_odelora.lowrank.start import Start, orthonormal
-from pinn_odelora.lowrank.targets import check_rank, put_factors
+from pinn_odelora.lowrank.targets import Scale, check_rank, put_factors, ranks_at, scale_of
 from pinn_odelora.manifolds.factors import Factors
 from pinn_odelora.ntk.decay import DecayedObjective
 from pinn_odelora.ntk.losses import SquaredError
@@ -39,8 +39,8 @@ class LinearisedRun:
     Args:
         model: the linearised model.
         method: what is trained and how; ``proximal`` for full matrices, any other for factors.
-        rank: r of the factors, at most min(m, n) of every layer; ignored for full matrices.
-        scale: s.
+        rank: r of the factors, in a layer that cannot have it min(m, n); ignored for full matrices.
+        scale: s, or s as a function of the rank of a layer.
         decay: λ ≥ 0, weight decay on both factors.
         start: factors by layer, A (r, n) and B (m, r); or a start of ``lowrank.start``, which is given δ = 0 for W0.
         subtracted: whether the start is subtracted, δ_l = s (B_l A_l − B₀A₀), as in an adaptation: δ then starts at 0.
@@ -57,7 +57,7 @@ class LinearisedRun:
         method: Method,
         *,
         rank: int | None = None,
-        scale: float = 1.0,
+        scale: Scale = 1.0,
         decay: float = 0.0,
         start: Mapping[str, Factors] | Start = orthonormal,
         subtracted: bool = False,
@@ -65,13 +65,13 @@ class LinearisedRun:
         budget: Budget | None = None,
     ) -> None:
         number(least=0).check("decay", decay)
-        number(above=0).check("scale", scale)
+        scale_of(scale, 1)
         (whole(1) | null).check("rank", rank)
         whole(0).check("seed", seed)
         check_method(model, method, decay)
         if subtracted and decay:
             raise InputError("the start is subtracted, so that decay would not be one of δ: leave one of them out.")
-        self.model, self.method, self.decay, self.scale = model, method, decay, float(scale)
+        self.model, self.method, self.decay, self.scale = model, method, decay, scale
         self.budget = budget or Budget(steps=1000)
         self.net = RowNetwork(model)
         if method.trains == "factors":
@@ -84,14 +84,16 @@ class LinearisedRun:
         if rank is None:
             if given is None:
                 raise InputError("rank is None, but factors need one unless they are given by start.")
-            rank = len(next(iter(given.values())).A)
+            rank = max(len(y.A) for y in given.values())
         check_rank(rank, layers)
+        ranks = ranks_at(rank, layers)
+        scales = {name: scale_of(self.scale, r) for name, r in ranks.items()}
         generator = torch.Generator().manual_seed(seed)
         if given is None:
-            given = {name: start(x.weight.detach(), rank, self.scale, generator) for name, x in layers.items()}
+            given = {n: start(x.weight.detach(), ranks[n], scales[n], generator) for n, x in layers.items()}
         for name, layer in layers.items() if not subtracted else ():
             A, B = given[name]
-            layer.weight.data = self.scale * (B @ A).detach().double()
+            layer.weight.data = scales[name] * (B @ A).detach().double()
         queue = iter([Factors(*(x.double() for x in given[name])) for name in layers])
         put_factors(self.net, layers, rank, self.scale, lambda *_: next(queue), generator)
 

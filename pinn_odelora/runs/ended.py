@@ -61,6 +61,10 @@ class EndedRun(Protocol):
     @property
     def adaptive(self) -> AdaptiveRank | None: ...
 
+    @property
+    def chosen(self) -> str:
+        """Layers and derivatives, a line each."""
+
     def plan(self) -> Plan | None:
         """The linear algebra of the largest steps."""
 

@@ -23,12 +23,13 @@ def initial_rank(layers: Mapping[str, nn.Linear], beside: int, sufficient: int) 
     """The rank for layers that are to be adapted.
 
     Args:
-        layers: by name.
+        layers: by name; one that cannot have a rank has min(m, n) instead.
         beside: how many numbers are trained beside the factors.
         sufficient: residuals of the smallest sufficient batch.
     """
     sides = [(layer.out_features, layer.in_features) for layer in layers.values()]
-    dimension = lambda r: beside + sum(r * (m + n - r) for m, n in sides)
-    largest = min(min(side) for side in sides)
+    own = lambda r, m, n: min(r, m, n) * (m + n - min(r, m, n))
+    dimension = lambda r: beside + sum(own(r, m, n) for m, n in sides)
+    largest = max(min(side) for side in sides)
     fitting = (r for r in RANKS if r <= largest and under_determined(sufficient, dimension(r)))
     return next(fitting, min(RANKS[0], largest))
