@@ -398,14 +398,12 @@ class Centred(Flipped):
 def test_networks_that_mix_rows_are_refused(engine, generator):
     batch_norm = nn.Sequential(nn.Linear(2, 4).double(), nn.BatchNorm1d(4).double(), nn.Linear(4, 1).double())
     for net in (Centred(network("xt", "u", generator)), batch_norm):
-        with pytest.raises(InputError, match=r"(a layer|layer 1 \(BatchNorm1d\)) mixes rows"):
+        with pytest.raises(InputError, match="a layer mixes rows"):
             rehearse("pde", burgers, solution_of(net, "xt"), columns("xt", generator), "u", "xt", engine=engine)
     dropout = nn.Sequential(nn.Linear(2, 4), nn.Dropout(0.2), nn.Linear(4, 1)).double()
-    with pytest.raises(
-        InputError, match=r"other values .*'pde'\): layer 1 \(Dropout\) draws at random; call net\.eval\(\)"
-    ):
+    with pytest.raises(InputError, match=r"other values .*'pde'\): a layer draws at random; call net\.eval\(\)"):
         rehearse("pde", burgers, solution_of(dropout, "xt"), columns("xt", generator), "u", "xt", engine=engine)
-    rehearse("pde", burgers, solution_of(dropout.eval(), "xt"), columns("xt", generator), "u", "xt", engine=engine)
+    rehearse("pde", burgers, solution_of(dropout.eval(), "xt"), columns("xt", generator), "u", "xt")
     fixed = batch_norm.eval()
     made = rehearse("pde", burgers, solution_of(fixed, "xt"), columns("xt", generator), "u", "xt")
     assert agrees(made, fixed, columns("xt", generator))

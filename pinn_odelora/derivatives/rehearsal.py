@@ -218,7 +218,11 @@ def _mixing(name: str, solution: Solved, p: Points) -> str:
         drawn = not _same(solution(p), solution(p))
     kind = nn.modules.dropout._DropoutNd if drawn else nn.modules.batchnorm._NormBase
     modules = solution.named_modules() if isinstance(solution, nn.Module) else ()
-    found = [f"layer {at.removeprefix('net.')} ({type(m).__name__})" for at, m in modules if isinstance(m, kind)]
+    found = [
+        f"layer {at.removeprefix('net.')} ({type(m).__name__})"
+        for at, m in modules
+        if isinstance(m, kind) and m.training
+    ]
     layer, advice = found[0] if found else "a layer", "call net.eval(), in its constructor for example, or leave it out"
     if drawn:
         return f"The network has other values when it is asked again (in {name!r}): {layer} draws at random; {advice}."
