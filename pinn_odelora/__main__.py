@@ -1,6 +1,6 @@
-"""python -m pinn_odelora list | suggest-rank | predict | family | compare | dashboard | export | study
+"""python -m pinn_odelora list | new | check | suggest-rank | predict | family | compare | dashboard | export | study
 
-Problems and methods, advice on the rank before a run, and what to do with finished runs.
+Problems and methods, a new problem and whether it is right, advice on the rank, and what to do with finished runs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from pinn_odelora.adapted_solution import AdaptedSolution
 
 DESCRIPTION = (
-    "Problems and methods, advice on the rank, and what to do with finished runs. Runs start by: python train.py"
+    "Problems and methods, a new problem and whether it is right, advice on the rank, and what to do with finished "
+    "runs. Runs start by: python train.py"
 )
 
 
@@ -51,6 +52,20 @@ def list_(_: argparse.Namespace) -> None:
     console = Console(width=max(Console().width, 120))
     console.print(problems)
     console.print(table)
+
+
+def new(args: argparse.Namespace) -> None:
+    """Write a problem file, its test and its line of YAML, which run at once and are to be changed."""
+    from pinn_odelora.commands.new import run
+
+    run(args.name, args.coords, tuple(args.fields))
+
+
+def check(args: argparse.Namespace) -> int:
+    """What holds of a problem: equation, conditions, ansatz, parameters, derivatives; 1 if something fails."""
+    from pinn_odelora.commands.check import run
+
+    return run(args.problem)
 
 
 def suggest_rank(args: argparse.Namespace) -> None:
@@ -203,6 +218,8 @@ def study(args: argparse.Namespace) -> int:
 
 COMMANDS = {
     "list": list_,
+    "new": new,
+    "check": check,
     "suggest-rank": suggest_rank,
     "predict": predict,
     "family": family,
@@ -220,6 +237,11 @@ def parser() -> argparse.ArgumentParser:
     for name, function in COMMANDS.items():
         said = inspect.getdoc(function)
         commands[name] = added.add_parser(name, help=said, description=said)
+    commands["new"].add_argument("name", help="of the problem, in lower case: my_equation")
+    commands["new"].add_argument("--coords", default="xt", help="a letter for each coordinate; default: %(default)s")
+    commands["new"].add_argument("--fields", nargs="+", default=["u"], metavar="FIELD", help="default: u")
+    which = "its name, a file, or module.Class"
+    commands["check"].add_argument("problem", help=which)
     advised = commands["suggest-rank"]
     settings = "as of train.py, problem=burgers; and tolerance=0.1, the residual asked for in the linearised model"
     advised.add_argument("settings", nargs="+", metavar="key=value", help=settings)

@@ -82,6 +82,7 @@ LAYERS = (
     ("pinn_odelora/sweeps", 7),
     ("pinn_odelora/stability", 7),
     ("pinn_odelora/config", 8),
+    ("pinn_odelora/commands", 8),
     ("pinn_odelora/__main__", 8),
     ("hydra_plugins", 8),
     ("train", 8),

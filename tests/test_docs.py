@@ -14,12 +14,12 @@ import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
-from test_problems import Quantities, generic_points
 
 import hydra_plugins.pinn_odelora  # noqa: F401  (tells Hydra of its launchers)
 import pinn_odelora
 import problems
 from pinn_odelora import __main__ as program
+from pinn_odelora.contract.quantities import Quantities, generic_points
 from pinn_odelora.derivatives import AutogradField
 from pinn_odelora.errors import InputError
 from pinn_odelora.geometry import sobol

@@ -474,7 +474,6 @@ class Sector(Problem):
 
     coords = ("x", "y")
     region = Box(x=(0.2, 1), y=(0.2, 1))
-    enforced = ("inner",)
 
     a: float = parameter(1.0, 1.5)
 
@@ -482,7 +481,6 @@ class Sector(Problem):
         return {
             "pde": Term(self.region, lambda f: f.lap("u") + self.a * f.u),
             "mean": Term(self.region, lambda f: f.u_x - f.u.mean(), coupled=True),
-            "inner": Term(self.region.boundary("x"), lambda f: f.u),
         }
 
     def embed(self, p):

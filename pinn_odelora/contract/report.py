@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from pinn_odelora.checks.ansatz import ENFORCED, left_of, seams, vanishing
-from pinn_odelora.checks.evaluation import Trial, check_reference, check_residual, evaluating, some
+from pinn_odelora.checks.evaluation import Trial, check_functions, check_reference, check_residual, evaluating, some
 from pinn_odelora.checks.problem import check_problem
 from pinn_odelora.contract.quantities import generic_points, indifferent, left_at_reference
 from pinn_odelora.errors import InputError
@@ -157,9 +157,12 @@ def _ansatz(problem: Problem) -> Iterator[Row]:
         yield Row("network inside", NOTE, f"m vanishes at {found.where}, where the solution is g")
     else:
         yield Row("network inside", FAILS if found.wrong else UNKNOWN, found.said.rstrip("."))
+    along = check_functions(problem, terms, points)
     for seam in seams(problem):
         said = f"value {seam.value:.1e}, slope {seam.slope:.1e} between both ends" if seam.smooth else seam.said
-        yield Row(f"{seam.part} periodic in {seam.coordinate}", HOLDS if seam.smooth else FAILS, said.rstrip("."))
+        # A kink matters where the equation differentiates across it.
+        verdict = HOLDS if seam.smooth else FAILS if seam.coordinate in along else NOTE
+        yield Row(f"{seam.part} periodic in {seam.coordinate}", verdict, said.rstrip("."))
 
 
 def _sizes(problem: Problem) -> Iterator[Row]:

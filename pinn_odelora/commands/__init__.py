@@ -1,0 +1,1 @@
+"""Commands of ``python -m pinn_odelora`` that have files of their own."""
