@@ -59,6 +59,10 @@ def homes(folder: Path) -> dict[str, str]:
     if os.path.isabs(home) and os.access(home, os.W_OK):
         return {}
     own = {"WANDB_CONFIG_DIR": "config", "WANDB_CACHE_DIR": "cache", "WANDB_DATA_DIR": "data", "NETRC": "netrc"}
+    own |= {
+        "XDG_CACHE_HOME": "cache",
+        "XDG_DATA_HOME": "data",
+    }  # its defaults are looked up even where they are not used
     return {name: str(folder.absolute() / ".home" / place) for name, place in own.items()}
 
 
