@@ -15,21 +15,21 @@ def train(cfg: DictConfig) -> None:
     from pinn_odelora.config.build import experiment
     from pinn_odelora.config.running import Run
     from pinn_odelora.config.solving import FamilyRun, LinearisedAdaptation
+    from pinn_odelora.runs.alone import alone
 
     solved = FamilyRun if cfg.family else LinearisedAdaptation if cfg.training.regime == "linearised" else None
     run = (solved or Run)(cfg, folder, experiment(cfg))  # all that can be refused
-    config.save_config(cfg, folder)
-
-    facts = run.pretrain()
-    if solved:
-        run.solve(facts)
-        return
-    module = run.fit(facts)
-    if module.interrupted:
-        run.leave(module)
-
-    result = module.adaptation.result()
-    run.conclude(result, facts)
+    with alone(folder, new=cfg.resume is None):
+        config.save_config(cfg, folder)
+        facts = run.pretrain()
+        if solved:
+            run.solve(facts)
+            return
+        module = run.fit(facts)
+        if module.interrupted:
+            run.leave(module)
+        result = module.adaptation.result()
+        run.conclude(result, facts)
 
 
 if __name__ == "__main__":

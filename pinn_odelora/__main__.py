@@ -9,13 +9,15 @@ import argparse
 import inspect
 import io
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pinn_odelora.errors import InputError, RefusedValueError, unknown
+from pinn_odelora.errors import ChangedWarning, InputError, RefusedValueError, unknown
 from pinn_odelora.families.settings import ADAPTER, COMBINATION, FORMS
 from pinn_odelora.registry import problem_classes
+from pinn_odelora.streams import escape_what_cannot_be_encoded
 
 if TYPE_CHECKING:
     from pinn_odelora.adapted_solution import AdaptedSolution
@@ -174,12 +176,15 @@ def compare(args: argparse.Namespace) -> None:
 
     from pinn_odelora.runs.compare import COLUMNS, summaries, write_csv
     from pinn_odelora.runs.compare import compare as side_by_side
+    from pinn_odelora.runs.provenance import sentence_on
 
     rows = side_by_side(summaries(args.runs))
     table = Table(*(Column(name, overflow="fold") for name in COLUMNS))
     for row in rows:
         table.add_row(*(f"{x:.3g}" if isinstance(x, float) else str(x).replace(", ", "\n") for x in row.values()))
     Console(width=max(Console().width, 160)).print(table)
+    if said := sentence_on(args.runs):
+        print(said, file=sys.stderr)
     if args.csv:
         write_csv(rows, args.csv)
 
@@ -297,11 +302,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         program.error(str(unknown("command", arguments[0], COMMANDS)))
     args = program.parse_args(arguments)
     try:
-        return COMMANDS[args.command](args) or 0
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", ChangedWarning)
+            warnings.showwarning = lambda message, *_: print(message, file=sys.stderr)
+            return COMMANDS[args.command](args) or 0
     except InputError as refused:
         print(refused, file=sys.stderr)
         return 2
 
 
 if __name__ == "__main__":
+    escape_what_cannot_be_encoded()
     sys.exit(main())

@@ -147,7 +147,9 @@ class Adaptation:
     def _check_method(self) -> None:
         if self.lora.rank == ADAPTIVE and self.method.trains == "factors" and self.method.integrator is None:
             allowed = f"a number with {self.method.name}, which keeps a memory for every entry of the factors"
-            raise RefusedValueError("rank", ADAPTIVE, f"{allowed}; odelora and lora_gd adapt the rank")
+            raise RefusedValueError(
+                "rank", ADAPTIVE, f"{allowed}; odelora, lora_gd, scaled_gd and lora_pro adapt the rank"
+            )
         if self.unknown and not self.method.linearises:
             raise InputError(
                 f"{self.unknown[0]} is unknown, but only an implicit scheme can find it: choose odelora, lora_gd or "

@@ -42,6 +42,10 @@ class NonFiniteError(FloatingPointError):
     """A loss or gradient that is NaN or infinite; the message names the loss term and the layer."""
 
 
+class ChangedWarning(UserWarning):
+    """What a run was made of has changed since."""
+
+
 def unknown(what: str, name: object, allowed: Iterable[object], advice: str = "") -> InputError:
     """The sentence for a name that does not exist, with the nearest existing name as a guess."""
     names = sorted(map(str, allowed))

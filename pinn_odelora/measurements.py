@@ -1,12 +1,16 @@
 """Measured values as a further term of the loss: r = √w · (u - u_measured), one component for each measured field.
 
-A file is an archive of named arrays (.npz) or a table with a header line (.csv). Its columns are all coordinates, at
+A file is an archive of named arrays (.npz) or a table with a header line (.csv) of values separated by commas, or by
+semicolons or tabs where the header has those, and then 0,5 may stand for 0.5. Its columns are all coordinates, at
 least one field, and optionally a weight w ≥ 0 for each point.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
+import io
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +28,8 @@ from pinn_odelora.points import Points
 from pinn_odelora.rules import number
 
 Column = NDArray[np.float64]
+DECIMAL = re.compile(r"([+-]?\d*),(\d+(?:[eE][+-]?\d+)?)")
+THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")
 
 
 def measured_term(data: str | Path | Mapping[str, ArrayLike] | Term, problem: Problem, weight: float = 1.0) -> Term:
@@ -113,11 +119,15 @@ def _read_npz(path: Path) -> dict[str, NDArray]:
 
 def _read_csv(path: Path) -> dict[str, NDArray]:
     """Columns of text, not yet converted to numbers."""
+    text = _text(path)
+    separator = _separator(text.lstrip().partition("\n")[0])
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            header, *rows = [row for row in csv.reader(file, skipinitialspace=True, strict=True) if row] or [[]]
-    except (csv.Error, UnicodeDecodeError) as error:
+        read = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
+        header, *rows = [row for row in read if row] or [[]]
+    except csv.Error as error:
         raise InputError(f"{path} is not a table of comma-separated values ({error}).") from error
+    if separator != ",":
+        rows = _with_points(rows)
     # numpy.savetxt writes its header as a comment.
     names = [name.strip().removeprefix("#").strip() for name in header]
     for name, count in Counter(names).items():
@@ -127,6 +137,29 @@ def _read_csv(path: Path) -> dict[str, NDArray]:
         if len(row) != len(names):
             raise InputError(f"Row {i} of {path} has {len(row)} values, but the header has {len(names)} columns.")
     return {name: np.array([row[i] for row in rows], dtype=str) for i, name in enumerate(names)}
+
+
+def _text(path: Path) -> str:
+    content = path.read_bytes()
+    encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not a table in UTF-8 or UTF-16; save it in one of these.") from None
+
+
+def _separator(header: str) -> str:
+    return next((mark for mark in ";\t" if mark in header and "," not in header), ",")
+
+
+def _with_points(rows: list[list[str]]) -> list[list[str]]:
+    """Rows with decimal commas as rows with points, where nothing else can be meant: no value has a point, and some
+    comma cannot separate thousands, as that of 1,500 might.
+    """
+    cells = [cell.strip() for row in rows for cell in row]
+    if any("." in cell for cell in cells) or all(THOUSANDS.fullmatch(cell) for cell in cells if "," in cell):
+        return rows
+    return [[DECIMAL.sub(r"\1.\2", cell.strip()) for cell in row] for row in rows]
 
 
 def _column(path: str | Path, name: str, array: NDArray) -> Column:
@@ -145,7 +178,10 @@ def _numbers(path: str | Path, name: str, words: NDArray[np.str_]) -> Column:
         try:
             values[i] = float(word)
         except ValueError:
-            raise InputError(f"Column {name!r} of {path} is {str(word)!r} in row {i + 1}, not a number.") from None
+            hint = "; write decimals with a point" if "," in word else ""
+            raise InputError(
+                f"Column {name!r} of {path} is {str(word)!r} in row {i + 1}, not a number{hint}."
+            ) from None
     return values
 
 

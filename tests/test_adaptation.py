@@ -426,7 +426,7 @@ def test_a_network_whose_loss_overflows_is_returned_as_it_was():
         ({"data": {"x": [0.1], "u": [0.3]}}, r"has no column 't'"),
         (
             {"lora": po.LoRA(rank="adaptive"), "method": po.methods.lora_adam()},
-            r"^rank is 'adaptive', but it must be a number with lora_adam, .*; odelora and lora_gd adapt the rank\.$",
+            r"^rank is 'adaptive', .* with lora_adam, .*; odelora, lora_gd, scaled_gd and lora_pro adapt the rank\.$",
         ),
         (
             {"lora": po.LoRA(start="zero"), "method": po.methods.odelora(po.RungeKutta(tableau.EULER))},

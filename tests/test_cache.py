@@ -5,6 +5,7 @@ import importlib
 import math
 import os
 import pwd
+import re
 import shutil
 import subprocess
 import sys
@@ -372,16 +373,21 @@ def test_the_folder_is_the_users_cache_unless_another_is_named(tmp_path, monkeyp
     assert cache.folder() == tmp_path / "named"
 
 
-def test_a_user_without_a_home_is_told_what_to_set(monkeypatch):
+def test_a_user_without_a_home_has_no_networks_kept(tmp_path, monkeypatch):
     def nobody(_):
         raise KeyError("uid not found")
 
     for name in ("PINN_ODELORA_CACHE", "XDG_CACHE_HOME", "HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(pwd, "getpwuid", nobody)
-    with pytest.raises(InputError, match=r"^There is no home folder .* set the environment variable PINN"):
-        cache.check_writable(None, key())
-    cache.check_writable(None, None)
+    cache.check_writable(None, key())
+    assert cache.place(None, key()) is None
+    assert cache.place(tmp_path, key()) == tmp_path
+    said = []
+    problem = Poisson()
+    system = System(problem, Solution(problem, MLP(2, 1, width=4)))
+    pretrained(system, Pretraining(adam_steps=1, natural_gradient_steps=0), say=said.append)
+    assert re.search("is not kept .*there is no home folder .*PINN_ODELORA_CACHE", said[0])
     # Versions of platformdirs differ in what they do then.
     monkeypatch.setattr(cache.platformdirs, "user_cache_path", lambda *_, **__: Path("~/.cache/pinn_odelora"))
     with pytest.raises(InputError, match="no home folder"):

@@ -131,7 +131,7 @@ def test_the_state_is_saved_every_so_many_steps_and_replaced_whole(tmp_path):
         progress.step = step
         saver.on_train_batch_end(Trainer(), module)
         saved.append(saver.saved)
-    assert saved == [1, 1, 10, 10, 25, 25, 30]
+    assert saved == [0, 0, 10, 10, 25, 25, 30]
     before = (tmp_path / "last.ckpt").read_bytes()
     progress.step = 40
     with pytest.raises(InputError, match=r"Cannot write .*last.ckpt: No space left on device"):

@@ -23,6 +23,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf, open_dict
 
 from pinn_odelora import config as commandline
+from pinn_odelora import methods
 from pinn_odelora.__main__ import main
 from pinn_odelora.config import components
 from pinn_odelora.config.checks import check, settings
@@ -32,8 +33,10 @@ from pinn_odelora.config.request import Request
 from pinn_odelora.config.sentences import of_run
 from pinn_odelora.config.settings import CLASSES, OPEN, RULES
 from pinn_odelora.errors import InputError, NonFiniteError
+from pinn_odelora.integrators import LinearlyImplicit
 from pinn_odelora.runs.configuration import RENAMED, find_method, save_config, saved_config
 from pinn_odelora.runs.location import new_folder
+from pinn_odelora.runs.unused import note
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
@@ -544,6 +547,25 @@ def test_a_sweep_runs_every_combination_in_numbered_folders(typed, tmp_path):
     assert [folder for _, folder in ran.runs] == [tmp_path / "sweep/0", tmp_path / "sweep/1"]
     made = ["sweep", "sweep/0", "sweep/0/config.yaml", "sweep/1", "sweep/1/config.yaml", "sweep/multirun.yaml"]
     assert files(tmp_path) == made
+
+
+def test_a_sweep_over_methods_may_set_what_some_of_them_do_not_look_at(typed):
+    ran = typed("-m", "method=odelora,full_lbfgs,lora_adam", "lora.rank=4", "integrator.h=0.1", "output_dir=sweep")
+    assert (ran.code, [cfg.choices.method for cfg, _ in ran.runs]) == (0, ["odelora", "full_lbfgs", "lora_adam"])
+    for given in (["-m", "lora.rank=4,8"], ["lora.rank=4"]):
+        ran = typed(*given, "method=full_lbfgs", "output_dir=other")
+        assert ran.code == 2
+        assert ran.said.startswith("lora.rank is given, but full_lbfgs trains all weights and has no factors; ")
+
+
+def test_a_job_says_what_it_does_not_look_at():
+    adam = methods.full_adam()
+    said = "lora.rank is given, but full_adam trains all weights and has no factors: it has no effect on this job."
+    assert note(adam, ["seed", "lora.targets", "lora.rank"]) == said
+    said = "integrator is given, but full_adam takes no integrator: it has no effect on this job."
+    assert note(adam, ["integrator", "lora.rank"]) == said
+    assert note(methods.odelora(LinearlyImplicit()), ["integrator", "lora.rank"]) == ""
+    assert note(adam, ["lora.targets", "integrators"]) == ""
 
 
 def test_a_sweep_into_folders_that_hold_runs_is_refused(typed, tmp_path):

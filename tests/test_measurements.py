@@ -213,7 +213,8 @@ def test_a_single_array_is_no_archive(tmp_path):
         ("x,y,u\n0,,1\n", r"Column 'y' of .* is '' in row 1, not a number"),
         ("x,y,u,x\n0,0,1,0\n", r"Column 'x' of .* occurs 2 times"),
         ("0.1,0.2,0.3\n0,0,1\n", r"Unknown column of .*: '0.1'"),
-        ("x;y;u\n0;0;1\n", r"Unknown column of .*: 'x;y;u'"),
+        ("x;y;u\n1,500;2,250;3,125\n", r"Column 'x' of .* is '1,500' in row 1, not a number; write decimals with a"),
+        ("x;y;u\n0,5;0;1.5\n", r"Column 'x' of .* is '0,5' in row 1, not a number; write decimals with a point"),
         ("", r"has no column 'x'"),
         ('x,y,u\n0,0,"1\n', r"is not a table of comma-separated values"),
     ],
@@ -226,8 +227,25 @@ def test_malformed_tables(text, reason, tmp_path):
 
 def test_other_bytes_are_no_table(tmp_path):
     (tmp_path / "data.csv").write_bytes(bytes(range(256)))
-    with pytest.raises(InputError, match="is not a table of comma-separated values"):
+    with pytest.raises(InputError, match="is not a table in UTF-8 or UTF-16; save it in one of these"):
         read_measurements(tmp_path / "data.csv", COORDS, FIELDS)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x;y;u\n0.5;-1e-3;2\n1500;0;3\n",
+        "x\ty\tu\r\n0.5\t-1e-3\t2\r\n1500\t0\t3\r\n",
+        "x;y;u\n0,5;-1e-3;2\n1500,0;0;3\n",
+        "x\ty\tu\n,5\t-0,1e-2\t2\n1500,0\t0\t3\n",
+    ],
+)
+def test_tables_by_semicolons_and_tabs_with_points_or_commas(text, encoding, tmp_path):
+    (tmp_path / "data.csv").write_bytes(text.encode(encoding))
+    points = read_measurements(tmp_path / "data.csv", COORDS, FIELDS).where.points
+    found = torch.cat([points["x"], points["y"], points["measured_u"]], dim=1)
+    assert found.tolist() == [[0.5, -1e-3, 2.0], [1500.0, 0.0, 3.0]]
 
 
 @pytest.mark.parametrize("suffix", WRITERS)

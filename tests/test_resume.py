@@ -16,6 +16,7 @@ from pinn_odelora import config as commandline
 from pinn_odelora import load
 from pinn_odelora.adaptation import Adaptation
 from pinn_odelora.errors import InputError
+from pinn_odelora.lightning.callbacks import Saver
 from pinn_odelora.runs.history import History
 
 ROOT = Path(__file__).parent.parent
@@ -81,6 +82,16 @@ def test_an_interrupted_run_ends_with_the_bits_of_an_uninterrupted_one(overrides
         for part in ("whole", "parts")
     ]
     assert [list(map(str, row.values())) for row in rows[0]] == [list(map(str, row.values())) for row in rows[1]]
+
+
+def test_a_state_is_saved_at_every_multiple_of_the_key(compose, run, tmp_path, monkeypatch):
+    save, steps = Saver.save, []
+    monkeypatch.setattr(Saver, "save", lambda *given: (save(*given), steps.append(given[0].saved)))
+    with monkeypatch.context() as patch:
+        stop_at(31, patch)
+        run(compose("method=lora_adam", "points=fresh", "budget.steps=71", "checkpoint.every=9"))
+    run(commandline.begin(compose(f"resume={tmp_path / 'run'}"))[0])
+    assert steps == [9, 18, 27, 31, 36, 45, 54, 63, 71]
 
 
 def kill_and_resume(kills, tmp_path, seed):

@@ -6,7 +6,6 @@ that the chosen method, or a family, would not look at.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Mapping
 from pkgutil import resolve_name
 from typing import Any
@@ -103,9 +102,9 @@ def mapping(key: str, value: Any, names: Iterable[str]) -> Mapping[str, Any]:
 
 def objects(config: Mapping[str, Any], request: Request) -> dict[str, str | None]:
     """Build problem, network and method, which checks them, refuse what the method would not look at; their names."""
-    from pinn_odelora import methods
     from pinn_odelora.derivatives import ENGINES
     from pinn_odelora.naming import integrator_name, snake_case
+    from pinn_odelora.runs.unused import unused
 
     one_of(*ENGINES).check("derivatives.engine", config["derivatives"]["engine"])
     problem, source, unknown = components.problem(config["problem"], config["pretrain"]["source"])
@@ -114,13 +113,8 @@ def objects(config: Mapping[str, Any], request: Request) -> dict[str, str | None
         raise RefusedValueError("data.file", None, f"a file of measurements, from which problem.{unknown[0]} is found")
     net = components.network(config["net"], problem, source, config["pretrain"]["seed"])
     method = components.method(config["method"], config["integrator"])
-    if method.integrator is None and (given := request.gives("integrator")):
-        functions = inspect.getmembers(methods, inspect.isfunction)
-        others = ", ".join(name for name, f in functions if "integrator" in signature(f).parameters)
-        raise InputError(f"{given[0]} is given, but {method.name} takes no integrator; methods that do: {others}.")
-    if method.trains == "weights" and (given := [key for key in request.gives("lora") if key != "lora.targets"]):
-        advice = "lora.targets alone can be set, for the layers that are measured"
-        raise InputError(f"{given[0]} is given, but {method.name} trains all weights and has no factors; {advice}.")
+    if not request.among_methods and (said := unused(method, request.given)):
+        raise InputError(said)
     rank = config["lora"]["rank"]
     if rank != "adaptive" and (given := request.gives("lora.adaptive")):
         raise RefusedValueError("lora.rank", rank, f"adaptive where {given[0]} is given")

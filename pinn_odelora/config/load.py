@@ -22,6 +22,7 @@ from pinn_odelora.errors import InputError
 from pinn_odelora.formulation import Problem
 from pinn_odelora.lowrank.adapter_files import load_adapter
 from pinn_odelora.nets import check_network, copied
+from pinn_odelora.runs import provenance
 from pinn_odelora.runs.folder import ADAPTER, BASE, COEFFICIENTS, CONFIG, FAMILY, WEIGHTS
 
 if TYPE_CHECKING:
@@ -41,6 +42,9 @@ def load(run: str | Path, net: nn.Module | None = None, problem: Problem | None 
     Raises:
         InputError: if the folder holds no run, an unfinished one, or one of an earlier version; network or problem
             must be given; or the network is not of the structure that was adapted.
+
+    Warns:
+        ChangedWarning: if the source of problem or network, or a file that the run has read, has changed since.
     """
     folder = Path(run)
     if (folder / FAMILY).exists():
@@ -92,10 +96,11 @@ def base(folder: Path, net: nn.Module | None = None, problem: Problem | None = N
     if given:
         net = check_network(copied(net).cpu(), problem)
         load_network(net, folder / BASE)
-        return problem, net
-    with _building("net", folder):
-        net = check_network(network(cfg, problem, solved), problem)
-        load_network(net, folder / BASE)
+    else:
+        with _building("net", folder):
+            net = check_network(network(cfg, problem, solved), problem)
+            load_network(net, folder / BASE)
+    provenance.warn(folder, problem, net)
     return problem, net
 
 

@@ -30,6 +30,7 @@ from pinn_odelora.errors import NonFiniteError
 from pinn_odelora.runs.configuration import find_method, saved_config
 from pinn_odelora.runs.leader import leaders_folder
 from pinn_odelora.runs.location import new_folder
+from pinn_odelora.streams import escape_what_cannot_be_encoded
 
 REFUSED, DIVERGED = 2, 3
 FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -77,6 +78,7 @@ def run(main: Task, configs: str | Path = "configs") -> int:
         main: the function, not decorated by ``hydra.main``.
         configs: the folder with ``train.yaml`` and its groups, beside the file of ``main`` unless it is absolute.
     """
+    escape_what_cannot_be_encoded()
     folder = Path(inspect.getfile(main)).absolute().parent / configs
     if os.getcwd() not in sys.path:
         # A user's own network or problem lies where they work, not beside this program.
@@ -141,6 +143,7 @@ class SweepCheck(Callback):
         say = sentences.of_composition
         try:
             typed = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(overrides)
+            several = any(o.key_or_group == "method" and o.is_sweep_override() for o in typed)
             values = lambda o: (f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator())
             lines = product(*(values(o) if o.is_sweep_override() else [o.input_line] for o in typed))
             jobs = [hydra.compose(config.hydra.job.config_name, [*line], return_hydra_config=True) for line in lines]
@@ -148,6 +151,6 @@ class SweepCheck(Callback):
             for number, job in enumerate(jobs):
                 with open_dict(job):
                     own = job.pop("hydra")
-                checked(job, Request.of(own, number))
+                checked(job, Request.of(own, number, several))
         except Exception as error:
             raise Ended(error, say(error)) from None

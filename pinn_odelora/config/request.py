@@ -13,16 +13,19 @@ from pinn_odelora.arguments import unspelled
 
 
 class Request(NamedTuple):
-    """``given``: the keys and groups that were set; ``job``: its number in a sweep."""
+    """``given``: the keys and groups that were set; ``job``: its number in a sweep; ``among_methods``: whether that has
+    jobs of several methods, as one that Hydra runs may, so that a key may be for others than this one.
+    """
 
     given: tuple[str, ...] = ()
     job: int | None = None
+    among_methods: bool = False
 
     @classmethod
-    def of(cls, hydra: DictConfig, job: int | None = None) -> Request:
+    def of(cls, hydra: DictConfig, job: int | None = None, among_methods: bool = False) -> Request:
         """From Hydra's own part of a configuration."""
         typed = OverridesParser.create().parse_overrides(OmegaConf.to_container(hydra.overrides.task, resolve=False))
-        return cls(tuple(unspelled(override.key_or_group) for override in typed), job)
+        return cls(tuple(unspelled(override.key_or_group) for override in typed), job, among_methods)
 
     @classmethod
     def current(cls) -> Request:
@@ -30,7 +33,7 @@ class Request(NamedTuple):
         if not HydraConfig.initialized():
             return cls()
         hydra = HydraConfig.get()
-        return cls.of(hydra, hydra.job.num if hydra.mode == RunMode.MULTIRUN else None)
+        return cls.of(hydra, hydra.job.num, True) if hydra.mode == RunMode.MULTIRUN else cls.of(hydra)
 
     def gives(self, *prefixes: str) -> list[str]:
         """The keys given that are one of the prefixes, or lie inside one."""

@@ -12,12 +12,14 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from pinn_odelora.config.build import Experiment
+from pinn_odelora.config.request import Request
 from pinn_odelora.lightning import fit, tracking
 from pinn_odelora.lightning.module import ODELoRAModule
 from pinn_odelora.result import Result
 from pinn_odelora.runs import messages, save, start
 from pinn_odelora.runs.allocator import keep_freed_memory
 from pinn_odelora.runs.leader import leaders_folder, leading
+from pinn_odelora.runs.unused import note
 
 
 @dataclass
@@ -63,6 +65,8 @@ class Run:
         # One thread unless told otherwise, since a second one makes steps of small networks slower.
         torch.set_num_threads(1 if self.cfg.threads == "auto" else self.cfg.threads)
         keep_freed_memory()
+        if said := note(built.adaptation.method, Request.current().given):
+            messages.say(said)
 
     def pretrain(self) -> dict[str, Any]:
         """Give the network its pretrained weights; returns what is known of them."""

@@ -21,17 +21,21 @@ from pinn_odelora.loop import Row
 
 
 class Saver(L.Callback):
-    """Save the state to resume from every ``every`` steps and at the end; a process that is killed leaves a whole one.
+    """Save the state to resume from at each step that is a multiple of ``every``, and at the end; a process that is
+    killed leaves a whole one.
 
     Args:
         path: the state file.
-        every: steps between two states.
+        every: steps between two states; the module's batches must end at its multiples.
     """
 
     def __init__(self, path: Path, every: int) -> None:
         self.path = path
         self.every = every
-        self.saved = -1
+        self.saved = 0
+
+    def on_train_start(self, trainer: L.Trainer, module: ODELoRAModule) -> None:
+        self.saved = module.adaptation.training.progress.step
 
     def on_train_batch_end(self, trainer: L.Trainer, module: ODELoRAModule, *_: object) -> None:
         if module.adaptation.training.progress.step // self.every > self.saved // self.every:

@@ -44,7 +44,7 @@ def fit(
         every: steps between two saved states.
     """
     state = folder / STATE
-    module = ODELoRAModule(adaptation)
+    module = ODELoRAModule(adaptation, every=every)
     line = ProgressLine(adaptation)
     trained = trainer(settings, loggers, [Saver(state, every), StopOnSignal()])
     if trained.is_global_zero:

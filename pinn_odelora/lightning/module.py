@@ -39,19 +39,21 @@ class ODELoRAModule(L.LightningModule):
 
     Args:
         adaptation: what ``steps`` returns.
-        block: steps that Lightning sees as one batch.
+        block: steps that Lightning sees as one batch, at most.
+        every: a batch also ends at each step that is a multiple of this, so that callbacks can act there.
 
     Attributes:
         interrupted: set it to end the run after the step at hand, to be continued.
         listeners: called with each row of the history as it is made.
     """
 
-    def __init__(self, adaptation: Adaptation, block: int = BLOCK) -> None:
+    def __init__(self, adaptation: Adaptation, block: int = BLOCK, every: int | None = None) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.adaptation = adaptation
         self.solution = adaptation.solution
         self.block = block
+        self.every = every
         self.interrupted = False
         self.listeners: list[Callable[[Row], None]] = []
         self._records: Iterator[StepRecord] | None = None
@@ -73,7 +75,7 @@ class ODELoRAModule(L.LightningModule):
 
     def training_step(self, block: int, _: int) -> None:
         rows = []
-        for _ in range(block):
+        for _ in range(self._until_pause(block)):
             # All processes stop after the same step.
             self.interrupted = self.adaptation.system.processes.any(self.interrupted)
             record = None if self.interrupted else next(self._records, None)
@@ -89,6 +91,11 @@ class ODELoRAModule(L.LightningModule):
         if rows:
             shown = ("loss", "error/rel_l2", "stability/heldout_loss")
             self.log_dict({name: rows[-1][name] for name in shown}, prog_bar=True, logger=False, batch_size=1)
+
+    def _until_pause(self, block: int) -> int:
+        if self.every is None:
+            return block
+        return min(block, self.every - self.adaptation.training.progress.step % self.every)
 
     @property
     def _counted(self) -> Any:

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 @contextmanager
@@ -50,6 +51,19 @@ def environment(**defaults: str) -> Iterator[None]:
     finally:
         for name in added:
             del os.environ[name]
+
+
+def homes(folder: Path) -> dict[str, str]:
+    """Variables by which W&B keeps its own files in a folder; none for a user with a home that can be written."""
+    home = os.path.expanduser("~")
+    if os.path.isabs(home) and os.access(home, os.W_OK):
+        return {}
+    own = {"WANDB_CONFIG_DIR": "config", "WANDB_CACHE_DIR": "cache", "WANDB_DATA_DIR": "data", "NETRC": "netrc"}
+    own |= {
+        "XDG_CACHE_HOME": "cache",
+        "XDG_DATA_HOME": "data",
+    }  # its defaults are looked up even where they are not used
+    return {name: str(folder.absolute() / ".home" / place) for name, place in own.items()}
 
 
 def told(line: str) -> None:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from pinn_odelora.errors import InputError, unknown
-from pinn_odelora.lightning.outside import Sparing, environment, first_line, spared, told
+from pinn_odelora.lightning.outside import Sparing, environment, first_line, homes, spared, told
 
 if TYPE_CHECKING:
     from wandb import Run, Settings
@@ -158,10 +158,13 @@ def make_loggers(
         named = {"group": group, "job_type": job_type, "tags": ", ".join(tags)}
         filled = {key: value for key, value in named.items() if value}
         return [Tracked(run_dir, project=project, name=name, tags=filled, config=config or {}, run_id=run_id)]
-    if kind == "csv" or (mode := _mode()) == "disabled":
+    if kind == "csv":
         return []
     about = {"project": project, "group": group, "job_type": job_type, "name": name, "tags": list(tags)}
-    run = _start(mode, dir=os.fspath(run_dir), id=run_id, config=dict(config or {}), **about)
+    with environment(**homes(Path(run_dir))):
+        if (mode := _mode()) == "disabled":
+            return []
+        run = _start(mode, dir=os.fspath(run_dir), id=run_id, config=dict(config or {}), **about)
     run.define_metric(STEP)
     return [RunLogger(experiment=run, project=project, save_dir=run_dir)]
 
@@ -269,7 +272,9 @@ def log_final_table(run: Run, columns: Sequence[str], rows: Sequence[Sequence[fl
 
     table = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
     # A table is an artifact too, which W&B would keep outside the run's folder until it is uploaded.
-    with spared("W&B", "the table"), environment(WANDB_DATA_DIR=os.fspath(Path(run.dir).parents[1])):
+    folder = Path(run.dir).parents[1]
+    own = homes(folder.parent) | {"WANDB_DATA_DIR": os.fspath(folder)}
+    with spared("W&B", "the table"), environment(**own):
         run.log({"final/points": table})
 
 

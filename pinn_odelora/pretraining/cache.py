@@ -57,6 +57,34 @@ def folder() -> Path:
     )
 
 
+def place(chosen: Path | None, key: str) -> Path | None:
+    """The folder for a network; None where nobody chose one, and the user's own cannot be written or does not exist.
+
+    Args:
+        chosen: the folder, by default that of ``folder``.
+        key: of the network; a folder that holds it already may be read-only.
+    """
+    if chosen is not None or os.environ.get("PINN_ODELORA_CACHE"):
+        return chosen or folder()
+    with suppress(InputError):
+        if _holds(found := folder(), key) or not _obstacle(found):
+            return found
+    return None
+
+
+def _holds(kept: Path, key: str) -> bool:
+    return kept.is_dir() and any(kept.glob(f"*-{key}.safetensors"))
+
+
+def _obstacle(kept: Path) -> str | None:
+    """Why a folder cannot be made or written to; empty if it can."""
+    try:
+        kept.mkdir(parents=True, exist_ok=True)
+        return "" if os.access(kept, os.W_OK | os.X_OK) else "no permission"
+    except OSError as error:
+        return error.strerror
+
+
 def check_writable(chosen: Path | None, key: str | None) -> None:
     """Check, before a network is trained, that it can be kept; a folder that holds it already may be read-only.
 
@@ -65,19 +93,11 @@ def check_writable(chosen: Path | None, key: str | None) -> None:
         key: of the network; None for one that is not kept.
 
     Raises:
-        InputError: if the folder cannot be made or written to.
+        InputError: if a folder that was chosen cannot be made or written to.
     """
-    if key is None:
+    if key is None or (kept := place(chosen, key)) is None or _holds(kept, key):
         return
-    kept = chosen or folder()
-    if kept.is_dir() and any(kept.glob(f"*-{key}.safetensors")):
-        return
-    try:
-        kept.mkdir(parents=True, exist_ok=True)
-        reason = "" if os.access(kept, os.W_OK | os.X_OK) else "no permission"
-    except OSError as error:
-        reason = error.strerror
-    if reason:
+    if reason := _obstacle(kept):
         raise InputError(
             f"Pretrained networks cannot be kept in {kept} ({reason}); set pretrain.cache or the environment variable "
             "PINN_ODELORA_CACHE to a folder that can be written."

@@ -203,11 +203,16 @@ def pretrained(
         load_network(net, checkpoint, part)
         return _assess(system, settings, math.nan, "checkpoint", say)
     key = cache.key(problem, net, settings)
-    file = None if key is None else (kept or cache.folder()) / f"{type(problem).__name__.lower()}-{key}.safetensors"
+    place = None if key is None else cache.place(kept, key)
+    file = None if place is None else place / f"{type(problem).__name__.lower()}-{key}.safetensors"
     if file is not None and file.exists() and (facts := file.with_suffix(".json")).exists():
         load_network(net, file)
-        return _assess(system, settings, json.loads(facts.read_text())["seconds"], "cache", say)
+        return _assess(system, settings, json.loads(facts.read_text(encoding="utf-8"))["seconds"], "cache", say)
     kept_for = "the result is not kept" if file is None else "the result is kept for the next run"
+    if key is not None and file is None:
+        kept_for += (
+            " for the next run: there is no home folder that can be written; PINN_ODELORA_CACHE may name another"
+        )
     say(f"Pretraining {type(problem).__name__} at the source parameter; {kept_for}.")
     start = time.perf_counter()
     settings.run(system, say)

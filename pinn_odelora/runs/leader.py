@@ -20,6 +20,11 @@ def leaders_folder() -> Path | None:
     return Path(os.environ[FOLDER]) if FOLDER in os.environ and os.environ.get(RANK, "0") != "0" else None
 
 
+def first() -> bool:
+    """Whether this process is the first of its run, also where another program, as torchrun, started all of them."""
+    return leaders_folder() is None and all(os.environ.get(name, "0") == "0" for name in (RANK, "RANK"))
+
+
 @contextmanager
 def leading(folder: Path, threads: int) -> Iterator[None]:
     """Tell processes that are started meanwhile of the folder, and Lightning of the threads that each shall have."""

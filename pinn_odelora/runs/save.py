@@ -25,6 +25,8 @@ from pinn_odelora.integrators import Tableau, tableau
 from pinn_odelora.lowrank.adapter_files import merged_state_dict
 from pinn_odelora.naming import integrator_name, snake_case
 from pinn_odelora.ntk.settings import Regime
+from pinn_odelora.runs import provenance
+from pinn_odelora.runs.alone import alone
 from pinn_odelora.runs.ended import EndedRun, Outcome
 from pinn_odelora.runs.folder import ADAPTER, BASE, COEFFICIENTS, CONFIG, HISTORY, START, SUMMARY, WEIGHTS
 from pinn_odelora.runs.history import History
@@ -56,11 +58,18 @@ def save(result: Outcome, folder: Path) -> None:
     """Write a run that was made in Python.
 
     Raises:
-        InputError: if the folder holds a run, or cannot be written.
+        InputError: if the folder holds a run, another process writes into it, or it cannot be written.
     """
     check_free(folder)
+    with alone(folder, new=True):
+        _save(result, folder)
+
+
+def _save(result: Outcome, folder: Path) -> None:
     adaptation = result.adaptation
     write_text(folder / CONFIG, yaml.safe_dump(configuration(adaptation, folder), sort_keys=False, allow_unicode=True))
+    data = adaptation.data if isinstance(adaptation.data, str | Path) else None
+    provenance.record(folder, adaptation.problem, adaptation.net, [data])
     save_tensors(adaptation.before, folder / BASE, {"problem": repr(adaptation.problem)})
     unknown = dict.fromkeys(("pretrain_rel_l2", "pretrain_loss", "pretrain_seconds"))
     facts = {**unknown, "pretrain_origin": "given", "rel_l2_before": result.rel_l2_before}

@@ -15,7 +15,9 @@ from pinn_odelora.files import write_json
 from pinn_odelora.formulation import Problem
 from pinn_odelora.pretraining import cache
 from pinn_odelora.pretraining.pretrain import Pretraining, pretrained
+from pinn_odelora.runs import provenance
 from pinn_odelora.runs.folder import BASE, START
+from pinn_odelora.runs.leader import first
 from pinn_odelora.runs.messages import leaving, say
 from pinn_odelora.system import Solution, System
 
@@ -56,10 +58,15 @@ def start(
     """Give the network its pretrained weights, keep them in the folder, and return the facts of the start."""
     net = adaptation.net
     if (folder / START).exists():
+        if first() and (said := provenance.sentence(folder, source, net)):
+            say(said)
         load_network(net, folder / BASE)
         facts = facts_of(folder)
         adaptation.error_before = facts["rel_l2_before"]
         return facts
+    if first():
+        # Now, and not at the end, since files may be edited meanwhile.
+        provenance.record(folder, source, net, (adaptation.data, checkpoint))
     net.to(device)
     # There is no step yet to end after.
     with leaving("before the first step", folder):
@@ -86,6 +93,6 @@ def facts_of(folder: Path) -> dict[str, Any]:
     """
     file = folder / START
     try:
-        return json.loads(file.read_text())
+        return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{file} is damaged ({error}); config.yaml repeats the run in another output_dir.") from None

@@ -23,6 +23,7 @@ from types import FrameType
 from typing import TextIO
 
 from pinn_odelora.runs.messages import say
+from pinn_odelora.streams import escape_what_cannot_be_encoded
 from pinn_odelora.sweeps.jobs import Job, Outcome
 
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -112,6 +113,7 @@ def _stopping() -> Iterator[threading.Event]:
 
 def _begin() -> None:
     """A new process: one thread for each library, unless told otherwise, and no life after its parent's."""
+    escape_what_cannot_be_encoded()
     for name in ONE_THREAD:
         os.environ.setdefault(name, "1")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent passes it on

@@ -1,0 +1,243 @@
+"""What a run was made of: digests (SHA-256) of the files that its numbers depend on, so that a later change of them is
+not silent.
+
+``provenance.json`` lists the modules that define the classes of problem and network, and what these import, as far as
+they are files of the user's own; the functions given to ``pinn_odelora.problem``, and classes of a script or notebook,
+by their source; the files of measurements and weights; and of an installed package that defines problem or network the
+version. Modules and functions are kept in ``code/`` as they were, so that
+
+    PYTHONPATH=my_run/code python train.py resume=my_run
+
+goes on with those where the present ones are elsewhere. What a function reads at run time is not seen, nor are values
+that it takes from around it. A run without the file was made before there were digests.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.metadata
+import inspect
+import json
+import sys
+import sysconfig
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from importlib.util import resolve_name
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import yaml
+from torch import nn
+
+import pinn_odelora
+from pinn_odelora.equation import Equation
+from pinn_odelora.errors import ChangedWarning
+from pinn_odelora.files import write_bytes, write_json, write_text
+from pinn_odelora.formulation import Problem
+from pinn_odelora.runs.folder import CODE, CONFIG, PROVENANCE, SUMMARY
+from pinn_odelora.runs.messages import near
+
+MAIN = "__main__"
+"""The module of a script or notebook, which may do much else besides defining a class."""
+OWN = Path(pinn_odelora.__file__).parent
+APART = ("torch",)
+"""Packages whose versions every summary has."""
+
+
+def record(folder: Path, problem: Problem, net: nn.Module, files: Iterable[str | Path | None]) -> None:
+    """Write down what a run is made of, and keep its code.
+
+    Args:
+        folder: of the run.
+        problem, net: what is solved, by which network.
+        files: data and weights that it reads; None for none.
+
+    Raises:
+        InputError: if the folder cannot be written.
+    """
+    kept: dict[str, dict[str, Any]] = {"modules": {}, "source": {}, "files": {}, "packages": {}}
+    for module in modules(problem, net, _targets(folder)):
+        path = _file(module)
+        copy = f"{CODE}/{'/'.join(_place(module, path))}"
+        write_bytes(folder / copy, path.read_bytes())
+        kept["modules"][module.__name__] = {"path": str(path), "sha256": _digest(path), "copy": copy}
+    for name, text in source(problem, net).items():
+        copy = f"{CODE}/{name}.txt"
+        write_text(folder / copy, text)
+        kept["source"][name] = {"sha256": _sha256(text.encode()), "copy": copy}
+    for path in (Path(file).absolute() for file in files if file is not None):
+        kept["files"][str(path)] = {"sha256": _digest(path)}
+    for package in {package for thing in (problem, net) if (package := _package(type(thing)))}:
+        kept["packages"][package] = {"version": _version(package)}
+    write_json(folder / PROVENANCE, kept)
+
+
+def changed(folder: Path, problem: Problem | None = None, net: nn.Module | None = None) -> dict[str, Path | None]:
+    """What is no longer as it was when the run in a folder was made, each with the copy of it in the folder, if any.
+
+    What is no longer there is left out, as a file of measurements may be on another machine.
+
+    Args:
+        folder: of the run.
+        problem, net: those that the run is reopened with, whose source can be compared.
+    """
+    try:
+        kept = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+        modules, texts, files, packages = (kept[part] for part in ("modules", "source", "files", "packages"))
+        found = [
+            (Path(now).name, _digest(now), x["sha256"], x["copy"])
+            for name, x in modules.items()
+            if (now := _file(sys.modules.get(name)) or Path(x["path"]))
+        ]
+        found += [(Path(name).name, _digest(Path(name)), x["sha256"], None) for name, x in files.items()]
+        present = source(problem, net)
+        found += [
+            (name, _sha256(present[name].encode()) if name in present else None, x["sha256"], x["copy"])
+            for name, x in texts.items()
+        ]
+        for name, x in packages.items():
+            version = _version(name)
+            found.append((f"{name} ({x['version']} then, {version} now)", version, x["version"], None))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}  # of an earlier version, or damaged
+    return {name: copy and folder / copy for name, now, then, copy in found if now is not None and now != then}
+
+
+def sentence(folder: Path, problem: Problem | None = None, net: nn.Module | None = None) -> str:
+    """What ``changed`` finds, in one sentence; empty where nothing is changed."""
+    found = changed(folder, problem, net)
+    if not found:
+        return ""
+    here = near(folder.absolute())
+    copies = [near(copy.absolute()) for copy in found.values() if copy is not None]
+    then = "" if not copies else f"; as it was then: {copies[0]}" if len(copies) == 1 else f"; as then in {here / CODE}"
+    return f"{_has_changed(found)} since the run in {here} was made, and results may differ from its own{then}."
+
+
+def sentence_on(folders: Iterable[str | Path]) -> str:
+    """The same for all finished runs in or below folders, which are compared."""
+    runs = [file.parent for folder in folders for file in sorted(Path(folder).rglob(SUMMARY))]
+    found = [names for run in runs if (names := changed(run))]
+    if not found:
+        return ""
+    if len(runs) == 1:
+        return sentence(runs[0])
+    since = f"{len(found)} of the {len(runs)} runs compared {'was' if len(found) == 1 else 'were'} made"
+    said = _has_changed({name: None for names in found for name in names})
+    return f"{said} since {since}, so that they need not be of the same problem or network as the others."
+
+
+def warn(folder: Path, problem: Problem, net: nn.Module) -> None:
+    """The sentence as a warning, to whoever loads a run."""
+    if said := sentence(folder, problem, net):
+        warnings.warn(said, ChangedWarning, stacklevel=4)
+
+
+def _has_changed(names: Mapping[str, Any]) -> str:
+    return f"{', '.join(names)} {'has' if len(names) == 1 else 'have'} changed"
+
+
+# Code.
+
+
+def modules(problem: Problem, net: nn.Module, others: Iterable[str]) -> list[ModuleType]:
+    """The user's own modules that define the classes of problem and network, the others, and what all these import."""
+    classes = [*type(problem).__mro__, *(cls for part in net.modules() for cls in type(part).__mro__)]
+    waiting = [*others, *(cls.__module__ for cls in classes if cls.__module__ != MAIN)]
+    found: dict[str, ModuleType] = {}
+    while waiting:
+        module = sys.modules.get(name := waiting.pop())
+        if name not in found and module is not None and (file := _file(module)) and not _installed(file):
+            found[name] = module
+            waiting += [name.rpartition(".")[0], *_imported(file, module)]
+    return [found[name] for name in sorted(found)]
+
+
+def _targets(folder: Path) -> Iterator[str]:
+    """The modules of all that the configuration in a folder names, functions that make a network among them."""
+    try:
+        waiting = [yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))]
+    except (OSError, yaml.YAMLError):
+        return
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, dict):
+            waiting += part.values()
+            name = str(part.get("_target_", ""))
+            while name and name not in sys.modules:
+                name = name.rpartition(".")[0]
+            yield name
+
+
+def _imported(file: Path, module: ModuleType) -> Iterator[str]:
+    """The names of what a module may import: modules, or what is in them."""
+    with suppress(SyntaxError, ValueError, OSError):
+        for node in ast.walk(ast.parse(file.read_bytes())):
+            if isinstance(node, ast.Import):
+                yield from (alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                name = "." * node.level + (node.module or "")
+                with suppress(ImportError):
+                    base = resolve_name(name, module.__package__) if node.level else name
+                    yield from [base, *(f"{base}.{alias.name}" for alias in node.names)]
+
+
+def source(problem: Problem | None, net: nn.Module | None) -> dict[str, str]:
+    """The source of functions that make an equation, by its name and theirs, and of classes of a script or notebook."""
+    things: dict[str, Any] = {}
+    if isinstance(problem, Equation):
+        about = problem.declaration
+        things |= {f"{about.name}.{name}": function for name, function in about.functions.items()}
+    things |= {type(x).__qualname__: type(x) for x in (problem, net) if x is not None and type(x).__module__ == MAIN}
+    found = {}
+    for name, thing in things.items():
+        with suppress(OSError, TypeError):  # typed into an interpreter, or no function of Python's
+            found[name] = inspect.getsource(thing)
+    return found
+
+
+def _place(module: ModuleType, path: Path) -> tuple[str, ...]:
+    """Where a copy of a module is found by its name."""
+    *above, last = module.__name__.split(".")
+    return (*above, last, path.name) if path.stem == "__init__" else (*above, path.name)
+
+
+def _file(module: ModuleType | None) -> Path | None:
+    """The source of a module."""
+    found = getattr(module, "__file__", None)
+    return Path(found) if found and found.endswith(".py") else None
+
+
+def _installed(file: Path) -> bool:
+    places = [Path(sysconfig.get_paths()[name]) for name in ("stdlib", "platstdlib")]
+    packages = {"site-packages", "dist-packages"} & {*file.parts}
+    return bool(packages) or any(file.is_relative_to(place) for place in (OWN, *places))
+
+
+def _package(cls: type) -> str | None:
+    """The installed package that defines a class."""
+    top = cls.__module__.partition(".")[0]
+    file = _file(sys.modules.get(cls.__module__))
+    return top if file is not None and _installed(file) and top not in APART else None
+
+
+def _version(package: str) -> str | None:
+    if package == pinn_odelora.__name__:
+        return pinn_odelora.__version__
+    with suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(package)
+    return getattr(sys.modules.get(package), "__version__", None)
+
+
+def _digest(file: Path) -> str | None:
+    """None for a file that is not there."""
+    with suppress(OSError), file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+    return None
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,70 @@
+"""Two runs never write into one folder, and a lock is gone with its process."""
+
+import subprocess
+import sys
+
+import pytest
+
+from pinn_odelora.errors import InputError
+from pinn_odelora.runs.alone import LOCK, alone
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from pinn_odelora.runs.alone import alone
+with alone(Path(sys.argv[1]), new=True):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path):
+    folder = tmp_path / "run"
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout.readline() == "held\n"
+        for new in (True, False):
+            sentence = (
+                rf"^A run is writing into .*run \(process {first.pid} on .*\); wait until it ends, or give another"
+            )
+            with pytest.raises(InputError, match=sentence), alone(folder, new):
+                raise AssertionError
+        assert (folder / LOCK).exists()
+        first.kill()
+        first.wait()
+    with alone(folder, new=True):
+        assert (folder / LOCK).exists()
+    assert not any(folder.iterdir())
+
+
+def test_a_folder_that_got_a_run_meanwhile_is_refused_and_left_as_it_is(tmp_path):
+    (tmp_path / "start.json").touch()
+    with pytest.raises(InputError, match="already holds a run; continue it with resume="), alone(tmp_path, new=True):
+        raise AssertionError
+    with alone(tmp_path, new=False):
+        pass
+    assert [file.name for file in tmp_path.iterdir()] == ["start.json"]
+
+
+def test_the_other_processes_of_a_run_need_no_lock(tmp_path, monkeypatch):
+    with alone(tmp_path, new=True):
+        monkeypatch.setenv("RANK", "1")
+        with alone(tmp_path, new=True):
+            pass
+        assert (tmp_path / LOCK).exists()
+
+
+def test_a_file_system_without_locks_locks_nothing(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+
+    def without(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", without)
+    with alone(tmp_path, new=True), alone(tmp_path, new=True):
+        pass
+
+
+def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot be written"), alone(tmp_path / "file" / "run", new=False):
+        raise AssertionError
