@@ -50,7 +50,7 @@ SMALL = {
     FactorisedMLP: {"width": 5, "depth": 3},
     AdaptiveMLP: {"width": 5, "depth": 3, "n": 3.0},
     LayerNormMLP: {"width": 5, "depth": 3},
-    KAN: {"width": 4, "depth": 2, "grid": 4},
+    KAN: {"width": 3, "depth": 2, "grid": 3},
 }
 CLASSES = pytest.mark.parametrize("cls", SMALL, ids=lambda cls: cls.__name__)
 

@@ -84,7 +84,11 @@ def _constant(a: Tensor | None, names: Mapping[int, str], others: Mapping[str, T
     units = torch.eye(a.numel(), dtype=a.dtype, device=a.device).view(a.numel(), *a.shape)
     options = {"retain_graph": True, "allow_unused": True, "is_grads_batched": True}
     found = torch.autograd.grad(a, [*others.values()], units, **options) if others else ()
-    derivatives = {name: D.reshape(a.numel(), -1) for name, D in zip(others, found, strict=True) if D is not None}
+    derivatives = {
+        name: D.reshape(a.numel(), x.numel())
+        for (name, x), D in zip(others.items(), found, strict=True)
+        if D is not None
+    }
     return Constant(a.shape, derivatives) if derivatives else None
 
 

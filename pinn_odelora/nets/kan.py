@@ -37,7 +37,7 @@ def spline_derivatives(v: Tensor, k: int) -> Sequence[Tensor]:
     if k > 1:
         s.append(outer - 4 * inner)
     if k > 2:
-        s.append(sign * (4.0 * (inner > 0) - (outer > 0)))
+        s.append(sign * (4 * (inner > 0).to(v) - (outer > 0).to(v)))
     return s + [torch.zeros_like(v)] * (k + 1 - len(s))
 
 
