@@ -135,6 +135,35 @@ def test_one_sweep_gives_the_jacobian_of_factors_and_of_all_else(cls, generator)
     assert torch.allclose(linearised.columns(), J, rtol=0, atol=1e-10 * float(J.abs().max()))
 
 
+class Twice(nn.Module):
+    """s multiplies, which the tape tells, and is in a matrix product, which it does not; t multiplies and is added."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(2, 3, dtype=torch.float64), nn.Linear(3, 1, dtype=torch.float64)
+        self.s, self.t = (nn.Parameter(torch.ones(3, dtype=torch.float64)) for _ in range(2))
+
+    def forward(self, x):
+        h = torch.tanh(self.s * self.first(x)) * self.t.square() - self.t
+        return self.last(torch.sin(h @ torch.outer(self.s, self.s) + h))
+
+
+def test_a_tensor_that_the_tape_tells_of_in_part_is_differentiated_apart(generator):
+    problem, net = Burgers(), Twice()
+    randomize(net, generator)
+    layers = {"first": net.first, "last": net.last}
+    others = {k: x for k, x in net.named_parameters() if not k.endswith("weight")}
+    system = System(problem, Solution(problem, net))
+    sweep, p = Sweep(system, layers, others), draw_points(system.terms, 5, 3, seed=3)
+    linearised = Linearisation(sweep, p)
+    assert sweep.paired("pde")
+    assert sweep.alone("pde") == 3
+    variables = [x.weight for x in layers.values()] + [*others.values()]
+    r = rows(System(problem, Solution(problem, net), derivatives="autograd"), p)
+    J = [torch.cat([g.flatten() for g in torch.autograd.grad(x, variables, retain_graph=True)]) for x in r]
+    assert torch.allclose(linearised.columns(), torch.stack(J), rtol=0, atol=1e-11)
+
+
 @CLASSES
 def test_natural_gradient_trains_all_of_it(cls, generator):
     """From the weights that a user begins with, where α of a PirateNet is zero."""
