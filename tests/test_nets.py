@@ -294,10 +294,10 @@ def test_outputs_share_what_they_should():
 
 
 def test_splines_sum_to_one_and_their_layer_is_a_sum_of_functions_of_one_variable(generator):
-    layer = KANLayer(3, 2, 5, generator)
+    layer = KANLayer(3, 2, 5, "spline", generator)
     h = 4 * values(6, 3) - 2
     assert torch.allclose(
-        layer.splines(torch.tanh(h)).unflatten(1, (3, 8)).sum(dim=-1), torch.ones(6, 3, dtype=torch.float64)
+        layer.functions(torch.tanh(h)).unflatten(1, (3, 8)).sum(dim=-1), torch.ones(6, 3, dtype=torch.float64)
     )
     phi = lambda i, x: layer(torch.zeros(len(x), 3, dtype=x.dtype).index_copy(1, torch.tensor([i]), x[:, None]))
     zero = layer(torch.zeros(1, 3, dtype=torch.float64))
@@ -336,6 +336,7 @@ def test_layer_normalisation_has_its_true_derivatives(generator):
         ),
         (lambda: SIREN(2, 2, w0=0), "w0 is 0, but it must be a finite number above 0"),
         (lambda: ModifiedMLP(2, 2, activation="relu"), "relu"),
+        (lambda: KAN(2, 2, basis="fourier"), "basis is fourier, but it must be gaussian or spline"),
         (lambda: AdaptiveMLP(2, 2, n=0), "n is 0, but it must be a finite number above 0"),
         (lambda: FactorisedMLP(2, 2, std=-0.1), "std is -0.1, but it must be a finite number of at least 0"),
     ],
