@@ -336,7 +336,7 @@ def test_layer_normalisation_has_its_true_derivatives(generator):
         ),
         (lambda: SIREN(2, 2, w0=0), "w0 is 0, but it must be a finite number above 0"),
         (lambda: ModifiedMLP(2, 2, activation="relu"), "relu"),
-        (lambda: KAN(2, 2, basis="fourier"), "basis is fourier, but it must be gaussian or spline"),
+        (lambda: KAN(2, 2, basis="fourier"), "basis is 'fourier', but it must be gaussian or spline"),
         (lambda: AdaptiveMLP(2, 2, n=0), "n is 0, but it must be a finite number above 0"),
         (lambda: FactorisedMLP(2, 2, std=-0.1), "std is -0.1, but it must be a finite number of at least 0"),
     ],
