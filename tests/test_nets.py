@@ -52,7 +52,15 @@ SMALL = {
     LayerNormMLP: {"width": 5, "depth": 3},
     KAN: {"width": 3, "depth": 2, "grid": 3},
 }
+FURTHER = (PirateNet, FactorisedMLP, AdaptiveMLP, LayerNormMLP)
+"""Networks with trained tensors besides linear layers."""
 CLASSES = pytest.mark.parametrize("cls", SMALL, ids=lambda cls: cls.__name__)
+
+
+def posed(cls):
+    """Several fields for networks that tell them apart."""
+    weights = {"pde": 0.7, "bc": 1.3}
+    return Kovasznay(weights=weights) if cls in (PerField, PFNN) else Burgers(conditions="soft", weights=weights)
 
 
 def generic(cls, problem, generator):
@@ -77,12 +85,12 @@ def test_all_networks_are_here():
 @CLASSES
 def test_jets_are_the_nested_derivatives(cls, generator):
     """Of orders one to three, operators, and the gradients with respect to every trained tensor."""
-    problem = Kovasznay()
+    problem = posed(cls)
     solution = Solution(problem, generic(cls, problem, generator))
-    words = [word(w) for k in (1, 2, 3) for w in combinations_with_replacement("xy", k)]
-    p, weights = points(generator, "xy"), [*solution.parameters()]
+    words = [word(w) for k in (1, 2, 3) for w in combinations_with_replacement(problem.coords, k)]
+    p, weights = points(generator, problem.coords), [*solution.parameters()]
     assert all(x.requires_grad for x in weights)
-    compare(solution, p, weights, generator, "xy", words, tolerance=1e-11)
+    compare(solution, p, weights, generator, problem.coords, words, tolerance=1e-11)
 
 
 def rows(system, p):
@@ -92,7 +100,7 @@ def rows(system, p):
 @CLASSES
 def test_one_sweep_gives_the_jacobian_of_factors_and_of_all_else(cls, generator):
     """Factors on hidden layers, every other tensor a variable; against nested derivatives, row by row."""
-    problem = Kovasznay(weights={"pde": 0.7, "bc": 1.3})
+    problem = posed(cls)
     net = generic(cls, problem, generator)
     names = [name for name, x in net.named_modules() if isinstance(x, nn.Linear)][1:-1]
     inner = {name: net.get_submodule(name) for name in names if min(net.get_submodule(name).weight.shape) > 2}
@@ -164,16 +172,16 @@ def test_a_tensor_that_the_tape_tells_of_in_part_is_differentiated_apart(generat
     assert torch.allclose(linearised.columns(), torch.stack(J), rtol=0, atol=1e-11)
 
 
-@CLASSES
+@pytest.mark.parametrize("cls", FURTHER)
 def test_natural_gradient_trains_all_of_it(cls, generator):
     """From the weights that a user begins with, where α of a PirateNet is zero."""
     problem = Burgers(conditions="soft")
     net = cls(problem.inputs, 1, **SMALL[cls], generator=generator)
-    stage = stages.natural_gradient(System(problem, Solution(problem, net)), 60, 20, 0)
+    stage = stages.natural_gradient(System(problem, Solution(problem, net)), 40, 10, 0)
     assert stages.unsuitable(stage) is None
     before = {name: x.detach().clone() for name, x in net.named_parameters()}
     loss = None
-    for record, _ in zip(stages.loop.steps(stage.training, stages.Budget(steps=6)), range(6), strict=False):
+    for record, _ in zip(stages.loop.steps(stage.training, stages.Budget(steps=4)), range(4), strict=False):
         loss = loss or record.loss
     assert record.loss < loss
     assert all(not torch.equal(x, before[name]) for name, x in net.named_parameters())
