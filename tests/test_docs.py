@@ -163,9 +163,18 @@ def test_the_command_lines_of_the_lesson_reach_parameters_conditions_and_weights
 # Python in the guide.
 
 
-@pytest.mark.parametrize(
-    "page", ["getting-started", "choosing-a-rank", "your-own-model", "inverse-problems", "tuning", "conditions"]
-)
+PAGES = [
+    "getting-started",
+    "choosing-a-rank",
+    "your-own-model",
+    "your-own-network",
+    "inverse-problems",
+    "tuning",
+    "conditions",
+]
+
+
+@pytest.mark.parametrize("page", PAGES)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 def test_the_python_of_the_guide_runs(page, tmp_path, monkeypatch):
     """All blocks of a page in one namespace, with short budgets."""

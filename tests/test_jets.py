@@ -26,6 +26,7 @@ from pinn_odelora.geometry import Box
 from pinn_odelora.lowrank.layer import adapters
 from pinn_odelora.lowrank.start import orthonormal
 from pinn_odelora.lowrank.targets import linear_targets, put_factors
+from pinn_odelora.nets.kan import cubic_spline
 from pinn_odelora.nets.mlp import ACTIVATIONS, MLP
 from pinn_odelora.points import Points
 from pinn_odelora.system import Solution, System, draw_points
@@ -218,6 +219,9 @@ POINTWISE = {
     "mish": (nn.Mish(), -2, 2),
     "selu": (nn.SELU(), -2, -0.1),
     "softsign": (nn.Softsign(), 0.1, 2),
+    "cubic_spline": (cubic_spline, 0.1, 0.9),
+    "cubic_spline, further out": (cubic_spline, -1.9, -1.1),
+    "cubic_spline, outside": (lambda z: z.sin() + cubic_spline(z), 2.1, 3),
 }
 
 # Two tensors a, b that depend on the coordinates, (N, 4), one w that does not, (4,), 4 columns out.
@@ -238,6 +242,7 @@ STRUCTURAL = {
     "concat": lambda a, b, w: torch.concat([a[:, :2], b.sin()[:, :2]], -1),
     "stack": lambda a, b, w: torch.stack([a.sin(), b, torch.ones_like(a)], dim=2) @ w[:3],
     "where": lambda a, b, w: torch.where(a > 0, a.sin(), b) + torch.where(w > 0, 2.0, a * b),
+    "layer_norm": lambda a, b, w: functional.layer_norm(a.sin() * b, (4,), w, w.cos()) + functional.layer_norm(a, (4,)),
     "dropout": lambda a, b, w: functional.dropout(a * b, 0.5, training=False),
     "clone": lambda a, b, w: (a * b).clone(),
     "contiguous": lambda a, b, w: (a * b).contiguous(),

@@ -163,18 +163,21 @@ class Squashed(nn.Module):
 
 
 class Mixed(nn.Module):
-    """Frozen features, a weight used by two layers, and, if one likes, trained numbers of no layer."""
+    """Frozen features, a weight used by two layers, and, if one likes, trained numbers in a product of matrices, and
+    others in a sum.
+    """
 
-    def __init__(self, alone=0):
+    def __init__(self, alone=0, added=0):
         super().__init__()
         self.features = nn.Parameter(torch.randn(2, 6, dtype=torch.float64), requires_grad=False)
         self.one, self.two = (nn.Linear(6, 6, dtype=torch.float64) for _ in range(2))
         self.two.weight = self.one.weight
         self.last = nn.Linear(6, 1, dtype=torch.float64)
-        self.shift = nn.Parameter(torch.zeros(alone, dtype=torch.float64))
+        self.alone, self.added = (nn.Parameter(torch.zeros(n, dtype=torch.float64)) for n in (alone, added))
 
     def forward(self, x):
-        return self.last(torch.tanh(self.two(torch.tanh(self.one(x @ self.features))))) + self.shift.sum()
+        features = x @ (self.features + self.alone.sum())
+        return self.last(torch.tanh(self.two(torch.tanh(self.one(features))))) + self.added.sum()
 
 
 def chosen(net, monkeypatch, **settings):
@@ -203,7 +206,8 @@ def test_natural_gradient_follows_where_the_network_has_the_structure_for_it(mon
     assert taken == [("Natural gradient", 7)]
     taken, said = chosen(Mixed(alone=40), monkeypatch, lbfgs_evals=9)
     assert taken == [("L-BFGS", 9)]
-    assert said == ["L-BFGS follows, since 40 numbers are trained outside linear layers."]
+    assert said == ["L-BFGS follows, since 40 numbers are trained neither in linear layers nor as factors or summands."]
+    assert chosen(Mixed(added=40), monkeypatch, natural_gradient_steps=7) == ([("Natural gradient", 7)], [])
     with pytest.raises(InputError, match="it must be auto, natural_gradient or lbfgs"):
         Pretraining(second_stage="adam")
 

@@ -1,11 +1,18 @@
-"""Derivatives of any differentiable solution by nested reverse mode: ∂/∂c of Σ_i u(p_i), whose rows are independent."""
+"""Derivatives of any differentiable solution by nested reverse mode: ∂/∂c of Σ_i u(p_i), whose rows are independent.
+
+Layer normalisation is evaluated by its parts, since torch's own has wrong third derivatives, without an error
+(pytorch/pytorch issue 175754): the gradient of a residual with second derivatives would be wrong.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from pinn_odelora.derivatives.field import Field
 from pinn_odelora.derivatives.multiindex import word
@@ -30,7 +37,7 @@ class AutogradField(Field):
     ) -> None:
         super().__init__(points.tracked(coords), fields, coords)
         self.solution = solution
-        with torch.enable_grad():
+        with torch.enable_grad(), _ByParts():
             values = solution(self.points)
             self._known = {(name, ""): values[:, i : i + 1] for i, name in enumerate(self.fields)}
 
@@ -54,3 +61,23 @@ class AutogradField(Field):
             gradients = [torch.zeros_like(column) for _ in leaves]
         for c, gradient in zip(self.coords, gradients, strict=True):
             self._known.setdefault((field, word(along + c)), gradient)
+
+
+def layer_norm(
+    z: Tensor, shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    """γ ⊙ (z - mean z) / √(var z + ε) + β, mean and variance over the last dimensions."""
+    dim = tuple(range(-len(shape), 0))
+    z = z - z.mean(dim=dim, keepdim=True)
+    z = z * (z.square().mean(dim=dim, keepdim=True) + eps).rsqrt()
+    z = z if weight is None else z * weight
+    return z if bias is None else z + bias
+
+
+class _ByParts(TorchFunctionMode):
+    """Functions whose own higher derivatives are wrong, by others."""
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return (layer_norm if func is functional.layer_norm else func)(*args, **(kwargs or {}))

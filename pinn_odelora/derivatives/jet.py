@@ -50,6 +50,20 @@ class Passage(NamedTuple):
     Z: dict[Channel, Tensor]
 
 
+class Trained(NamedTuple):
+    """A product or sum of channels H_c with a trained tensor a that is the same at all points.
+
+    Z_c = a ⊙ H_c for a product; H is None for a sum, where the value alone changes by a.
+    """
+
+    a: Tensor
+    H: dict[Channel, Tensor] | None
+    Z: dict[Channel, Tensor]
+
+
+Tape = list[Passage | Trained]
+
+
 @dataclass(frozen=True, eq=False)
 class Channels:
     """The channels that every jet of one evaluation carries.
@@ -58,12 +72,13 @@ class Channels:
         derivatives: multi-indices by increasing order, closed under the chain rule.
         operators: coefficients by multi-index, for each operator; the lower-order derivatives that their chain rules
             need are among ``derivatives``.
-        tape: receives a ``Passage`` for every evaluation of a linear layer, if given.
+        tape: receives a ``Passage`` for every evaluation of a linear layer, and a ``Trained`` for every product or sum
+            with a trained tensor, if given.
     """
 
     derivatives: tuple[Word, ...] = ()
     operators: tuple[Mapping[Word, Coefficient], ...] = ()
-    tape: list[Passage] | None = None
+    tape: Tape | None = None
     chain: dict[Channel, Monomials] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pinn_odelora.derivatives.autograd import AutogradField
 from pinn_odelora.derivatives.field import Field
-from pinn_odelora.derivatives.jet import Channels, Coefficient, Jet, Passage
+from pinn_odelora.derivatives.jet import Channels, Coefficient, Jet, Tape
 from pinn_odelora.derivatives.multiindex import Word, word
 from pinn_odelora.derivatives.plan import Operator, Plan, Recorder, operator
 from pinn_odelora.errors import InputError
@@ -30,7 +30,7 @@ class JetField(Field):
         plan: the requests of the residual.
         asked: the operator requests of this evaluation with their coefficients; None if these are all numbers, and so
             those of the plan.
-        tape: receives a ``Passage`` for every evaluation of a linear layer, if given.
+        tape: receives what is evaluated of trained layers and tensors, if given, see ``Channels``.
 
     Raises:
         InputError: at a request that is not in the plan.
@@ -44,7 +44,7 @@ class JetField(Field):
         coords: Sequence[str],
         plan: Plan,
         asked: Recorder | None = None,
-        tape: list[Passage] | None = None,
+        tape: Tape | None = None,
     ) -> None:
         super().__init__(points, fields, coords)
         self.solution = solution

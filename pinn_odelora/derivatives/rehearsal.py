@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pinn_odelora.derivatives.autograd import AutogradField
 from pinn_odelora.derivatives.field import Field
-from pinn_odelora.derivatives.jet import NoJetRule, Passage
+from pinn_odelora.derivatives.jet import NoJetRule, Tape
 from pinn_odelora.derivatives.jets import JetField, Solved
 from pinn_odelora.derivatives.plan import Blank, Operator, Plan, Recorder, Unknown, Unsolved, order, plan, reverse_cost
 from pinn_odelora.errors import InputError, unknown
@@ -59,12 +59,13 @@ class Engine:
         """Products of a point with a hidden weight."""
         return self.reverse if self.plan is None else self.plan.carried
 
-    def field(self, p: Points, tape: list[Passage] | None = None) -> Field:
+    def field(self, p: Points, tape: Tape | None = None) -> Field:
         """The solution at p with its derivatives.
 
         Args:
             p: evaluation points, columns (N, 1).
-            tape: receives a ``Passage`` for every evaluation of a linear layer, if given; used by jets alone.
+            tape: receives what is evaluated of trained layers and tensors, if given, see ``Channels``; used by jets
+                alone.
         """
         if self.plan is None:
             return AutogradField(self.solution, p, self.fields, self.coords)
@@ -74,7 +75,7 @@ class Engine:
             self.rows(asked)
         return JetField(self.solution, p, self.fields, self.coords, self.plan, asked, tape)
 
-    def residual(self, p: Points, tape: list[Passage] | None = None) -> Tensor:
+    def residual(self, p: Points, tape: Tape | None = None) -> Tensor:
         """The residual at p, (N, components); arguments as for ``field``."""
         return self.rows(self.field(p, tape))
 
@@ -149,7 +150,7 @@ def _accepted(name: str, jets: Engine, recorder: Recorder, r: Tensor, engine: st
 
 
 def _near(tried: Tensor, exact: Tensor) -> bool:
-    scale = 1 + float(exact.detach().abs().max())
+    scale = 1 + (float(exact.detach().abs().max()) if exact.numel() else 0.0)
     return torch.allclose(tried, exact, rtol=0, atol=scale * torch.finfo(exact.dtype).eps ** 0.5, equal_nan=True)
 
 

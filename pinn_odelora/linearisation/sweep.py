@@ -1,9 +1,10 @@
 """The residuals of a system with their Jacobian, by one forward jet and one reverse sweep.
 
 The residuals of term k are √(2 w_k / N_k) · r_k(x_i), component by component, so that the loss is ½‖r‖². The forward
-pass of the jets records the inputs and outputs of every linear layer on a tape. One reverse sweep of the sum of a
-component's residuals then gives G_c = ∂(Σ_i r_i)/∂Z_c for all points at once, because residual i depends on evaluation
-i alone. No gradient of a weight is formed.
+pass of the jets records the inputs and outputs of every linear layer on a tape (``tape``). One reverse sweep of the sum
+of a component's residuals then gives G_c = ∂(Σ_i r_i)/∂Z_c for all points at once, because residual i depends on
+evaluation i alone. No gradient of a weight is formed. Trained tensors that multiply or are added are on the tape too;
+any other variable takes a sweep for each of its numbers.
 
 Without a tape (nested reverse mode), with coupled points, or if a weight is also used outside a linear layer, the
 Jacobian is formed row by row, ``BATCH`` rows at a time. The two are compared at a few points to decide which applies.
@@ -19,10 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pinn_odelora.derivatives.jet import Passage
+from pinn_odelora.derivatives.jet import Tape
 from pinn_odelora.distributed import Processes
 from pinn_odelora.errors import InputError
 from pinn_odelora.linearisation.blocks import Block, Formed, Group, Outer, Pair
+from pinn_odelora.linearisation.tape import Place, places
 from pinn_odelora.lowrank.layer import LowRankLinear
 from pinn_odelora.points import Points
 from pinn_odelora.system import System
@@ -112,6 +114,8 @@ class Sweep:
         self.system = system
         self.variables = Variables(dict(layers), dict(others or {}))
         self._paired: dict[str, bool] = {}
+        self._apart: dict[str, set[str]] = {}
+        self._alone: dict[str, int] = {}
 
     def __call__(self, name: str, p: Points, number: int, first: int, start: int) -> list[Group]:
         """The groups of a term at some of its points, one for each component.
@@ -135,39 +139,40 @@ class Sweep:
             self._paired[name] = self._has_pairs(name)
         return self._paired[name]
 
+    def alone(self, name: str) -> int:
+        """How many numbers take a reverse sweep each in term ``name``, since the tape does not tell of them."""
+        return self._alone.get(name, 0) if self.paired(name) else 0
+
     def _groups(self, name: str, p: Points, number: int, first: int, start: int, paired: bool) -> list[Group]:
         with self.variables.alive() as W:
-            tape: list[Passage] = []
+            tape: Tape = []
             residual = self.system.engine(name).residual(p, tape if paired else None)
             r = self.system.weighted(name, residual, number)
-            biases = {id(x) for x in self.variables.others.values()}
-            passages = [(_name_of(x.weight, W), x) for x in tape]
-            passages = [(known, x) for known, x in passages if known is not None or id(x.bias) in biases]
+            told = {key: x for key, x in self.variables.others.items() if key not in self._apart.get(name, ())}
+            where = places(tape, W, told)
             found = []
             for j in range(r.shape[1]):
                 rows = slice(first + j * number + start, first + j * number + start + len(r))
-                blocks, columns = self._pairs(r[:, j], passages) if paired else self._arrays(r[:, j], W)
+                blocks, columns = self._pairs(r[:, j], where) if paired else self._arrays(r[:, j], W)
                 found.append(Group(name, rows, r[:, j].detach(), blocks, columns))
+            known = {key for place in where if place.constant for key in place.constant.derivatives}
+            self._alone[name] = sum(x.numel() for key, x in self.variables.others.items() if key not in known)
         return found
 
-    def _pairs(
-        self, r: Tensor, passages: list[tuple[str | None, Passage]]
-    ) -> tuple[dict[str, Block], dict[str, Tensor]]:
-        """Blocks and columns from one reverse sweep; passages without a name contribute their bias only."""
-        places = [(known, x, c) for known, x in passages for c in (x.Z if known is not None else [""])]
-        G = _gradient(r.sum(), [x.Z[c] for _, x, c in places])
+    def _pairs(self, r: Tensor, where: Sequence[Place]) -> tuple[dict[str, Block], dict[str, Tensor]]:
+        """Blocks and columns from one reverse sweep."""
         pairs: dict[str, list[Pair]] = {name: [] for name in self.variables.layers}
-        values: dict[int, Tensor] = {}
-        for (known, x, c), g in zip(places, G, strict=True):
-            if g is not None:
-                parts = _parts(g)
-                if known is not None:
-                    pairs[known] += map(Pair, parts, _parts(x.H[c].detach()))
-                if c == "" and x.bias is not None:
-                    values[id(x.bias)] = sum(parts, values.get(id(x.bias), 0))
-        columns = {
-            name: values[id(x)] if id(x) in values else _columns(r, x) for name, x in self.variables.others.items()
-        }
+        values: dict[str, Tensor] = {}
+        for place, G in zip(where, _gradient(r.sum(), [place.Z for place in where]), strict=True):
+            if G is None:
+                continue
+            if place.layer is not None:
+                pairs[place.layer] += map(Pair, _parts(G), _parts(place.H.detach()))
+            if place.constant is not None:
+                for name, x in place.constant.columns(G if place.factor is None else G * place.factor.detach()):
+                    values[name] = values[name] + x if name in values else x
+        others = self.variables.others.items()
+        columns = {name: values[name] if name in values else _columns(r, x) for name, x in others}
         zero = lambda name: Formed(r.new_zeros(len(r), *self.variables.layers[name].weight.shape))
         return {name: Outer(found) if found else zero(name) for name, found in pairs.items()}, columns
 
@@ -178,13 +183,25 @@ class Sweep:
         return blocks, {name: x.reshape(len(r), -1) for name, x in zip(self.variables.others, J[len(W) :], strict=True)}
 
     def _has_pairs(self, name: str) -> bool:
-        """Whether the pairs reproduce the Jacobian at a few points."""
+        """Whether the pairs reproduce the Jacobian at a few points.
+
+        A variable other than a layer of which the tape does not tell all is differentiated apart from then on.
+        """
         if self.system.terms[name].coupled or self.system.engine(name).plan is None:
             return False
         few = self.system.sample(name)
         try:
+            exact = self._groups(name, few, few.number, 0, 0, False)
             paired = self._groups(name, few, few.number, 0, 0, True)
-            return all(map(_agree, paired, self._groups(name, few, few.number, 0, 0, False)))
+            self._apart[name] = {
+                key
+                for a, b in zip(paired, exact, strict=True)
+                for key, columns in a.columns.items()
+                if not _near(columns, b.columns[key])
+            }
+            if self._apart[name]:
+                paired = self._groups(name, few, few.number, 0, 0, True)
+            return all(map(_agree, paired, exact))
         except RuntimeError:  # The pairs have other shapes if the rows of a layer's input are not points.
             return False
 
@@ -214,19 +231,20 @@ def _gathered(groups: list[Group], processes: Processes, before: int, number: in
 
 
 def _agree(a: Group, b: Group) -> bool:
-    """Whether two groups have the same Jacobian; a few digits suffice, since it is either right or entirely wrong."""
+    """Whether two groups have the same Jacobian."""
     pairs = [(block.formed(), b.blocks[name].formed()) for name, block in a.blocks.items()]
     pairs += [(columns, b.columns[name]) for name, columns in a.columns.items()]
-    return all(x.shape == y.shape and bool((x - y).abs().max() <= 1e-3 * y.abs().max()) for x, y in pairs)
+    return all(_near(x, y) for x, y in pairs)
+
+
+def _near(x: Tensor, y: Tensor) -> bool:
+    """A few digits suffice, since a Jacobian is either right or entirely wrong."""
+    return x.shape == y.shape and (not x.numel() or bool((x - y).abs().max() <= 1e-3 * y.abs().max()))
 
 
 def _parts(x: Tensor) -> Sequence[Tensor]:
     """x (N, …, n) as tensors (N, n), for layers that act on several parts of a row."""
     return [x] if x.ndim == 2 else x.flatten(1, -2).unbind(dim=1)
-
-
-def _name_of(weight: Tensor, W: Mapping[str, Tensor]) -> str | None:
-    return next((name for name, x in W.items() if x is weight), None)
 
 
 def _gradient(x: Tensor, places: Sequence[Tensor], **kwargs: Any) -> Sequence[Tensor | None]:
@@ -257,7 +275,7 @@ def _columns(r: Tensor, x: Tensor) -> Tensor:
     """∂r_i/∂x, (N, x.numel()), for a small tensor x: the derivative with respect to w of Jᵀw, which is linear in w."""
     w = torch.zeros_like(r, requires_grad=True)
     (adjoint,) = _gradient(r, [x], grad_outputs=w, create_graph=True)
-    if adjoint is None:
+    if adjoint is None or not x.numel():
         return r.new_zeros(len(r), x.numel())
     columns: Sequence[Tensor] = [
         torch.autograd.grad(a, w, retain_graph=True, materialize_grads=True)[0] for a in adjoint.flatten()

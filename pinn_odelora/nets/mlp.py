@@ -2,25 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from itertools import pairwise
-from types import MappingProxyType
-
 import torch
 from torch import Tensor, nn
 
-from pinn_odelora.errors import unknown
-from pinn_odelora.rules import whole
-
-ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
-    {
-        "tanh": torch.tanh,
-        "sin": torch.sin,
-        "gelu": nn.functional.gelu,
-        "silu": nn.functional.silu,
-        "softplus": nn.functional.softplus,
-    }
-)
+from pinn_odelora.nets.layers import ACTIVATIONS, check_activation, linears, seeded, size
 
 
 class MLP(nn.Module):
@@ -49,21 +34,11 @@ class MLP(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        if activation not in ACTIVATIONS:
-            raise unknown("activation", activation, ACTIVATIONS)
         # By their names and values, which tell how to make the network again (``runs.save.described``).
-        self.activation = activation
-        self.width, self.depth = whole(1).check("width", width), whole(1).check("depth", depth)
-        sizes = [whole(1).check("inputs", inputs), *[self.width] * self.depth]
-        sizes.append(whole(1).check("outputs", outputs))
-        # torch initialises the weights first, which must not advance the global generator. (skip_init would avoid it,
-        # but takes half a second to import.)
-        with torch.random.fork_rng(devices=()):
-            self.linears = nn.ModuleList(nn.Linear(n, m, dtype=torch.float64) for n, m in pairwise(sizes))
-        generator = generator or torch.Generator().manual_seed(0)
-        for linear in self.linears:
-            nn.init.xavier_uniform_(linear.weight, generator=generator)
-            nn.init.zeros_(linear.bias)
+        self.activation = check_activation(activation)
+        self.width, self.depth = size("width", width), size("depth", depth)
+        sides = [size("inputs", inputs), *[self.width] * self.depth, size("outputs", outputs)]
+        self.linears = linears(sides, seeded(generator))
 
     def forward(self, x: Tensor) -> Tensor:
         """N(x), (N, inputs) -> (N, outputs)."""

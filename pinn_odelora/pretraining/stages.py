@@ -39,7 +39,8 @@ ITERATIONS = 20
 RESIDUAL, FIRST = 0.3, 125
 """As of ``points=residual``: the part of the points that follows the residual, and the first batch, in residuals."""
 ALONE = 32
-"""Trained numbers outside linear layers beyond which a Jacobian is too expensive: each takes a reverse sweep."""
+"""Trained numbers that the tape does not tell of beyond which a Jacobian is too expensive: each takes a reverse
+sweep."""
 
 
 @dataclass(frozen=True)
@@ -125,12 +126,11 @@ def unsuitable(stage: Stage) -> str | None:
     the memory; None where it is not.
     """
     objective = stage.training.objective
-    biases = {id(x.bias) for x in objective.system.solution.modules() if isinstance(x, torch.nn.Linear)}
-    alone = sum(x.numel() for x in objective.variables.others.values() if id(x) not in biases)
-    if alone > ALONE:
-        return f"{alone} numbers are trained outside linear layers"
-    if not all(objective.sweep.paired(name) for name in objective.system.terms):
+    sweep, terms = objective.sweep, objective.system.terms
+    if not all(sweep.paired(name) for name in terms):
         return "the network has no jet rules, or a term is coupled"
+    if (alone := max(map(sweep.alone, terms))) > ALONE:
+        return f"{alone} numbers are trained neither in linear layers nor as factors or summands"
     form = stage.training.optimizer.plan(stage.training.sampler.largest).form
     return "the linear algebra of a step does not fit the memory" if form == "cg" else None
 
