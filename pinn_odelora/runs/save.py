@@ -23,6 +23,7 @@ from pinn_odelora.files import write_bytes, write_json, write_text
 from pinn_odelora.formulation import Term
 from pinn_odelora.integrators import Tableau, tableau
 from pinn_odelora.lowrank.adapter_files import merged_state_dict
+from pinn_odelora.metrics import known
 from pinn_odelora.naming import integrator_name, snake_case
 from pinn_odelora.ntk.settings import Regime
 from pinn_odelora.runs.ended import EndedRun, Outcome
@@ -63,7 +64,7 @@ def save(result: Outcome, folder: Path) -> None:
     write_text(folder / CONFIG, yaml.safe_dump(configuration(adaptation, folder), sort_keys=False, allow_unicode=True))
     save_tensors(adaptation.before, folder / BASE, {"problem": repr(adaptation.problem)})
     unknown = dict.fromkeys(("pretrain_rel_l2", "pretrain_loss", "pretrain_seconds"))
-    facts = {**unknown, "pretrain_origin": "given", "rel_l2_before": result.rel_l2_before}
+    facts = {**unknown, "pretrain_origin": "given", "rel_l2_before": known(result.rel_l2_before)}
     write_json(folder / START, facts)
     history = History(folder / HISTORY)
     for row in result.history:
@@ -88,8 +89,8 @@ def save_outcome(
         # Without them the solution could not be built again.
         write_json(folder / COEFFICIENTS, {name: x["estimate"] for name, x in result.coefficients.items()})
     save_figures(result, folder)
-    known = {name: value for name, value in facts.items() if name != "tracking_id"}
-    summary = {**result.summary, **(names or {}), **known, "versions": versions()}
+    start = {name: value for name, value in facts.items() if name != "tracking_id"}
+    summary = {**result.summary, **(names or {}), **start, "versions": versions()}
     write_json(folder / SUMMARY, summary)
     return summary
 
