@@ -30,6 +30,7 @@ from pinn_odelora.runs.ended import EndedRun, Outcome
 from pinn_odelora.runs.folder import ADAPTER, BASE, COEFFICIENTS, CONFIG, HISTORY, START, SUMMARY, WEIGHTS
 from pinn_odelora.runs.history import History
 from pinn_odelora.runs.location import check_free
+from pinn_odelora.runs.pointwise import equation_residual, measured_points
 
 DATA = "data.npz"
 """Measured values that were given as arrays."""
@@ -98,11 +99,13 @@ def save_outcome(
 def save_figures(result: Outcome, folder: Path) -> None:
     """solution.png and history.png."""
     # matplotlib is imported for them alone.
-    from pinn_odelora.runs import figures
+    from pinn_odelora.runs.figures import solution_figure
+    from pinn_odelora.runs.history_figure import history_figure
 
-    adaptation = result.adaptation
-    figures.solution_figure(adaptation.problem, adaptation.solution, folder / "solution.png")
-    figures.history_figure(result.history, folder / "history.png")
+    run = result.adaptation
+    beside = {"residual": equation_residual(run.system), "measured": measured_points(run.system)}
+    solution_figure(run.problem, run.solution, folder / "solution.png", **beside)
+    history_figure(result.history, folder / "history.png")
 
 
 def versions() -> dict[str, str | None]:
