@@ -181,7 +181,8 @@ def compare(args: argparse.Namespace) -> None:
     rows = side_by_side(summaries(args.runs))
     table = Table(*(Column(name, overflow="fold") for name in COLUMNS))
     for row in rows:
-        table.add_row(*(f"{x:.3g}" if isinstance(x, float) else str(x).replace(", ", "\n") for x in row.values()))
+        texts = ("-" if x is None else x for x in row.values())
+        table.add_row(*(f"{x:.3g}" if isinstance(x, float) else str(x).replace(", ", "\n") for x in texts))
     Console(width=max(Console().width, 160)).print(table)
     if said := sentence_on(args.runs):
         print(said, file=sys.stderr)

@@ -24,6 +24,7 @@ from pinn_odelora.checks.evaluation import check_reference
 from pinn_odelora.confidence import Interval, coefficient_intervals
 from pinn_odelora.diagnostics import FINER, Diagnostics, Kernels, Reference, errors
 from pinn_odelora.distributed import Processes
+from pinn_odelora.error_estimate import ErrorEstimate, error_estimate
 from pinn_odelora.errors import InputError, RefusedValueError
 from pinn_odelora.errors import unknown as no_such
 from pinn_odelora.formulation import Problem, Term
@@ -137,6 +138,9 @@ class Adaptation:
             self._check_unknown()
         self.history: list[Row] = []
         self.intervals: dict[str, Interval] = {}
+        self.losses_before: dict[str, float] = {}
+        self.losses: dict[str, float] = {}
+        self.estimate = ErrorEstimate(reason="none was asked for")
         self._training: Training | None = None
         self._saved: Mapping[str, Any] | None = None
         self._concluded = False
@@ -262,6 +266,7 @@ class Adaptation:
         measured = self.kernels if self.log.kernel else None
         self.diagnostics = Diagnostics(Reference(self.system, self.log), layers, self.log.every, measured)
         self.diagnostics.to(like.device, like.dtype)
+        self.losses_before = self.diagnostics.reference.losses()
         asked = int(self.method.trains == "factors" and self.lora.start in OF_GRADIENT)
         objective.count = asked
         return Training(
@@ -325,8 +330,12 @@ class Adaptation:
         with threads(self.threads):
             loop.conclude(training)
             self.history.append(self.diagnostics.last(training))
+            reference = self.diagnostics.reference
+            self.losses = reference.losses()
             if self.solution.coefficients and training.failure is None:
                 self.intervals = self._intervals()
+            if reference.values is None if self.log.estimate is None else self.log.estimate:
+                self.estimate = error_estimate(self.system, self.seed)
         self._concluded = True
 
     def _intervals(self) -> dict[str, Interval]:

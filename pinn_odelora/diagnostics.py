@@ -35,6 +35,8 @@ SHOWN = 8
 """How many singular values of a layer are logged."""
 LOGGED = (1, 10, 100)
 """Which eigenvalues of a kernel are logged, and how far its eigenvectors are counted in an alignment."""
+PARTIAL = ("lora/", "integrator/", "flow/", "kernel/")
+"""Sections of a row that some methods have only a part of."""
 FINER = 16
 """How many times more test points the errors before and after a run have than those of its history."""
 
@@ -141,6 +143,11 @@ def multipliers(found: Mapping[str, float]) -> Row:
     return {f"weighting/{name}": x for name, x in found.items()}
 
 
+def applicable(row: Row) -> Row:
+    """A row without what its method does not have, which is NaN; losses are kept, whatever they are."""
+    return {name: x for name, x in row.items() if not (name.startswith(PARTIAL) and math.isnan(x))}
+
+
 class Reference:
     """What a solution is compared with: reference values at test points, and a held-out set of points for the loss.
 
@@ -163,7 +170,9 @@ class Reference:
 
     @torch.no_grad()
     def errors(self) -> Row:
-        """Relative L2 and largest error of the solution at the test points; NaN without a reference."""
+        """Relative L2 and largest error of the solution at the test points; nothing without a reference."""
+        if self.values is None:
+            return {}
         prediction = self.system.solution(self.test)
         return {
             "error/rel_l2": relative_l2(prediction, self.values),
@@ -171,13 +180,17 @@ class Reference:
         }
 
     def loss(self) -> float:
-        """The loss on the held-out points, without the graph that derivatives by reverse mode need of the weights."""
+        """The loss on the held-out points."""
+        return sum(self.losses().values())
+
+    def losses(self) -> dict[str, float]:
+        """Its terms w_k · mean|r_k|², without the graph that derivatives by reverse mode need of the weights."""
         trained = [p for p in self.system.solution.parameters() if p.requires_grad]
         for p in trained:
             p.requires_grad_(False)
         try:
             with torch.no_grad():
-                return float(self.system.loss(self.heldout).total)
+                return {name: float(x) for name, x in self.system.loss(self.heldout).terms.items()}
         finally:
             for p in trained:
                 p.requires_grad_(True)
@@ -258,7 +271,7 @@ class Diagnostics:
         before, after, first = self._weights, weights(self.layers), training.objective.first
         report = record.report
         solver = report.solver
-        return (
+        return applicable(
             row
             | self._effective_dimension(training, report.h)
             | {
@@ -305,7 +318,7 @@ class Diagnostics:
         loss = objective.system.loss_of(objective.uncounted(sampler.chosen(here, objective.uncounted).points))
         terms = {f"loss/{name}": float(x) for name, x in loss.terms.items()}
         batch = {"cost/batch_size": sampler.largest, "loss": float(loss.total)}
-        return self.state(training) | batch | terms | multipliers(objective.multipliers)
+        return applicable(self.state(training) | batch | terms | multipliers(objective.multipliers))
 
     def _returned(self, training: Training) -> Row:
         heldout = self.reference.loss()

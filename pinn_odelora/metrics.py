@@ -19,6 +19,11 @@ def relative_l2(prediction: Tensor, reference: Tensor | None) -> float:
     return float(linalg.vector_norm(prediction - reference) / linalg.vector_norm(reference))
 
 
+def known(x: float | None) -> float | None:
+    """None for NaN, which stands for what is unknown; everything else as it is."""
+    return None if x is None or math.isnan(x) else x
+
+
 def max_error(prediction: Tensor, reference: Tensor | None) -> float:
     """max |u − u*| over all points and fields, in the units of u; NaN without a reference.
 

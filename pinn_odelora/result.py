@@ -17,6 +17,7 @@ from pinn_odelora.loop import Row
 from pinn_odelora.lowrank.adapter_files import save_adapter
 from pinn_odelora.lowrank.layer import LowRankLinear, adapters
 from pinn_odelora.matrices import UnitMatrices
+from pinn_odelora.metrics import known
 from pinn_odelora.naming import integrator_name, snake_case
 from pinn_odelora.runs.ended import EndedRun
 from pinn_odelora.runs.save import save
@@ -53,6 +54,11 @@ class Result:
         adapter: the low-rank change alone, ``adapter.save(folder)``.
         rel_l2, max_error: ‖u - u*‖₂ / ‖u*‖₂ and max |u - u*| at test points; NaN without a reference.
         rel_l2_before: the former of the pretrained network.
+        error_estimate: estimate of ‖u - u*‖₂ / ‖u*‖₂ without a reference, by ``pinn_odelora.error_estimate``; None
+            where none was asked for (``Log.estimate``), or there is none; the summary's ``no_estimate`` says why.
+        field_estimates: the same of each field by name; empty where there is none.
+        losses_before, losses: w_k · mean |r_k|² of each term at held-out points, of the pretrained network and at the
+            end.
         loss, heldout_loss: L where the last step began, and on held-out points at the end.
         history: one dictionary for each logged step and one for the end, by the names of docs/reference/notation.md;
             ``pandas.DataFrame(result.history)`` is a table.
@@ -76,6 +82,9 @@ class Result:
         self.history: list[Row] = adaptation.history
         self.rel_l2, self.max_error = errors["error/rel_l2"], errors["error/max"]
         self.rel_l2_before = adaptation.error_before
+        self.error_estimate = adaptation.estimate.rel_l2
+        self.field_estimates = dict(adaptation.estimate.fields)
+        self.losses_before, self.losses = dict(adaptation.losses_before), dict(adaptation.losses)
         self.loss, self.heldout_loss = p.loss, p.heldout_loss
         self.steps, self.gradient_evals, self.seconds = p.step, p.gradient_evals, p.seconds
         self.loss_rises, self.largest_rise = p.rises / max(p.step, 1), p.largest_rise
@@ -95,9 +104,18 @@ class Result:
 
     def outcome(self) -> str:
         """What was found and at which cost, in words."""
-        found = ", ".join(_estimate(name, x) for name, x in self.coefficients.items())
-        reached = found or f"relative L2 {self.rel_l2_before:.2e} -> {self.rel_l2:.2e}"
+        reached = ", ".join([_estimate(name, x) for name, x in self.coefficients.items()] + self._quality())
         return f"{reached} in {self.steps} steps, {self.gradient_evals} gradient evaluations, {self.seconds:.1f} s"
+
+    def _quality(self) -> list[str]:
+        """How good the solution is: its error where that is known, else the held-out losses and the estimate."""
+        if known(self.rel_l2) is not None:
+            return [f"relative L2 {self.rel_l2_before:.2e} -> {self.rel_l2:.2e}"]
+        before, after = self.losses_before, self.losses
+        terms = ", ".join(f"{name} {before[name]:.1e} -> {x:.1e}" for name, x in after.items())
+        losses = f"held-out loss {sum(before.values()):.2e} -> {sum(after.values()):.2e}"
+        said = f"relative L2 error about {self.error_estimate:.0e}" if self.error_estimate is not None else ""
+        return [losses + (f" ({terms})" if len(after) > 1 else ""), *filter(None, [said])]
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -115,12 +133,17 @@ class Result:
             "layers": layers,
             "derivatives": derivatives,
             "ranks": self.ranks or None,
-            "rel_l2": self.rel_l2,
-            "max_error": self.max_error,
+            "rel_l2": known(self.rel_l2),
+            "max_error": known(self.max_error),
+            "error_estimate": self.error_estimate,
+            "field_estimates": self.field_estimates,
+            "no_estimate": run.estimate.reason,
             **({"rel_error": self.rel_l2} if matrix else {}),
             **({"coefficients": self.coefficients} if self.coefficients else {}),
             "loss": self.loss,
             "heldout_loss": self.heldout_loss,
+            "heldout_losses_before": self.losses_before,
+            "heldout_losses": self.losses,
             "loss_rises": self.loss_rises,
             "largest_rise": self.largest_rise,
             "diverged": self.diverged,
@@ -129,7 +152,7 @@ class Result:
             "gradient_evals": self.gradient_evals,
             "steps": self.steps,
             "seconds": self.seconds,
-            "rel_l2_before": self.rel_l2_before,
+            "rel_l2_before": known(self.rel_l2_before),
         }
 
     def save(self, folder: str | Path) -> None:

@@ -70,6 +70,7 @@ LAYERS = (
     ("pinn_odelora/selection", 4),
     ("pinn_odelora/loop", 5),
     ("pinn_odelora/confidence", 5),
+    ("pinn_odelora/error_estimate", 5),
     ("pinn_odelora/diagnostics", 5),
     ("pinn_odelora/pretraining", 5),
     ("pinn_odelora/ntk", 6),

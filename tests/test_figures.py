@@ -11,7 +11,8 @@ from matplotlib.image import imread
 from pinn_odelora.formulation import Problem, Term
 from pinn_odelora.geometry import Box
 from pinn_odelora.geometry.deepxde import Shape, shapes
-from pinn_odelora.runs.figures import history_figure, solution_figure
+from pinn_odelora.runs.figures import solution_figure
+from pinn_odelora.runs.history_figure import history_figure
 from problems.burgers import Burgers
 from problems.kovasznay import Kovasznay
 from problems.poisson import Poisson

@@ -52,7 +52,7 @@ from pinn_odelora.measurements import measured_term
 from pinn_odelora.points import Points
 from pinn_odelora.rules import one_of, whole
 from pinn_odelora.rules import seed as any_seed
-from pinn_odelora.runs.figures import BLUE, ORANGE, STYLE
+from pinn_odelora.runs.style import BLUE, ORANGE, STYLE
 
 if TYPE_CHECKING:
     from pinn_odelora.families.answer import Answer

@@ -18,7 +18,10 @@ from pinn_odelora.document import Document, embedded
 from pinn_odelora.errors import InputError
 
 TEMPLATE = Path(__file__).with_name("page.html")
-FIGURES = ("rel_l2", "rel_l2_before", "heldout_loss", "loss_rises", "largest_rise", "gradient_evals", "seconds")
+FIGURES = (
+    *("rel_l2", "rel_l2_before", "error_estimate", "heldout_loss"),
+    *("loss_rises", "largest_rise", "gradient_evals", "seconds"),
+)
 """Of the summary."""
 
 

@@ -92,8 +92,11 @@ class ProgressLine:
         speed = f"{evals / seconds:.0f} evals/s" if seconds > 0 else "…"
         loss = f"loss {row['loss']:.3e}" if "loss" in row else "…"
         found = {name.removeprefix("coefficient/"): x for name, x in row.items() if name.startswith("coefficient/")}
-        # While a coefficient is unknown there is no reference, hence no error.
-        quality = [f"{name} {x:.6g}" for name, x in found.items()] or [f"rel. L2 {row['error/rel_l2']:.3e}"]
+        quality = [f"{name} {x:.6g}" for name, x in found.items()]
+        if "error/rel_l2" in row:  # there is a reference, hence no unknown coefficient
+            quality.append(f"rel. L2 {row['error/rel_l2']:.3e}")
+        elif "stability/heldout_loss" in row:
+            quality.append(f"held out {row['stability/heldout_loss']:.3e}")
         return "  ".join([f"step {row['step']:.0f}", loss, *quality, speed, left])
 
     def close(self) -> None:

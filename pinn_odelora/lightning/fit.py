@@ -125,15 +125,16 @@ def publish(loggers: Sequence[Tracker], result: Result, summary: Mapping[str, An
 
 @torch.no_grad()
 def final_points(result: Result) -> tuple[list[str], list[list[float]]]:
-    """Columns and rows: coordinates, fields, reference values and errors at the first test points.
+    """Columns and rows: coordinates, fields, and with a reference its values and the errors, at the first test points.
 
     Unit matrices are told by the place of their entry: they have as many coordinates as there are points.
     """
     run = result.adaptation
     reference, problem = run.diagnostics.reference, run.problem
     u: Tensor = run.solution(reference.test)
-    ref = u * torch.nan if reference.values is None else reference.values
     places = ("k", "l") if isinstance(problem.region, UnitMatrices) else problem.coords
-    names = [*places, *problem.fields]
+    names, columns = [*places, *problem.fields], [reference.test.rows(places), u]
+    if (ref := reference.values) is None:
+        return names, torch.cat(columns, dim=1)[:SHOWN].tolist()
     names += [f"{field}_{kind}" for kind in ("ref", "error") for field in problem.fields]
-    return names, torch.cat([reference.test.rows(places), u, ref, u - ref], dim=1)[:SHOWN].tolist()
+    return names, torch.cat([*columns, ref, u - ref], dim=1)[:SHOWN].tolist()

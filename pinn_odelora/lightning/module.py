@@ -35,7 +35,7 @@ class ODELoRAModule(L.LightningModule):
     """Fit an adaptation by a Trainer.
 
     Metrics of every logged step go to the Trainer's loggers with the step of the record, and ``loss``, ``error/rel_l2``
-    and ``stability/heldout_loss`` of the last one to its callbacks after every block.
+    (where there is a reference) and ``stability/heldout_loss`` of the last one to its callbacks after every block.
 
     Args:
         adaptation: what ``steps`` returns.
@@ -90,7 +90,9 @@ class ODELoRAModule(L.LightningModule):
                 self._tell(record.measured)
         if rows:
             shown = ("loss", "error/rel_l2", "stability/heldout_loss")
-            self.log_dict({name: rows[-1][name] for name in shown}, prog_bar=True, logger=False, batch_size=1)
+            self.log_dict(
+                {name: rows[-1][name] for name in shown if name in rows[-1]}, prog_bar=True, logger=False, batch_size=1
+            )
 
     def _until_pause(self, block: int) -> int:
         if self.every is None:

@@ -11,6 +11,7 @@ start.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -84,10 +85,13 @@ class LinearisedResult:
         }
 
     def __repr__(self) -> str:
+        errors = (
+            f"relative L2 {self.rel_l2_before:.2e} -> {self.rel_l2:.2e}, of the network there "
+            f"{self.network_rel_l2:.2e}; "
+        )
         return (
-            f"linearised: relative L2 {self.rel_l2_before:.2e} -> {self.rel_l2:.2e}, of the network there "
-            f"{self.network_rel_l2:.2e}; loss {self.loss_before:.2e} -> {self.loss:.2e}, of the network "
-            f"{self.network_loss:.2e}; {len(self.records)} steps"
+            f"linearised: {'' if math.isnan(self.rel_l2) else errors}loss {self.loss_before:.2e} -> {self.loss:.2e}, "
+            f"of the network {self.network_loss:.2e}; {len(self.records)} steps"
         )
 
 

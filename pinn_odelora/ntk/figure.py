@@ -9,7 +9,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from pinn_odelora.runs.figures import BLUE, ORANGE, RED, STYLE
+from pinn_odelora.runs.style import BLUE, ORANGE, RED, STYLE
 
 if TYPE_CHECKING:
     from pinn_odelora.ntk.rank import RankAdvice

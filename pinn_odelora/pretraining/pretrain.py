@@ -20,10 +20,12 @@ from torch import nn
 from pinn_odelora.budget import Budget
 from pinn_odelora.checkpoints import load_network, save_network
 from pinn_odelora.checks.evaluation import check_reference
+from pinn_odelora.error_estimate import error_estimate
 from pinn_odelora.errors import InputError
 from pinn_odelora.files import write_json
 from pinn_odelora.formulation import Problem
 from pinn_odelora.geometry import sobol, stream
+from pinn_odelora.gradient import residual_vector_of
 from pinn_odelora.metrics import relative_l2
 from pinn_odelora.nets import MLP, check_network, copied
 from pinn_odelora.pretraining import cache, stages
@@ -33,6 +35,9 @@ from pinn_odelora.threads import threads as limited
 
 log = logging.getLogger(__name__)
 SECOND_STAGES = ("auto", "natural_gradient", "lbfgs")
+CHECKPOINT = "check net.* (activation, inputs), problem.conditions and pretrain.source against how it was trained."
+OWN = "train it for longer (pretrain.natural_gradient_steps, pretrain.lbfgs_evals), or choose a wider net or a source "
+OWN += "that is easier to solve (pretrain.source)."
 WRONG = 0.1
 """A relative error at the source parameter that points to a wrong network or problem."""
 
@@ -60,7 +65,7 @@ class Pretraining:
             structure for it and the memory suffices, and the other otherwise.
         natural_gradient_steps: steps of natural gradient at most.
         lbfgs_evals: gradient evaluations of L-BFGS at most, line searches included.
-        target: relative L2 error that ends it before, where the problem has a reference.
+        target: relative L2 error that ends it before; without a reference the estimated one, see ``error_estimate``.
         interior, boundary: points for terms of full dimension, and for the others; natural gradient takes at most
             ``interior`` residuals of all terms and components together.
         seed: of the initial weights and the points.
@@ -97,15 +102,17 @@ class Pretraining:
         if first.failure is not None:
             said = system.refused(first.objective.batch.points) or f"{first.failure} Choose a smaller adam_lr."
             raise InputError(f"Pretraining by Adam failed: {said}")
-        error = unseen_error(system, self.seed)
-        done = self.second_stage != "lbfgs" and self._natural_gradient(system, error, say)
+        error, unseen = unseen_error(system, self.seed), without_reference(system, self.seed)
+        done = self.second_stage != "lbfgs" and self._natural_gradient(system, error, say, unseen)
         if not done and self.lbfgs_evals:
             stage = stages.lbfgs(system, *points)
             budget = Budget(gradient_evals=self.lbfgs_evals)
-            stages.follow(stage, budget, self.lbfgs_evals, error, self.target, say)
+            stages.follow(stage, budget, self.lbfgs_evals, error, self.target, say, unseen)
         system.solution.zero_grad(set_to_none=True)
 
-    def _natural_gradient(self, system: System, error: Callable[[], float], say: Callable[[str], None]) -> bool:
+    def _natural_gradient(
+        self, system: System, error: Callable[[], float], say: Callable[[str], None], unseen: stages.Unseen
+    ) -> bool:
         """Whether it was the stage to take, and has not ended in numbers that are not finite."""
         if not self.natural_gradient_steps:
             return True
@@ -114,7 +121,7 @@ class Pretraining:
             say(f"L-BFGS follows, since {reason}.")
             return False
         budget = Budget(steps=self.natural_gradient_steps)
-        stages.follow(stage, budget, self.natural_gradient_steps, error, self.target, say)
+        stages.follow(stage, budget, self.natural_gradient_steps, error, self.target, say, unseen)
         if stage.training.failure is not None:
             say(f"Natural gradient ends: {stage.training.failure}")
             return self.second_stage == "natural_gradient"
@@ -177,6 +184,17 @@ def unseen_error(system: System, seed: int) -> Callable[[], float]:
     return error
 
 
+def without_reference(system: System, seed: int) -> stages.Unseen:
+    """What tells how far training is where there is no reference, as functions of the network as it is."""
+    terms = {name: term.unseen for name, term in system.terms.items()}
+    points = draw_points(terms, 256, 51, seed, purpose="pretraining loss")
+    points = {name: p.to(next(system.solution.parameters())) for name, p in points.items()}
+    residuals = residual_vector_of(system)
+    return stages.Unseen(
+        lambda: float(residuals(points).square().sum()) / 2, lambda: error_estimate(system, seed).rel_l2
+    )
+
+
 def pretrained(
     system: System,
     settings: Pretraining,
@@ -235,11 +253,19 @@ def _assess(
     points = {name: p.to(next(system.solution.parameters())) for name, p in points.items()}
     with torch.no_grad():
         loss = float(system.loss(points).total)
+    about = error
     known = "" if math.isnan(error) else f"relative L2 {error:.2e}, "
+    if (
+        math.isnan(error)
+        and origin == "trained"
+        and (guess := error_estimate(system, settings.seed).rel_l2) is not None
+    ):
+        about, known = guess, f"relative L2 error about {guess:.0e}, "
     say(f"Pretrained network ({origin}): {known}loss {loss:.2e} at the source parameter.")
-    if error > WRONG:
+    if about > WRONG:
+        advice = CHECKPOINT if origin == "checkpoint" else OWN
         say(
-            f"WARNING: the pretrained network misses the solution at the source parameter by {100 * error:.0f} %; "
-            "check net.* (activation, inputs), problem.conditions and pretrain.source against how it was trained."
+            f"WARNING: the pretrained network misses the solution at the source parameter by {100 * about:.0f} %; "
+            + advice
         )
     return Pretrained(error, loss, seconds, origin)

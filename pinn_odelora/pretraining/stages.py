@@ -10,7 +10,8 @@ down a narrow valley:
   from one reverse sweep, or does not fit the memory.
 
 Each is a run of the one loop (``loop``). The second stage ends at the target, at its budget, where it cannot go on, or
-when the error (the loss, where there is no reference) has not fallen by a tenth for a while.
+when the error has not fallen by a tenth for a while. Where there is no reference that is the loss at points that no
+step has, and the target is compared with an estimate of the error (``error_estimate``), now and then.
 """
 
 from __future__ import annotations
@@ -41,6 +42,19 @@ RESIDUAL, FIRST = 0.3, 125
 ALONE = 32
 """Trained numbers that the tape does not tell of beyond which a Jacobian is too expensive: each takes a reverse
 sweep."""
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """What tells how far training is without a reference.
+
+    Attributes:
+        loss: at points that no step has.
+        estimate: of the relative L2 error; None where there is none.
+    """
+
+    loss: Callable[[], float]
+    estimate: Callable[[], float | None]
 
 
 @dataclass(frozen=True)
@@ -135,8 +149,25 @@ def unsuitable(stage: Stage) -> str | None:
     return "the linear algebra of a step does not fit the memory" if form == "cg" else None
 
 
-def follow(stage: Stage, budget: Budget, most: int, error: Callable[[], float], target: float, say: Message) -> None:
-    """Run a stage until it is over."""
+def follow(
+    stage: Stage,
+    budget: Budget,
+    most: int,
+    error: Callable[[], float],
+    target: float,
+    say: Message,
+    unseen: Unseen | None = None,
+) -> None:
+    """Run a stage until it is over.
+
+    Args:
+        stage: what runs.
+        budget, most: its budget, also as a number in messages.
+        error: relative L2 error; NaN without a reference.
+        target: the error that ends it.
+        say: takes messages.
+        unseen: what is looked at where there is no reference; the loss of the steps if absent.
+    """
     spent = reported = at = 0
     now = error()
     known = not math.isnan(now)
@@ -146,12 +177,15 @@ def follow(stage: Stage, budget: Budget, most: int, error: Callable[[], float], 
     for record in loop.steps(stage.training, budget):
         before, spent = spent, stage.cost(stage.training)
         now = error()
-        figure = now if known else record.loss
+        figure = now if known else unseen.loss() if unseen else record.loss
         if figure < 0.9 * best:
             best, at = figure, spent
         if spent - reported >= stage.every:
             reported = spent
-            say(f"{stage.name} {spent}/{most}: {_figures(record, now)}")
+            guess = unseen.estimate() if unseen and not known else None
+            say(f"{stage.name} {spent}/{most}: {_figures(record, now, guess)}")
+            if guess is not None and guess <= target:
+                return
         if now <= target:
             return
         # A line search of L-BFGS that takes so many evaluations has lost its way.
@@ -162,6 +196,8 @@ def follow(stage: Stage, budget: Budget, most: int, error: Callable[[], float], 
         say(f"{stage.name} {spent}/{most}: no further progress")
 
 
-def _figures(record: StepRecord, error: float) -> str:
+def _figures(record: StepRecord, error: float, guess: float | None) -> str:
     known = "" if math.isnan(error) else f", relative L2 {error:.2e}"
+    if guess is not None:
+        known = f", relative L2 error about {guess:.0e}"
     return f"loss {record.loss:.2e}{known}"

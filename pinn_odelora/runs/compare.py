@@ -105,7 +105,8 @@ def compare(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     distinguish a row from the others of its problem, method and integrator.
 
     ``rel_l2`` is the geometric mean over the runs that have one, ``spread`` the factor exp(standard deviation of its
-    logarithm): an error is rel_l2 ×/÷ spread. A diverged run is counted and its error kept.
+    logarithm): an error is rel_l2 ×/÷ spread. A diverged run is counted and its error kept. What no run of a row has is
+    None.
     """
     families: dict[tuple, list[dict[str, Any]]] = {}
     for result in results:
@@ -128,14 +129,14 @@ def _alike(family: Sequence[dict[str, Any]]) -> Iterable[tuple[str, list[dict[st
 
 def _row(key: tuple[str, ...], runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     logs = [math.log(r["rel_l2"]) for r in runs if r["rel_l2"]]
-    average = lambda name: mean(values) if (values := [r[name] for r in runs if r[name] is not None]) else math.nan
+    average = lambda name: mean(values) if (values := [r[name] for r in runs if r[name] is not None]) else None
     return {
         **dict(zip(COLUMNS[:4], key, strict=True)),
         "runs": len(runs),
         "diverged": sum(r["diverged"] for r in runs),
         "rel_l2_before": average("rel_l2_before"),
-        "rel_l2": math.exp(mean(logs)) if logs else math.nan,
-        "spread": math.exp(stdev(logs)) if len(logs) > 1 else 1.0,
+        "rel_l2": math.exp(mean(logs)) if logs else None,
+        "spread": math.exp(stdev(logs)) if len(logs) > 1 else 1.0 if logs else None,
         **{name: average(name) for name in COLUMNS[9:]},
     }
 

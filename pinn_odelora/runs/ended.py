@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pinn_odelora.budget import Budget
 from pinn_odelora.confidence import Interval
+from pinn_odelora.error_estimate import ErrorEstimate
 from pinn_odelora.formulation import Problem
 from pinn_odelora.linalg.plan import Plan
 from pinn_odelora.log import Log
@@ -33,6 +34,8 @@ class EndedRun(Protocol):
         history: the logged rows; the last one describes the end.
         intervals: of the coefficients that were found.
         error_before: relative L2 error of the pretrained network.
+        losses_before, losses: held-out loss by term, of that network and of what the run returns.
+        estimate: of the error, where there is one.
     """
 
     problem: Problem
@@ -54,6 +57,9 @@ class EndedRun(Protocol):
     history: list[Row]
     intervals: Mapping[str, Interval]
     error_before: float
+    losses_before: Mapping[str, float]
+    losses: Mapping[str, float]
+    estimate: ErrorEstimate
 
     @property
     def training(self) -> Training: ...

@@ -23,6 +23,7 @@ from pinn_odelora.files import write_bytes, write_json, write_text
 from pinn_odelora.formulation import Term
 from pinn_odelora.integrators import Tableau, tableau
 from pinn_odelora.lowrank.adapter_files import merged_state_dict
+from pinn_odelora.metrics import known
 from pinn_odelora.naming import integrator_name, snake_case
 from pinn_odelora.ntk.settings import Regime
 from pinn_odelora.runs import provenance
@@ -31,6 +32,7 @@ from pinn_odelora.runs.ended import EndedRun, Outcome
 from pinn_odelora.runs.folder import ADAPTER, BASE, COEFFICIENTS, CONFIG, HISTORY, START, SUMMARY, WEIGHTS
 from pinn_odelora.runs.history import History
 from pinn_odelora.runs.location import check_free
+from pinn_odelora.runs.pointwise import equation_residual, measured_points
 
 DATA = "data.npz"
 """Measured values that were given as arrays."""
@@ -72,7 +74,7 @@ def _save(result: Outcome, folder: Path) -> None:
     provenance.record(folder, adaptation.problem, adaptation.net, [data])
     save_tensors(adaptation.before, folder / BASE, {"problem": repr(adaptation.problem)})
     unknown = dict.fromkeys(("pretrain_rel_l2", "pretrain_loss", "pretrain_seconds"))
-    facts = {**unknown, "pretrain_origin": "given", "rel_l2_before": result.rel_l2_before}
+    facts = {**unknown, "pretrain_origin": "given", "rel_l2_before": known(result.rel_l2_before)}
     write_json(folder / START, facts)
     history = History(folder / HISTORY)
     for row in result.history:
@@ -97,8 +99,8 @@ def save_outcome(
         # Without them the solution could not be built again.
         write_json(folder / COEFFICIENTS, {name: x["estimate"] for name, x in result.coefficients.items()})
     save_figures(result, folder)
-    known = {name: value for name, value in facts.items() if name != "tracking_id"}
-    summary = {**result.summary, **(names or {}), **known, "versions": versions()}
+    start = {name: value for name, value in facts.items() if name != "tracking_id"}
+    summary = {**result.summary, **(names or {}), **start, "versions": versions()}
     write_json(folder / SUMMARY, summary)
     return summary
 
@@ -106,11 +108,13 @@ def save_outcome(
 def save_figures(result: Outcome, folder: Path) -> None:
     """solution.png and history.png."""
     # matplotlib is imported for them alone.
-    from pinn_odelora.runs import figures
+    from pinn_odelora.runs.figures import solution_figure
+    from pinn_odelora.runs.history_figure import history_figure
 
-    adaptation = result.adaptation
-    figures.solution_figure(adaptation.problem, adaptation.solution, folder / "solution.png")
-    figures.history_figure(result.history, folder / "history.png")
+    run = result.adaptation
+    beside = {"residual": equation_residual(run.system), "measured": measured_points(run.system)}
+    solution_figure(run.problem, run.solution, folder / "solution.png", **beside)
+    history_figure(result.history, folder / "history.png")
 
 
 def versions() -> dict[str, str | None]:

@@ -13,6 +13,7 @@ from pinn_odelora.checkpoints import load_network, save_network
 from pinn_odelora.errors import InputError, within
 from pinn_odelora.files import write_json
 from pinn_odelora.formulation import Problem
+from pinn_odelora.metrics import known
 from pinn_odelora.pretraining import cache
 from pinn_odelora.pretraining.pretrain import Pretraining, pretrained
 from pinn_odelora.runs import provenance
@@ -70,15 +71,15 @@ def start(
     net.to(device)
     # There is no step yet to end after.
     with leaving("before the first step", folder):
-        known = pretrained(System(source, Solution(source, net)), settings, checkpoint, kept, say, part)
+        network = pretrained(System(source, Solution(source, net)), settings, checkpoint, kept, say, part)
     net.to("cpu")
     save_network(net, folder / BASE, {"problem": repr(source)})
     facts = {
-        "pretrain_rel_l2": known.rel_l2,
-        "pretrain_loss": known.loss,
-        "pretrain_seconds": known.seconds,
-        "pretrain_origin": known.origin,
-        "rel_l2_before": adaptation.error_before,
+        "pretrain_rel_l2": known(network.rel_l2),
+        "pretrain_loss": known(network.loss),
+        "pretrain_seconds": known(network.seconds),
+        "pretrain_origin": network.origin,
+        "rel_l2_before": known(adaptation.error_before),
         "tracking_id": secrets.token_hex(4),
     }
     write_json(folder / START, facts)

@@ -19,7 +19,7 @@ from convergence.results import Results, diverged, largest_deviation, load, save
 from convergence.setups import COLUMNS, FREEDOMS, MEASUREMENTS, RANK, ROWS
 from convergence.theory import marchenko_pastur
 from convergence.verdicts import CLAIMS, UNTESTABLE, Statement, shown, verdict
-from pinn_odelora.runs.figures import STYLE
+from pinn_odelora.runs.style import STYLE
 
 COLOURS = {
     "euler": "#1f5fa8",

@@ -18,7 +18,7 @@ from features.plan import SIZE_WIDTH, SIZES, Form, Row
 from features.predictions import predicted
 from features.slopes import FLAT, LOST, SLACK, Slope
 from features.verdict import Cell, Transfer, cells, claims, sizes, transfers
-from pinn_odelora.runs.figures import STYLE
+from pinn_odelora.runs.style import STYLE
 
 PAGE, PICTURE, RAW = "feature_learning.md", "feature_learning.png", "feature_learning.json"
 COLOURS = {

@@ -24,7 +24,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from pinn_odelora.runs.figures import STYLE
+from pinn_odelora.runs.style import STYLE
 
 RESULTS = Path(__file__).parents[2] / "docs/results/ntk"
 Record = dict[str, Any]

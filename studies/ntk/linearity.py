@@ -62,7 +62,7 @@ from pinn_odelora.gradient import residual_vector_of
 from pinn_odelora.linearisation import Linearisation
 from pinn_odelora.points import Points
 from pinn_odelora.runs.allocator import keep_freed_memory
-from pinn_odelora.runs.figures import STYLE
+from pinn_odelora.runs.style import STYLE
 from pinn_odelora.system import System, draw_points
 from problems.burgers import Burgers
 from problems.heat import Heat
