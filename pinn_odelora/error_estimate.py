@@ -76,8 +76,8 @@ def error_estimate(system: System, seed: int = 0, most: int = ROWS) -> ErrorEsti
     Args:
         system: the residual system; its solution has the network.
         seed: of the points.
-        most: residuals of the largest steps of the run, whose cost the estimate is not to exceed much; there are at least
-            ``FEW`` here, and at most ``ROWS``.
+        most: residuals of the largest steps of the run, whose cost the estimate is not to exceed much; there are at
+            least ``FEW`` here, and at most ``ROWS``.
     """
     if isinstance(system.problem.region, UnitMatrices):
         return ErrorEstimate(reason="the rank of a matrix problem is part of it: a richer space has other solutions")

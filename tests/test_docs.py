@@ -163,7 +163,10 @@ def test_the_command_lines_of_the_lesson_reach_parameters_conditions_and_weights
 # Python in the guide.
 
 
-@pytest.mark.parametrize("page", ["getting-started", "choosing-a-rank", "your-own-model", "inverse-problems", "tuning"])
+@pytest.mark.parametrize(
+    "page",
+    ["getting-started", "choosing-a-rank", "your-own-model", "inverse-problems", "tuning", "without-a-reference"],
+)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 def test_the_python_of_the_guide_runs(page, tmp_path, monkeypatch):
     """All blocks of a page in one namespace, with short budgets."""
@@ -196,6 +199,9 @@ def test_the_python_of_the_guide_runs(page, tmp_path, monkeypatch):
     if page == "choosing-a-rank":
         assert [x.rank for x in found["advice"].predictions] == [1, 2, 4, 8, 16]
         assert (tmp_path / "ranks.png").exists()
+    if page == "without-a-reference":
+        assert found["result"].error_estimate > 0
+        assert (tmp_path / "my_run" / "solution.png").exists()
     if page == "inverse-problems":
         assert found["result"].coefficients.keys() == {"nu"}
 
