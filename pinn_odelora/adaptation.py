@@ -335,7 +335,7 @@ class Adaptation:
             if self.solution.coefficients and training.failure is None:
                 self.intervals = self._intervals()
             if reference.values is None if self.log.estimate is None else self.log.estimate:
-                self.estimate = error_estimate(self.system, self.seed)
+                self.estimate = error_estimate(self.system, self.seed, most=training.sampler.largest)
         self._concluded = True
 
     def _intervals(self) -> dict[str, Interval]:

@@ -44,7 +44,7 @@ from pinn_odelora.system import System, draw_points
 ROWS = 1200
 """Residuals of a step."""
 FEW = 300
-"""The same where each takes a reverse sweep of its own."""
+"""The least, and as many where each takes a reverse sweep of its own."""
 STEPS = 3
 ENOUGH = 0.5
 """A further step follows one that left less than this of the loss."""
@@ -70,18 +70,19 @@ class ErrorEstimate:
     reason: str = ""
 
 
-def error_estimate(system: System, seed: int = 0, rows: int | None = None) -> ErrorEstimate:
+def error_estimate(system: System, seed: int = 0, most: int = ROWS) -> ErrorEstimate:
     """Estimate the relative L2 error of the solution of a system; the network is the same afterwards, bit for bit.
 
     Args:
         system: the residual system; its solution has the network.
         seed: of the points.
-        rows: residuals of a step; about ``ROWS`` if absent.
+        most: residuals of the largest steps of the run, whose cost the estimate is not to exceed much; there are at
+            least ``FEW`` here, and at most ``ROWS``.
     """
     if isinstance(system.problem.region, UnitMatrices):
         return ErrorEstimate(reason="the rank of a matrix problem is part of it: a richer space has other solutions")
     try:
-        return _Comparison(system, seed, rows).estimate()
+        return _Comparison(system, seed, most).estimate()
     except InputError as refused:
         return ErrorEstimate(reason=str(refused).rstrip("."))
     except (FloatingPointError, linalg.LinAlgError) as failed:
@@ -102,7 +103,7 @@ def variables(solution: nn.Module) -> Trained:
 class _Comparison:
     """The network on its way from u to û."""
 
-    def __init__(self, system: System, seed: int, rows: int | None) -> None:
+    def __init__(self, system: System, seed: int, most: int) -> None:
         self.system = system
         self.solution = system.solution
         self.sweep = Sweep(system, *variables(self.solution))
@@ -110,7 +111,7 @@ class _Comparison:
         weights = {name: getattr(x, "base_layer", x).weight for name, x in known.layers.items()}
         self.tensors: dict[str, Tensor] = weights | dict(known.others)
         like = next(self.solution.parameters())
-        rows = rows or (ROWS if all(map(self.sweep.paired, system.terms)) else FEW)
+        rows = max(FEW, min(most, ROWS)) if all(map(self.sweep.paired, system.terms)) else FEW
         self.own, self.further = (
             {name: p.to(like) for name, p in points.items()} for points in _points(system, rows, seed)
         )

@@ -171,6 +171,7 @@ PAGES = [
     "inverse-problems",
     "tuning",
     "conditions",
+    "without-a-reference",
 ]
 
 
@@ -216,6 +217,9 @@ def test_the_python_of_the_guide_runs(page, tmp_path, monkeypatch):
         assert found["result"].coefficients.keys() == {"c"}
         system = System(found["laplace"], Solution(found["laplace"], MLP(2, 1, width=4, depth=2)))
         assert all(r.shape == (9, 1) for r in system.residuals(draw_points(system.terms, 9, 9, seed=0)).values())
+    if page == "without-a-reference":
+        assert found["result"].error_estimate > 0
+        assert (tmp_path / "my_run" / "solution.png").exists()
     if page == "inverse-problems":
         assert found["result"].coefficients.keys() == {"nu"}
 

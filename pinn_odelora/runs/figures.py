@@ -24,7 +24,7 @@ from pinn_odelora.runs.planes import Plane, evenly, plane, proportion
 from pinn_odelora.runs.pointwise import MEASURED
 from pinn_odelora.runs.style import BLUE, ORANGE, RED, STYLE
 
-DECADES = 1e-6
+DECADES = 1e-4
 """The smallest residual of a picture relative to the largest."""
 DOTS = 400
 """Most measured points of a picture."""
