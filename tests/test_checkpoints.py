@@ -433,6 +433,7 @@ CHECKPOINTS = {
 def loaded(state):
     net = network()
     net.load_state_dict(state)
+    net.linears[1].register_buffer("grid", torch.ones(2), persistent=False)  # in no state_dict
     return net
 
 
