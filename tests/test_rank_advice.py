@@ -344,7 +344,7 @@ def test_measured_values_are_among_the_residuals(generator):
         ({"tolerance": 0}, "tolerance is 0, but it must be a finite number above 0 or None."),
         ({"tolerance": -0.1}, "tolerance is -0.1, but it must be a finite number above 0 or None."),
         ({"ranks": []}, "ranks is empty, but there must be one to compare."),
-        ({"ranks": [2, 9]}, "ranks is 9, but it must be at most 6 for layer linears.1 of shape (8, 6)."),
+        ({"ranks": [2, 9]}, "ranks is 9, but it must be at most 7 for layer linears.2 of shape (7, 8)."),
         ({"ranks": [0]}, "ranks is 0, but it must be a whole number of at least 1."),
         ({"lora": LoRA(start="zero")}, "start is 'zero', but it must be pissa, from which"),
         ({"derivatives": "jet"}, "jet"),

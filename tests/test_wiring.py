@@ -352,6 +352,8 @@ def test_a_run_says_what_was_chosen_and_its_summary_keeps_it():
         pass
     summary = run.result().summary
     assert [summary["layers"], summary["derivatives"]] == run.chosen.splitlines()
+    whole = [name for name, p in run.net.named_parameters() if p.requires_grad and "lora" not in name]
+    assert whole == [f"{name}.linears.3.{kind}" for name in UV for kind in ("weight", "bias")]
     assert summary["ranks"] == run.ranks == {**dict.fromkeys(of_mlps(UV[:1], 1, 2).split(), 5), **V_AT_3}
 
 
