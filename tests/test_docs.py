@@ -69,6 +69,31 @@ def test_the_lesson_has_its_files():
     assert sorted(FILES) == sorted(f for n in NAMES for f in (f"problems/{n}.py", f"configs/problem/{n}.yaml"))
 
 
+def test_the_lessons_short_pieces_do_what_they_say():
+    """A region, an integral and a reference of one's own, in one namespace."""
+    pieces = [
+        b for b in re.findall(r"^```python\n(.*?)^```$", LESSON, re.MULTILINE | re.DOTALL) if b not in FILES.values()
+    ]
+    found: dict = {}
+    for piece in pieces:
+        exec(piece, found)
+    p = found["Triangle"]().sample(500, lambda n, d: sobol(n, d, seed=1))
+    assert float((p.x + p.y).max()) < 1
+    assert float(p.x.mean()) == pytest.approx(1 / 3, abs=0.01)
+    p = Points(x=torch.full((2, 1), 0.3).double(), t=torch.tensor([[0.4], [0.7]]).double())
+    field = AutogradField(lambda p: p.x**5 * p.t, p, ("u",), ("x", "t"))
+    assert torch.allclose(found["integral"](field), p.t / 6, atol=1e-14)
+    exact = torch.sin(math.pi * p.x) * torch.cos(math.pi * p.t)
+    assert torch.allclose(found["reference"](None, p), exact, atol=1e-5)
+
+
+@pytest.mark.usefixtures("lesson")
+@pytest.mark.parametrize("name", NAMES)
+def test_the_problem_passes_its_checks(name):
+    found = pinn_odelora.check(program.problem_classes()[name])
+    assert {row.verdict for row in found.rows} == {"holds"}, f"\n{found}"
+
+
 @pytest.mark.usefixtures("lesson")
 @pytest.mark.parametrize("name", NAMES)
 def test_the_reference_makes_every_term_vanish(name):

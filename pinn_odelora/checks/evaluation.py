@@ -336,7 +336,7 @@ def place(p: Points | Field, row: int, coords: Any = None) -> str:
     """One of the points, as x = 0.25, t = 0."""
     points = p.points if isinstance(p, Field) else p
     names = p.coords if isinstance(p, Field) else coords
-    return ", ".join(f"{name} = {float(points[name][row]):.4g}" for name in names)
+    return ", ".join(f"{name} = {points[name][row].item():.4g}" for name in names)
 
 
 def described(value: Any) -> str:

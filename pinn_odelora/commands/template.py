@@ -16,8 +16,7 @@ PROBLEM = '''"""{title}: a small example with a known solution, to be changed in
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+{math}from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -110,6 +109,7 @@ class Equation:
             title=self.name.replace("_", " ").capitalize(),
             cls=self.cls,
             said=self._said(),
+            math="import math\n" * bool(self.space),
             exact=self._exact(),
             others="".join(f" {v} is {self.fields[0]} / {j}." for j, v in self._further()),
             coords=quoted(self.coords),

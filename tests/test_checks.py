@@ -1,0 +1,275 @@
+"""Slips in a problem file are one sentence, when the class is made or before anything is trained."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+import pinn_odelora as po
+from pinn_odelora import Box, Problem, Term, parameter
+from pinn_odelora.checks.problem import check_problem
+from pinn_odelora.contract.report import check
+from pinn_odelora.errors import InputError
+from pinn_odelora.geometry import Cloud
+from pinn_odelora.nets import MLP
+from pinn_odelora.points import Points
+from pinn_odelora.pretraining.pretrain import Pretraining
+from pinn_odelora.system import Solution, System
+from problems.heat import Heat
+
+UNIT = Box(x=(0, 1), t=(0, 1))
+
+
+def diffusion(f):
+    return f.op("u", {"t": 1, "xx": -1.0})
+
+
+def made(**changed):
+    """A heat equation of a class whose attributes are replaced; None leaves one out."""
+    given = {
+        "__module__": __name__,
+        "__annotations__": {"k": float},
+        "coords": ("x", "t"),
+        "region": UNIT,
+        "supports": ("soft",),
+        "k": parameter(1.0, 1.2, above=0),
+        "terms": lambda self: {
+            "pde": Term(self.region, lambda f: f.op("u", {"t": 1, "xx": -self.k})),
+            "ic": Term(self.region.face(t=0.0), lambda f: f.u - torch.sin(math.pi * f.x)),
+            "bc": Term(self.region.boundary("x"), lambda f: f.u),
+        },
+    }
+    attributes = {key: value for key, value in (given | changed).items() if value is not None}
+    return dataclass(frozen=True, kw_only=True)(type("Rod", (Problem,), attributes))()
+
+
+def terms(**residuals):
+    """Terms on the whole region, or of (region, residual)."""
+    made_of = lambda region, part: Term(*part) if isinstance(part, tuple) else Term(region, part)
+    return {"terms": lambda self: {name: made_of(self.region, part) for name, part in residuals.items()}}
+
+
+HARD = {
+    "supports": ("hard", "soft"),
+    "enforced": ("ic", "bc"),
+    "ansatz": lambda self, p: (torch.sin(math.pi * p.x), p.t * p.x * (1 - p.x)),
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"fields": ("T_s",)}, "fields has 'T_s', but a residual could not ask for it by that name, since _ stands"),
+        ({"fields": ("points",)}, "fields has 'points', but a residual could not ask for it by that name"),
+        ({"fields": ("x",)}, "x is both a coordinate and a field"),
+        ({"field": ("u", "v")}, "Rod has field, which means nothing to a problem; did you mean fields?"),
+        ({"enforce": ("ic",)}, "Rod has enforce, which means nothing to a problem; did you mean enforced?"),
+        ({"period": {"x": 1.0}}, "Rod has period, which means nothing to a problem; did you mean periods?"),
+        ({"refrence": lambda self, p: p.x}, "Rod has refrence, which means nothing to a problem; did you mean ref"),
+        ({"terms": None}, "Rod has no terms, which every problem must define."),
+        ({"supports": "soft"}, "supports of Rod is 'soft', but it must be"),
+        ({"supports": ("hard",)}, "Rod supports hard conditions, but has no ansatz; define ansatz(p), or declare"),
+        (HARD | {"enforced": ("ic", "bcs")}, "Unknown term in enforced: 'bcs' (did you mean 'bc'?)"),
+        (HARD | {"enforced": "bc"}, "enforced is 'bc', but it must be a tuple of names, ('bc',)."),
+        ({"periods": {"y": 1.0}}, "Unknown coordinate in periods: 'y'; allowed: t, x."),
+        ({"periods": {"x": 0.9}}, "The period of x is 0.9, but the region is 1 wide in x: its width must be a whole"),
+        ({"region": Box(x=(0, 1))}, "region has no coordinate t, only x; it must have all of x, t."),
+        ({"region": Box(x=(0, 0), t=(0, 1))}, "region has no width in x: it goes from 0 to 0."),
+        (terms(pde=diffusion, ic=(Box(x=(0, 1)), diffusion)), "The region of ic has no coordinate t, only x"),
+        (terms(pde=(UNIT, diffusion, -1.0)), "The weight of pde is -1.0, but a loss weight is a positive number."),
+        ({"terms": lambda self: [Term(UNIT, diffusion)]}, "terms() gives a list, but it must give terms by name"),
+        ({"terms": lambda self: {"pde": (UNIT, diffusion)}}, "The term pde is a tuple, but it must be a Term(region"),
+        (terms(pde=diffusion, data=diffusion), "data is the name of the term of measurements"),
+    ],
+)
+def test_what_a_class_declares_wrongly_is_refused_when_it_is_made(changed, sentence):
+    with pytest.raises(InputError) as refused:
+        made(**changed)
+    assert str(refused.value).startswith(sentence)
+    assert str(refused.value).endswith((".", "?"))
+
+
+def in_place(f):
+    r = f.u
+    r += f.x
+    return r + f.u_t
+
+
+POLAR = {"coords": ("r", "t"), "region": Box(r=(0, 1), t=(0, 1))}
+AXIS = POLAR["region"].face(r=0.0)
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        (terms(pde=lambda f: diffusion(f)[:, 0]), "The residual of pde gives a tensor of shape (8,) at 8 points"),
+        (terms(pde=lambda f: f.u_t - f.u_xx[:, 0]), "The residual of pde has as many columns as there are points"),
+        (terms(pde=lambda f: diffusion(f).detach().numpy()), "The residual of pde gives an array of NumPy at 8"),
+        (terms(pde=lambda f: 0.0), "The residual of pde gives a float at 8 points"),
+        (terms(pde=lambda f: diffusion(f).detach()), "The residual of pde does not depend on the network"),
+        (terms(pde=diffusion, ic=lambda f: 2 * f.x), "The residual of ic asks nothing of the solution"),
+        (
+            terms(pde=lambda f: f.u_t if f.u.mean() > 0 else f.u),
+            "The residual of pde decides by values of the solution",
+        ),
+        (terms(pde=lambda f: f.u_t if f.u > 0 else f.u), "The residual of pde decides by values of the solution"),
+        (terms(pde=in_place), "The residual of pde changes u in place; write x = x + y instead of x += y."),
+        (terms(pde=lambda f: f.u_t - f.y), "The residual of pde cannot be evaluated: the solution has no 'y'"),
+        (terms(pde=lambda f: f.op("v", {"t": 1})), "The residual of pde cannot be evaluated: Unknown field 'v'"),
+        (terms(pde=lambda f: f.op("u", {"y": 1})), "The residual of pde cannot be evaluated: Unknown coordinate 'y'"),
+        (
+            POLAR | terms(pde=lambda f: f.u_t - f.u_rr, axis=(AXIS, lambda f: torch.sin(f.u_r * f.r) / f.r)),
+            "The residual of axis is NaN at r = 0, t = 0.4452, though what it asks for (u_r) is finite there",
+        ),
+        (
+            terms(pde=diffusion, bc=lambda f: torch.sqrt((f.u - f.u) ** 2)),
+            "The residual of bc is finite at x = 0.4452, t = 0.3003, but its gradient is NaN there",
+        ),
+        (
+            HARD | {"ansatz": lambda self, p: (torch.sin(3 * p.x), p.t * p.x * (1 - p.x))},
+            "ic is enforced, but the ansatz does not satisfy it: its residual is 0.",
+        ),
+        (
+            HARD
+            | {
+                "ansatz": lambda self, p: (torch.sin(math.pi * p.x), p.t * p.x * (1 - p.x) * (p.x - 0.3)),
+                "reference": lambda self, p: torch.sin(math.pi * p.x) * torch.exp(-self.k * math.pi**2 * p.t),
+            },
+            "m of the ansatz vanishes inside the region, at x = 0.3, ",
+        ),
+        (
+            HARD | {"ansatz": lambda self, p: (torch.sin(math.pi * p.x), p.t * torch.relu(p.x - 0.3) * (1 - p.x))},
+            "m of the ansatz vanishes inside the region, at x = ",
+        ),
+        (HARD | {"ansatz": lambda self, p: (p.x[:, 0], p.t)}, "ansatz gives a tensor of shape (8,) at 8 points"),
+    ],
+)
+def test_what_a_few_points_show_is_refused_before_anything_is_trained(changed, sentence):
+    problem = made(**changed)
+    with pytest.raises(InputError) as refused:
+        System(problem, Solution(problem, MLP(problem.inputs, 1, width=4, depth=1)))
+    assert str(refused.value).startswith(sentence)
+    assert str(refused.value).endswith(".")
+
+
+RING = {
+    "supports": ("hard",),
+    "enforced": ("ic",),
+    "periods": {"x": 1.0},
+    "ansatz": lambda self, p: (p.x * (1 - p.x), p.t),
+}
+START = (UNIT.face(t=0.0), lambda f: f.u - f.x * (1 - f.x))
+
+
+def test_a_kink_at_a_periodic_seam_is_refused_where_the_equation_differentiates_across_it():
+    with pytest.raises(InputError, match=r"g of the ansatz has the same value, but not the same slope, at x = 0 and"):
+        check_problem(made(**RING, **terms(pde=diffusion, ic=START)))
+    check_problem(made(**RING, **terms(pde=lambda f: f.u_t + f.u, ic=START)))
+    smooth = {"ansatz": lambda self, p: (torch.sin(2 * math.pi * p.x), p.t)}
+    there = (UNIT.face(t=0.0), lambda f: f.u - torch.sin(2 * math.pi * f.x))
+    check_problem(made(**RING | smooth, **terms(pde=diffusion, ic=there)))
+
+
+@pytest.mark.parametrize(
+    ("reference", "sentence"),
+    [
+        (
+            lambda self, p: p.x.numpy(),
+            "reference gives an array of NumPy at 8 points, but it must have shape (8, 1) as a",
+        ),
+        (
+            lambda self, p: p.x[:, 0],
+            "reference gives a tensor of shape (8,) at 8 points, but it must have shape (8, 1).",
+        ),
+        (lambda self, p: torch.log(p.x - 0.5), "reference is NaN at x = 0.4452, t = 0.3003."),
+        (lambda self, p: p.y, "reference cannot be evaluated: these points have no column 'y'"),
+    ],
+)
+def test_a_reference_is_checked_before_training(reference, sentence):
+    problem = made(reference=reference)
+    for start in (po.pretrain, lambda problem: po.adapt(MLP(2, 1, width=4, depth=1), problem)):
+        with pytest.raises(InputError) as refused:
+            start(problem)
+        assert str(refused.value).startswith(sentence)
+
+
+def test_numbers_that_fail_at_few_points_are_not_blamed_on_the_learning_rate():
+    p = Points(x=torch.linspace(0, 1, 101).double()[:, None], t=torch.full((101, 1), 0.3).double())
+    problem = made(**terms(pde=(Cloud(p, interior=True), lambda f: diffusion(f) * torch.log((f.x - 0.5).abs()))))
+    with pytest.raises(InputError) as refused:
+        po.pretrain(problem, MLP(2, 1, width=4, depth=1), settings=Pretraining(adam_steps=2))
+    assert str(refused.value).startswith(
+        "Pretraining by Adam failed: The residual of pde is infinite at x = 0.5, t = 0.3"
+    )
+    assert "adam_lr" not in str(refused.value)
+
+
+def test_a_list_of_columns_is_a_tuple_of_columns():
+    problem = made(**terms(pde=lambda f: [f.u_t, f.u_xx]))
+    p = UNIT.sample(3, lambda n, d: torch.rand(n, d, dtype=torch.float64))
+    system = System(problem, Solution(problem, MLP(2, 1, width=4, depth=1).double()))
+    assert system.residuals({"pde": p})["pde"].shape == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: Box(x=(1, 0)), r"^The interval of x is \(1, 0\), but it must be a pair of finite numbers, the lower"),
+        (lambda: Box(x=(0, math.nan)), r"^The interval of x is \(0, nan\)"),
+        (lambda: Box(x=(0, math.inf)), r"^The interval of x is \(0, inf\)"),
+        (lambda: Box(x=1), r"^The interval of x is 1,"),
+        (lambda: UNIT.face(T=0.0), r"^Unknown coordinate of the box: 'T'; allowed: t, x\.$"),
+        (lambda: UNIT.face(t=5.0), r"^face\(t=5.0\) is outside the box, where t is from 0 to 1\.$"),
+        (lambda: UNIT.boundary("y"), r"^Unknown coordinate of the box: 'y'"),
+    ],
+)
+def test_boxes_and_their_faces_have_order_and_names(make, sentence):
+    with pytest.raises(InputError, match=sentence):
+        make()
+
+
+def test_a_class_that_is_no_dataclass_is_told():
+    attributes = {"coords": ("x", "t"), "region": UNIT, "supports": ("soft",), "k": parameter(1.0, 2.0)}
+    bare = type("Rod", (Problem,), attributes | terms(pde=diffusion))
+    with pytest.raises(InputError, match=r"^Rod declares the parameter k, but is no dataclass; write @dataclass"):
+        bare()
+
+
+# The contract.
+
+
+def verdicts(problem):
+    return {row.what: row.verdict for row in check(problem).rows}
+
+
+def test_a_wrong_sign_a_wrong_condition_and_a_useless_parameter_fail():
+    exact = lambda self, p: torch.sin(math.pi * p.x) * torch.exp(-self.k * math.pi**2 * p.t)
+    right = made(**HARD, reference=exact)
+    assert set(verdicts(right).values()) == {"holds"}
+    wrong = terms(
+        pde=lambda f: f.op("u", {"t": 1, "xx": 1.2}),
+        ic=(UNIT.face(t=0.0), lambda f: f.u - torch.sin(math.pi * f.x)),
+        bc=(UNIT.boundary("x"), lambda f: f.u - 0.1),
+    )
+    found = verdicts(made(**wrong, reference=exact))
+    failed = {what for what, verdict in found.items() if verdict == "fails"}
+    assert failed == {"pde at the reference", "bc at the reference"}
+    useless = made(**terms(pde=diffusion))
+    assert verdicts(useless)["parameter k"] == "fails"
+    assert not check(useless).holds
+
+
+def test_what_cannot_be_checked_is_unknown():
+    assert verdicts(made())["reference"] == "unknown"
+    detached = made(reference=lambda self, p: torch.sin(math.pi * p.x.detach()))
+    assert "not differentiable" in next(row.said for row in check(detached).rows if row.what == "reference")
+    assert check(detached).holds
+
+
+def test_a_class_and_its_problem_have_one_contract_which_prints_as_a_table():
+    found = check(Heat)
+    assert found == check(dataclasses.replace(Heat(), conditions="soft"))
+    assert str(found).splitlines()[0].split()[:2] == ["evaluation", "holds"]
+    assert len(str(found).splitlines()) == len(found.rows)
