@@ -53,6 +53,13 @@ def test_the_other_processes_of_a_run_need_no_lock(tmp_path, monkeypatch):
         assert (tmp_path / LOCK).exists()
 
 
+def test_a_process_that_is_ahead_of_the_first_is_no_other_run(tmp_path, monkeypatch):
+    (tmp_path / "config.yaml").touch()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with alone(tmp_path, new=True):
+        assert (tmp_path / LOCK).exists()
+
+
 def test_a_file_system_without_locks_locks_nothing(tmp_path, monkeypatch):
     fcntl = pytest.importorskip("fcntl")
 

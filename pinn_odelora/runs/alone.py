@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pinn_odelora.errors import InputError
-from pinn_odelora.runs.leader import first
+from pinn_odelora.runs.leader import by_launcher, first
 from pinn_odelora.runs.location import check_free
 
 LOCK = ".lock"
@@ -43,7 +43,7 @@ def alone(folder: Path, new: bool) -> Iterator[None]:
         return
     file = _locked(folder / LOCK)
     try:
-        if new:
+        if new and not by_launcher():
             check_free(folder)  # it was free when the command was read
         yield
     finally:

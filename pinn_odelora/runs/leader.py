@@ -25,6 +25,11 @@ def first() -> bool:
     return leaders_folder() is None and all(os.environ.get(name, "0") == "0" for name in (RANK, "RANK"))
 
 
+def by_launcher() -> bool:
+    """Whether another program, as torchrun, started all processes of this run, any of which may be ahead."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 @contextmanager
 def leading(folder: Path, threads: int) -> Iterator[None]:
     """Tell processes that are started meanwhile of the folder, and Lightning of the threads that each shall have."""
