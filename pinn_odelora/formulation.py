@@ -24,6 +24,7 @@ from pinn_odelora.errors import unknown
 from pinn_odelora.geometry import Region
 from pinn_odelora.points import Points
 from pinn_odelora.rules import Rule, number, one_of, whole
+from pinn_odelora.units import Unit
 
 Residual = Callable[[Field], Tensor | tuple[Tensor, ...]]
 """A map from the field at N points to a column (N, 1), or to one column per component, that must vanish."""
@@ -134,6 +135,9 @@ class Problem(ABC):
     """Relative accuracy of the reference solution."""
     regular: ClassVar[Region | None] = None
     """The region where the reference is smooth enough to satisfy the equation, if not everywhere."""
+    scales: ClassVar[Mapping[str, float | tuple[float, float]] | None] = None
+    """Sizes of coordinates, fields and residuals (by term), or (shift, size); what is left out is found, and an empty
+    mapping leaves everything in the user's own units."""
     has_source: ClassVar[bool] = True
     """Whether source file and parameters determine the problem, so that pretrained networks can be cached."""
 
@@ -157,6 +161,14 @@ class Problem(ABC):
         """(g, m), each (N, 1) or (N, fields), of u = g + m · N; used with hard conditions only."""
         raise NotImplementedError(f"{type(self).__name__} supports hard conditions but defines no ansatz")
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for part in ("coords", "fields"):
+            # A mapping names and declares the sizes at once: fields = {"u": 1.0, "P": 1e5}.
+            if isinstance(given := cls.__dict__.get(part), Mapping):
+                setattr(cls, part, (*given,))
+                cls.scales = {**given, **(cls.scales or {})}
+
     def __post_init__(self) -> None:
         if not self.conditions:
             object.__setattr__(self, "conditions", self.supports[0])
@@ -168,6 +180,8 @@ class Problem(ABC):
             number(above=0).check(f"weights.{name}", weight)
         for name in self.weights.keys() - self.loss_terms().keys() - {"data"}:
             raise unknown(f"loss term in problem.weights of {type(self).__name__}:", name, self.loss_terms())
+        if self.scales:
+            self.units()
 
     @classmethod
     def parameters(cls) -> dict[str, Parameter]:
@@ -197,6 +211,22 @@ class Problem(ABC):
         source = {name: declared.source for name, declared in self.parameters().items()} | values
         bare = dataclasses.replace(self, **source, weights={})
         return dataclasses.replace(bare, weights={k: w for k, w in self.weights.items() if k in bare.loss_terms()})
+
+    def units(self) -> dict[str, Unit]:
+        """The declared scales by name.
+
+        Raises:
+            InputError: for a name that is no coordinate, field or term, or a size that is not a positive number.
+        """
+        allowed = (*self.coords, *self.fields, *self.terms())
+        found = {}
+        for name, given in (self.scales or {}).items():
+            if name not in allowed:
+                raise unknown(f"name in scales of {type(self).__name__}:", name, allowed)
+            shift, size = given if isinstance(given, tuple) and len(given) == 2 else (0.0, given)
+            number().check(f"the shift in scales of {name}", shift)
+            found[name] = Unit(float(shift), float(number(above=0).check(f"scales of {name}", size)))
+        return found
 
     def loss_terms(self) -> dict[str, Term]:
         """The terms of the loss with their weights: all, except those enforced by hard conditions."""

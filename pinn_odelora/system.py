@@ -16,6 +16,7 @@ from pinn_odelora.derivatives.jets import LastingJets
 from pinn_odelora.distributed import ALONE, Processes
 from pinn_odelora.formulation import Problem, Term
 from pinn_odelora.geometry import sobol, stream
+from pinn_odelora.nets.scaled import Scaled, in_own_units
 from pinn_odelora.points import Points
 
 
@@ -92,6 +93,8 @@ class System:
         self.solution = solution
         self.extra = dict(extra or {})
         self.terms = {**problem.loss_terms(), **self.extra}
+        if isinstance(net := getattr(solution, "net", None), Scaled):
+            self.terms = {name: in_own_units(name, term, net) for name, term in self.terms.items()}
         self.derivatives = derivatives
         self.processes: Processes = ALONE
         self._engines: dict[str, Engine] = {}
