@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from pinn_odelora.errors import InputError
 from pinn_odelora.files import write_bytes
+from pinn_odelora.nets.scaled import Scaled, has_units
 
 WRAPPERS = ("state_dict", "model_state_dict")
 """The keys of the tensors in checkpoints of Lightning and DeepXDE."""
@@ -42,6 +43,8 @@ def load_network(net: nn.Module, path: str | Path) -> None:
         InputError: if the file cannot be read, its names or shapes are not those of the network, or a value is not
             finite; the network is then unchanged.
     """
+    if isinstance(net, Scaled) and not has_units(read_state_dict(path)):
+        net = net.net  # trained elsewhere, in the declared units
     expected = _tensors(net.state_dict())
     found = _choose_prefix(read_state_dict(path), expected, path)
     if wrong := _wrong_shapes(found, expected):

@@ -117,14 +117,15 @@ def coefficient_intervals(
     s = float(r[data].norm()) / math.sqrt(freedom) if freedom > 0 else math.nan
     quantile = student(level, freedom)
     above = {group["name"]: group.get("above") for group in groups}
+    size = {group["name"]: group.get("size") or 1.0 for group in groups}
     column = {name: first for name, first in _first_columns(linearised, J.shape[1]) if name.startswith(COEFFICIENTS)}
     return {
         name.removeprefix(COEFFICIENTS): _interval(
             float(here[name]),
             above[name],
-            s * float(found.deviation[i]),
+            s * float(found.deviation[i]) * size[name],
             quantile,
-            float(found.step[i]),
+            float(found.step[i]) * size[name],
         )
         for name, i in column.items()
     }

@@ -49,13 +49,14 @@ ENFORCED = 1e-6
 
 def problem(
     *,
-    coords: str | Sequence[str],
+    coords: str | Sequence[str] | Mapping[str, float],
     region: Region,
-    fields: str | Sequence[str] = ("u",),
+    fields: str | Sequence[str] | Mapping[str, float] = ("u",),
     reference: Callable[..., Tensor | None] | None = None,
     ansatz: Callable[..., tuple[Tensor, Tensor]] | None = None,
     enforced: str | Sequence[str] = (),
     periods: Mapping[str, float] | None = None,
+    scales: Mapping[str, float | tuple[float, float]] | None = None,
     accuracy: float = 1e-12,
     regular: Region | None = None,
     conditions: str = "",
@@ -72,13 +73,16 @@ def problem(
     for a system. Residuals, ansatz and reference may take parameters as further arguments: ``lambda f, nu: …``.
 
     Args:
-        coords: names of the coordinates, the network's inputs in order; a string names one by each letter.
+        coords: names of the coordinates, the network's inputs in order; a string names one by each letter, and a
+            mapping gives their scales, too.
         region: domain of the equation, all coordinates included.
         fields: names of the solution's components, the network's outputs in order; given as ``coords`` are.
         reference: the solution at points p, (N, fields); None where none is known. Errors are measured against it.
         ansatz: (g, m) at points p, each (N, 1) or (N, fields), for hard conditions u = g + m · network.
         enforced: names of the terms that the ansatz satisfies identically.
         periods: period of each coordinate in which the network is to be exactly periodic.
+        scales: size, or (shift, size), of coordinates, fields and residuals by name, in place of what is found; an
+            empty mapping leaves everything in the units that it has.
         accuracy: relative accuracy of the reference.
         regular: part of the region where the reference is smooth, if that is not all of it.
         conditions: ``hard`` or ``soft``; empty is hard with an ansatz and soft without.
@@ -91,6 +95,8 @@ def problem(
             does not satisfy what it enforces; or a parameter, a weight or ``conditions`` has a value that is not
             allowed.
     """
+    sizes = {name: size for part in (coords, fields) if isinstance(part, Mapping) for name, size in part.items()}
+    scales = {**sizes, **(scales or {})} if sizes or scales is not None else None
     coords, fields = _names("coords", coords), _names("fields", fields)
     declared = {key: part for key, part in parts.items() if _is_parameter(part)}
     terms = {key: _term(key, part, region) for key, part in parts.items() if key not in declared}
@@ -106,6 +112,7 @@ def problem(
         ansatz=ansatz,
         enforced=(enforced,) if isinstance(enforced, str) else tuple(enforced),
         periods=dict(periods or {}),
+        scales=scales,
         accuracy=accuracy,
     )
     _check_names(declaration)
@@ -159,6 +166,7 @@ class Declaration:
     ansatz: Callable[..., tuple[Tensor, Tensor]] | None
     enforced: tuple[str, ...]
     periods: Mapping[str, float]
+    scales: Mapping[str, float | tuple[float, float]] | None
     accuracy: float
 
     @property
@@ -185,6 +193,7 @@ class Declaration:
             "supports": ("hard", "soft") if self.ansatz else ("soft",),
             "enforced": self.enforced,
             "periods": self.periods,
+            "scales": self.scales,
             "accuracy": self.accuracy,
             "regular": self.regular,
         }
@@ -270,7 +279,7 @@ def _names(key: str, given: str | Sequence[str]) -> tuple[str, ...]:
         InputError: if there is none, one occurs twice, or one could not be asked for by name.
     """
     letters = isinstance(given, str)
-    names = tuple(given) if letters or isinstance(given, Sequence) else ()
+    names = tuple(given) if letters or isinstance(given, Sequence | Mapping) else ()
     if not names or not all(isinstance(name, str) and name.isidentifier() for name in names):
         raise InputError(f"{key} is {given!r}, but it must be a string of letters or a sequence of names.")
     for name in names:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from torch import Tensor, linalg
 
@@ -17,6 +18,20 @@ def relative_l2(prediction: Tensor, reference: Tensor | None) -> float:
     if reference is None:
         return math.nan
     return float(linalg.vector_norm(prediction - reference) / linalg.vector_norm(reference))
+
+
+def relative_l2_by_field(prediction: Tensor, reference: Tensor | None, fields: Sequence[str]) -> dict[str, float]:
+    """‖u_j − u*_j‖₂ / ‖u*_j‖₂ over all points, by field; none without a reference, or with one field.
+
+    Args:
+        prediction: u, (N, fields).
+        reference: u*, (N, fields), or None.
+        fields: their names.
+    """
+    if reference is None or len(fields) == 1:
+        return {}
+    errors = linalg.vector_norm(prediction - reference, dim=0) / linalg.vector_norm(reference, dim=0)
+    return dict(zip(fields, errors.tolist(), strict=True))
 
 
 def max_error(prediction: Tensor, reference: Tensor | None) -> float:

@@ -18,6 +18,7 @@ from pinn_odelora.formulation import Problem, Term
 from pinn_odelora.geometry import sobol, stream
 from pinn_odelora.nets.scaled import Scaled, in_own_units
 from pinn_odelora.points import Points
+from pinn_odelora.units import of_order_one
 
 
 class Solution(nn.Module):
@@ -30,8 +31,9 @@ class Solution(nn.Module):
         problem: equation and conditions.
         net: N, from (N, inputs) to (N, fields).
         unknown: parameters of the problem that are trained together with the network, from the values that they have
-            in ``problem``. The ``problem`` of the solution holds them as tensors; ``bounds`` has those that they must
-            stay above, by the name of the tensor.
+            in ``problem``. The ``problem`` of the solution holds them as tensors; by the name of the tensor ``bounds``
+            has what they must stay above, and ``sizes`` the first guesses of those that have no bound and are not of
+            order one, which they are measured in.
     """
 
     def __init__(self, problem: Problem, net: nn.Module, unknown: Sequence[str] = ()) -> None:
@@ -44,6 +46,8 @@ class Solution(nn.Module):
         self.bounds = {
             f"coefficients.{name}": declared[name].above for name in unknown if math.isfinite(declared[name].above)
         }
+        guesses = {f"coefficients.{name}": abs(x.item()) for name, x in start.items()}
+        self.sizes = {k: x for k, x in guesses.items() if k not in self.bounds and not of_order_one(x)}
 
     def forward(self, p: Points) -> Tensor:
         N = self.net(self._of_coordinates(self.problem.embed, p))

@@ -68,8 +68,10 @@ class Scales:
     def __str__(self) -> str:
         parts = [f"{name} {unit}" for name, unit in (*self.inputs.items(), *_told(self)) if unit != NATURAL]
         parts += [f"residual {name} {_sizes(sizes)}" for name, sizes in self.rows.items()]
-        origin = " and ".join(x if x == "declared" else f"found from the {x}" for x in self.origins)
-        return f"Scales: {', '.join(parts)}{f' ({origin})' if origin else ''}"
+        found = [f"the {x}" for x in self.origins if x != "declared"]
+        origins = ["declared"] if "declared" in self.origins else []
+        origins += [f"found from {', '.join(found)}"] if found else []
+        return f"Scales: {', '.join(parts)}{f' ({"; ".join(origins)})' if origins else ''}"
 
     def as_dict(self) -> dict[str, object]:
         """Plain values, for ``summary.json``: [shift, size] by coordinate and field, sizes by term."""

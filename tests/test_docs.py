@@ -163,7 +163,9 @@ def test_the_command_lines_of_the_lesson_reach_parameters_conditions_and_weights
 # Python in the guide.
 
 
-@pytest.mark.parametrize("page", ["getting-started", "choosing-a-rank", "your-own-model", "inverse-problems", "tuning"])
+@pytest.mark.parametrize(
+    "page", ["getting-started", "choosing-a-rank", "your-own-model", "inverse-problems", "tuning", "scales"]
+)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 def test_the_python_of_the_guide_runs(page, tmp_path, monkeypatch):
     """All blocks of a page in one namespace, with short budgets."""

@@ -20,7 +20,7 @@ from pinn_odelora.checkpoints import load_network, read_state_dict
 from pinn_odelora.errors import InputError
 from pinn_odelora.formulation import Problem
 from pinn_odelora.lowrank.adapter_files import load_adapter
-from pinn_odelora.nets import check_network
+from pinn_odelora.nets import check_network, in_units_of
 from pinn_odelora.runs.folder import ADAPTER, BASE, COEFFICIENTS, CONFIG, FAMILY, WEIGHTS
 
 if TYPE_CHECKING:
@@ -83,13 +83,13 @@ def base(folder: Path, net: nn.Module | None = None, problem: Problem | None = N
                 problem, solved, _ = posed(cfg)
     problem = with_coefficients(problem, folder)
     # A damaged file must not be taken for a network that does not fit.
-    read_state_dict(folder / BASE)
+    tensors = read_state_dict(folder / BASE)
     if given:
-        net = check_network(copy.deepcopy(net).cpu(), problem)
+        net = in_units_of(check_network(copy.deepcopy(net).cpu(), problem), problem, tensors)
         load_network(net, folder / BASE)
         return problem, net
     with _building("net", folder):
-        net = network(cfg, problem, solved)
+        net = in_units_of(network(cfg, problem, solved), problem, tensors)
         load_network(net, folder / BASE)
     return problem, net
 

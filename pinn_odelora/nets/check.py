@@ -7,10 +7,11 @@ from torch import nn
 from pinn_odelora.errors import InputError
 from pinn_odelora.formulation import Problem
 from pinn_odelora.geometry import sobol, stream
+from pinn_odelora.nets.scaled import in_declared_units
 
 
 def check_network(net: nn.Module, problem: Problem) -> nn.Module:
-    """Convert the network to float64, and evaluate it at three inputs.
+    """Convert the network to float64, put it in the units that the problem declares, and evaluate it at three inputs.
 
     Args:
         net: a module that maps (N, inputs) to (N, fields).
@@ -21,7 +22,7 @@ def check_network(net: nn.Module, problem: Problem) -> nn.Module:
     """
     if not isinstance(net, nn.Module):
         raise InputError(f"the network is a {type(net).__name__}, not a torch module.")
-    net = net.double()
+    net = in_declared_units(net.double(), problem)
     for name, x in net.state_dict().items():
         if not x.isfinite().all():
             raise InputError(f"{name} of the network holds values that are NaN or infinite.")

@@ -104,7 +104,7 @@ def in_units(net: nn.Module, problem: Problem, data: Term | None = None) -> nn.M
     Raises:
         InputError: as ``find``.
     """
-    if isinstance(net, Scaled) or problem.scales == {}:
+    if not isinstance(net, nn.Module) or isinstance(net, Scaled) or problem.scales == {}:
         return net
     return _wrapped(net, find(problem, data))
 
@@ -155,7 +155,8 @@ def _pairs(tensors: Mapping[str, Tensor], part: str) -> Sequence[list[float]]:
 def _wrapped(net: nn.Module, scales: Scales) -> nn.Module:
     if scales.natural:
         return net
-    return Scaled(net, scales).to(next(net.parameters()).device)
+    first = next(net.parameters(), torch.zeros(()))
+    return Scaled(net, scales).to(first.device)
 
 
 def inside(net: nn.Module) -> nn.Module:

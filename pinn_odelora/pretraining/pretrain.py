@@ -66,7 +66,7 @@ class Pretraining:
         interior, boundary: points for terms of full dimension, and for the others; natural gradient takes at most
             ``interior`` residuals of all terms and components together.
         seed: of the initial weights and the points.
-        scales: whether the network gets the units of the problem, declared or found (``scaling.find``).
+        scales: whether units are found for what the problem does not declare (``scaling.find``).
 
     Raises:
         InputError: for a number out of its range, or an unknown second stage.
@@ -156,9 +156,10 @@ def pretrain(
     if net is None:
         generator = torch.Generator().manual_seed(settings.seed)
         net = MLP(problem.inputs, len(problem.fields), generator=generator)
-    net = check_network(copy.deepcopy(net), problem)
+    net = copy.deepcopy(net)
     if settings.scales:
         net = in_units(net, problem, None if data is None else measured_term(data, problem))
+    net = check_network(net, problem)
     if isinstance(net, Scaled):
         say(str(net.scales))
     system = System(problem, Solution(problem, net))

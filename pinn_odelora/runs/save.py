@@ -24,6 +24,7 @@ from pinn_odelora.formulation import Term
 from pinn_odelora.integrators import Tableau, tableau
 from pinn_odelora.lowrank.adapter_files import merged_state_dict
 from pinn_odelora.naming import integrator_name, snake_case
+from pinn_odelora.nets.scaled import inside
 from pinn_odelora.ntk.settings import Regime
 from pinn_odelora.runs.ended import EndedRun, Outcome
 from pinn_odelora.runs.folder import ADAPTER, BASE, COEFFICIENTS, CONFIG, HISTORY, START, SUMMARY, WEIGHTS
@@ -129,7 +130,7 @@ def configuration(adaptation: EndedRun, folder: Path) -> dict[str, Any]:
     integrator = run.method.integrator
     return {
         "problem": described(run.problem) | unknown,
-        "net": described(run.net),
+        "net": described(inside(run.net)),
         "method": {"_target_": f"pinn_odelora.methods.{run.method.name}", **run.method.settings},
         "integrator": described(integrator)
         if integrator
@@ -148,7 +149,7 @@ def configuration(adaptation: EndedRun, folder: Path) -> dict[str, Any]:
         **OTHERS,
         "choices": {
             "problem": snake_case(type(run.problem)),
-            "net": snake_case(type(run.net)),
+            "net": snake_case(type(inside(run.net))),
             "method": run.method.name,
             "integrator": integrator_name(integrator) if integrator else None,
         },

@@ -115,5 +115,3 @@ def _sizes(trial: Trial, term: Term, typical: Tensor, tolerated: float) -> tuple
     found = trial.sizes(term, *typical.unbind(dim=1))
     off = lambda x: 0 < x < math.inf and not 1 / tolerated <= x <= tolerated
     return () if found is None else tuple(rounded(x) if off(x) else 1.0 for x in found.tolist())
-
-
