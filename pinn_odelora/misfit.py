@@ -1,14 +1,14 @@
 """Whether measured values are fitted: what an interval of a coefficient, which counts their misfit as noise, needs.
 
 The misfits e_i = u(x_i) - u_i of a fitted solution are noise, and noise at one place says nothing of that at the next.
-Those of a solution that has not reached the data are smooth: of nearest neighbours, i and n(i), the correlation
+Those of a solution that has not reached the data are smooth: the correlation of nearest neighbours i and n(i),
 
     ρ = Σ e_i e_n(i) / Σ e_i²
 
-is near one instead of zero (von Neumann, 1941, in one dimension; Moran, 1950). For noise its standard deviation is about
-√(1.5/N), since the nearest neighbour of a point's nearest neighbour is often the point itself. A field counts as not
-fitted if its misfit is more than 1 % of the spread of its values and ρ is both above a half and beyond 2.5 standard
-deviations; or if it is no smaller than that of the mean of the values.
+is then near one instead of zero (von Neumann, 1941, in one dimension; Moran, 1950). For noise its standard deviation
+is about √(1.5/N), since the nearest neighbour of a point's nearest neighbour is often the point itself. A field counts
+as not fitted if its misfit is more than 1 % of the spread of its values and ρ is both above a half and beyond 2.5
+standard deviations; or if it is no smaller than that of the mean of the values.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Misfit(NamedTuple):
 
 @torch.no_grad()
 def misfits(problem: Problem, solution: Callable[[Points], Tensor], p: Points) -> dict[str, Misfit]:
-    """The misfit of each field that the points have values of, columns ``measured_<field>``, those of weight 0 left out.
+    """The misfit of each field that the points have values of, ``measured_<field>``; those of weight 0 do not count.
 
     Args:
         problem: names coordinates and fields.

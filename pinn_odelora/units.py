@@ -71,7 +71,8 @@ class Scales:
         found = [f"the {x}" for x in self.origins if x != "declared"]
         origins = ["declared"] if "declared" in self.origins else []
         origins += [f"found from {', '.join(found)}"] if found else []
-        return f"Scales: {', '.join(parts)}{f' ({"; ".join(origins)})' if origins else ''}"
+        told = f" ({'; '.join(origins)})" if origins else ""
+        return f"Scales: {', '.join(parts)}{told}"
 
     def as_dict(self) -> dict[str, object]:
         """Plain values, for ``summary.json``: [shift, size] by coordinate and field, sizes by term."""

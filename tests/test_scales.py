@@ -9,7 +9,6 @@ import torch
 
 import pinn_odelora as po
 from pinn_odelora.checkpoints import load_network, read_state_dict, save_network
-from pinn_odelora.confidence import coefficient_intervals
 from pinn_odelora.derivatives.autograd import AutogradField
 from pinn_odelora.derivatives.jets import JetField
 from pinn_odelora.diagnostics import errors
@@ -88,7 +87,7 @@ A = 7.8e8
 
 
 def emsley(guess=1e8):
-    """The degree of polymerisation D of insulating paper (Emsley and Stevens, 1994): D' = -A exp(-E/RT) D², t in days."""
+    """The degree of polymerisation D of paper (Emsley and Stevens, 1994): D' = -A exp(-E/RT) D², t in days."""
     box = po.Box(t=(0, 2000))
     return po.problem(
         coords="t",
@@ -124,7 +123,8 @@ def test_coordinates_fields_and_residuals_are_found_from_the_problem():
     assert flow.inputs == {"x": NATURAL}
     # The conditions prescribe 10⁵ for P, the momentum balance lets it vary by the square of u.
     assert flow.fields["u"] == NATURAL
-    assert flow.fields["P"].shift == 1e5 and 0.1 < flow.fields["P"].size < 10
+    assert flow.fields["P"].shift == 1e5
+    assert 0.1 < flow.fields["P"].size < 10
     assert not flow.rows
     assert wall.inputs["x"] == pytest.approx((0.0075, 0.0075), rel=1e-3)
     assert [unit.shift for unit in wall.fields.values()] == [400, 300]
@@ -134,8 +134,10 @@ def test_coordinates_fields_and_residuals_are_found_from_the_problem():
         assert wall.rows[name][0] == pytest.approx(k * 100 / 0.0075**2, rel=4)
         assert wall.rows[name][0] > k * 100 / 0.0075**2 / 4
     assert ageing.inputs["t"] == pytest.approx((1000, 1000), rel=1e-3)
-    assert ageing.fields["D"].shift == 1000 and 50 < ageing.fields["D"].size < 400
-    assert str(flow).startswith("Scales: P 1e+05 ± 1") and "found from the conditions" in str(flow)
+    assert ageing.fields["D"].shift == 1000
+    assert 50 < ageing.fields["D"].size < 400
+    assert str(flow).startswith("Scales: P 1e+05 ± 1")
+    assert "found from the conditions" in str(flow)
 
 
 def test_measured_values_tell_the_size_of_a_field():
@@ -192,7 +194,8 @@ def test_the_size_of_a_hard_output_is_that_of_u_less_g_over_m():
     )
     found = find(p)
     # N = (u - g)/t is -10 at the start and -4.3 at the end.
-    assert found.outputs["u"].shift == 0 and 1 <= found.outputs["u"].size < 20
+    assert found.outputs["u"].shift == 0
+    assert 1 <= found.outputs["u"].size < 20
     assert found.fields["u"].size > 1e3
     solution = Solution(p, in_units(MLP(1, 1), p))
     start = Points({"t": torch.zeros(1, 1, dtype=torch.float64)})
@@ -223,7 +226,8 @@ def test_what_is_declared_is_taken_as_it_is():
     by_fields = po.problem(
         coords={"t": 2000.0}, fields={"u": 1.0, "P": 1e5}, region=po.Box(t=(0, 2000)), pde=lambda f: f.P_t - f.u
     )
-    assert by_fields.fields == ("u", "P") and by_fields.coords == ("t",)
+    assert by_fields.fields == ("u", "P")
+    assert by_fields.coords == ("t",)
     assert by_fields.units() == {"t": Unit(0, 2000.0), "u": Unit(0, 1.0), "P": Unit(0, 1e5)}
     assert in_units(net := MLP(1, 2), nozzle(scales={})) is net
 
@@ -241,7 +245,8 @@ class Rise(Problem):
 
 
 def test_a_class_names_its_fields_with_their_sizes():
-    assert Rise.fields == ("P",) and Rise().units() == {"P": Unit(0.0, 1e5)}
+    assert Rise.fields == ("P",)
+    assert Rise().units() == {"P": Unit(0.0, 1e5)}
     assert find(Rise()).outputs["P"] == Unit(0.0, 1e5)
 
 
@@ -277,7 +282,8 @@ def test_a_scaled_network_is_the_one_inside_in_other_units(generator):
     x = torch.randn(5, 2, generator=generator, dtype=torch.float64)
     inner = torch.stack([(x[:, 0] - 3) / 20, x[:, 1] / 0.05], dim=1)
     assert torch.allclose(net(x), 300 + 50 * net.net(inner), rtol=1e-15)
-    assert net.scales.inputs == dict(SCALES.inputs) and net.scales.rows == SCALES.rows
+    assert net.scales.inputs == dict(SCALES.inputs)
+    assert net.scales.rows == SCALES.rows
     assert [*linear_targets(net)] == ["net.linears.1", "net.linears.2"]
     assert linear_targets(net, "linears.1").keys() == linear_targets(net, "net.linears.1").keys() == {"net.linears.1"}
 
@@ -306,7 +312,8 @@ def test_units_are_saved_with_the_weights_and_read_again(generator, tmp_path):
     again = in_units_of(MLP(2, 1, width=6, depth=3), p, read_state_dict(tmp_path / "w.safetensors"))
     load_network(again, tmp_path / "w.safetensors")
     x = torch.randn(5, 2, generator=generator, dtype=torch.float64)
-    assert torch.equal(again(x), net(x)) and again.scales.rows == SCALES.rows
+    assert torch.equal(again(x), net(x))
+    assert again.scales.rows == SCALES.rows
 
 
 def test_weights_from_elsewhere_have_the_declared_units_or_none(generator, tmp_path):
@@ -342,6 +349,54 @@ def test_pretraining_measures_its_error_in_the_units_of_the_fields():
     assert unseen_error(System(p, solution), 0)() > 0.3
 
 
+# Runs.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cooling(Problem):
+    """T' = -k (T - 290) over an hour, t in seconds, T in kelvin."""
+
+    coords = ("t",)
+    fields = ("T",)
+    region = po.Box(t=(0, 3600))
+    supports = ("soft",)
+    k: float = parameter(1e-3, 1.2e-3, above=0)
+
+    def terms(self):
+        return {
+            "ode": Term(self.region, lambda f: f.T_t + self.k * (f.T - 290)),
+            "start": Term(self.region.face(t=0.0), lambda f: f.T - 370),
+        }
+
+    def reference(self, p):
+        return 290 + 80 * torch.exp(-self.k * p.t)
+
+
+def test_a_run_keeps_the_units_and_is_loaded_and_continued_with_them(compose, run, tmp_path, capsys):
+    """A run whose files know no units, as one of before has none, stays without."""
+    given = ["problem._target_=test_scales.Cooling", "lora.targets=linears.2", "checkpoint.every=1"]
+    whole = run(compose(*given, "budget.steps=4", f"output_dir={tmp_path / 'whole'}"))
+    said = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("Scales: "))
+    assert said.startswith("Scales: t 1.8e+03 ± 1.8e+03, T 370")
+    whole.run.conclude(whole.result, whole.facts)
+    assert whole.result.summary["scales"]["units"]["t"] == [1800.0, 1800.0]
+    assert whole.result.ranks.keys() == {"net.linears.2"}
+    u = po.load(tmp_path / "whole")
+    t = np.array([0.0, 1000.0])
+    assert u(t) == pytest.approx(whole.result.solution(t), rel=1e-6)
+    run(compose(*given, "budget.steps=2", f"output_dir={tmp_path / 'part'}"))
+    cfg = compose(f"resume={tmp_path / 'part'}")
+    cfg.budget.steps = 4
+    part = run(cfg).adaptation
+    for (name, a), b in zip(whole.adaptation.net.named_parameters(), part.net.parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+    plain = run(compose(*given, "budget.steps=1", "pretrain.scales=false", f"output_dir={tmp_path / 'plain'}"))
+    assert not isinstance(plain.adaptation.net, Scaled)
+    again = run(compose(f"resume={tmp_path / 'plain'}")).adaptation
+    assert not isinstance(again.net, Scaled)
+
+
 # Measurements.
 
 
@@ -369,7 +424,8 @@ def test_the_data_are_fitted_if_what_is_left_is_noise():
     assert sum(judged(none, 0.05).fitted for _ in range(100)) >= 97
     assert judged(none, 0.05).rms == pytest.approx(0.05, rel=0.3)
     assert judged(small, 0.0).fitted  # the network's own accuracy
-    assert not judged(smooth, 0.02).fitted and judged(smooth, 0.02).correlation > 0.5
+    assert not judged(smooth, 0.02).fitted
+    assert judged(smooth, 0.02).correlation > 0.5
     assert not judged(lambda q: 2 + 0 * q.t, 0.02).fitted
     hidden = Points({"t": t, "measured_u": torch.full_like(t, torch.nan)})
     assert misfits(p, truth, hidden) == {}
@@ -424,6 +480,8 @@ def test_no_interval_where_the_data_are_not_fitted():
         unknown=("A",),
         lora=po.LoRA(targets="*"),
         rank=None,
+        points=po.Sampling.fixed(60, 10),
+        log=po.Log(test=64, heldout=32),
         budget=po.Budget(steps=1),
     )
     assert result.coefficients["A"]["low"] is None

@@ -25,8 +25,8 @@ from pinn_odelora.errors import InputError
 from pinn_odelora.files import write_json
 from pinn_odelora.formulation import Problem, Term
 from pinn_odelora.geometry import sobol, stream
-from pinn_odelora.metrics import relative_l2
 from pinn_odelora.measurements import measured_term
+from pinn_odelora.metrics import relative_l2
 from pinn_odelora.nets import MLP, Scaled, check_network, in_units
 from pinn_odelora.pretraining import cache, stages
 from pinn_odelora.rules import check, number, one_of, whole

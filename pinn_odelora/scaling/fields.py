@@ -4,12 +4,15 @@ Values that vary little about one far from zero, as P = 10⁵ ± 1 or temperatur
 computed with, at least as large as the values vary and as large as the equation makes it vary.
 
 The equation tells a size as follows. Let N_j = a_j + s_j φ_j with random smooth φ_j of mean square one. In a component
-r_k of a residual, field j must balance what is there without it,  s_j ‖∂r_k/∂s_j‖ = ‖r_k(s_j = 0)‖.  Where no other
-field acts this one has to, so that of these s_j the largest counts; where others act, which are known, they may balance
-each other, so that of these the smallest counts. What is found tells of the others in turn.
+r_k of a residual field j must balance what is there without it,
 
-With hard conditions u = g + m · N the unknown is N. Its size is what balances the residual of g, or that of u divided by
-the root mean square of m, whichever is smaller.
+    s_j ‖∂r_k/∂s_j‖ = ‖r_k(s_j = 0)‖.
+
+Where no other field acts this one has to, so that of these s_j the largest counts; where others act, which are known,
+they may balance each other, so that of these the smallest counts. What is found tells of the others in turn.
+
+With hard conditions u = g + m · N the unknown is N. Its size is what balances the residual of g, or that of u divided
+by the root mean square of m, whichever is smaller.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Units found from the problem: coordinates from its regions, fields from conditions, data and equation, then residuals.
+"""Units found from the problem: of coordinates from its regions, of fields from conditions, data and equation.
 
 A network with inputs and outputs of order one is what initialisations, optimisers and step sizes are made for, and a
 least-squares sum compares its residuals as they stand. Nondimensionalising by hand gives both (Wang, Sankaran, Wang and
@@ -10,21 +10,20 @@ Perdikaris, 2023, arXiv 2308.08468); here it is done by measuring sizes:
 * a component of a residual has its root mean square under random fields of these sizes. It is divided by it, which is
   as if it had the weight 1/size² besides its own.
 
-Sizes between 0.1 and 10 count as one (``units``), and so do residuals between 0.01 and 100 where neither coordinates nor
-fields are scaled: a problem of order one is left as it is.
+Sizes between 0.1 and 10 count as one (``units``), and so do residuals between 0.01 and 100 where neither coordinates
+nor fields are scaled: a problem of order one is left as it is.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from pinn_odelora.errors import InputError
 from pinn_odelora.formulation import Problem, Term
-from pinn_odelora.points import Points
 from pinn_odelora.scaling.fields import Fields
 from pinn_odelora.scaling.trial import Trial, points_of
 from pinn_odelora.units import NATURAL, TOLERATED, TOLERATED_ESTIMATE, Scales, Unit, rounded
@@ -52,7 +51,7 @@ def find(problem: Problem, data: Term | None = None) -> Scales:
         if name not in rows:
             sizes = _sizes(trial, term, typical, TOLERATED if scaled else TOLERATED_ESTIMATE)
             rows |= {name: sizes} if any(size != 1 for size in sizes) else {}
-    told = {x.origin for name, x in found.items() if not name in declared and {x.output, x.field} != {NATURAL}}
+    told = {x.origin for name, x in found.items() if name not in declared and {x.output, x.field} != {NATURAL}}
     told |= {"region"} if any(unit != NATURAL and name not in declared for name, unit in inputs.items()) else set()
     told |= {"declared"} if declared else set()
     told |= {"equation"} if rows.keys() - declared.keys() else set()
@@ -61,7 +60,7 @@ def find(problem: Problem, data: Term | None = None) -> Scales:
 
 
 def declared_alone(problem: Problem) -> Scales:
-    """What ``problem.scales`` declares, and the user's own units for all else: for a network that was trained elsewhere.
+    """What ``problem.scales`` declares, and the user's own units for the rest: for a network trained elsewhere.
 
     Raises:
         InputError: as ``find``.

@@ -1,4 +1,4 @@
-"""What a problem does with functions of given size: smooth random fields in the network's place, and their residuals."""
+"""What a problem does with functions of given size: random fields in the network's place."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Trial:
         return u
 
     def rows(self, term: Term, p: Points, solution: Callable[[Points], Tensor]) -> Tensor | None:
-        """The residual of a term, (N, components); None where it cannot be evaluated, which the run itself will say."""
+        """The residual of a term, (N, components); None where it cannot be evaluated, as the run will say."""
         try:
             with torch.enable_grad():
                 r = term.rows(AutogradField(solution, p, self.problem.fields, self.problem.coords))
