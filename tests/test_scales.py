@@ -460,13 +460,13 @@ def test_errors_are_told_of_each_field():
 
 # Problems in natural units, solved as they stand.
 
-SHORT = Pretraining(adam_steps=30, natural_gradient_steps=40)
+SHORT = Pretraining(adam_steps=20, natural_gradient_steps=20, interior=200)
 
 
 def test_pressure_does_not_hide_velocity():
-    net = po.pretrain(nozzle().at_source(), MLP(1, 2, width=12, depth=3), settings=SHORT)
-    result = po.adapt(net, nozzle(), budget=po.Budget(gradient_evals=60))
-    assert result.rel_l2_by_field["u"] < 1e-3
+    net = po.pretrain(nozzle().at_source(), MLP(1, 2, width=10, depth=3), settings=SHORT)
+    result = po.adapt(net, nozzle(), points=po.Sampling(interior=200), budget=po.Budget(gradient_evals=40))
+    assert result.rel_l2_by_field["u"] < 5e-3
     assert f"(u {result.rel_l2_by_field['u']:.1e}, P " in repr(result)
     assert result.summary["scales"]["units"]["P"][0] == 1e5
     assert result.history[-1]["error/rel_l2/u"] == pytest.approx(result.rel_l2_by_field["u"], rel=0.3)
