@@ -39,6 +39,7 @@ from pinn_odelora.lowrank.start import named
 from pinn_odelora.lowrank.targets import check_rank, linear_targets, put_factors, ranks_at, thaw
 from pinn_odelora.lowrank.wiring import Wiring, linear_layers
 from pinn_odelora.measurements import measured_term
+from pinn_odelora.misfit import Misfit, misfits
 from pinn_odelora.nets import check_network, copied, few_inputs
 from pinn_odelora.objective import Objective
 from pinn_odelora.optim.methods import Method, odelora
@@ -124,7 +125,7 @@ class Adaptation:
         self.data_weight = data_weight
         self.net = check_network(net, problem)
         extra = {} if data is None else {"data": measured_term(data, problem, data_weight)}
-        self.solution = Solution(problem, net, self.unknown)
+        self.solution = Solution(problem, self.net, self.unknown)
         self.problem = self.solution.problem
         self.system = System(self.problem, self.solution, extra, derivatives)
         check_reference(self.problem)
@@ -141,6 +142,7 @@ class Adaptation:
         self.losses_before: dict[str, float] = {}
         self.losses: dict[str, float] = {}
         self.estimate = ErrorEstimate(reason="none was asked for")
+        self.misfits: dict[str, Misfit] = {}
         self._training: Training | None = None
         self._saved: Mapping[str, Any] | None = None
         self._concluded = False
@@ -343,6 +345,9 @@ class Adaptation:
         sampler, objective = training.sampler, training.objective
         here = sampler.draw(training.progress.step, sampler.largest).to(objective.parameters[0].device)
         points = sampler.chosen(here, objective.uncounted).points
+        self.misfits = misfits(self.problem, self.solution, points["data"])
+        if not all(x.fitted for x in self.misfits.values()):
+            return {}
         return coefficient_intervals(objective.sweep, self.groups, points, multipliers=objective.multipliers)
 
     def kernel_spectra(self, interior: int = 250, leading: int | None = None) -> Mapping[str, Spectrum]:

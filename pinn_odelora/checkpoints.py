@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from pinn_odelora.errors import InputError, RefusedValueError
 from pinn_odelora.files import write_bytes
+from pinn_odelora.nets.scaled import Scaled, has_units
 from pinn_odelora.nets.weight_norm import PAIRS, fold_tensors
 from pinn_odelora.pickles import Made, UnreadableError
 from pinn_odelora.torch_files import read_torch, tensor
@@ -47,6 +48,8 @@ def load_network(net: nn.Module, path: str | Path, part: str | None = None) -> N
         InputError: if the file cannot be read, its names or shapes are not those of the network, several maps fit that
             are not equal, or a value is not finite; the network is then unchanged.
     """
+    if isinstance(net, Scaled) and not units_of(path, part):
+        net = net.net  # trained elsewhere, in the declared units
     expected = _tensors(net.state_dict())
     found = _choose(_maps(path, part), expected, path)
     if wrong := _wrong_shapes(found, expected):
@@ -74,6 +77,18 @@ def read_state_dict(path: str | Path, part: str | None = None) -> dict[str, Tens
     for name, reason in chosen.unread.items():
         raise _unread(name, path, reason)
     return chosen.tensors
+
+
+def units_of(path: str | Path, part: str | None = None) -> dict[str, Tensor]:
+    """The tensors of a file of a network in units, see ``nets.scaled``; none of another one's.
+
+    Args:
+        path, part: as of ``read_state_dict``.
+
+    Raises:
+        InputError: as ``read_state_dict``.
+    """
+    return next((found.tensors for found in _maps(path, part) if has_units(found.tensors)), {})
 
 
 def save_network(net: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:

@@ -119,14 +119,15 @@ def coefficient_intervals(
     found = [(response(J, r, rows), rows) for rows in (linearised.terms[name] for name in measured)]
     variance, freedom = _noise(J, r, found)
     above = {group["name"]: group.get("above") for group in groups}
+    size = {group["name"]: group.get("size") or 1.0 for group in groups}
     column = {name: first for name, first in _first_columns(linearised, J.shape[1]) if name.startswith(COEFFICIENTS)}
     return {
         name.removeprefix(COEFFICIENTS): _interval(
             float(here[name]),
             above[name],
-            math.sqrt(float(variance[i])),
+            math.sqrt(float(variance[i])) * size[name],
             student(level, float(freedom[i])),
-            float(found[0][0].step[i]),
+            float(found[0][0].step[i]) * size[name],
         )
         for name, i in column.items()
     }

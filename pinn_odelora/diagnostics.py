@@ -25,12 +25,14 @@ from pinn_odelora.loop import Row, StepRecord, Training
 from pinn_odelora.lowrank.layer import LowRankLinear
 from pinn_odelora.manifolds.factors import Factors, balance_defect
 from pinn_odelora.manifolds.variables import frames_of
-from pinn_odelora.metrics import max_error, relative_l2
+from pinn_odelora.metrics import max_error, relative_l2, relative_l2_by_field
 from pinn_odelora.points import Points
 from pinn_odelora.system import System, draw_points
 
 Layers = Mapping[str, nn.Linear | LowRankLinear]
 
+BY_FIELD = "error/rel_l2/"
+"""The beginning of the names of errors of single fields."""
 SHOWN = 8
 """How many singular values of a layer are logged."""
 LOGGED = (1, 10, 100)
@@ -46,7 +48,17 @@ def errors(problem: Problem, solution: nn.Module, n: int) -> dict[str, float]:
     p = test_points(problem, n).to(next(solution.parameters()))
     with torch.no_grad():
         prediction, reference = solution(p), problem.known_reference(p)
-    return {"error/rel_l2": relative_l2(prediction, reference), "error/max": max_error(prediction, reference)}
+    return _errors(problem, prediction, reference)
+
+
+def _errors(problem: Problem, prediction: Tensor, reference: Tensor | None) -> Row:
+    """Of all fields together, and of each where there are several."""
+    by_field = relative_l2_by_field(prediction, reference, problem.fields)
+    return {
+        "error/rel_l2": relative_l2(prediction, reference),
+        "error/max": max_error(prediction, reference),
+        **{f"{BY_FIELD}{name}": x for name, x in by_field.items()},
+    }
 
 
 def test_points(problem: Problem, n: int) -> Points:
@@ -174,10 +186,7 @@ class Reference:
         if self.values is None:
             return {}
         prediction = self.system.solution(self.test)
-        return {
-            "error/rel_l2": relative_l2(prediction, self.values),
-            "error/max": max_error(prediction, self.values),
-        }
+        return _errors(self.system.problem, prediction, self.values)
 
     def loss(self) -> float:
         """The loss on the held-out points."""

@@ -41,13 +41,14 @@ from pinn_odelora.points import Points
 
 def problem(
     *,
-    coords: str | Sequence[str],
+    coords: str | Sequence[str] | Mapping[str, float],
     region: Region,
-    fields: str | Sequence[str] = ("u",),
+    fields: str | Sequence[str] | Mapping[str, float] = ("u",),
     reference: Callable[..., Tensor | None] | None = None,
     ansatz: Callable[..., tuple[Tensor, Tensor] | Tensor] | None = None,
     enforced: str | Sequence[str] = (),
     periods: Mapping[str, float] | None = None,
+    scales: Mapping[str, float | tuple[float, float]] | None = None,
     accuracy: float = 1e-12,
     regular: Region | None = None,
     conditions: str = "",
@@ -64,7 +65,8 @@ def problem(
     for a system. Residuals, ansatz and reference may take parameters as further arguments: ``lambda f, nu: …``.
 
     Args:
-        coords: names of the coordinates, the network's inputs in order; a string names one by each letter.
+        coords: names of the coordinates, the network's inputs in order; a string names one by each letter, and a
+            mapping gives their scales, too.
         region: domain of the equation, all coordinates included.
         fields: names of the solution's components, the network's outputs in order; given as ``coords`` are.
         reference: the solution at points p, (N, fields); None where none is known. Errors are measured against it.
@@ -72,6 +74,8 @@ def problem(
             second argument called N, u itself, (N, fields): N is the network as a function of points.
         enforced: names of the terms that the ansatz satisfies identically.
         periods: period of each coordinate in which the network is to be exactly periodic.
+        scales: size, or (shift, size), of coordinates, fields and residuals by name, in place of what is found; an
+            empty mapping leaves everything in the units that it has.
         accuracy: relative accuracy of the reference.
         regular: part of the region where the reference is smooth, if that is not all of it.
         conditions: ``hard`` or ``soft``; empty is hard with an ansatz and soft without.
@@ -84,6 +88,8 @@ def problem(
             does not satisfy what it enforces; or a parameter, a weight or ``conditions`` has a value that is not
             allowed.
     """
+    sizes = {name: size for part in (coords, fields) if isinstance(part, Mapping) for name, size in part.items()}
+    scales = {**sizes, **(scales or {})} if sizes or scales is not None else None
     coords, fields = _names("coords", coords), _names("fields", fields)
     declared = {key: part for key, part in parts.items() if _is_parameter(part)}
     terms = {key: _term(key, part, region) for key, part in parts.items() if key not in declared}
@@ -99,6 +105,7 @@ def problem(
         ansatz=ansatz,
         enforced=(enforced,) if isinstance(enforced, str) else tuple(enforced),
         periods=dict(periods or {}),
+        scales=scales,
         accuracy=accuracy,
     )
     _check_names(declaration)
@@ -151,6 +158,7 @@ class Declaration:
     ansatz: Callable[..., tuple[Tensor, Tensor] | Tensor] | None
     enforced: tuple[str, ...]
     periods: Mapping[str, float]
+    scales: Mapping[str, float | tuple[float, float]] | None
     accuracy: float
 
     @property
@@ -185,6 +193,7 @@ class Declaration:
             "supports": ("hard", "soft") if self.ansatz else ("soft",),
             "enforced": self.enforced,
             "periods": self.periods,
+            "scales": self.scales,
             "accuracy": self.accuracy,
             "regular": self.regular,
         }

@@ -30,6 +30,7 @@ from pinn_odelora.errors import InputError, unknown
 from pinn_odelora.geometry import Cloud, Region
 from pinn_odelora.points import Points
 from pinn_odelora.rules import Rule, number, one_of, whole
+from pinn_odelora.units import Unit
 
 Residual = Callable[[Field], Tensor | tuple[Tensor, ...]]
 """A map from the field at N points to a column (N, 1), or to one column per component, that must vanish."""
@@ -161,6 +162,9 @@ class Problem(ABC):
     """Relative accuracy of the reference solution."""
     regular: ClassVar[Region | None] = None
     """The region where the reference is smooth enough to satisfy the equation, if not everywhere."""
+    scales: ClassVar[Mapping[str, float | tuple[float, float]] | None] = None
+    """Sizes of coordinates, fields and residuals (by term), or (shift, size); what is left out is found, and an empty
+    mapping leaves everything in the user's own units."""
     has_source: ClassVar[bool] = True
     """Whether source file and parameters determine the problem, so that pretrained networks can be cached."""
 
@@ -197,6 +201,11 @@ class Problem(ABC):
 
     def __init_subclass__(cls, **settings: Any) -> None:
         super().__init_subclass__(**settings)
+        for part in ("coords", "fields"):
+            # A mapping names and declares the sizes at once: fields = {"u": 1.0, "P": 1e5}.
+            if isinstance(given := cls.__dict__.get(part), Mapping):
+                setattr(cls, part, (*given,))
+                cls.scales = {**given, **(cls.scales or {})}
         check_spelling(cls)
 
     def __new__(cls, *_: Any, **__: Any) -> Self:
@@ -228,6 +237,8 @@ class Problem(ABC):
             raise InputError(f"{type(self).__name__} has no term left for its {self.role}; at least one must be.")
         for name in self.weights.keys() - loss_terms.keys() - {"data"}:
             raise unknown(f"loss term in problem.weights of {type(self).__name__}:", name, loss_terms)
+        if self.scales:
+            self.units()
 
     @classmethod
     def parameters(cls) -> dict[str, Parameter]:
@@ -269,6 +280,22 @@ class Problem(ABC):
         """The problem with its present parameters, apart from those given, as the one that the network solves."""
         bare = dataclasses.replace(self, **values, weights={}, role=SOURCE)
         return dataclasses.replace(bare, weights={k: w for k, w in self.weights.items() if k in bare.loss_terms()})
+
+    def units(self) -> dict[str, Unit]:
+        """The declared scales by name.
+
+        Raises:
+            InputError: for a name that is no coordinate, field or term, or a size that is not a positive number.
+        """
+        allowed = (*self.coords, *self.fields, *self.terms())
+        found = {}
+        for name, given in (self.scales or {}).items():
+            if name not in allowed:
+                raise unknown(f"name in scales of {type(self).__name__}:", name, allowed)
+            shift, size = given if isinstance(given, tuple) and len(given) == 2 else (0.0, given)
+            number().check(f"the shift in scales of {name}", shift)
+            found[name] = Unit(float(shift), float(number(above=0).check(f"scales of {name}", size)))
+        return found
 
     def loss_terms(self) -> dict[str, Term]:
         """The terms of the loss with their weights: all, except those that hard conditions enforce and those of the

@@ -54,6 +54,7 @@ class MatrixProblem(Problem):
     """
 
     supports: ClassVar = ("soft",)
+    scales: ClassVar = {}
 
     seed: int = parameter(0, 1, above=-1, integer=True)
     rank: int = parameter(3, 3, above=0, integer=True)

@@ -1,4 +1,7 @@
-"""Measured values as a further term of the loss: r = √w · (u - u_measured), one component for each measured field.
+"""Measured values as a further term of the loss: r = √w · (u - u_measured) / size, a component for each measured field.
+
+The size of a field is half the range of its values, so that sensors of u ≈ 0.03 or P ≈ 10⁵ weigh as much as those of a
+field of order one; between 0.1 and 10 it counts as one.
 
 A file is an archive of named arrays (.npz) or a table with a header line (.csv) of values separated by commas, or by
 semicolons or tabs where the header has those, and then 0,5 may stand for 0.5. Its columns are all coordinates, at
@@ -26,6 +29,7 @@ from pinn_odelora.formulation import Problem, Term
 from pinn_odelora.geometry import Cloud
 from pinn_odelora.points import Points
 from pinn_odelora.rules import number
+from pinn_odelora.units import of_order_one
 
 Column = NDArray[np.float64]
 DECIMAL = re.compile(r"([+-]?\d*),(\d+(?:[eE][+-]?\d+)?)")
@@ -86,12 +90,21 @@ def _term(
     measured = [name for name in fields if name in columns]
     names = {**{c: c for c in coords}, **{f: f"measured_{f}" for f in measured}, weight_column: "weight"}
     points = Points({names[name]: torch.from_numpy(values)[:, None] for name, values in columns.items()})
-    return Term(Cloud(points), _mismatch(measured, weighted=weight_column in columns), measured=True)
+    sizes = {name: _size(columns[name]) for name in measured}
+    return Term(Cloud(points), _mismatch(sizes, weighted=weight_column in columns), measured=True)
 
 
-def _mismatch(measured: Sequence[str], weighted: bool) -> Callable[[Field], tuple[Tensor, ...]]:
+def _size(values: Column) -> float:
+    """Half the range of measured values, their largest where all are the same; 1 where that is of order one."""
+    values = values[np.isfinite(values)]
+    size = float(np.ptp(values)) / 2 or float(np.abs(values).max())
+    return 1.0 if of_order_one(size) else size
+
+
+def _mismatch(measured: Mapping[str, float], weighted: bool) -> Callable[[Field], tuple[Tensor, ...]]:
     def residual(f: Field) -> tuple[Tensor, ...]:
         errors = [f.derivative(name, "") - getattr(f, f"measured_{name}") for name in measured]
+        errors = [e if size == 1 else e / size for e, size in zip(errors, measured.values(), strict=True)]
         return tuple(f.weight.sqrt() * e for e in errors) if weighted else tuple(errors)
 
     return residual

@@ -11,6 +11,7 @@ from torch import nn
 
 from pinn_odelora.adapted_solution import AdaptedSolution
 from pinn_odelora.confidence import Interval
+from pinn_odelora.diagnostics import BY_FIELD
 from pinn_odelora.errors import InputError
 from pinn_odelora.formulation import Problem
 from pinn_odelora.loop import Row
@@ -18,7 +19,9 @@ from pinn_odelora.lowrank.adapter_files import save_adapter
 from pinn_odelora.lowrank.layer import LowRankLinear, adapters
 from pinn_odelora.matrices import UnitMatrices
 from pinn_odelora.metrics import known
+from pinn_odelora.misfit import Misfit
 from pinn_odelora.naming import integrator_name, snake_case
+from pinn_odelora.nets import Scaled
 from pinn_odelora.runs.ended import EndedRun
 from pinn_odelora.runs.save import save
 
@@ -53,7 +56,8 @@ class Result:
         solution: the solution as a function of the coordinates, see ``AdaptedSolution``.
         adapter: the low-rank change alone, ``adapter.save(folder)``.
         rel_l2, max_error: ‖u - u*‖₂ / ‖u*‖₂ and max |u - u*| at test points; NaN without a reference.
-        rel_l2_before: the former of the pretrained network.
+        rel_l2_by_field: the former of each field, where there are several and a reference.
+        rel_l2_before: rel_l2 of the pretrained network.
         error_estimate: estimate of ‖u - u*‖₂ / ‖u*‖₂ without a reference, by ``pinn_odelora.error_estimate``; None
             where none was asked for (``Log.estimate``), or there is none; the summary's ``no_estimate`` says why.
         field_estimates: the same of each field by name; empty where there is none.
@@ -62,7 +66,9 @@ class Result:
         loss, heldout_loss: L where the last step began, and on held-out points at the end.
         history: one dictionary for each logged step and one for the end, by the names of docs/reference/notation.md;
             ``pandas.DataFrame(result.history)`` is a table.
-        coefficients: estimate, 95 % interval and more of each unknown parameter.
+        coefficients: estimate, 95 % interval and more of each unknown parameter; no interval where the measured values
+            are not fitted.
+        misfits: how each measured field is fitted, where a parameter was unknown.
         ranks: r of each adapted layer; empty where all weights were trained.
         steps, gradient_evals, seconds: cost.
         diverged: whether numbers stopped being finite, or the held-out loss ended above its first value.
@@ -81,10 +87,12 @@ class Result:
         self.adapter = Adapter(adaptation.net)
         self.history: list[Row] = adaptation.history
         self.rel_l2, self.max_error = errors["error/rel_l2"], errors["error/max"]
+        self.rel_l2_by_field = {k.removeprefix(BY_FIELD): x for k, x in errors.items() if k.startswith(BY_FIELD)}
         self.rel_l2_before = adaptation.error_before
         self.error_estimate = adaptation.estimate.rel_l2
         self.field_estimates = dict(adaptation.estimate.fields)
         self.losses_before, self.losses = dict(adaptation.losses_before), dict(adaptation.losses)
+        self.misfits = adaptation.misfits
         self.loss, self.heldout_loss = p.loss, p.heldout_loss
         self.steps, self.gradient_evals, self.seconds = p.step, p.gradient_evals, p.seconds
         self.loss_rises, self.largest_rise = p.rises / max(p.step, 1), p.largest_rise
@@ -104,13 +112,19 @@ class Result:
 
     def outcome(self) -> str:
         """What was found and at which cost, in words."""
-        reached = ", ".join([_estimate(name, x) for name, x in self.coefficients.items()] + self._quality())
+        found = ", ".join(_estimate(name, x) for name, x in self.coefficients.items())
+        if found and (missed := [_missed(name, x) for name, x in self.misfits.items() if not x.fitted]):
+            found += f" (no interval, since the data are not fitted: {'; '.join(missed)})"
+        reached = ", ".join([*filter(None, [found]), *self._quality()])
         return f"{reached} in {self.steps} steps, {self.gradient_evals} gradient evaluations, {self.seconds:.1f} s"
 
     def _quality(self) -> list[str]:
         """How good the solution is: its error where that is known, else the held-out losses and the estimate."""
         if known(self.rel_l2) is not None:
-            return [f"relative L2 {self.rel_l2_before:.2e} -> {self.rel_l2:.2e}"]
+            by_field = ", ".join(f"{name} {x:.1e}" for name, x in self.rel_l2_by_field.items())
+            return [
+                f"relative L2 {self.rel_l2_before:.2e} -> {self.rel_l2:.2e}" + (f" ({by_field})" if by_field else "")
+            ]
         before, after = self.losses_before, self.losses
         terms = ", ".join(f"{name} {before[name]:.1e} -> {x:.1e}" for name, x in after.items())
         losses = f"held-out loss {sum(before.values()):.2e} -> {sum(after.values()):.2e}"
@@ -135,11 +149,14 @@ class Result:
             "ranks": self.ranks or None,
             "rel_l2": known(self.rel_l2),
             "max_error": known(self.max_error),
+            **({"rel_l2_by_field": self.rel_l2_by_field} if self.rel_l2_by_field else {}),
             "error_estimate": self.error_estimate,
             "field_estimates": self.field_estimates,
             "no_estimate": run.estimate.reason,
             **({"rel_error": self.rel_l2} if matrix else {}),
             **({"coefficients": self.coefficients} if self.coefficients else {}),
+            **({"misfits": {k: _plain(x._asdict()) for k, x in self.misfits.items()}} if self.misfits else {}),
+            **({"scales": self.net.scales.as_dict()} if isinstance(self.net, Scaled) else {}),
             "loss": self.loss,
             "heldout_loss": self.heldout_loss,
             "heldout_losses_before": self.losses_before,
@@ -170,12 +187,26 @@ class Result:
 def _interval(found: Interval | None, value: float) -> dict[str, float | bool | None]:
     """An estimate with its 95 % interval; None where a failed run has none."""
     found = found or Interval(value, *[math.nan] * 4)
-    numbers = {k: v if math.isfinite(v) else None for k, v in found._asdict().items()}
-    return numbers | {"settled": found.settled}
+    return _plain(found._asdict()) | {"settled": found.settled}
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v if math.isfinite(v) else None for k, v in values.items()}
 
 
 def _estimate(name: str, x: Mapping[str, Any]) -> str:
     if None in x.values():
         return f"{name} = {x['estimate']:.6g}"
     more = "" if x["settled"] else f"; not settled, the next step would add {x['ahead']:.1e}: raise the budget"
-    return f"{name} = {x['estimate']:.6g} (95 % interval {x['low']:.6g} to {x['high']:.6g}{more})"
+    n = _digits(x)
+    return f"{name} = {x['estimate']:.{n}g} (95 % interval {x['low']:.{n}g} to {x['high']:.{n}g}{more})"
+
+
+def _digits(x: Mapping[str, Any]) -> int:
+    """Significant digits that tell the ends of an interval from the estimate, two of its half-width; six at least."""
+    half, size = (x["high"] - x["low"]) / 2, max(abs(x["low"]), abs(x["high"]))
+    return min(max(6, 2 + math.ceil(math.log10(size / half))), 17) if half > 0 else 6
+
+
+def _missed(name: str, x: Misfit) -> str:
+    return f"rms misfit {x.rms:.2g} of {name}, whose values have a spread of {x.spread:.2g}"

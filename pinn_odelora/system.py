@@ -19,7 +19,9 @@ from pinn_odelora.distributed import ALONE, Processes
 from pinn_odelora.errors import InputError
 from pinn_odelora.formulation import Problem, Term
 from pinn_odelora.geometry import sobol, stream
+from pinn_odelora.nets.scaled import Scaled, in_own_units
 from pinn_odelora.points import Points
+from pinn_odelora.units import of_order_one
 
 
 class Solution(nn.Module):
@@ -32,8 +34,9 @@ class Solution(nn.Module):
         problem: equation and conditions.
         net: N, from (N, inputs) to (N, fields).
         unknown: parameters of the problem that are trained together with the network, from the values that they have
-            in ``problem``. The ``problem`` of the solution holds them as tensors; ``bounds`` has those that they must
-            stay above, by the name of the tensor.
+            in ``problem``. The ``problem`` of the solution holds them as tensors; by the name of the tensor ``bounds``
+            has what they must stay above, and ``sizes`` the first guesses of those that have no bound and are not of
+            order one, which they are measured in.
     """
 
     def __init__(self, problem: Problem, net: nn.Module, unknown: Sequence[str] = ()) -> None:
@@ -47,6 +50,8 @@ class Solution(nn.Module):
         self.bounds = {
             f"coefficients.{name}": declared[name].above for name in unknown if math.isfinite(declared[name].above)
         }
+        guesses = {f"coefficients.{name}": abs(x.item()) for name, x in start.items()}
+        self.sizes = {k: x for k, x in guesses.items() if k not in self.bounds and not of_order_one(x)}
 
     def forward(self, p: Points) -> Tensor:
         if self.reads_network:
@@ -105,6 +110,8 @@ class System:
         self.solution = solution
         self.extra = dict(extra or {})
         self.terms = {**problem.loss_terms(), **self.extra}
+        if isinstance(net := getattr(solution, "net", None), Scaled):
+            self.terms = {name: in_own_units(name, term, net) for name, term in self.terms.items()}
         self.derivatives = derivatives
         self.processes: Processes = ALONE
         self._engines: dict[str, Engine] = {}

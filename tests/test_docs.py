@@ -197,6 +197,7 @@ PAGES = [
     "tuning",
     "conditions",
     "without-a-reference",
+    "scales",
 ]
 
 

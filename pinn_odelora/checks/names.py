@@ -27,7 +27,7 @@ def check_names(key: str, names: object, advice: str = "") -> tuple[str, ...]:
     Raises:
         InputError: if there is none, one occurs twice, or one could not be asked for by name.
     """
-    listed = tuple(names) if isinstance(names, Sequence) else ()
+    listed = tuple(names) if isinstance(names, Sequence | Mapping) else ()
     if not listed or not all(isinstance(name, str) and name.isidentifier() for name in listed):
         raise InputError(f"{key} is {names!r}, but it must be a string of letters or a sequence of names.")
     for name in listed if len(set(listed)) < len(listed) else ():
@@ -72,6 +72,7 @@ DATA: Mapping[str, Callable[[object], bool]] = {
     "supports": _is_names,
     "enforced": _is_names,
     "periods": lambda value: isinstance(value, Mapping),
+    "scales": lambda value: value is None or isinstance(value, Mapping),
     "accuracy": _is_number,
     "region": _is_region,
     "regular": _is_region,

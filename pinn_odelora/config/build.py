@@ -15,6 +15,7 @@ from pinn_odelora.config.checks import resolved, settings
 from pinn_odelora.errors import RefusedValueError
 from pinn_odelora.formulation import Problem
 from pinn_odelora.pretraining.pretrain import Pretraining
+from pinn_odelora.runs.start import in_units_at_start
 
 KEYS = {
     "rank": "lora.rank",
@@ -43,7 +44,12 @@ def experiment(cfg: DictConfig) -> Experiment:
     """
     config = resolved(cfg)
     problem, source, unknown = posed(cfg)
-    net = network(cfg, problem, source)
+    settled = settings(config, "pretrain")
+    net = in_units_at_start(
+        network(cfg, problem, source),
+        *(problem, source, settled, config["pretrain"]["checkpoint"], config["data"]["file"]),
+        folder=config["output_dir"],
+    )
     method = components.method(config["method"], config["integrator"])
     with by_keys(KEYS | {name: f"problem.{name}" for name in unknown}):
         adaptation = Adaptation(
@@ -62,7 +68,7 @@ def experiment(cfg: DictConfig) -> Experiment:
             precision=config["precision"],
             derivatives=config["derivatives"]["engine"],
         )
-    return Experiment(source, net, settings(config, "pretrain"), adaptation)
+    return Experiment(source, adaptation.net, settled, adaptation)
 
 
 def posed(cfg: DictConfig) -> tuple[Problem, Problem, tuple[str, ...]]:

@@ -21,7 +21,7 @@ from pinn_odelora.checkpoints import load_network, read_state_dict
 from pinn_odelora.errors import InputError
 from pinn_odelora.formulation import Problem
 from pinn_odelora.lowrank.adapter_files import load_adapter
-from pinn_odelora.nets import check_network, copied
+from pinn_odelora.nets import check_network, copied, in_units_of
 from pinn_odelora.runs import provenance
 from pinn_odelora.runs.folder import ADAPTER, BASE, COEFFICIENTS, CONFIG, FAMILY, WEIGHTS
 
@@ -92,13 +92,13 @@ def base(folder: Path, net: nn.Module | None = None, problem: Problem | None = N
                 problem, solved, _ = posed(cfg)
     problem = with_coefficients(problem, folder)
     # A damaged file must not be taken for a network that does not fit.
-    read_state_dict(folder / BASE)
+    tensors = read_state_dict(folder / BASE)
     if given:
-        net = check_network(copied(net).cpu(), problem)
+        net = in_units_of(check_network(copied(net).cpu(), problem), problem, tensors)
         load_network(net, folder / BASE)
     else:
         with _building("net", folder):
-            net = check_network(network(cfg, problem, solved), problem)
+            net = in_units_of(check_network(network(cfg, problem, solved), problem), problem, tensors)
             load_network(net, folder / BASE)
     provenance.warn(folder, problem, net)
     return problem, net

@@ -87,7 +87,9 @@ class Parametric:
             coefficient.requires_grad_(False)
         self.problem = self.solution.problem
         self.system = System(self.problem, self.solution, derivatives=derivatives)
-        self.groups = [group | {"above": None} for group in (*pairs_of(self.net), *single_tensors(self.solution))]
+        self.groups = [
+            group | {"above": None, "size": None} for group in (*pairs_of(self.net), *single_tensors(self.solution))
+        ]
         self.objective = self.new_objective()
         self.residual_vector = residual_vector_of(self.system)
         self.tensors_of = self._tensors_of()

@@ -3,6 +3,7 @@
 ``LowRankPair``  a product s·B A on the manifold of rank r, in tangent coordinates: ODELoRA.
 ``FactorPair``   the factors themselves, a flat space: plain LoRA.
 ``Flat``         any tensor with the Euclidean metric: biases, full weights.
+``Sized``        a number x of known size s by θ = x / s, as a coefficient of 10⁵: dx = s dθ.
 ``Positive``     a number x above a bound a, by θ = log(x - a): dx = (x - a) dθ, x⁺ = a + (x - a) exp(dθ). Positive
                  coefficients stay positive, and change at a relative rate. The ambient space is that of θ, which is
                  flat.
@@ -175,18 +176,39 @@ class Positive(Flat):
         return Moved(self.above + frame.size * torch.exp(z.view_as(y)))
 
 
+@dataclass(frozen=True)
+class Sized(Flat):
+    """A number in units of its size; implements ``Variable``.
+
+    Args:
+        params: the number, as a list of one tensor.
+        size: s.
+    """
+
+    size: float
+
+    def frame(self, y: Tensor) -> Stretch:
+        return Stretch(torch.full_like(y, self.size))
+
+    def move(self, y: Tensor, frame: Stretch, z: Tensor) -> Moved:
+        return Moved(y + frame.size * z.view_as(y))
+
+
 def variable(group: dict[str, Any], metric: Literal["product", "factors"]) -> Variable:
     """The variable of a parameter group: a pair, a number above a bound, or a single tensor.
 
     Args:
         group: ``params``, one tensor or the pair A (r, n) and B (m, r); ``scale``, s of a pair; ``above``, the bound of
-            a coefficient or None.
+            a coefficient or None; ``size``, that of a coefficient without a bound, None or absent where it is of order
+            one.
         metric: for pairs, ``product`` (the manifold of rank r) or ``factors``.
     """
     if len(group["params"]) == 2:
         return (LowRankPair if metric == "product" else FactorPair)(group["params"], group["scale"])
     if group["above"] is not None:
         return Positive(group["params"], group["above"])
+    if group.get("size") is not None:
+        return Sized(group["params"], group["size"])
     return Flat(group["params"])
 
 

@@ -13,6 +13,7 @@ from pinn_odelora.nets.per_field import PerField
 from pinn_odelora.nets.pfnn import PFNN
 from pinn_odelora.nets.piratenet import PirateNet
 from pinn_odelora.nets.resnet import ResNet
+from pinn_odelora.nets.scaled import Scaled, in_declared_units, in_units, in_units_of
 from pinn_odelora.nets.siren import SIREN
 from pinn_odelora.nets.weight_norm import copied
 
@@ -31,7 +32,11 @@ __all__ = [
     "PerField",
     "PirateNet",
     "ResNet",
+    "Scaled",
     "check_network",
     "copied",
     "few_inputs",
+    "in_declared_units",
+    "in_units",
+    "in_units_of",
 ]

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from pinn_odelora.errors import InputError, cause
 from pinn_odelora.formulation import Problem
 from pinn_odelora.geometry import sobol, stream
+from pinn_odelora.nets.scaled import in_declared_units
 from pinn_odelora.nets.weight_norm import fold
 
 
@@ -16,7 +17,8 @@ def few_inputs(problem: Problem) -> Tensor:
 
 
 def check_network(net: nn.Module, problem: Problem) -> nn.Module:
-    """Convert the network to float64, fold weight norm into the weights, and evaluate it at three inputs.
+    """Convert the network to float64, fold weight norm into the weights, put it in the units that the problem declares,
+    and evaluate it at three inputs.
 
     Args:
         net: a module that maps (N, inputs) to (N, fields).
@@ -30,6 +32,7 @@ def check_network(net: nn.Module, problem: Problem) -> nn.Module:
         raise InputError(f"the network is a {type(net).__name__}, not a torch module.")
     net = net.double()
     fold(net)
+    net = in_declared_units(net, problem)
     for name, x in net.state_dict().items():
         if not x.isfinite().all():
             raise InputError(f"{name} of the network holds values that are NaN or infinite.")

@@ -351,7 +351,7 @@ class ManifoldChart(Chart):
         columns = sum(variable.dimension for variable in self.variables.values())
         matrices = [p for p in parameters(self.groups) if p.ndim == 2]
         pairs = any(is_pair(group) for group in self.groups)
-        stretched = any(group["above"] is not None for group in self.groups)
+        stretched = any(group["above"] is not None or group.get("size") for group in self.groups)
         shape = Shape(residuals, columns, sum(sum(p.shape) for p in matrices), not (pairs or stretched))
         return plan(shape, self.memory)
 

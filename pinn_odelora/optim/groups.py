@@ -31,16 +31,17 @@ def pairs_of(net: nn.Module) -> list[Group]:
 def single_tensors(solution: nn.Module) -> list[Group]:
     """A group ``{"params": [x], "name": …}`` for every trained tensor that is no factor; a weight has its layer's name.
 
-    ``above`` is the bound of a coefficient of the equation, see ``Solution``.
+    ``above`` is the bound of a coefficient of the equation, ``size`` that of one without a bound, see ``Solution``.
     """
     pairs = {id(x) for layer in solution.modules() if isinstance(layer, LowRankLinear) for x in layer.factors}
     weights = {id(x.weight): name for name, x in solution.named_modules() if isinstance(x, nn.Linear)}
-    bounds = getattr(solution, "bounds", {})
+    bounds, sizes = getattr(solution, "bounds", {}), getattr(solution, "sizes", {})
     return [
         {
             "params": [p],
             "name": plain_name(weights.get(id(p), name)),
             "above": bounds.get(name),
+            "size": sizes.get(name),
         }
         for name, p in solution.named_parameters()
         if p.requires_grad and id(p) not in pairs

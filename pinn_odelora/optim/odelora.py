@@ -398,7 +398,7 @@ class ODELoRA(Optimizer):
         """
         state, keys = state_dict["state"], parameters(state_dict["param_groups"])
         self._check_saved(state_dict["param_groups"], [state.get(key, {}) for key in keys])
-        own = [{key: group[key] for key in ("scale", "above")} for group in self.param_groups]
+        own = [{key: group.get(key) for key in ("scale", "above", "size")} for group in self.param_groups]
         super().load_state_dict(state_dict)
         for group, settings in zip(self.param_groups, own, strict=True):
             group.update(settings)

@@ -9,12 +9,13 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
+from numpy.typing import ArrayLike
 from torch import nn
 
 from pinn_odelora.budget import Budget
@@ -23,11 +24,12 @@ from pinn_odelora.checks.evaluation import check_reference
 from pinn_odelora.error_estimate import error_estimate
 from pinn_odelora.errors import InputError
 from pinn_odelora.files import write_json
-from pinn_odelora.formulation import Problem
+from pinn_odelora.formulation import Problem, Term
 from pinn_odelora.geometry import sobol, stream
 from pinn_odelora.gradient import residual_vector_of
+from pinn_odelora.measurements import measured_term
 from pinn_odelora.metrics import relative_l2
-from pinn_odelora.nets import MLP, check_network, copied
+from pinn_odelora.nets import MLP, Scaled, check_network, copied, in_units
 from pinn_odelora.pretraining import cache, stages
 from pinn_odelora.rules import check, number, one_of, whole
 from pinn_odelora.system import Solution, System, draw_points
@@ -69,6 +71,7 @@ class Pretraining:
         interior, boundary: points for terms of full dimension, and for the others; natural gradient takes at most
             ``interior`` residuals of all terms and components together.
         seed: of the initial weights and the points.
+        scales: whether units are found for what the problem does not declare (``scaling.find``).
 
     Raises:
         InputError: for a number out of its range, or an unknown second stage.
@@ -83,12 +86,13 @@ class Pretraining:
     interior: int = 1000
     boundary: int = 200
     seed: int = 0
+    scales: bool = True
 
     def __post_init__(self) -> None:
         positive = number(above=0)
         check(self, adam_steps=whole(0), adam_lr=positive, second_stage=one_of(*SECOND_STAGES), target=positive)
         check(self, natural_gradient_steps=whole(0), lbfgs_evals=whole(0), interior=whole(1), boundary=whole(1))
-        check(self, seed=whole(0, 2**32 - 1))
+        check(self, seed=whole(0, 2**32 - 1), scales=one_of(True, False))
 
     def run(self, system: System, say: Callable[[str], None] = log.info) -> None:
         """Train the network of a system in place, with a message now and then.
@@ -133,6 +137,7 @@ def pretrain(
     net: nn.Module | None = None,
     *,
     settings: Pretraining | None = None,
+    data: str | Path | Mapping[str, ArrayLike] | Term | None = None,
     cache: str | Path | None = None,
     threads: int | None = 1,
     say: Callable[[str], None] = log.info,
@@ -145,6 +150,7 @@ def pretrain(
         problem: the equation at the parameters to start from; its terms for the target only are left out.
         net: the network to train, which is not changed; an ``MLP`` of four hidden layers of 40 units if absent.
         settings: how it is trained.
+        data: measured values of the problem to adapt to, which tell the sizes of fields; see ``adapt``.
         cache: folder of networks trained before, in which this one is looked for and kept; None keeps nothing.
         threads: CPU threads of torch meanwhile; one is fastest for networks of the usual size. None leaves them alone.
         say: takes messages on the way.
@@ -159,7 +165,12 @@ def pretrain(
     if net is None:
         generator = torch.Generator().manual_seed(settings.seed)
         net = MLP(problem.inputs, len(problem.fields), generator=generator)
-    net, problem = check_network(copied(net), problem), problem.as_source()
+    net, problem = copied(net), problem.as_source()
+    if settings.scales:
+        net = in_units(net, problem, None if data is None else measured_term(data, problem))
+    net = check_network(net, problem)
+    if isinstance(net, Scaled):
+        say(str(net.scales))
     system = System(problem, Solution(problem, net))
     with limited(threads):
         if cache is None:
@@ -170,16 +181,19 @@ def pretrain(
 
 
 def unseen_error(system: System, seed: int) -> Callable[[], float]:
-    """Relative L2 error at points that nothing is trained on, as a function of the network as it is; NaN without a
-    reference.
+    """Relative L2 error at points that nothing is trained on, as a function of the network as it is, with the fields in
+    its units; NaN without a reference.
     """
     p = system.problem.region.sample(2048, lambda n, d: sobol(n, d, seed=stream("pretraining error", seed)))
     p = p.to(next(system.solution.parameters()))
     reference = system.problem.reference(p)
+    net = system.solution.net
 
     @torch.no_grad()
     def error() -> float:
-        return relative_l2(system.solution(p), reference)
+        if reference is None or not isinstance(net, Scaled):
+            return relative_l2(system.solution(p), reference)
+        return relative_l2(net.of_fields(system.solution(p)), net.of_fields(reference))
 
     return error
 

@@ -15,6 +15,7 @@ from pinn_odelora.linalg.plan import Plan
 from pinn_odelora.log import Log
 from pinn_odelora.loop import Row, Training
 from pinn_odelora.lowrank.settings import LoRA
+from pinn_odelora.misfit import Misfit
 from pinn_odelora.optim.methods import Method
 from pinn_odelora.sampling.settings import Sampling
 from pinn_odelora.selection.rank import AdaptiveRank
@@ -33,6 +34,7 @@ class EndedRun(Protocol):
         training: what the steps have changed.
         history: the logged rows; the last one describes the end.
         intervals: of the coefficients that were found.
+        misfits: of the measured fields, where there are such coefficients.
         error_before: relative L2 error of the pretrained network.
         losses_before, losses: held-out loss by term, of that network and of what the run returns.
         estimate: of the error, where there is one.
@@ -56,6 +58,7 @@ class EndedRun(Protocol):
     data_weight: float
     history: list[Row]
     intervals: Mapping[str, Interval]
+    misfits: Mapping[str, Misfit]
     error_before: float
     losses_before: Mapping[str, float]
     losses: Mapping[str, float]

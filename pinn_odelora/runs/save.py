@@ -25,6 +25,7 @@ from pinn_odelora.integrators import Tableau, tableau
 from pinn_odelora.lowrank.adapter_files import merged_state_dict
 from pinn_odelora.metrics import known
 from pinn_odelora.naming import integrator_name, snake_case
+from pinn_odelora.nets.scaled import inside
 from pinn_odelora.ntk.settings import Regime
 from pinn_odelora.runs import provenance
 from pinn_odelora.runs.alone import alone
@@ -142,7 +143,7 @@ def configuration(adaptation: EndedRun, folder: Path) -> dict[str, Any]:
     integrator = run.method.integrator
     return {
         "problem": described(run.problem) | unknown,
-        "net": described(run.net),
+        "net": described(inside(run.net)),
         "method": {"_target_": f"pinn_odelora.methods.{run.method.name}", **run.method.settings},
         "integrator": described(integrator)
         if integrator
@@ -161,7 +162,7 @@ def configuration(adaptation: EndedRun, folder: Path) -> dict[str, Any]:
         **OTHERS,
         "choices": {
             "problem": snake_case(type(run.problem)),
-            "net": snake_case(type(run.net)),
+            "net": snake_case(type(inside(run.net))),
             "method": run.method.name,
             "integrator": integrator_name(integrator) if integrator else None,
         },

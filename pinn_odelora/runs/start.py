@@ -8,12 +8,16 @@ import secrets
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from pinn_odelora.adaptation import Adaptation
-from pinn_odelora.checkpoints import load_network, save_network
+from pinn_odelora.checkpoints import load_network, save_network, units_of
 from pinn_odelora.errors import InputError, within
 from pinn_odelora.files import write_json
 from pinn_odelora.formulation import Problem
+from pinn_odelora.measurements import measured_term
 from pinn_odelora.metrics import known
+from pinn_odelora.nets import Scaled, in_units, in_units_of
 from pinn_odelora.pretraining import cache
 from pinn_odelora.pretraining.pretrain import Pretraining, pretrained
 from pinn_odelora.runs import provenance
@@ -21,6 +25,33 @@ from pinn_odelora.runs.folder import BASE, START
 from pinn_odelora.runs.leader import first
 from pinn_odelora.runs.messages import leaving, say
 from pinn_odelora.system import Solution, System
+
+
+def in_units_at_start(
+    net: nn.Module,
+    problem: Problem,
+    source: Problem,
+    settings: Pretraining,
+    checkpoint: str | None,
+    data: str | None,
+    folder: str | None,
+) -> nn.Module:
+    """The network in its units: those of the file of its weights, that of a run to continue or the user's own, where
+    there is one, and else those found for the problem that it will be trained on.
+
+    Args:
+        net: as the configuration gives it.
+        problem, source: what it is adapted to, and trained on.
+        settings: of pretraining.
+        checkpoint, data: files of weights and of measured values.
+        folder: of the run.
+    """
+    if folder is not None and (Path(folder) / START).is_file():
+        checkpoint = str(Path(folder) / BASE)
+    if checkpoint is not None:
+        return in_units_of(net, problem, units_of(checkpoint))
+    measured = None if data is None else measured_term(data, problem)
+    return in_units(net, source, measured) if settings.scales else net
 
 
 def check_start(
@@ -69,6 +100,8 @@ def start(
         # Now, and not at the end, since files may be edited meanwhile.
         provenance.record(folder, source, net, (adaptation.data, checkpoint))
     net.to(device)
+    if isinstance(net, Scaled):
+        say(str(net.scales))
     # There is no step yet to end after.
     with leaving("before the first step", folder):
         network = pretrained(System(source, Solution(source, net)), settings, checkpoint, kept, say, part)

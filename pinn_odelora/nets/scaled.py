@@ -1,0 +1,169 @@
+"""A network in the units of a problem:  N(x) = a + s · N̂((x - b) / h),  inputs and outputs of N̂ of order one.
+
+What is added to a network that was made for quantities of order one belongs to it: it is copied, saved and adapted with
+it, and whoever evaluates it, at the source or at the target, sees the user's units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pinn_odelora.derivatives.field import Field
+from pinn_odelora.errors import InputError
+from pinn_odelora.formulation import Problem, Term
+from pinn_odelora.scaling.find import declared_alone, find
+from pinn_odelora.units import Scales, Unit
+
+ROWS = "rows_"
+"""The beginning of the names of the buffers with the sizes of residuals."""
+
+
+class Scaled(nn.Module):
+    """N(x) = a + s · net((x - b) / h), (N, inputs) -> (N, outputs).
+
+    Shifts and sizes are buffers, float64 unless converted, and so are the units of the fields and the sizes of the
+    residuals of each term, ``rows_<term>``: all of them are in the ``state_dict``.
+
+    Args:
+        net: N̂; its linear layers are named ``net.<name>``.
+        scales: the units.
+    """
+
+    def __init__(self, net: nn.Module, scales: Scales) -> None:
+        super().__init__()
+        self.net = net
+        self.names = {"inputs": (*scales.inputs,), "fields": (*scales.fields,)}
+        self.origins = scales.origins
+        for part in ("inputs", "outputs", "fields"):
+            shift, size = zip(*getattr(scales, part).values(), strict=True)
+            self.register_buffer(f"{part}_shift", torch.tensor(shift, dtype=torch.float64))
+            self.register_buffer(f"{part}_size", torch.tensor(size, dtype=torch.float64))
+        for name, sizes in scales.rows.items():
+            self.register_buffer(ROWS + _buffer(name), torch.tensor(sizes, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """N(x)."""
+        return self.net((x - self.inputs_shift) / self.inputs_size) * self.outputs_size + self.outputs_shift
+
+    @property
+    def scales(self) -> Scales:
+        """The units, as they are in the buffers."""
+        units = lambda part, names: dict(zip(names, self._units(part), strict=True))
+        rows = {name.removeprefix(ROWS): (*x.tolist(),) for name, x in self._buffers.items() if name.startswith(ROWS)}
+        inputs, fields = self.names["inputs"], self.names["fields"]
+        return Scales(units("inputs", inputs), units("outputs", fields), units("fields", fields), rows, self.origins)
+
+    def _units(self, part: str) -> Iterable[Unit]:
+        pairs = zip(getattr(self, f"{part}_shift").tolist(), getattr(self, f"{part}_size").tolist(), strict=True)
+        return [Unit(*pair) for pair in pairs]
+
+    def row_sizes(self, term: str) -> Tensor | None:
+        """The sizes of the components of the residual of a term, (components,) or (1,); None if it is not scaled."""
+        return self._buffers.get(ROWS + _buffer(term))
+
+    def of_fields(self, u: Tensor) -> Tensor:
+        """The fields in their units, (N, fields)."""
+        return (u - self.fields_shift) / self.fields_size
+
+
+def in_own_units(name: str, term: Term, net: Scaled) -> Term:
+    """A term of the loss with each component of its residual divided by its size.
+
+    Raises:
+        InputError: by the residual, if it has another number of components than the network has sizes of.
+    """
+    if net.row_sizes(name) is None:
+        return term
+
+    def residual(f: Field) -> Tensor:
+        r, sizes = term.rows(f), net.row_sizes(name)
+        if len(sizes) not in (1, r.shape[1]):
+            raise InputError(
+                f"The residual of {name} has {r.shape[1]} components, but the network was scaled for {len(sizes)}; "
+                "pretrain it for this problem, or give one without scales."
+            )
+        return r / sizes
+
+    return term._replace(residual=residual)
+
+
+def _buffer(term: str) -> str:
+    return term.replace(".", "_")
+
+
+def in_units(net: nn.Module, problem: Problem, data: Term | None = None) -> nn.Module:
+    """The network in the units that are found for a problem; itself where they are the user's own, or it has some.
+
+    Args:
+        net: made for inputs and outputs of order one.
+        problem, data: as of ``find``.
+
+    Raises:
+        InputError: as ``find``.
+    """
+    if not isinstance(net, nn.Module) or isinstance(net, Scaled) or problem.scales == {}:
+        return net
+    return _wrapped(net, find(problem, data))
+
+
+def in_declared_units(net: nn.Module, problem: Problem) -> nn.Module:
+    """A network that was trained elsewhere, in the units that the problem declares; itself without any, or if it has
+    some.
+
+    Raises:
+        InputError: as ``find``.
+    """
+    return net if isinstance(net, Scaled) or not problem.scales else _wrapped(net, declared_alone(problem))
+
+
+def in_units_of(net: nn.Module, problem: Problem, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """The network in the units that a file of weights has; in the declared ones where it has none.
+
+    Args:
+        net: as the configuration gives it.
+        problem: what it solves.
+        tensors: those of the file.
+
+    Raises:
+        InputError: as ``find``.
+    """
+    if isinstance(net, Scaled):
+        net = net.net
+    if not has_units(tensors):
+        return in_declared_units(net, problem)
+    units = lambda part, names: dict(zip(names, map(Unit, *_pairs(tensors, part)), strict=True))
+    rows = {name.removeprefix(ROWS): (*x.tolist(),) for name, x in tensors.items() if name.startswith(ROWS)}
+    inputs = [f"input_{i + 1}" for i in range(len(tensors["inputs_size"]))]
+    if len(inputs) == len(problem.coords):
+        inputs = [*problem.coords]
+    scales = Scales(units("inputs", inputs), units("outputs", problem.fields), units("fields", problem.fields), rows)
+    return Scaled(net, scales)
+
+
+def has_units(names: Iterable[str]) -> bool:
+    """Whether tensors of these names are those of a network in units."""
+    return "inputs_size" in names
+
+
+def _pairs(tensors: Mapping[str, Tensor], part: str) -> Sequence[list[float]]:
+    return tensors[f"{part}_shift"].tolist(), tensors[f"{part}_size"].tolist()
+
+
+def _wrapped(net: nn.Module, scales: Scales) -> nn.Module:
+    if scales.natural:
+        return net
+    first = next(net.parameters(), torch.zeros(()))
+    return Scaled(net, scales).to(first.device)
+
+
+def inside(net: nn.Module) -> nn.Module:
+    """The network that was made for quantities of order one."""
+    return net.net if isinstance(net, Scaled) else net
+
+
+def described(net: nn.Module) -> dict[str, object] | None:
+    """The units of a network as plain values; None for one without."""
+    return net.scales.as_dict() if isinstance(net, Scaled) else None
