@@ -9,8 +9,7 @@ import pytest
 import torch
 
 import pinn_odelora as po
-from pinn_odelora import conditions
-from pinn_odelora.confidence import _noise, response
+from pinn_odelora import conditions, confidence
 from pinn_odelora.derivatives import AutogradField
 from pinn_odelora.errors import InputError
 from pinn_odelora.families.combination import Combinations
@@ -309,13 +308,13 @@ def test_two_terms_of_measurements_have_each_their_own_noise(generator):
     fits = torch.linalg.lstsq(J, noise).solution
     left = noise - J @ fits
     terms = [slice(0, 40), slice(40, 70)]
-    found = [(response(J, left[:, 0], rows), rows) for rows in terms]
-    both = [_noise(J, left[:, k], found) for k in range(400)]
+    found = [(confidence.response(J, left[:, 0], rows), rows) for rows in terms]
+    both = [confidence._noise(J, left[:, k], found) for k in range(400)]
     variance = torch.stack([v for v, _ in both]).mean(dim=0)
     assert torch.allclose(variance, fits.var(dim=1), rtol=0.1)
     # More degrees of freedom than the smaller term has, fewer than both together.
     assert all(bool(((f > 27) & (f < 67)).all()) for _, f in both)
-    alone, freedom = _noise(J, left[:, 0], found[:1])
+    alone, freedom = confidence._noise(J, left[:, 0], found[:1])
     assert freedom.tolist() == [40 - found[0][0].used] * 3
     assert torch.allclose(alone, float(left[:40, 0].square().sum()) / freedom * found[0][0].deviation ** 2)
 
@@ -390,11 +389,11 @@ def test_an_ansatz_of_the_network_keeps_its_conditions_to_rounding(generator):
 
 @pytest.mark.parametrize("unknown", [(), ("k",)])
 def test_an_ansatz_of_the_network_is_differentiated_by_jets(unknown, generator):
-    """N(1, t), whose x is no jet, and N(0, 0), of which nothing is one, are on the tape like N(x, t)."""
+    """N(1, t), and N at a place of plain tensors, which are no jets, are on the tape like N(x, t)."""
 
     def pinned(p, N):
-        origin = Points(x=torch.zeros_like(p.x), t=torch.zeros_like(p.t))
-        return hard(p, N) * torch.exp(p.t * p.x * 0) + 0 * N(origin) + p.x * (1 - p.x) ** 2 * p.t * N(origin) ** 2
+        origin = Points(x=torch.full((p.number, 1), 0.2).double(), t=torch.full((p.number, 1), 0.4).double())
+        return hard(p, N) + p.x * (1 - p.x) ** 2 * p.t * N(origin) ** 2
 
     posed = dataclasses.replace(rod(pinned), k=0.3)
     net = MLP(2, 1, width=8, depth=3, generator=generator)
