@@ -121,7 +121,8 @@ class System:
     def refused(self, points: Mapping[str, Points]) -> str:
         """What is wrong with the problem at these points, whatever the network: one sentence, or nothing."""
         try:
-            check_functions(self.problem, {name: self.terms[name] for name in points}, points)
+            with torch.enable_grad():
+                check_functions(self.problem, {name: self.terms[name] for name in points}, points)
         except InputError as refused:
             return str(refused)
         return ""

@@ -283,7 +283,8 @@ def test_the_saved_configuration_repeats_the_run(settings, run, tmp_path):
     result.save(tmp_path / "saved")
     done = run(again(tmp_path / "saved", tmp_path / "again"))
     assert_same_bits(done.result, result)
-    assert History(tmp_path / "again" / "history.csv").columns == [*result.history[0]]
+    columns = dict.fromkeys(name for row in result.history for name in row)
+    assert {*History(tmp_path / "again" / "history.csv").columns} == {*columns}
 
 
 def test_a_folder_that_holds_a_run_is_not_written_to_and_not_continued(saved, compose, tmp_path):
@@ -351,7 +352,7 @@ def test_an_unknown_coefficient_is_found_with_its_interval_and_loaded(run, tmp_p
         "data_weight": 10.0,
         "points": po.Sampling(interior=200, boundary=40),
     }
-    result = finished(begun(60, guess, **settings))
+    result = finished(begun(100, guess, **settings))
     found = result.coefficients["kappa"]
     assert found["estimate"] == pytest.approx(0.1, rel=0.02)
     assert found["low"] < found["estimate"] < found["high"]
@@ -540,7 +541,7 @@ def test_a_network_without_linear_layers_is_trained_in_full(method, tmp_path):
     assert all(
         not torch.equal(p, q) for p, q in zip(net.parameters(), result.solution.solution.net.parameters(), strict=True)
     )
-    assert math.isnan(result.history[-1]["lora/effective_rank"])
+    assert "lora/effective_rank" not in result.history[-1]
     result.save(tmp_path / "run")
     x = np.linspace(-1, 1, 5)
     assert np.array_equal(

@@ -93,7 +93,7 @@ class ProgressLine:
         loss = f"loss {row['loss']:.3e}" if "loss" in row else "…"
         found = {name.removeprefix("coefficient/"): x for name, x in row.items() if name.startswith("coefficient/")}
         quality = [f"{name} {x:.6g}" for name, x in found.items()]
-        if "error/rel_l2" in row:  # there is a reference, hence no unknown coefficient
+        if "error/rel_l2" in row and not found:  # while a coefficient is unknown there is no reference
             quality.append(f"rel. L2 {row['error/rel_l2']:.3e}")
         elif "stability/heldout_loss" in row:
             quality.append(f"held out {row['stability/heldout_loss']:.3e}")
