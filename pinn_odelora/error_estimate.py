@@ -13,11 +13,13 @@ e = û - u solves the linearised equation with the residual of u on its right-ha
 
 There are more coordinates θ than residuals, so that the second form is used, and μ decides what of r is taken for a
 consequence of the error. It is the one with the smallest loss at further points, of which the step knows nothing. Far
-from the solution a step is followed by others, as long as the loss falls by half.
+from the solution a step is followed by others, as long as the loss falls by a quarter. Half of the points inside the
+region are drawn by the size of the residual (``sampling.residual_sampling``): where it is concentrated, even points see
+little of the error.
 
 What no weights of the network can represent, a kink for instance, is not seen; the estimate is then too small. The
-fraction ``remaining`` of the loss at the further points is no measure of that: in converged runs most of the loss is at
-frequencies that hardly contribute to the error. docs/results/error_estimate.md has the ratio to the true error.
+fraction ``remaining`` of the loss at the further points is no measure of that: in converged runs most of the loss is
+left where the estimate is right. docs/results/error_estimate.md has the ratio to the true error.
 """
 
 from __future__ import annotations
@@ -31,26 +33,29 @@ import torch
 from torch import Tensor, linalg, nn
 
 from pinn_odelora.errors import InputError
-from pinn_odelora.geometry import sobol, stream
-from pinn_odelora.gradient import residual_vector_of
+from pinn_odelora.geometry import Cloud, sobol, stream
+from pinn_odelora.gradient import in_pieces, residual_vector_of
 from pinn_odelora.linalg.damped import Damped
 from pinn_odelora.linearisation import Coordinates, Linearisation, Sweep
 from pinn_odelora.lowrank.layer import LowRankLinear
 from pinn_odelora.matrices import UnitMatrices
 from pinn_odelora.objective import Trained, variables_of
 from pinn_odelora.points import Points
+from pinn_odelora.sampling.residual_sampling import resampled
 from pinn_odelora.system import System, draw_points
 
-ROWS = 1200
+ROWS = 1000
 """Residuals of a step."""
 FEW = 300
 """The least, and as many where each takes a reverse sweep of its own."""
 STEPS = 3
-ENOUGH = 0.5
+ENOUGH = 0.75
 """A further step follows one that left less than this of the loss."""
 DAMPINGS = tuple(10.0**-k for k in range(2, 15))
 """μ relative to the trace of J Jᵀ, tried from the largest until the loss rises again."""
 PROBES = 2048
+CANDIDATES, PART = 4, 0.5
+"""Points inside the region for each that is kept, and the part of those that follows the residual."""
 
 
 @dataclass(frozen=True)
@@ -192,13 +197,27 @@ def _points(system: System, rows: int, seed: int) -> Sequence[dict[str, Points]]
     # On each part of the boundary a fifth as many.
     share = inside + (sum(count.values()) - inside) / 5
     n = max(10, int(rows / share))
-    sets = []
-    for purpose in ("error estimate", "error estimate, further"):
-        unseen = {name: term.unseen for name, term in system.terms.items()}
-        sets.append(draw_points(unseen, n, max(n // 5, 2), seed, purpose=purpose))
-    own, further = sets
+    terms = {name: term.unseen for name, term in system.terms.items()}
+    own, further = (
+        _following(system, draw_points(terms, CANDIDATES * n, max(n // 5, 2), seed, purpose=purpose), n, seed)
+        for purpose in ("error estimate", "error estimate, further")
+    )
     for name, p in own.items():
         same = all(torch.equal(x, further[name][key]) for key, x in p.items() if len(x) == len(further[name][key]))
         if same and p.number > 1 and not system.terms[name].coupled:
             own[name], further[name] = (Points({key: x[k::2] for key, x in p.items()}) for k in (0, 1))
     return own, further
+
+
+def _following(system: System, points: dict[str, Points], n: int, seed: int) -> dict[str, Points]:
+    """n of the points inside the region, a part of them where the residual is large."""
+    like, residuals = next(system.solution.parameters()), in_pieces(system)
+    generator = torch.Generator().manual_seed(seed)
+    of = lambda name: lambda p: residuals({name: p.to(like)})[name]
+    found = dict(points)
+    for name, term in system.terms.items():
+        p = points[name]
+        if not term.where.interior or p.number <= n or isinstance(term.where, Cloud):
+            continue
+        found[name] = p.part(slice(0, n)) if term.coupled else resampled(p, n, PART, of(name), generator)
+    return found
