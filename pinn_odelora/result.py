@@ -63,6 +63,7 @@ class Result:
         history: one dictionary for each logged step and one for the end, by the names of docs/reference/notation.md;
             ``pandas.DataFrame(result.history)`` is a table.
         coefficients: estimate, 95 % interval and more of each unknown parameter.
+        unknown_fields: each unknown field that was found, as a function of its coordinates: ``unknown_fields["k"](x)``.
         ranks: r of each adapted layer; empty where all weights were trained.
         steps, gradient_evals, seconds: cost.
         diverged: whether numbers stopped being finite, or the held-out loss ended above its first value.
@@ -77,7 +78,8 @@ class Result:
         self.adaptation = adaptation
         self.problem: Problem = adaptation.problem
         self.net: nn.Module = adaptation.net
-        self.solution = AdaptedSolution(adaptation.problem, adaptation.net)
+        self.solution = AdaptedSolution(adaptation.problem, adaptation.net, adaptation.solution.unknown_fields)
+        self.unknown_fields = self.solution.unknown_fields
         self.adapter = Adapter(adaptation.net)
         self.history: list[Row] = adaptation.history
         self.rel_l2, self.max_error = errors["error/rel_l2"], errors["error/max"]
@@ -104,8 +106,15 @@ class Result:
 
     def outcome(self) -> str:
         """What was found and at which cost, in words."""
-        reached = ", ".join([_estimate(name, x) for name, x in self.coefficients.items()] + self._quality())
+        reached = ", ".join(self._found() + self._quality())
         return f"{reached} in {self.steps} steps, {self.gradient_evals} gradient evaluations, {self.seconds:.1f} s"
+
+    def _found(self) -> list[str]:
+        fields = {f"{name}({', '.join(q.coords)})": q.summary() for name, q in self.unknown_fields.items()}
+        return [
+            *(_estimate(name, x) for name, x in self.coefficients.items()),
+            *(f"{name} from {x['min']:.4g} to {x['max']:.4g}, mean {x['mean']:.4g}" for name, x in fields.items()),
+        ]
 
     def _quality(self) -> list[str]:
         """How good the solution is: its error where that is known, else the held-out losses and the estimate."""
@@ -123,6 +132,7 @@ class Result:
         run = self.adaptation
         plan = run.plan()
         layers, derivatives = run.chosen.splitlines()
+        fields = self.unknown_fields
         matrix = isinstance(self.problem.region, UnitMatrices)
         return {
             "problem": snake_case(type(self.problem)),
@@ -140,6 +150,7 @@ class Result:
             "no_estimate": run.estimate.reason,
             **({"rel_error": self.rel_l2} if matrix else {}),
             **({"coefficients": self.coefficients} if self.coefficients else {}),
+            **({"unknown_fields": {k: q.summary() for k, q in fields.items()}} if fields else {}),
             "loss": self.loss,
             "heldout_loss": self.heldout_loss,
             "heldout_losses_before": self.losses_before,

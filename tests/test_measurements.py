@@ -347,7 +347,9 @@ def test_an_interval_counts_measured_values_alone(tmp_path):
         solution = Solution(Bare(), net, ["c"])
         system = System(solution.problem, solution, extra)
         few = (net.linears[-1].bias, solution.coefficients["c"])
-        groups = [g for g in full_implicit(LinearlyImplicit()).groups(solution) if any(g["params"][0] is p for p in few)]
+        groups = [
+            g for g in full_implicit(LinearlyImplicit()).groups(solution) if any(g["params"][0] is p for p in few)
+        ]
         parameters = [p for group in groups for p in group["params"]]
         objective = Objective(system, parameters, {})
         points = draw_points(system.terms, 32, 4, seed=0)
