@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from pinn_odelora.sampling.settings import Sampling as Sampling
     from pinn_odelora.selection.rank import AdaptiveRank as AdaptiveRank
     from pinn_odelora.system import Solution as Solution
+    from pinn_odelora.unknown_fields import unknown_field as unknown_field
     from pinn_odelora.weighting.settings import Weighting as Weighting
 
 __version__ = "0.1.0"
@@ -103,6 +104,7 @@ PUBLIC = {
     "sampling.settings": ("Sampling",),
     "selection.rank": ("AdaptiveRank",),
     "system": ("Solution",),
+    "unknown_fields": ("unknown_field",),
     "weighting.settings": ("Weighting",),
 }
 """The public names by the module that has them. None may be that of a module here: importing it would hide the name."""

@@ -109,9 +109,10 @@ def evaluated(u: AdaptedSolution, file: Path, out: Path | None) -> Path:
         said = str(error).rstrip(".")
         raise InputError(f"The arrays {', '.join(coords)} of {file} are no coordinates: {said}.") from None
     columns = [values] if len(fields) == 1 else list(np.moveaxis(values, -1, 0))
+    found = {name: q(*(points[c] for c in q.coords)) for name, q in u.unknown_fields.items()}
     out = out or file.with_name(f"{file.stem}-predicted.npz")
     written = io.BytesIO()
-    np.savez(written, **{name: points[name] for name in coords}, **dict(zip(fields, columns, strict=True)))
+    np.savez(written, **{name: points[name] for name in coords}, **dict(zip(fields, columns, strict=True)), **found)
     write_bytes(out, written.getvalue())
     return out
 

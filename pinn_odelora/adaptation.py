@@ -27,6 +27,7 @@ from pinn_odelora.distributed import Processes
 from pinn_odelora.error_estimate import ErrorEstimate, error_estimate
 from pinn_odelora.errors import InputError, RefusedValueError
 from pinn_odelora.errors import unknown as no_such
+from pinn_odelora.field_networks import TERM, field_networks, smoothing_terms
 from pinn_odelora.formulation import Problem, Term
 from pinn_odelora.integrators import LinearlyImplicit
 from pinn_odelora.kernel import Spectrum
@@ -125,7 +126,9 @@ class Adaptation:
         self.data_weight = data_weight
         self.net = check_network(net, problem)
         extra = {} if data is None else {"data": measured_term(data, problem, data_weight)}
-        self.solution = Solution(problem, self.net, self.unknown)
+        networks = field_networks(problem)
+        extra |= smoothing_terms(problem, networks)
+        self.solution = Solution(problem, self.net, self.unknown, networks)
         self.problem = self.solution.problem
         self.system = System(self.problem, self.solution, extra, derivatives)
         check_reference(self.problem)
@@ -135,7 +138,7 @@ class Adaptation:
         self.components = {name: self.system.components(name) for name in self.system.terms}
         self.rank = self._rank()
         self.ranks = ranks_at(self.rank, self.targets) if self.method.trains == "factors" else {}
-        if self.unknown:
+        if self.sought:
             self._check_unknown()
         self.history: list[Row] = []
         self.intervals: dict[str, Interval] = {}
@@ -156,9 +159,9 @@ class Adaptation:
             raise RefusedValueError(
                 "rank", ADAPTIVE, f"{allowed}; odelora, lora_gd, scaled_gd and lora_pro adapt the rank"
             )
-        if self.unknown and not self.method.linearises:
+        if self.sought and not self.method.linearises:
             raise InputError(
-                f"{self.unknown[0]} is unknown, but only an implicit scheme can find it: choose odelora, lora_gd or "
+                f"{self._first_sought} is unknown, but only an implicit scheme can find it: choose odelora, lora_gd or "
                 "full_implicit with linearly_implicit or ros2."
             )
         if self.weighting.kind != "fixed" and self.method.one_loss:
@@ -214,19 +217,29 @@ class Adaptation:
             return None
         return self.lora.adaptive or AdaptiveRank()
 
+    @property
+    def sought(self) -> dict[str, Tensor]:
+        """What is unknown in the equation: parameters, and fields by the last tensor of their networks."""
+        fields = {name: [*network.parameters()][-1] for name, network in self.solution.unknown_fields.items()}
+        return dict(self.solution.coefficients) | fields
+
+    @property
+    def _first_sought(self) -> str:
+        return next(iter(self.sought))
+
     def _check_unknown(self) -> None:
-        """A parameter that no residual depends on cannot be found; nor can one without measurements."""
+        """A parameter or a field that no residual depends on cannot be found; nor can one without measurements."""
         if not any(term.measured for term in self.system.terms.values()):
             raise InputError(
-                f"{self.unknown[0]} is unknown, but there are no measurements to find it from: give data, or a term of "
-                "the problem with measured=True."
+                f"{self._first_sought} is unknown, but there are no measurements to find it from: give data, or a term "
+                "of the problem with measured=True."
             )
-        few = {name: self.system.sample(name) for name in self.system.terms}
+        few = {name: self.system.sample(name) for name in self.system.terms if not name.startswith(TERM)}
         with torch.enable_grad():
             total = sum(r.square().sum() for r in self.system.residuals(few).values())
-            found = torch.autograd.grad(total, [*self.solution.coefficients.values()], allow_unused=True)
-        for name, g in zip(self.solution.coefficients, found, strict=True):
-            if g is None:
+            found = torch.autograd.grad(total, [*self.sought.values()], allow_unused=True)
+        for name, g in zip(self.sought, found, strict=True):
+            if g is None or (name in self.solution.unknown_fields and not bool(g.any())):
                 raise InputError(f"{name} is unknown, but no residual of this problem depends on it.")
 
     @property
@@ -257,6 +270,7 @@ class Adaptation:
         layers = self._layers()
         seconds = time.perf_counter() - begun
         self.net.to(DTYPES[self.precision])
+        self.solution.unknown_fields.to(DTYPES[self.precision])
         like = next(self.net.parameters())
         groups = self.method.groups(self.solution)
         weights = {name: term.weight for name, term in self.system.terms.items()}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from pinn_odelora.errors import InputError
+from pinn_odelora.field_networks import FieldNetwork, FoundField
 from pinn_odelora.formulation import Problem
 from pinn_odelora.points import Points
 from pinn_odelora.system import Solution
@@ -22,11 +25,16 @@ class AdaptedSolution:
     Args:
         problem: gives the coordinates, the fields and the ansatz.
         net: the network N of the ansatz, (N, inputs) -> (N, fields).
+        networks: of the unknown fields that were found.
+
+    Attributes:
+        unknown_fields: what was found for unknown fields of the equation, by name, each a function of its coordinates.
     """
 
-    def __init__(self, problem: Problem, net: nn.Module) -> None:
+    def __init__(self, problem: Problem, net: nn.Module, networks: Mapping[str, FieldNetwork] | None = None) -> None:
         self.problem = problem
         self.solution = Solution(problem, net)
+        self.unknown_fields = {name: FoundField(x, problem.region) for name, x in (networks or {}).items()}
 
     def __call__(self, *coordinates: ArrayLike | Tensor) -> np.ndarray | Tensor:
         """The values at points, of the shape that the coordinates have after broadcasting against each other.

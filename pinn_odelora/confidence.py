@@ -10,7 +10,8 @@ This is the sandwich covariance (Huber, 1967; White, 1982); s²H⁻¹ would coun
 tr J_d H⁻¹ J_dᵀ is the number of degrees of freedom used by the fit: those of the coefficients, and those with which the
 network, to the extent that the weight of the equation allows, fits the noise.
 
-Several terms of measurements have each a noise of their own: cov θ̂ = Σ_d s_d² H⁻¹ (J_dᵀJ_d) H⁻¹, and the number of
+Several terms of measurements have each a noise of their own, and so have the fields of a file with blanks, of which
+N_d counts the measured values: cov θ̂ = Σ_d s_d² H⁻¹ (J_dᵀJ_d) H⁻¹, and the number of
 degrees of freedom of the sum v = Σ_d v_d is v² / Σ_d (v_d² / ν_d) (Welch, 1938; Satterthwaite, 1946).
 
 A run may end before it reaches the minimum. The step  -H⁻¹Jᵀr  is the remaining change of the estimate: it widens the
@@ -34,6 +35,7 @@ from torch import Tensor, linalg
 
 from pinn_odelora.linearisation import Coordinates, Linearisation, Sweep
 from pinn_odelora.manifolds.variables import variable
+from pinn_odelora.measurements import noises
 from pinn_odelora.points import Points
 
 DAMPING = 1e-14
@@ -116,7 +118,8 @@ def coefficient_intervals(
     frames = {name: frame for name, y in here.items() if (frame := variables[name].frame(y)) is not None}
     J, r = Coordinates(linearised, frames).dense(), linearised.r.double()
     measured = [name for name, term in sweep.system.terms.items() if term.measured or name == DATA]
-    found = [(response(J, r, rows), rows) for rows in (linearised.terms[name] for name in measured)]
+    parts = [part for name in measured for part in noises(points[name], linearised.terms[name])]
+    found = [(response(J, r, rows), rows) for rows in parts]
     variance, freedom = _noise(J, r, found)
     above = {group["name"]: group.get("above") for group in groups}
     size = {group["name"]: group.get("size") or 1.0 for group in groups}

@@ -37,6 +37,7 @@ from pinn_odelora.errors import InputError, unknown
 from pinn_odelora.formulation import Network, Parameter, Problem, Term
 from pinn_odelora.geometry import Region
 from pinn_odelora.points import Points
+from pinn_odelora.unknown_fields import UnknownField
 
 
 def problem(
@@ -59,7 +60,8 @@ def problem(
     """A problem from its terms, ``po.problem(coords="xt", region=po.Box(x=(0, 1), t=(0, 1)), pde=lambda f: …, …)``.
 
     Every further keyword argument is a named part. ``nu=po.parameter(0.05, 0.02, above=0)`` is a parameter: source,
-    target and bounds. Anything else is a term of the loss, w · mean |r|²: a residual r that must vanish on the whole
+    target and bounds, and ``k=po.unknown_field("x", guess=1.0)`` a field that is found from measurements. Anything else
+    is a term of the loss, w · mean |r|²: a residual r that must vanish on the whole
     region, a pair ``(region, residual)``, or a ``po.Term``, which also has a weight. A residual takes the field f,
     which it asks for columns (N, 1) by name (``f.x``, ``f.u``, ``f.u_xx``), and returns a column, or a tuple of columns
     for a system. Residuals, ansatz and reference may take parameters as further arguments: ``lambda f, nu: …``.
@@ -92,7 +94,8 @@ def problem(
     scales = {**sizes, **(scales or {})} if sizes or scales is not None else None
     coords, fields = _names("coords", coords), _names("fields", fields)
     declared = {key: part for key, part in parts.items() if _is_parameter(part)}
-    terms = {key: _term(key, part, region) for key, part in parts.items() if key not in declared}
+    sought = {key: part for key, part in parts.items() if isinstance(part, UnknownField)}
+    terms = {key: _term(key, part, region) for key, part in parts.items() if key not in {*declared, *sought}}
     declaration = Declaration(
         name=name,
         coords=coords,
@@ -100,6 +103,7 @@ def problem(
         region=region,
         regular=regular,
         parameters={key: (part.metadata["parameter"], part.default) for key, part in declared.items()},
+        unknown_fields=sought,
         terms=terms,
         reference=reference,
         ansatz=ansatz,
@@ -153,6 +157,7 @@ class Declaration:
     regular: Region | None
     parameters: Mapping[str, tuple[Parameter, Any]]
     """Each with its value at the target."""
+    unknown_fields: Mapping[str, UnknownField]
     terms: Mapping[str, Term]
     reference: Callable[..., Tensor | None] | None
     ansatz: Callable[..., tuple[Tensor, Tensor] | Tensor] | None
@@ -196,6 +201,7 @@ class Declaration:
             "scales": self.scales,
             "accuracy": self.accuracy,
             "regular": self.regular,
+            **self.unknown_fields,
         }
         parameters = [
             (name, type(target), dataclasses.field(default=target, metadata={"parameter": declared}))
@@ -311,13 +317,15 @@ def _term(name: str, part: Any, region: Region) -> Term:
 def _check_names(declaration: Declaration) -> None:
     check_apart(declaration.coords, declaration.fields)
     taken = dict.fromkeys(declaration.coords, "a coordinate") | dict.fromkeys(declaration.fields, "a field")
-    for name in (*declaration.terms, *declaration.parameters):
-        if name in taken:
-            kind = "term" if name in declaration.terms else "parameter"
-            raise InputError(f"{name} is {taken[name]}, so no {kind} may have that name.")
-    for name in declaration.parameters:
-        if hasattr(Equation, name) or name in Problem.__annotations__ or not name.isidentifier():
-            raise InputError(f"A parameter cannot be called {name}: a problem has something else of that name.")
+    inner = {"parameter": declaration.parameters, "unknown field": declaration.unknown_fields}
+    for kind, names in {"term": declaration.terms, **inner}.items():
+        for name in names:
+            if name in taken:
+                raise InputError(f"{name} is {taken[name]}, so no {kind} may have that name.")
+            other = hasattr(Equation, name) or name in Problem.__annotations__ or not name.isidentifier()
+            if kind in inner and other:
+                a = f"{'A' if kind == 'parameter' else 'An'} {kind}"
+                raise InputError(f"{a} cannot be called {name}: a problem has something else of that name.")
     if declaration.ansatz and not declaration.enforced:
         raise InputError("There is an ansatz, but enforced does not say which of the terms it satisfies.")
     if not (isinstance(declaration.name, str) and declaration.name.isidentifier()):

@@ -31,6 +31,7 @@ from pinn_odelora.geometry import Cloud, Region
 from pinn_odelora.points import Points
 from pinn_odelora.rules import Rule, number, one_of, whole
 from pinn_odelora.units import Unit
+from pinn_odelora.unknown_fields import UnknownField
 
 Residual = Callable[[Field], Tensor | tuple[Tensor, ...]]
 """A map from the field at N points to a column (N, 1), or to one column per component, that must vanish."""
@@ -244,6 +245,17 @@ class Problem(ABC):
     def parameters(cls) -> dict[str, Parameter]:
         """The declared parameters by name."""
         return {f.name: f.metadata["parameter"] for f in dataclasses.fields(cls) if "parameter" in f.metadata}
+
+    @classmethod
+    def unknown_fields(cls) -> dict[str, UnknownField]:
+        """The declared unknown fields by name."""
+        found = {name: x for c in reversed(cls.__mro__) for name, x in vars(c).items()}
+        return {name: x for name, x in found.items() if isinstance(x, UnknownField)}
+
+    @property
+    def readable(self) -> tuple[str, ...]:
+        """The names of all fields that residuals read: those of the solution, then the unknown ones."""
+        return (*self.fields, *self.unknown_fields())
 
     @property
     def unknown(self) -> tuple[str, ...]:

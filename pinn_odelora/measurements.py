@@ -6,6 +6,10 @@ field of order one; between 0.1 and 10 it counts as one.
 A file is an archive of named arrays (.npz) or a table with a header line (.csv) of values separated by commas, or by
 semicolons or tabs where the header has those, and then 0,5 may stand for 0.5. Its columns are all coordinates, at
 least one field, and optionally a weight w ≥ 0 for each point.
+
+A blank cell, NA or NaN in the column of a field says that it was not measured there, so that sensors of several fields
+at different places are one file. The mean of each field is over its own N_f measured points: the row of a point has
+the factor √(N / N_f) where the field was measured, and 0 where not, which is the same as a term for each field.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -32,6 +37,9 @@ from pinn_odelora.rules import number
 from pinn_odelora.units import of_order_one
 
 Column = NDArray[np.float64]
+BLANK = ("", "na", "nan")
+"""What stands, in any case, where nothing was measured."""
+SHARE = "share_"
 DECIMAL = re.compile(r"([+-]?\d*),(\d+(?:[eE][+-]?\d+)?)")
 THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")
 
@@ -66,7 +74,8 @@ def read_measurements(
     """The data term of a file.
 
     Its region is the cloud of the measured points, with the measured values as columns ``measured_<field>`` and the
-    weights as ``weight``, each (N, 1), float64. Points outside the problem's region are kept.
+    weights as ``weight``, each (N, 1), float64. A field with blanks has NaN there, and a column ``share_<field>``,
+    N/N_f where it was measured, else 0. Points outside the problem's region are kept.
 
     Args:
         path: a ``.npz`` or ``.csv`` file.
@@ -74,8 +83,9 @@ def read_measurements(
         weight_column: name of the optional column of weights.
 
     Raises:
-        InputError: if the file cannot be read; a column is missing, unknown, of another length or not finite; there
-            are no rows; or weights are negative or all zero. Messages count rows from 1, without the header.
+        InputError: if the file cannot be read; a column is missing, unknown, of another length or not finite; a
+            coordinate or a weight is blank, or all fields of a row or all rows of a field are; there are no rows; or
+            weights are negative or all zero. Messages count rows from 1, without the header.
     """
     return _term(path, _read(Path(path)), coords, fields, weight_column)
 
@@ -87,10 +97,13 @@ def _term(
     columns = {name: _column(path, name, array) for name, array in arrays.items()}
     _check_rows(path, columns)
     _check_values(path, columns, weight_column)
+    _check_blanks(path, columns, fields)
     measured = [name for name in fields if name in columns]
     names = {**{c: c for c in coords}, **{f: f"measured_{f}" for f in measured}, weight_column: "weight"}
-    points = Points({names[name]: torch.from_numpy(values)[:, None] for name, values in columns.items()})
     sizes = {name: _size(columns[name]) for name in measured}
+    shares = {f"{SHARE}{f}": _share(columns[f]) for f in measured if np.isnan(columns[f]).any()}
+    given = {names[name]: values for name, values in columns.items()} | shares
+    points = Points({name: torch.from_numpy(values)[:, None] for name, values in given.items()})
     return Term(Cloud(points), _mismatch(sizes, weighted=weight_column in columns), measured=True)
 
 
@@ -101,10 +114,30 @@ def _size(values: Column) -> float:
     return 1.0 if of_order_one(size) else size
 
 
+def _share(values: Column) -> Column:
+    """N / N_f where a field was measured, else 0."""
+    there = ~np.isnan(values)
+    return there * (there.size / there.sum())
+
+
+def noises(p: Points, rows: slice) -> list[slice]:
+    """The residuals of a measured term, of all points of one component after the other, by the noise that they have:
+    one for all of them, or where there are blanks one for each component, whose numbers of values then differ.
+    """
+    if not any(name.startswith(SHARE) for name in p):
+        return [rows]
+    return [slice(i, i + p.number) for i in range(rows.start, rows.stop, p.number)]
+
+
+def _error(f: Field, name: str, size: float) -> Tensor:
+    e = f.derivative(name, "") - getattr(f, f"measured_{name}").nan_to_num()
+    e = e if size == 1 else e / size
+    return getattr(f, f"{SHARE}{name}").sqrt() * e if f"{SHARE}{name}" in f.points else e
+
+
 def _mismatch(measured: Mapping[str, float], weighted: bool) -> Callable[[Field], tuple[Tensor, ...]]:
     def residual(f: Field) -> tuple[Tensor, ...]:
-        errors = [f.derivative(name, "") - getattr(f, f"measured_{name}") for name in measured]
-        errors = [e if size == 1 else e / size for e, size in zip(errors, measured.values(), strict=True)]
+        errors = [_error(f, name, size) for name, size in measured.items()]
         return tuple(f.weight.sqrt() * e for e in errors) if weighted else tuple(errors)
 
     return residual
@@ -189,7 +222,7 @@ def _numbers(path: str | Path, name: str, words: NDArray[np.str_]) -> Column:
     values = np.empty(words.size)
     for i, word in enumerate(words.flat):
         try:
-            values[i] = float(word)
+            values[i] = math.nan if word.strip().lower() in BLANK else float(word)
         except ValueError:
             hint = "; write decimals with a point" if "," in word else ""
             raise InputError(
@@ -221,7 +254,7 @@ def _check_rows(path: str | Path, columns: Mapping[str, Column]) -> None:
 
 def _check_values(path: str | Path, columns: Mapping[str, Column], weight_column: str) -> None:
     for name, values in columns.items():
-        if (bad := ~np.isfinite(values)).any():
+        if (bad := np.isinf(values)).any():
             raise InputError(
                 f"Column {name!r} of {path} is {values[bad][0]} in row {bad.argmax() + 1}; it must be finite."
             )
@@ -231,3 +264,21 @@ def _check_values(path: str | Path, columns: Mapping[str, Column], weight_column
         raise InputError(f"{column} is {weights[bad][0]} in row {bad.argmax() + 1}; weights are at least 0.")
     if not weights.any():
         raise InputError(f"{column} is 0 in every row; at least one weight must be positive.")
+
+
+def _check_blanks(path: str | Path, columns: Mapping[str, Column], fields: Sequence[str]) -> None:
+    """Only fields have blanks, none has nothing else, and no row either."""
+    blank = {name: np.isnan(values) for name, values in columns.items()}
+    for name, there in blank.items():
+        if name not in fields and there.any():
+            raise InputError(
+                f"Column {name!r} of {path} is blank in row {there.argmax() + 1}; only fields may be, where they were "
+                "not measured."
+            )
+        if there.all():
+            raise InputError(f"Column {name!r} of {path} is blank in every row; leave the column out.")
+    measured = [name for name in fields if name in columns]
+    if (empty := np.logical_and.reduce([blank[name] for name in measured])).any():
+        raise InputError(
+            f"Row {empty.argmax() + 1} of {path} has no measured value, of {', '.join(measured)}; leave the row out."
+        )

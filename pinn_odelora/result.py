@@ -68,6 +68,7 @@ class Result:
             ``pandas.DataFrame(result.history)`` is a table.
         coefficients: estimate, 95 % interval and more of each unknown parameter; no interval where the measured values
             are not fitted.
+        unknown_fields: each unknown field that was found, as a function of its coordinates: ``unknown_fields["k"](x)``.
         misfits: how each measured field is fitted, where a parameter was unknown.
         ranks: r of each adapted layer; empty where all weights were trained.
         steps, gradient_evals, seconds: cost.
@@ -83,7 +84,8 @@ class Result:
         self.adaptation = adaptation
         self.problem: Problem = adaptation.problem
         self.net: nn.Module = adaptation.net
-        self.solution = AdaptedSolution(adaptation.problem, adaptation.net)
+        self.solution = AdaptedSolution(adaptation.problem, adaptation.net, adaptation.solution.unknown_fields)
+        self.unknown_fields = self.solution.unknown_fields
         self.adapter = Adapter(adaptation.net)
         self.history: list[Row] = adaptation.history
         self.rel_l2, self.max_error = errors["error/rel_l2"], errors["error/max"]
@@ -112,11 +114,18 @@ class Result:
 
     def outcome(self) -> str:
         """What was found and at which cost, in words."""
-        found = ", ".join(_estimate(name, x) for name, x in self.coefficients.items())
-        if found and (missed := [_missed(name, x) for name, x in self.misfits.items() if not x.fitted]):
-            found += f" (no interval, since the data are not fitted: {'; '.join(missed)})"
-        reached = ", ".join([*filter(None, [found]), *self._quality()])
+        reached = ", ".join(self._found() + self._quality())
         return f"{reached} in {self.steps} steps, {self.gradient_evals} gradient evaluations, {self.seconds:.1f} s"
+
+    def _found(self) -> list[str]:
+        fields = {f"{name}({', '.join(q.coords)})": q.summary() for name, q in self.unknown_fields.items()}
+        estimates = ", ".join(_estimate(name, x) for name, x in self.coefficients.items())
+        if estimates and (missed := [_missed(name, x) for name, x in self.misfits.items() if not x.fitted]):
+            estimates += f" (no interval, since the data are not fitted: {'; '.join(missed)})"
+        return [
+            *filter(None, [estimates]),
+            *(f"{name} from {x['min']:.4g} to {x['max']:.4g}, mean {x['mean']:.4g}" for name, x in fields.items()),
+        ]
 
     def _quality(self) -> list[str]:
         """How good the solution is: its error where that is known, else the held-out losses and the estimate."""
@@ -137,6 +146,7 @@ class Result:
         run = self.adaptation
         plan = run.plan()
         layers, derivatives = run.chosen.splitlines()
+        fields = self.unknown_fields
         matrix = isinstance(self.problem.region, UnitMatrices)
         return {
             "problem": snake_case(type(self.problem)),
@@ -156,6 +166,7 @@ class Result:
             **({"rel_error": self.rel_l2} if matrix else {}),
             **({"coefficients": self.coefficients} if self.coefficients else {}),
             **({"misfits": {k: _plain(x._asdict()) for k, x in self.misfits.items()}} if self.misfits else {}),
+            **({"unknown_fields": {k: q.summary() for k, q in fields.items()}} if fields else {}),
             **({"scales": self.net.scales.as_dict()} if isinstance(self.net, Scaled) else {}),
             "loss": self.loss,
             "heldout_loss": self.heldout_loss,

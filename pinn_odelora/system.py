@@ -17,6 +17,7 @@ from pinn_odelora.derivatives import SAMPLE, Engine, lifted, rehearse
 from pinn_odelora.derivatives.jets import LastingJets, alike
 from pinn_odelora.distributed import ALONE, Processes
 from pinn_odelora.errors import InputError
+from pinn_odelora.field_networks import extended
 from pinn_odelora.formulation import Problem, Term
 from pinn_odelora.geometry import sobol, stream
 from pinn_odelora.nets.scaled import Scaled, in_own_units
@@ -37,11 +38,19 @@ class Solution(nn.Module):
             in ``problem``. The ``problem`` of the solution holds them as tensors; by the name of the tensor ``bounds``
             has what they must stay above, and ``sizes`` the first guesses of those that have no bound and are not of
             order one, which they are measured in.
+        unknown_fields: the networks of unknown fields that are trained, too; in residuals the others are their guess.
     """
 
-    def __init__(self, problem: Problem, net: nn.Module, unknown: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        net: nn.Module,
+        unknown: Sequence[str] = (),
+        unknown_fields: Mapping[str, nn.Module] | None = None,
+    ) -> None:
         super().__init__()
         self.net = net
+        self.unknown_fields = nn.ModuleDict(unknown_fields or {})
         start = {name: torch.tensor(float(getattr(problem, name)), dtype=torch.float64) for name in unknown}
         self.coefficients = nn.ParameterDict({name: nn.Parameter(x) for name, x in start.items()})
         self.problem = dataclasses.replace(problem, **dict(self.coefficients)) if unknown else problem
@@ -108,6 +117,8 @@ class System:
     ) -> None:
         self.problem = problem
         self.solution = solution
+        declared = problem.unknown_fields()
+        self.evaluated = extended(solution, declared) if declared else solution
         self.extra = dict(extra or {})
         self.terms = {**problem.loss_terms(), **self.extra}
         if isinstance(net := getattr(solution, "net", None), Scaled):
@@ -139,9 +150,9 @@ class System:
                 self._engines[name] = rehearse(
                     name,
                     term.rows,
-                    self.solution,
+                    self.evaluated,
                     self.sample(name),
-                    self.problem.fields,
+                    self.problem.readable,
                     self.problem.coords,
                     engine=self.derivatives,
                     coupled=term.coupled,

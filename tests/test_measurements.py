@@ -1,15 +1,23 @@
 """Measurements: the data term is the weighted misfit of the measured fields, and every malformed file is named."""
 
+import dataclasses
 import pickle
 
 import numpy as np
 import pytest
 import torch
 
+from pinn_odelora.confidence import coefficient_intervals
 from pinn_odelora.derivatives import AutogradField
 from pinn_odelora.errors import InputError
+from pinn_odelora.formulation import Problem, Term, parameter
+from pinn_odelora.geometry import Box
+from pinn_odelora.integrators import LinearlyImplicit
+from pinn_odelora.linearisation import Coordinates, Linearisation, Sweep
 from pinn_odelora.measurements import read_measurements
 from pinn_odelora.nets import MLP
+from pinn_odelora.objective import Objective
+from pinn_odelora.optim.methods import full_implicit
 from pinn_odelora.system import Solution, System, draw_points
 from problems.burgers import Burgers
 
@@ -125,7 +133,7 @@ def without(*names):
 
 
 BAD = {
-    "nan": (changed("u", 2, np.nan), r"Column 'u' of .* is nan in row 3; it must be finite"),
+    "nan": (changed("x", 2, np.nan), r"Column 'x' of .* is blank in row 3; only fields may be"),
     "inf": (changed("y", 5, -np.inf), r"Column 'y' of .* is -inf in row 6; it must be finite"),
     "negative weight": (changed("weight", 0, -0.5), r"Column 'weight' of .* is -0.5 in row 1; weights are at least 0"),
     "no weight": (columns() | {"weight": np.zeros(N)}, r"Column 'weight' of .* is 0 in every row"),
@@ -210,7 +218,7 @@ def test_a_single_array_is_no_archive(tmp_path):
         ("x,y,u\n0,0,1\n0,1\n", r"Row 2 of .* has 2 values, but the header has 3 columns"),
         ("x,y,u\n0,0,1,5\n", r"Row 1 of .* has 4 values"),
         ("x,y,u\n0,0,1\n0,0,high\n", r"Column 'u' of .* is 'high' in row 2, not a number"),
-        ("x,y,u\n0,,1\n", r"Column 'y' of .* is '' in row 1, not a number"),
+        ("x,y,u\n0,,1\n", r"Column 'y' of .* is blank in row 1; only fields may be"),
         ("x,y,u,x\n0,0,1,0\n", r"Column 'x' of .* occurs 2 times"),
         ("0.1,0.2,0.3\n0,0,1\n", r"Unknown column of .*: '0.1'"),
         ("x;y;u\n1,500;2,250;3,125\n", r"Column 'x' of .* is '1,500' in row 1, not a number; write decimals with a"),
@@ -260,3 +268,107 @@ def test_missing_files_and_folders(suffix, tmp_path):
 def test_other_kinds_of_file(tmp_path):
     with pytest.raises(InputError, match=r"data.xlsx is not a file of measurements; allowed: .npz .* .csv"):
         read_measurements(tmp_path / "data.xlsx", COORDS, FIELDS)
+
+
+# Blanks: fields measured at different places.
+
+BLANKS = {"u": [0, 3], "p": [1, 2, 3, 5]}
+"""Rows of each field in which it was not measured; row 3 has v alone."""
+
+
+def with_blanks():
+    table = columns("x y u v p weight")
+    for name, rows in BLANKS.items():
+        table[name][rows] = np.nan
+    return table
+
+
+def write_words(path, table):
+    """Blank cells, NA and NaN by turns."""
+    words = iter(["", "NA", " ", "NaN", "nan", "na"])
+    write = lambda x: next(words) if np.isnan(x) else repr(float(x))
+    lines = [",".join(table), *(",".join(map(write, row)) for row in zip(*table.values(), strict=True))]
+    path.write_text("\n".join(lines))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bare(Problem):
+    """An equation with a coefficient, to have measurements beside it."""
+
+    coords, fields, supports = COORDS, FIELDS, ("soft",)
+    region = Box(x=(0, 2), y=(0, 2))
+    c: float = parameter(1.0, 2.0)
+
+    def terms(self):
+        return {"pde": Term(self.region, lambda f: f.u_x + self.c * f.v_y + f.p)}
+
+
+def together_and_alone(folder, suffix=".npz", write=write_npz):
+    """The data with blanks as one term, and as a term for each field over the points where it was measured."""
+    table, alone = with_blanks(), {}
+    write(folder / f"data{suffix}", table)
+    for name in FIELDS:
+        there = ~np.isnan(table[name])
+        write_npz(folder / f"{name}.npz", {key: table[key][there] for key in ("x", "y", name, "weight")})
+        alone[name] = read_measurements(folder / f"{name}.npz", COORDS, FIELDS)
+    return {"data": read_measurements(folder / f"data{suffix}", COORDS, FIELDS)}, alone
+
+
+@pytest.mark.parametrize(("suffix", "write"), [(".npz", write_npz), (".csv", write_words)])
+def test_a_file_with_blanks_is_a_term_for_each_field(suffix, write, tmp_path):
+    """Loss, gradient and Jacobian are the same."""
+    net = MLP(2, 3, width=5, depth=2)
+
+    def evaluated(extra):
+        system = System(Bare(), Solution(Bare(), net), extra)
+        points = draw_points(system.terms, 4, 4, seed=0)
+        linearised = Linearisation(Sweep(system, {"linears.1": net.linears[1]}), points)
+        return system.loss(points), Coordinates(linearised, {}).dense()[4:], linearised.r[4:]
+
+    together, alone = together_and_alone(tmp_path, suffix, write)
+    (loss, J, r), (separate, J_alone, r_alone) = evaluated(together), evaluated(alone)
+    torch.testing.assert_close(loss.total, separate.total, rtol=1e-14, atol=0)
+    weights = list(net.parameters())
+    gradients = (torch.autograd.grad(x.total, weights) for x in (loss, separate))
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-15)
+    there = torch.from_numpy(np.concatenate([~np.isnan(with_blanks()[name]) for name in FIELDS]))
+    assert not r[~there].any()
+    assert not J[~there].any()
+    torch.testing.assert_close(r[there], r_alone, rtol=1e-13, atol=1e-15)
+    torch.testing.assert_close(J[there], J_alone, rtol=1e-12, atol=1e-15)
+
+
+def test_an_interval_counts_measured_values_alone(tmp_path):
+    """It is that of separate terms, each with a noise of its own."""
+    net = MLP(2, 3, width=5, depth=2)
+    found = []
+    for extra in together_and_alone(tmp_path):
+        solution = Solution(Bare(), net, ["c"])
+        system = System(solution.problem, solution, extra)
+        few = (net.linears[-1].bias, solution.coefficients["c"])
+        groups = [
+            g for g in full_implicit(LinearlyImplicit()).groups(solution) if any(g["params"][0] is p for p in few)
+        ]
+        parameters = [p for group in groups for p in group["params"]]
+        objective = Objective(system, parameters, {})
+        points = draw_points(system.terms, 32, 4, seed=0)
+        found.append(coefficient_intervals(objective.sweep, groups, points)["c"])
+    assert found[0].std > 0
+    assert tuple(found[0]) == pytest.approx(tuple(found[1]), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("x,y,u,v\n0,0,1,2\n0,1,,NA\n", r"Row 2 of .* has no measured value, of u, v; leave the row out"),
+        ("x,y,u,v\n0,0,1,\n0,1,2,\n", r"Column 'v' of .* is blank in every row; leave the column out"),
+        ("x,y,u,v\n0,0,1,\n,1,2,3\n", r"Column 'x' of .* is blank in row 2; only fields may be, where they were not"),
+        ("x,y,u,weight\n0,0,1,nan\n", r"Column 'weight' of .* is blank in row 1; only fields may be"),
+        ("x,y,u,v\n0,0,1,-\n", r"Column 'v' of .* is '-' in row 1, not a number"),
+    ],
+)
+def test_blanks_that_are_refused(text, reason, tmp_path):
+    (tmp_path / "data.csv").write_text(text)
+    with pytest.raises(InputError, match=reason):
+        read_measurements(tmp_path / "data.csv", COORDS, FIELDS)

@@ -258,13 +258,15 @@ class Measured(NamedTuple):
         points: the coordinates, (N,) each.
         columns: the index of each measured field.
         root: √w of every point, (N,).
-        values: √w y, field by field, of the points with a positive weight, (values,).
+        values: √w y, field by field, of the points with a positive weight, where it was measured, (values,).
+        there: which of all these were measured, (fields · N,).
     """
 
     points: tuple[Array, ...]
     columns: tuple[int, ...]
     root: Array
     values: Array
+    there: Array
 
     @classmethod
     def of(cls, data: str | Path | Mapping[str, ArrayLike] | Term, problem: Problem) -> Measured:
@@ -280,18 +282,20 @@ class Measured(NamedTuple):
         column = {name: x.detach().cpu().double().numpy()[:, 0] for name, x in points.items()}
         root = np.sqrt(column.get("weight", np.ones(points.number)))
         kept = root > 0
-        values = [root[kept] * column[f"measured_{name}"][kept] for name in fields]
+        values = np.concatenate([root[kept] * column[f"measured_{name}"][kept] for name in fields])
+        there = ~np.isnan(values)
         return cls(
             tuple(column[name][kept] for name in problem.coords),
             tuple(problem.fields.index(name) for name in fields),
             root[kept],
-            np.concatenate(values),
+            values[there],
+            there,
         )
 
     def weighted(self, u: Array, fields: int) -> Array:
         """√w u of the measured fields, from all at the points, (N,) or (N, fields) -> (values,)."""
         table = np.asarray(u, dtype=np.float64).reshape(-1, fields)
-        return np.concatenate([self.root * table[:, i] for i in self.columns])
+        return np.concatenate([self.root * table[:, i] for i in self.columns])[self.there]
 
 
 def _cloud(term: Term) -> Points:

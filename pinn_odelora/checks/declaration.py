@@ -26,7 +26,10 @@ def check_declaration(problem: Problem) -> Mapping[str, Term]:
         InputError: for the first thing that is wrong, by the name of its attribute or term.
     """
     coords = check_names("coords", problem.coords)
-    check_apart(coords, check_names("fields", problem.fields))
+    check_names("fields", problem.fields)
+    check_apart(coords, check_names("fields", problem.readable))
+    for name, field in problem.unknown_fields().items():
+        field.check(name, coords)
     check_region("region", problem.region, coords)
     for name, (low, high) in getattr(problem.region, "bounds", {}).items():
         if name in coords and not low < high:

@@ -76,7 +76,12 @@ class Trial:
 
     def field(self, p: Points) -> Asked:
         """What a residual reads at points p."""
-        return Asked(AutogradField(self, p, self.problem.fields, self.problem.coords))
+        return Asked(AutogradField(self.extended, p, self.problem.readable, self.problem.coords))
+
+    def extended(self, p: Points) -> Tensor:
+        """With a smooth function for each unknown field, too."""
+        slope = self.directions[0, 0]
+        return torch.cat([self(p), *(x.trial(p, slope) for x in self.problem.unknown_fields().values())], dim=1)
 
 
 class Asked(Field):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
@@ -19,11 +19,12 @@ from pinn_odelora.adapted_solution import AdaptedSolution
 from pinn_odelora.arguments import given as argument
 from pinn_odelora.checkpoints import load_network, read_state_dict
 from pinn_odelora.errors import InputError
+from pinn_odelora.field_networks import FieldNetwork, field_networks
 from pinn_odelora.formulation import Problem
 from pinn_odelora.lowrank.adapter_files import load_adapter
 from pinn_odelora.nets import check_network, copied, in_units_of
 from pinn_odelora.runs import provenance
-from pinn_odelora.runs.folder import ADAPTER, BASE, COEFFICIENTS, CONFIG, FAMILY, WEIGHTS
+from pinn_odelora.runs.folder import ADAPTER, BASE, COEFFICIENTS, CONFIG, FAMILY, UNKNOWN_FIELDS, WEIGHTS
 
 if TYPE_CHECKING:
     from pinn_odelora.families.family import Family
@@ -60,7 +61,7 @@ def load(run: str | Path, net: nn.Module | None = None, problem: Problem | None 
         raise InputError(
             f"{folder} holds no finished run; continue it with: python train.py {argument('resume', folder)}"
         )
-    return AdaptedSolution(problem, net)
+    return AdaptedSolution(problem, net, found_fields(problem, folder / UNKNOWN_FIELDS))
 
 
 def family(run: str | Path) -> Family:
@@ -126,3 +127,11 @@ def with_coefficients(problem: Problem, folder: Path) -> Problem:
         return dataclasses.replace(problem, **json.loads(file.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise InputError(f"{file} is damaged, or belongs to another problem ({error}).") from None
+
+
+def found_fields(problem: Problem, file: Path) -> Mapping[str, FieldNetwork]:
+    """The networks of the unknown fields that the run found."""
+    networks = nn.ModuleDict(field_networks(problem) if file.exists() else {})
+    if file.exists():
+        load_network(networks, file)
+    return dict(networks.items())

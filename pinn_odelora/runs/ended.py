@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pinn_odelora.budget import Budget
 from pinn_odelora.confidence import Interval
 from pinn_odelora.error_estimate import ErrorEstimate
+from pinn_odelora.field_networks import FoundField
 from pinn_odelora.formulation import Problem
 from pinn_odelora.linalg.plan import Plan
 from pinn_odelora.log import Log
@@ -85,6 +86,7 @@ class Outcome(Protocol):
     net: nn.Module
     history: list[Row]
     coefficients: Mapping[str, Mapping[str, Any]]
+    unknown_fields: Mapping[str, FoundField]
     rel_l2_before: float
 
     @property

@@ -30,7 +30,17 @@ from pinn_odelora.ntk.settings import Regime
 from pinn_odelora.runs import provenance
 from pinn_odelora.runs.alone import alone
 from pinn_odelora.runs.ended import EndedRun, Outcome
-from pinn_odelora.runs.folder import ADAPTER, BASE, COEFFICIENTS, CONFIG, HISTORY, START, SUMMARY, WEIGHTS
+from pinn_odelora.runs.folder import (
+    ADAPTER,
+    BASE,
+    COEFFICIENTS,
+    CONFIG,
+    HISTORY,
+    START,
+    SUMMARY,
+    UNKNOWN_FIELDS,
+    WEIGHTS,
+)
 from pinn_odelora.runs.history import History
 from pinn_odelora.runs.location import check_free
 from pinn_odelora.runs.pointwise import equation_residual, measured_points
@@ -99,6 +109,8 @@ def save_outcome(
     if result.coefficients:
         # Without them the solution could not be built again.
         write_json(folder / COEFFICIENTS, {name: x["estimate"] for name, x in result.coefficients.items()})
+    if result.unknown_fields:
+        save_tensors(result.adaptation.solution.unknown_fields.state_dict(), folder / UNKNOWN_FIELDS)
     save_figures(result, folder)
     start = {name: value for name, value in facts.items() if name != "tracking_id"}
     summary = {**result.summary, **(names or {}), **start, "versions": versions()}
@@ -107,8 +119,9 @@ def save_outcome(
 
 
 def save_figures(result: Outcome, folder: Path) -> None:
-    """solution.png and history.png."""
+    """solution.png and history.png, and <field>.png of every unknown field of one or two coordinates."""
     # matplotlib is imported for them alone.
+    from pinn_odelora.runs.field_figure import field_figure
     from pinn_odelora.runs.figures import solution_figure
     from pinn_odelora.runs.history_figure import history_figure
 
@@ -116,6 +129,9 @@ def save_figures(result: Outcome, folder: Path) -> None:
     beside = {"residual": equation_residual(run.system), "measured": measured_points(run.system)}
     solution_figure(run.problem, run.solution, folder / "solution.png", **beside)
     history_figure(result.history, folder / "history.png")
+    for name, field in result.unknown_fields.items():
+        if len(field.coords) <= 2:
+            field_figure(name, field, folder / f"{name}.png")
 
 
 def versions() -> dict[str, str | None]:
