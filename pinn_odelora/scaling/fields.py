@@ -76,8 +76,8 @@ class Fields:
         self.ranges = {name: _range(x) for name, x in values.items()}
 
     def _multiplier(self) -> list[float]:
-        """The root mean square of m for each field; one with soft conditions."""
-        if not self.hard:
+        """The root mean square of m for each field; one with soft conditions and where the ansatz takes the network."""
+        if not self.hard or self.problem.reads_network:
             return [1.0] * len(self.problem.fields)
         m = self.problem.ansatz(points_of(self.problem.region))[1].detach()
         rms = m.square().mean(dim=0).sqrt().expand(len(self.problem.fields))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pinn_odelora.derivatives.autograd import AutogradField
+from pinn_odelora.field_networks import extended
 from pinn_odelora.formulation import Problem, Term
 from pinn_odelora.geometry import Region, sobol, stream
 from pinn_odelora.points import Points
@@ -63,19 +64,23 @@ class Trial:
         """u of N = base + amplitude · waves; amplitudes are (fields,) or, one for each point, (N, fields)."""
 
         def u(p: Points) -> Tensor:
-            N = base + amplitudes * shape(self.inputs(p))
+            network = lambda q: base + amplitudes * shape(self.inputs(q))
             if self.problem.conditions == "soft":
-                return N
+                return network(p)
+            if self.problem.reads_network:
+                return self.problem.ansatz(p, network)
             g, m = self.problem.ansatz(p)
-            return g + m * N
+            return g + m * network(p)
 
         return u
 
     def rows(self, term: Term, p: Points, solution: Callable[[Points], Tensor]) -> Tensor | None:
         """The residual of a term, (N, components); None where it cannot be evaluated, as the run will say."""
+        declared = self.problem.unknown_fields()
+        read = extended(solution, declared) if declared else solution
         try:
             with torch.enable_grad():
-                r = term.rows(AutogradField(solution, p, self.problem.fields, self.problem.coords))
+                r = term.rows(AutogradField(read, p, self.problem.readable, self.problem.coords))
         except Exception:  # A residual of the user's can fail in any way.
             return None
         return r if isinstance(r, Tensor) and r.ndim == 2 and len(r) == p.number else None
