@@ -625,8 +625,8 @@ def test_bad_input_is_refused_in_one_sentence():
         nuclear_norm_solution(model, -0.1)
     with refused("weight is nan, but"):
         proximal(math.nan)
-    with refused("rank is 4, but it must be at most 3 for layer second of shape (3, 6)."):
-        train(model, method, rank=4)
+    with refused("rank is 5, but it must be at most 4 for layer first of shape (5, 4)."):
+        train(model, method, rank=5)
     with refused("rank is None, but factors need one"):
         train(model, method)
     with refused("scale is 0, but"):

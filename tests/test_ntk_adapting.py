@@ -115,8 +115,8 @@ def test_bad_input_is_refused_in_one_sentence():
         adapt_linearised(net, problem, decay=0.1)
     with refused("rank is 'adaptive', but it must be a whole number or auto"):
         adapt_linearised(net, problem, lora=po.LoRA(rank="adaptive"))
-    with refused("rank is 6, but it must be at most 5 for layer linears.1"):
-        adapt_linearised(net, problem, lora=po.LoRA(rank=6))
+    with refused("rank is 7, but it must be at most 6 for layer linears.2"):
+        adapt_linearised(net, problem, lora=po.LoRA(rank=7))
     with refused("lora_gd with an implicit scheme knows no weight decay"):
         adapt_linearised(net, problem, method=lora_gd(LinearlyImplicit()), decay=0.1, lora=po.LoRA(start="zero"))
 
