@@ -359,7 +359,7 @@ class Adaptation:
         sampler, objective = training.sampler, training.objective
         here = sampler.draw(training.progress.step, sampler.largest).to(objective.parameters[0].device)
         points = sampler.chosen(here, objective.uncounted).points
-        self.misfits = misfits(self.problem, self.solution, points["data"])
+        self.misfits = misfits(self.problem, self.solution, points["data"]) if "data" in points else {}
         if not all(x.fitted for x in self.misfits.values()):
             return {}
         return coefficient_intervals(objective.sweep, self.groups, points, multipliers=objective.multipliers)

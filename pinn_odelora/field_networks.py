@@ -150,19 +150,6 @@ class FoundField:
         return {"min": float(values.min()), "max": float(values.max()), "mean": float(values.mean())}
 
 
-def extended(solution: Callable[[Points], Tensor], declared: Mapping[str, UnknownField]) -> Callable[[Points], Tensor]:
-    """A solution with the unknown fields as further columns, Points -> (N, fields + unknown fields).
-
-    Args:
-        solution: Points -> (N, fields); its ``unknown_fields`` are the networks of those that are trained, the others
-            are their guess.
-        declared: the unknown fields by name.
-    """
-    networks = getattr(solution, "unknown_fields", {})
-    values = [networks[name] if name in networks else x.constant for name, x in declared.items()]  # noqa: SIM401
-    return lambda p: torch.cat([solution(p), *(value(p) for value in values)], dim=1)
-
-
 def _ends(region: Region, c: str) -> tuple[float, float]:
     bounds = getattr(region, "bounds", {})
     if c in bounds:

@@ -166,6 +166,8 @@ class Problem(ABC):
     scales: ClassVar[Mapping[str, float | tuple[float, float]] | None] = None
     """Sizes of coordinates, fields and residuals (by term), or (shift, size); what is left out is found, and an empty
     mapping leaves everything in the user's own units."""
+    internal: ClassVar[tuple[str, ...]] = ("role",)
+    """Arguments that no configuration sets."""
     has_source: ClassVar[bool] = True
     """Whether source file and parameters determine the problem, so that pretrained networks can be cached."""
 

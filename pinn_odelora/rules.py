@@ -145,11 +145,15 @@ PLAIN = {int: whole(), float: number(), bool: boolean, str: text, types.NoneType
 
 
 def signature(target: Callable[..., Any]) -> inspect.Signature:
-    """With evaluated annotations, unless they name what only a type checker imports."""
+    """With evaluated annotations, unless they name what only a type checker imports, and without the parameters that
+    the class keeps to itself, those of its ``internal``.
+    """
     try:
-        return inspect.signature(target, eval_str=True)
+        found = inspect.signature(target, eval_str=True)
     except NameError:
-        return inspect.signature(target)
+        found = inspect.signature(target)
+    internal = getattr(target, "internal", ())
+    return found.replace(parameters=[x for name, x in found.parameters.items() if name not in internal])
 
 
 def annotated(annotation: Any) -> Rule | None:

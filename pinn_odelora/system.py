@@ -17,12 +17,12 @@ from pinn_odelora.derivatives import SAMPLE, Engine, lifted, rehearse
 from pinn_odelora.derivatives.jets import LastingJets, alike
 from pinn_odelora.distributed import ALONE, Processes
 from pinn_odelora.errors import InputError
-from pinn_odelora.field_networks import extended
 from pinn_odelora.formulation import Problem, Term
 from pinn_odelora.geometry import sobol, stream
 from pinn_odelora.nets.scaled import Scaled, in_own_units
 from pinn_odelora.points import Points
 from pinn_odelora.units import of_order_one
+from pinn_odelora.unknown_fields import extended
 
 
 class Solution(nn.Module):

@@ -5,7 +5,7 @@ q(x, t), that stands in an equation and is found from measurements. ``field_netw
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,3 +100,16 @@ def unknown_field(
         InputError: if a number is not allowed.
     """
     return UnknownField(tuple(coords), float(guess), above, smoothing, width, depth)
+
+
+def extended(solution: Callable[[Points], Tensor], declared: Mapping[str, UnknownField]) -> Callable[[Points], Tensor]:
+    """A solution with the unknown fields as further columns, Points -> (N, fields + unknown fields).
+
+    Args:
+        solution: Points -> (N, fields); its ``unknown_fields`` are the networks of those that are trained, the others
+            are their guess.
+        declared: the unknown fields by name.
+    """
+    networks = getattr(solution, "unknown_fields", {})
+    values = [networks[name] if name in networks else x.constant for name, x in declared.items()]  # noqa: SIM401
+    return lambda p: torch.cat([solution(p), *(value(p) for value in values)], dim=1)

@@ -790,7 +790,7 @@ def test_the_list_has_every_problem_and_every_method(capsys):
     [
         (
             ["lst"],
-            "Unknown command 'lst' (did you mean 'list'?); allowed: compare, dashboard, export, family, list, ",
+            "Unknown command 'lst' (did you mean 'list'?); allowed: check, compare, dashboard, export, family, ",
         ),
         (["--nothing"], "unrecognized arguments: --nothing"),
         (["predict", "run"], "the following arguments are required: points"),

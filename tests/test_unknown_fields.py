@@ -11,7 +11,7 @@ import pinn_odelora as po
 from pinn_odelora.__main__ import evaluated
 from pinn_odelora.derivatives import AutogradField
 from pinn_odelora.errors import InputError
-from pinn_odelora.field_networks import FieldNetwork, extended, field_networks
+from pinn_odelora.field_networks import FieldNetwork, field_networks
 from pinn_odelora.formulation import Problem, Term
 from pinn_odelora.geometry import Box
 from pinn_odelora.linearisation import Coordinates, Linearisation, Sweep
@@ -19,7 +19,7 @@ from pinn_odelora.nets import MLP
 from pinn_odelora.objective import variables_of
 from pinn_odelora.points import Points
 from pinn_odelora.system import Solution, System, draw_points
-from pinn_odelora.unknown_fields import unknown_field
+from pinn_odelora.unknown_fields import extended, unknown_field
 
 BOX = Box(x=(0, 2), t=(-1, 1))
 

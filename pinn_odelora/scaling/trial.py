@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from pinn_odelora.derivatives.autograd import AutogradField
-from pinn_odelora.field_networks import extended
 from pinn_odelora.formulation import Problem, Term
 from pinn_odelora.geometry import Region, sobol, stream
 from pinn_odelora.points import Points
 from pinn_odelora.units import Unit
+from pinn_odelora.unknown_fields import extended
 
 POINTS = 64
 """Points at which a term is looked at."""
