@@ -14,9 +14,9 @@ from pinn_odelora.geometry import Region, sobol, stream
 from pinn_odelora.points import Points
 from pinn_odelora.units import Unit
 
-POINTS = 64
+POINTS = 32
 """Points at which a term is looked at."""
-TRIALS = 4
+TRIALS = 2
 """Random fields that are tried."""
 
 Waves = Callable[[Tensor], Tensor]
