@@ -96,7 +96,10 @@ class Fields:
         values = self.ranges[name]
         if name in self.declared:
             return self.declared[name]
-        return None if self.hard or values is None or _is_offset(values) else values
+        if self.hard:
+            largest = _largest(values) / self.multiplier[self.problem.fields.index(name)] if values else math.nan
+            return Unit(0.0, largest) if values and of_order_one(largest) else None
+        return None if values is None or _is_offset(values) else values
 
     def _balanced(self, base: list[float], sizes: list[float | None]) -> list[float | None]:
         """The sizes with those that balance the equation in the place of unknown ones."""
@@ -155,6 +158,10 @@ def _range(values: list[Tensor]) -> Unit | None:
     return Unit((low + high) / 2, (high - low) / 2)
 
 
+def _largest(values: Unit) -> float:
+    return abs(values.shift) + values.size
+
+
 def _is_offset(values: Unit) -> bool:
     return abs(values.shift) > OFFSET * values.size
 
@@ -166,7 +173,7 @@ def _unit(values: Unit, size: float | None) -> tuple[Unit, Unit]:
         values: middle and half-width.
         size: the variation that the equation asks for, if it tells.
     """
-    largest = abs(values.shift) + values.size
+    largest = _largest(values)
     if not _is_offset(values):
         return Unit(0.0, largest), values
     varies = max(values.size, size or 0.0)

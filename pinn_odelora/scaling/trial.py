@@ -15,9 +15,9 @@ from pinn_odelora.points import Points
 from pinn_odelora.units import Unit
 from pinn_odelora.unknown_fields import extended
 
-POINTS = 64
+POINTS = 32
 """Points at which a term is looked at."""
-TRIALS = 4
+TRIALS = 2
 """Random fields that are tried."""
 
 Waves = Callable[[Tensor], Tensor]
