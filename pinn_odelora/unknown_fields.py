@@ -17,7 +17,7 @@ from pinn_odelora.points import Points
 from pinn_odelora.rules import number, whole
 
 SMOOTHING = 1e-6
-"""ε: of u measured without noise it changes k(x) = 1 + sin(2πx)/2 by 1e-3, relative L2."""
+"""ε; with it k(x) = 1 + sin(2πx)/2 is found to 6e-3, relative L2, from 60 exact values of u."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,20 @@ def unknown_field(
         InputError: if a number is not allowed.
     """
     return UnknownField(tuple(coords), float(guess), above, smoothing, width, depth)
+
+
+def check_none(declared: Mapping[str, UnknownField], what: str) -> None:
+    """Check that a problem has no unknown field, where it would silently stay the guess.
+
+    Args:
+        declared: the unknown fields by name.
+        what: cannot have one.
+
+    Raises:
+        InputError: if it has.
+    """
+    for name in declared:
+        raise InputError(f"{name} is an unknown field, which {what} cannot have; an adaptation, po.adapt, finds it.")
 
 
 def extended(solution: Callable[[Points], Tensor], declared: Mapping[str, UnknownField]) -> Callable[[Points], Tensor]:

@@ -33,6 +33,7 @@ from pinn_odelora.objective import Objective
 from pinn_odelora.optim.groups import pairs_of, parameters, single_tensors
 from pinn_odelora.points import Points
 from pinn_odelora.system import Solution, System, draw_points
+from pinn_odelora.unknown_fields import check_none
 
 RANK = 4
 """The rank where none is asked for: with so few coordinates a batch of a few thousand points over-determines them, so
@@ -67,6 +68,7 @@ class Parametric:
         seed: int = 0,
         derivatives: str = "auto",
     ) -> None:
+        check_none(problem.unknown_fields(), "a family")
         self.base = check_network(copied(net).cpu(), problem)
         self.digest = digest(self.base)
         self.posed = problem

@@ -28,6 +28,7 @@ from pinn_odelora.ntk.losses import Own, SquaredError, convex_loss
 from pinn_odelora.ntk.model import Linearised
 from pinn_odelora.rules import whole
 from pinn_odelora.system import Solution, System, draw_points
+from pinn_odelora.unknown_fields import check_none
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +81,7 @@ def linearised(
         return _of_examples(net, problem, targets)
     if not isinstance(problem, Problem):
         raise InputError(f"The second argument is a {type(problem).__name__}, but it must be a problem or Examples.")
+    check_none(problem.unknown_fields(), "a linearised model")
     whole(1).check("interior", interior)
     whole(1).check("boundary", boundary)
     system = System(problem, Solution(problem, check_network(net, problem)), derivatives=derivatives)
