@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from pinn_odelora.errors import InputError, RefusedValueError
 from pinn_odelora.files import write_bytes
-from pinn_odelora.nets.scaled import Scaled, has_units
+from pinn_odelora.nets.scaled import Scaled, units_in, units_inside
 from pinn_odelora.nets.weight_norm import PAIRS, fold_tensors
 from pinn_odelora.pickles import Made, UnreadableError
 from pinn_odelora.torch_files import read_torch, tensor
@@ -45,11 +45,18 @@ def load_network(net: nn.Module, path: str | Path, part: str | None = None) -> N
         part: the map to take, by its keys with dots between them, where several fit.
 
     Raises:
-        InputError: if the file cannot be read, its names or shapes are not those of the network, several maps fit that
-            are not equal, or a value is not finite; the network is then unchanged.
+        InputError: if the file cannot be read, its names or shapes are not those of the network, it has units and the
+            network has none, several maps fit that are not equal, or a value is not finite; the network is then
+            unchanged.
     """
-    if isinstance(net, Scaled) and not units_of(path, part):
+    units = units_of(path, part)
+    if isinstance(net, Scaled) and not units:
         net = net.net  # trained elsewhere, in the declared units
+    if units and units_inside(net) is None:
+        raise InputError(
+            f"{path} holds a network in units of its own (scales), without which its weights are those of another "
+            "function; give the network in these units, as pinn_odelora.nets.in_units_of does."
+        )
     expected = _tensors(net.state_dict())
     found = _choose(_maps(path, part), expected, path)
     if wrong := _wrong_shapes(found, expected):
@@ -88,7 +95,7 @@ def units_of(path: str | Path, part: str | None = None) -> dict[str, Tensor]:
     Raises:
         InputError: as ``read_state_dict``.
     """
-    return next((found.tensors for found in _maps(path, part) if has_units(found.tensors)), {})
+    return next((units for found in _maps(path, part) if (units := units_in(found.tensors))), {})
 
 
 def save_network(net: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:

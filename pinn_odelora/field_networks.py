@@ -63,21 +63,6 @@ class Few:
         return self.inside.sample(n, uniform)
 
 
-"""Unknown fields of an equation as trained functions, above a bound a or without one:
-
-    k(x) = a + (k₀ - a) exp N_k(x̂)    above a bound a,        q(x) = q₀ + s N_q(x̂)    without one,  s = |q₀| or 1,
-
-with a small network N_k for each. Its inputs x̂ are the named coordinates alone, mapped from the region to [-1, 1], and
-its last layer starts at zero, so that at first the field is the guess everywhere, as it is for the problem that the
-pretrained network solves. All its weights are trained beside the adapter. Measurements tell little of how the field
-varies on small scales; a term
-
-    ε · mean Σ_c (|c| ∂q/∂c)² / s²,    |c| the width of the region in c,
-
-of the loss prefers smooth fields (Tikhonov, 1963; H¹ seminorm).
-"""
-
-
 class FieldNetwork(nn.Module):
     """An unknown field as a trained function, Points -> (N, 1).
 

@@ -19,7 +19,7 @@ from pinn_odelora.distributed import ALONE, Processes
 from pinn_odelora.errors import InputError
 from pinn_odelora.formulation import Problem, Term
 from pinn_odelora.geometry import sobol, stream
-from pinn_odelora.nets.scaled import Scaled, in_own_units
+from pinn_odelora.nets.scaled import terms_in_own_units
 from pinn_odelora.points import Points
 from pinn_odelora.units import of_order_one
 from pinn_odelora.unknown_fields import extended
@@ -120,9 +120,7 @@ class System:
         declared = problem.unknown_fields()
         self.evaluated = extended(solution, declared) if declared else solution
         self.extra = dict(extra or {})
-        self.terms = {**problem.loss_terms(), **self.extra}
-        if isinstance(net := getattr(solution, "net", None), Scaled):
-            self.terms = {name: in_own_units(name, term, net) for name, term in self.terms.items()}
+        self.terms = terms_in_own_units({**problem.loss_terms(), **self.extra}, getattr(solution, "net", None))
         self.derivatives = derivatives
         self.processes: Processes = ALONE
         self._engines: dict[str, Engine] = {}

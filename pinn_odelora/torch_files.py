@@ -99,7 +99,7 @@ def tensor(value: Any) -> Tensor | None:
         return known[name](value)
     except UnreadableError:
         raise
-    except (ValueError, TypeError, LookupError, RuntimeError, OverflowError, MemoryError) as error:
+    except (ValueError, TypeError, AttributeError, LookupError, RuntimeError, OverflowError, MemoryError) as error:
         raise UnreadableError(f"it is damaged ({type(error).__name__})") from error
 
 
@@ -136,12 +136,13 @@ def _read_zip(archive: zipfile.ZipFile) -> Any:
 
     def persistent(identifier: Any) -> Storage:
         kind, named, key, _, numel = identifier
-        if kind != "storage" or not isinstance(numel, int):
+        if kind != "storage" or not isinstance(key, str) or not isinstance(numel, int):
             raise UnreadableError("it refers to something that is no storage")
-        return Storage(_dtype(named), numel, lambda: record(f"{folder}data/{key}"), swapped)
+        made = Storage(_dtype(named), numel, lambda: record(f"{folder}data/{key}"), swapped)
+        return shared.setdefault((made.dtype, key), made)
 
     shared: dict[Any, Storage] = {}
-    return read_pickle(io.BytesIO(record(main)), lambda i: shared.setdefault(str(i[:3]), persistent(i)))
+    return read_pickle(io.BytesIO(record(main)), persistent)
 
 
 def _read_older(file: io.BytesIO) -> Any:
@@ -149,8 +150,8 @@ def _read_older(file: io.BytesIO) -> Any:
     for _ in range(2):
         read_pickle(file)
     start, types, parts = file.tell(), dict[str, Any](), dict[str, bytes]()
-    read_pickle(file, lambda identifier: types.update({str(identifier[2]): identifier[1]}))
-    for key in map(str, read_pickle(file)):
+    read_pickle(file, lambda identifier: types.update({_key(identifier[2]): identifier[1]}))
+    for key in map(_key, read_pickle(file)):
         (numel,) = struct.unpack("<q", file.read(8))
         dtype = _dtype(types[key])
         if dtype is None:  # how many bytes to skip is not known
@@ -163,7 +164,7 @@ def _read_older(file: io.BytesIO) -> Any:
         if identifier[0] == "module":  # class and source text of a pickled module
             return identifier[1]
         _, named, key, _, numel, *view = identifier
-        dtype, found = _dtype(named), parts.get(str(key), b"")
+        dtype, found = _dtype(named), parts.get(_key(key), b"")
         if view and view[0] is not None:  # a part of another storage
             _, offset, numel = view[0]
             found = found[offset * (dtype or torch.uint8).itemsize :] if offset >= 0 else b""
@@ -171,6 +172,13 @@ def _read_older(file: io.BytesIO) -> Any:
 
     file.seek(start)
     return read_pickle(file, persistent)
+
+
+def _key(value: Any) -> str:
+    """A storage's key as text; to write out something nested, which none is, could take for ever."""
+    if not isinstance(value, str | int):
+        raise UnreadableError("it refers to something that is no storage")
+    return str(value)
 
 
 def _dtype(named: Any) -> torch.dtype | None:

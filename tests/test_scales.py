@@ -8,11 +8,13 @@ import pytest
 import torch
 
 import pinn_odelora as po
-from pinn_odelora.checkpoints import load_network, read_state_dict, save_network
+from pinn_odelora.checkpoints import load_network, read_state_dict, save_network, units_of
 from pinn_odelora.derivatives.autograd import AutogradField
 from pinn_odelora.derivatives.jets import JetField
 from pinn_odelora.diagnostics import errors
 from pinn_odelora.errors import InputError
+from pinn_odelora.families.basis import Basis
+from pinn_odelora.families.parametric import Parametric
 from pinn_odelora.formulation import Problem, Term, parameter
 from pinn_odelora.lowrank.targets import linear_targets
 from pinn_odelora.manifolds.variables import variable
@@ -20,10 +22,12 @@ from pinn_odelora.measurements import measured_term
 from pinn_odelora.metrics import relative_l2_by_field
 from pinn_odelora.misfit import misfits
 from pinn_odelora.nets import MLP, Scaled, check_network, in_declared_units, in_units, in_units_of
+from pinn_odelora.ntk.adapting import adapt_linearised
 from pinn_odelora.points import Points
 from pinn_odelora.pretraining.pretrain import Pretraining, unseen_error
 from pinn_odelora.registry import problem_classes
 from pinn_odelora.result import _estimate
+from pinn_odelora.runs.save import described
 from pinn_odelora.scaling.fields import _range, _unit
 from pinn_odelora.scaling.find import find
 from pinn_odelora.system import Solution, System, draw_points
@@ -523,3 +527,61 @@ def test_the_rate_of_ageing_is_found_in_days(guess):
     assert found["estimate"] == pytest.approx(A, rel=0.02)
     assert found["low"] < A < found["high"]
     assert found["high"] / found["low"] < 1.1
+
+
+# Networks in units, elsewhere.
+
+
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_weights_in_units_are_refused_by_a_network_without_any(generator, tmp_path, prefix):
+    """Its layers are found in the file behind a prefix, but without the units they are another function."""
+    net = scaled(generator)
+    torch.save({prefix + name: x for name, x in net.state_dict().items()}, tmp_path / "w.pt")
+    with pytest.raises(InputError, match="in units of its own"):
+        load_network(MLP(2, 1, width=6, depth=3).double(), tmp_path / "w.pt")
+    p = po.problem(coords="xt", region=po.Box(x=(0, 1), t=(0, 1)), pde=lambda f: f.u_t - f.u_x)
+    again = in_units_of(MLP(2, 1, width=6, depth=3), p, units_of(tmp_path / "w.pt"))
+    load_network(again, tmp_path / "w.pt")
+    x = torch.randn(5, 2, generator=generator, dtype=torch.float64)
+    assert torch.equal(again(x), net(x))
+    with pytest.raises(InputError, match="a network of 1 fields, but the problem has 2, u, P"):
+        in_units_of(MLP(1, 2), nozzle(), units_of(tmp_path / "w.pt"))
+
+
+def test_a_network_with_units_inside_gets_no_others(generator):
+    """A sum of networks in units, or a wrapper, sees the user's own coordinates already."""
+    p = po.problem(coords="xt", region=po.Box(x=(0, 1), t=(0, 1)), pde=lambda f: f.u_t - f.u_x, scales={"u": 1e5})
+    net = torch.nn.Sequential(scaled(generator))
+    assert in_declared_units(net, p) is net
+    assert in_units(net, p) is net
+    system = System(p, Solution(p, net))
+    points = draw_points(system.terms, 5, 1, seed=0)
+    inside = System(p, Solution(p, net[0]))
+    assert torch.equal(system.residual_vector(points), inside.residual_vector(points))
+
+
+def test_combinations_of_a_family_have_residuals_in_the_units_of_the_network(generator):
+    """The Green's operator of an estimate takes the residuals of its own system."""
+    p = nozzle(scales={"P": 1e5, "mass": 2.0, "momentum": 50.0, "inlet": 7.0})
+    net = MLP(1, 2, width=5, depth=3, generator=generator)
+    parametric = Parametric(net, p, ("v",), po.LoRA(rank=2))
+    points = parametric.points(30, 0, "test")
+    basis = Basis(parametric, points)
+    parametric.set({"v": 1.2})
+    basis.put(0)
+    found = basis.residuals(lambda number: parametric.problem, torch.ones(1, 1, dtype=torch.float64))
+    assert torch.allclose(found[0], parametric.residual_vector(points), rtol=1e-8, atol=1e-10)
+
+
+def test_the_linearised_regime_measures_the_network_in_declared_units(generator):
+    """Without a step, all three errors are that of the network."""
+    p = nozzle(scales={"x": 1.0, "P": (1e5, 2.0)})
+    net = MLP(1, 2, width=5, depth=3, generator=generator)
+    found = adapt_linearised(net, p, lora=po.LoRA(rank=1), budget=po.Budget(steps=1), interior=20, boundary=5, test=32)
+    assert isinstance(found.net, Scaled)
+    expected = errors(p, Solution(p, in_declared_units(net, p)), 32)["error/rel_l2"]
+    assert found.rel_l2_before == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_saved_problem_has_no_argument_that_no_configuration_sets():
+    assert described(Cooling()).keys() & {"role", "conditions"} == {"conditions"}

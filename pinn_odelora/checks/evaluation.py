@@ -165,6 +165,7 @@ def check_functions(problem: Problem, terms: Mapping[str, Term], points: Mapping
     return along
 
 
+@torch.enable_grad()
 def check_residual(name: str, term: Term, trial: Trial, p: Points) -> tuple[Tensor, Asked]:
     """The residual of a term at points p with a trial solution, (n, components), and the field that it read.
 
@@ -174,7 +175,7 @@ def check_residual(name: str, term: Term, trial: Trial, p: Points) -> tuple[Tens
     """
     what = f"The residual of {name}"
     field = trial.field(p)
-    with evaluating(what), torch.enable_grad():
+    with evaluating(what):
         r = columns(what, term.residual(field), p.number)
     if changed := field.changed():
         raise InputError(f"{what} changes {changed} in place; write x = x + y instead of x += y.")

@@ -28,6 +28,7 @@ from pinn_odelora.derivatives.multiindex import word
 from pinn_odelora.derivatives.plan import Recorder
 from pinn_odelora.families.parametric import Parametric
 from pinn_odelora.formulation import Problem, Term
+from pinn_odelora.nets.scaled import terms_in_own_units
 from pinn_odelora.points import Points
 
 Terms = Callable[[Problem], Mapping[str, Term]]
@@ -90,7 +91,7 @@ class Basis:
     Args:
         parametric: the residual system of the family.
         points: by term.
-        terms: of the equation; those of its loss unless given.
+        terms: of the equation; those of its loss unless given. They are in the units of the network.
         device: where combinations are evaluated.
     """
 
@@ -101,7 +102,8 @@ class Basis:
         terms: Terms = lambda problem: problem.loss_terms(),
         device: torch.device | str = "cpu",
     ) -> None:
-        self.parametric, self.terms, self.device = parametric, terms, torch.device(device)
+        self.parametric, self.device = parametric, torch.device(device)
+        self.terms: Terms = lambda problem: terms_in_own_units(terms(problem), parametric.net)
         self._given = points
         self.points = {name: p.to(self.device) for name, p in points.items()}
         self._parts: dict[str, dict[Derivative, list[Tensor]]] = {name: {} for name in points}

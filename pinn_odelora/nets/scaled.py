@@ -19,6 +19,8 @@ from pinn_odelora.units import Scales, Unit
 
 ROWS = "rows_"
 """The beginning of the names of the buffers with the sizes of residuals."""
+PARTS = ("inputs", "outputs", "fields")
+"""What has a shift and a size."""
 
 
 class Scaled(nn.Module):
@@ -37,7 +39,7 @@ class Scaled(nn.Module):
         self.net = net
         self.names = {"inputs": (*scales.inputs,), "fields": (*scales.fields,)}
         self.origins = scales.origins
-        for part in ("inputs", "outputs", "fields"):
+        for part in PARTS:
             shift, size = zip(*getattr(scales, part).values(), strict=True)
             self.register_buffer(f"{part}_shift", torch.tensor(shift, dtype=torch.float64))
             self.register_buffer(f"{part}_size", torch.tensor(size, dtype=torch.float64))
@@ -85,9 +87,20 @@ def in_own_units(name: str, term: Term, net: Scaled) -> Term:
                 f"The residual of {name} has {r.shape[1]} components, but the network was scaled for {len(sizes)}; "
                 "pretrain it for this problem, or give one without scales."
             )
-        return r / sizes
+        return r / sizes.to(r.device)
 
     return term._replace(residual=residual)
+
+
+def terms_in_own_units(terms: Mapping[str, Term], net: nn.Module | None) -> dict[str, Term]:
+    """Terms of the loss, in the units of a network where it has some."""
+    scaled = units_inside(net)
+    return {name: term if scaled is None else in_own_units(name, term, scaled) for name, term in terms.items()}
+
+
+def units_inside(net: nn.Module | None) -> Scaled | None:
+    """The part of a network that has units: itself, or inside a wrapper or a sum of networks; None without any."""
+    return next((m for m in net.modules() if isinstance(m, Scaled)), None) if isinstance(net, nn.Module) else None
 
 
 def _buffer(term: str) -> str:
@@ -104,7 +117,7 @@ def in_units(net: nn.Module, problem: Problem, data: Term | None = None) -> nn.M
     Raises:
         InputError: as ``find``.
     """
-    if not isinstance(net, nn.Module) or isinstance(net, Scaled) or problem.scales == {}:
+    if not isinstance(net, nn.Module) or units_inside(net) is not None or problem.scales == {}:
         return net
     return _wrapped(net, find(problem, data))
 
@@ -116,7 +129,8 @@ def in_declared_units(net: nn.Module, problem: Problem) -> nn.Module:
     Raises:
         InputError: as ``find``.
     """
-    return net if isinstance(net, Scaled) or not problem.scales else _wrapped(net, declared_alone(problem))
+    has = not problem.scales or units_inside(net) is not None
+    return net if has else _wrapped(net, declared_alone(problem))
 
 
 def in_units_of(net: nn.Module, problem: Problem, tensors: Mapping[str, Tensor]) -> nn.Module:
@@ -128,12 +142,18 @@ def in_units_of(net: nn.Module, problem: Problem, tensors: Mapping[str, Tensor])
         tensors: those of the file.
 
     Raises:
-        InputError: as ``find``.
+        InputError: as ``find``, and if the file has units of another number of fields.
     """
     if isinstance(net, Scaled):
         net = net.net
-    if not has_units(tensors):
+    tensors = units_in(tensors)
+    if not tensors or units_inside(net) is not None:
         return in_declared_units(net, problem)
+    if (n := len(tensors["fields_size"])) != len(problem.fields):
+        raise InputError(
+            f"The weights are those of a network of {n} fields, but the problem has {len(problem.fields)}, "
+            f"{', '.join(problem.fields)}; give weights that fit, or none."
+        )
     units = lambda part, names: dict(zip(names, map(Unit, *_pairs(tensors, part)), strict=True))
     rows = {name.removeprefix(ROWS): (*x.tolist(),) for name, x in tensors.items() if name.startswith(ROWS)}
     inputs = [f"input_{i + 1}" for i in range(len(tensors["inputs_size"]))]
@@ -143,9 +163,14 @@ def in_units_of(net: nn.Module, problem: Problem, tensors: Mapping[str, Tensor])
     return Scaled(net, scales)
 
 
-def has_units(names: Iterable[str]) -> bool:
-    """Whether tensors of these names are those of a network in units."""
-    return "inputs_size" in names
+def units_in(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of a network in units, without a prefix that all of its names have; none where there is none."""
+    for name in tensors:
+        if name.rpartition(".")[2] == "inputs_size":
+            start = name.removesuffix("inputs_size")
+            if all(f"{start}{part}_{kind}" in tensors for part in PARTS for kind in ("shift", "size")):
+                return {key[len(start) :]: x for key, x in tensors.items() if key.startswith(start)}
+    return {}
 
 
 def _pairs(tensors: Mapping[str, Tensor], part: str) -> Sequence[list[float]]:

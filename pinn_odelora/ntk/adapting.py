@@ -109,7 +109,8 @@ def check_settings(net: nn.Module, problem: Problem, method: Method, lora: LoRA,
         raise RefusedValueError("start", lora.start, "a start of the weights alone for the linearised model, as pissa")
     if decay and lora.start not in ("zero", "orthonormal"):
         raise RefusedValueError("start", lora.start, "zero or orthonormal with decay, which acts on δ = s B A itself")
-    wiring = Wiring.of(check_network(net, problem), few_inputs(problem))
+    net = check_network(net, problem)
+    wiring = Wiring.of(net, few_inputs(problem))
     targets = linear_targets(net, lora.targets, wiring)
     if method.trains == "factors" and lora.rank != "auto":
         check_rank(lora.rank, targets)
@@ -151,7 +152,7 @@ def adapt_linearised(
     method, lora = method or odelora(LinearlyImplicit()), lora or LoRA()
     check_settings(net, problem, method, lora, decay)
     whole(1).check("test", test)
-    net = copied(net).double()
+    net = check_network(copied(net), problem)
     drawn = {"targets": lora.targets, "interior": interior, "boundary": boundary, "seed": seed}
     model = linearised(net, problem, **drawn, derivatives=derivatives)
     weights = {name: net.get_submodule(name).weight.detach().clone() for name in model.shapes}

@@ -189,7 +189,8 @@ def described(thing: object) -> dict[str, Any]:
     """``_target_`` and the plain arguments that an object was made with, as far as its attributes tell them."""
     cls = type(thing)
     fields = [f.name for f in dataclasses.fields(thing)] if dataclasses.is_dataclass(thing) else _arguments(cls)
-    values = {name: getattr(thing, name) for name in fields if hasattr(thing, name)}
+    internal = getattr(cls, "internal", ())  # which no configuration sets
+    values = {name: getattr(thing, name) for name in fields if hasattr(thing, name) and name not in internal}
     plain = {name: _value(value) for name, value in values.items() if _is_plain(value)}
     return {"_target_": f"{cls.__module__}.{cls.__qualname__}", **plain}
 
