@@ -48,7 +48,7 @@ def experiment(cfg: DictConfig) -> Experiment:
     net = in_units_at_start(
         network(cfg, problem, source),
         *(problem, source, settled, config["pretrain"]["checkpoint"], config["data"]["file"]),
-        folder=config["output_dir"],
+        *(config["output_dir"], config["pretrain"]["part"]),
     )
     method = components.method(config["method"], config["integrator"])
     with by_keys(KEYS | {name: f"problem.{name}" for name in unknown}):

@@ -35,6 +35,7 @@ def in_units_at_start(
     checkpoint: str | None,
     data: str | None,
     folder: str | None,
+    part: str | None = None,
 ) -> nn.Module:
     """The network in its units: those of the file of its weights, that of a run to continue or the user's own, where
     there is one, and else those found for the problem that it will be trained on.
@@ -45,11 +46,12 @@ def in_units_at_start(
         settings: of pretraining.
         checkpoint, data: files of weights and of measured values.
         folder: of the run.
+        part: of the file of weights, where several networks in it fit.
     """
     if folder is not None and (Path(folder) / START).is_file():
-        checkpoint = str(Path(folder) / BASE)
+        checkpoint, part = str(Path(folder) / BASE), None
     if checkpoint is not None:
-        return in_units_of(net, problem, units_of(checkpoint))
+        return in_units_of(net, problem, units_of(checkpoint, part))
     measured = None if data is None else measured_term(data, problem)
     return in_units(net, source, measured) if settings.scales else net
 
