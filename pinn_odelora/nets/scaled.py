@@ -187,8 +187,3 @@ def _wrapped(net: nn.Module, scales: Scales) -> nn.Module:
 def inside(net: nn.Module) -> nn.Module:
     """The network that was made for quantities of order one."""
     return net.net if isinstance(net, Scaled) else net
-
-
-def described(net: nn.Module) -> dict[str, object] | None:
-    """The units of a network as plain values; None for one without."""
-    return net.scales.as_dict() if isinstance(net, Scaled) else None
