@@ -31,13 +31,14 @@ def linear_targets(
         wiring: which these are; None for all linear layers but the first and the last in module order.
 
     Raises:
-        InputError: if a pattern matches no linear layer, there is no hidden layer, or the network is already adapted.
+        InputError: if a pattern matches no linear layer, there is none, or no hidden one, or the network is already
+            adapted.
     """
     linears = linear_layers(net)
     if not linears:
         raise InputError(
-            "The network has no linear layer that could be given low-rank factors; methods that train all weights, "
-            "such as full_lbfgs or full_implicit, need none."
+            "The network has no torch.nn.Linear, whose weight low-rank factors could change; train all of its weights, "
+            "as full_adam, full_lbfgs and full_implicit do."
         )
     if patterns is None:
         hidden = (wiring or Wiring.of(net)).hidden
