@@ -81,7 +81,10 @@ def _how(engine: Engine) -> str:
     if not engine.order:
         return ""
     cost = f"order {engine.order}, {engine.products} products a layer"
-    return f"by jets ({cost})" if engine.plan else f"by nested reverse mode ({cost}), since {engine.reason}"
+    if engine.plan:
+        return f"by jets ({cost})"
+    reason, _, _ = engine.reason.partition(";")  # what follows is advice
+    return f"by nested reverse mode ({cost}), since {reason}"
 
 
 def listed(names: Iterable[str]) -> str:

@@ -247,7 +247,7 @@ def test_last_layers_are_as_large_as_hidden_ones_only_with_more_rows_than_output
 
 
 def test_a_network_without_linear_layers_is_told_what_trains_it():
-    with pytest.raises(InputError, match=r"no linear layer that could be given low-rank factors; .* full_lbfgs"):
+    with pytest.raises(InputError, match=r"no torch\.nn\.Linear, .*full_lbfgs and full_implicit"):
         linear_targets(nn.Sequential(nn.Tanh()))
 
 
