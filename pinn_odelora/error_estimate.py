@@ -123,6 +123,7 @@ class _Comparison:
         draw = lambda n, d: sobol(n, d, seed=stream("error estimate", seed))
         self.probes = system.problem.region.sample(PROBES, draw).to(like)
         self.residuals = residual_vector_of(system)
+        self.first = 0
 
     @torch.no_grad()
     def estimate(self) -> ErrorEstimate:
@@ -152,14 +153,17 @@ class _Comparison:
         around = Linearisation(self.sweep, self.own)
         r, solve = around.r.double(), Damped(Coordinates(around, {}))
         here = self.copies()
-        best, chosen = math.inf, here
-        for damping in DAMPINGS:
+        best, chosen, last = math.inf, here, 0
+        for k, damping in enumerate(DAMPINGS):
+            if k < self.first:
+                continue
             self.move(here, solve(-r, damping * solve.trace))
             loss = self.loss()
             if loss < best:
-                best, chosen = loss, self.copies()
+                best, chosen, last = loss, self.copies(), k
             elif best < before:
                 break
+        self.first = max(0, last - 2)  # the next step takes a similar one
         self.place(chosen)
         return best
 
