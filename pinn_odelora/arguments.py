@@ -25,6 +25,8 @@ PATHS = ("output_dir", "resume", "data.file", "pretrain.checkpoint", "pretrain.c
 _ARGUMENT = re.compile(r"(\+{0,2})([^\W\d][\w.\-@/]*)=(.*)", re.DOTALL)
 _PLAIN = re.compile(r"[\w/\-\\+.$%*@?|: ]*", re.ASCII)
 """Values that Hydra takes as they are."""
+_ORDINARY = re.compile(r"(?!(?:true|false|null|nan|inf)$)[a-z_./][a-z0-9_./-]*", re.IGNORECASE)
+"""A path that Hydra reads as it is."""
 _QUOTED = re.compile(r"""(?P<q>["'])(?:(?!(?P=q))[^\\]|\\.)*(?P=q)""", re.DOTALL)
 _FUNCTION = re.compile(r"(choice|range|interval|glob|sort|shuffle|tag|extend_list|str|json_str)\(.*\)", re.DOTALL)
 _ELEMENT = re.compile(rf"(?:{_QUOTED.pattern}|[^,])*", re.DOTALL)
@@ -54,6 +56,8 @@ def _value(key: str, value: str, several: bool) -> str:
     is_path = key in PATHS
     left = not value or value.lower() == "null" or value.startswith("${") or _FUNCTION.fullmatch(value)
     if left or _QUOTED.fullmatch(value) or not (is_path or _unknown(value)):
+        return value
+    if _ORDINARY.fullmatch(value):
         return value
     if "," not in value or _exists(value) or (is_path and not several and not _all_exist(value)):
         return quoted(value)

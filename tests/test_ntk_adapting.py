@@ -23,7 +23,10 @@ from problems.burgers import Burgers
 from problems.kovasznay import Kovasznay
 
 LINEARISED = ["training.regime=linearised", *SMALL, "net.depth=3"]
-FILES = ["config.yaml", "history.csv", "network.safetensors", "pretrained.safetensors", "start.json", "summary.json"]
+FILES = [
+    *("code", "config.yaml", "history.csv", "network.safetensors", "pretrained.safetensors", "provenance.json"),
+    *("start.json", "summary.json"),
+]
 
 
 def network(problem, seed=1):

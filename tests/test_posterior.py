@@ -411,7 +411,7 @@ def test_points_of_weight_zero_do_not_count(found):
         ({"seed": -1}, "seed is -1"),
         ({"data": {"x": [0.1], "t": [0.2], "u": [0.3]}, "sigma": None}, "1 measured values cannot tell 1 parameters"),
         ({"data": {"x": [0.1], "u": [0.3]}}, "data has no column 't'"),
-        ({"data": Term(Box(x=(0, 1)), lambda f: f.u)}, "a term without measured values"),
+        ({"data": Term(Box(x=(0, 1)), lambda f: f.u)}, "measured, so its region must be the measured points"),
         ({"prior": lambda nu: 0.0}, "prior must take arrays .* by the names kappa"),
         ({"prior": lambda kappa: [0.0, 1.0]}, "prior must take arrays"),
         ({"prior": lambda kappa: np.where(kappa > 0.2, np.nan, 0.0)}, "prior is nan at kappa=0.2"),

@@ -64,7 +64,8 @@ def test_twenty_steps_are_those_of_the_formulas(loss, n, initial_scale):
     optimizer, closure = SSBroyden([x], initial_scale=initial_scale), closure_of(loss, x)
     for point in expected[1:]:
         optimizer.step(closure)
-        np.testing.assert_allclose(x.detach().numpy(), point, rtol=1e-10, atol=1e-10)
+        # Rosenbrock's valley amplifies rounding, which differs between processors, to 1e-9.
+        np.testing.assert_allclose(x.detach().numpy(), point, rtol=1e-8, atol=1e-8)
 
 
 def spd(n, generator, condition=1e3):

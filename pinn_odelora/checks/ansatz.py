@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 ENFORCED = 1e-6
 """Largest residual of an enforced condition under the ansatz, relative to one plus that without it."""
 SMOOTH = 1e-6
-"""Largest jump of g and m at a seam, relative to one plus their size."""
+"""Largest jump of g and m at a seam, relative to one plus their size, where numbers have 64 bits."""
+COARSE = 1e-3
+"""The same where they have 32."""
 INSIDE = 64
 """Points at which m is looked at."""
 
@@ -76,7 +78,7 @@ def check_seams(problem: Problem, along: Collection[str], like: Tensor | None = 
         InputError: if they are not.
     """
     for seam in seams(problem, like):
-        if not seam.smooth and (seam.value > SMOOTH or seam.coordinate in along):
+        if not seam.smooth and (seam.value > seam.allowed or seam.coordinate in along):
             raise InputError(seam.said)
 
 
@@ -116,6 +118,7 @@ class Seam(NamedTuple):
         ends: of its interval.
         value, slope: largest jumps of the values and of the derivatives along the coordinate, relative to one plus
             their size.
+        allowed: how large they may be.
     """
 
     part: str
@@ -123,17 +126,18 @@ class Seam(NamedTuple):
     ends: tuple[float, float]
     value: float
     slope: float
+    allowed: float = SMOOTH
 
     @property
     def smooth(self) -> bool:
         """Whether neither jumps."""
-        return self.value <= SMOOTH and self.slope <= SMOOTH
+        return self.value <= self.allowed and self.slope <= self.allowed
 
     @property
     def said(self) -> str:
         """What is wrong with it."""
         c, (low, high) = self.coordinate, self.ends
-        what, jump = ("slope", self.slope) if self.value <= SMOOTH else ("value", self.value)
+        what, jump = ("slope", self.slope) if self.value <= self.allowed else ("value", self.value)
         equal = "the same value, but not the same slope," if what == "slope" else "not the same value"
         return (
             f"periods says that the solution is periodic in {c}, but {self.part} of the ansatz has {equal} at "
@@ -154,7 +158,7 @@ def seams(problem: Problem, like: Tensor | None = None) -> Iterator[Seam]:
             parts = {part: lambda q, k=k: problem.ansatz(q)[k] for k, part in enumerate("gm")}
         jumps = {part: _jumps(problem, sides, c, function) for part, function in parts.items()}
         for part, (value, slope) in jumps.items():
-            seam = Seam(part, c, ends, value, slope)
+            seam = Seam(part, c, ends, value, slope, COARSE if p[c].dtype == torch.float32 else SMOOTH)
             if part == "m" or seam.smooth or not _reference_jumps(problem, sides, c):
                 yield seam
 

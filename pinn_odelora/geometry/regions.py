@@ -97,9 +97,11 @@ class Box(Solid):
         return box
 
     def _outward(self, **fixed: float) -> dict[str, float]:
-        ((name, value), *others) = fixed.items()
+        if len(fixed) != 1:
+            return {}
+        ((name, value),) = fixed.items()
         low, high = self.bounds[name]
-        if others or not low < high:
+        if not low < high:
             return {}
         return {name: -1.0 if math.isclose(value, low, rel_tol=1e-12, abs_tol=1e-12 * (high - low)) else 1.0}
 
