@@ -273,3 +273,10 @@ def test_a_class_and_its_problem_have_one_contract_which_prints_as_a_table():
     assert found == check(dataclasses.replace(Heat(), conditions="soft"))
     assert str(found).splitlines()[0].split()[:2] == ["evaluation", "holds"]
     assert len(str(found).splitlines()) == len(found.rows)
+
+
+def test_corners_of_faces_have_their_normals():
+    box = po.Box(x=(0, 2), t=(0, 1))
+    wall = po.conditions.neumann(box.boundary("x"), coefficient=lambda f: 1 / (1 + f.t))
+    rows = po.check(po.problem(coords="xt", region=box, pde=lambda f: f.u_t - f.u_xx, wall=wall)).rows
+    assert [row.verdict for row in rows if row.what == "corners"] == ["holds"]

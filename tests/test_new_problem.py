@@ -23,7 +23,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "options",
-    [["--coords", "xyt", "--fields", "u", "v"], ["--coords", "xy"], ["--coords", "t", "--fields", "a", "b"]],
+    [["--coords", "xyt", "--fields", "u", "v"], ["--coords", "xy"], ["--coords", "t", "--fields", "a,b"]],
     ids=" ".join,
 )
 def test_a_new_problem_passes_its_checks(options, elsewhere, capsys):

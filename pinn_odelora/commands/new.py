@@ -72,5 +72,6 @@ def checked(coords: str, fields: tuple[str, ...]) -> tuple[tuple[str, ...], tupl
     from pinn_odelora.checks.names import check_apart, check_names
 
     letters = check_names("coords", coords, "; a string names one by each letter")
+    fields = tuple(name for words in fields for name in words.split(",") if name)  # r,p as well as r p
     check_apart(letters, check_names("fields", fields))
     return letters, fields

@@ -17,6 +17,7 @@ from pinn_odelora.checks.problem import check_problem
 from pinn_odelora.contract.quantities import generic_points, indifferent, left_at_reference
 from pinn_odelora.errors import InputError
 from pinn_odelora.formulation import Problem, Term
+from pinn_odelora.geometry import Box
 from pinn_odelora.nets import MLP
 from pinn_odelora.points import Points
 from pinn_odelora.system import Solution, System
@@ -108,16 +109,19 @@ def _rows(problem: Problem) -> Iterator[Row]:
 def _corners(problem: Problem) -> Row:
     for name, term in problem.loss_terms().items():
         for part in getattr(term.where, "parts", (term.where,)):
-            bounds = getattr(part, "bounds", {})
-            if not 0 < len(bounds) <= 6:
+            if not (isinstance(part, Box) and 0 < len(part.bounds) <= 6):
                 continue
+            bounds = part.bounds
             ends = torch.tensor([*itertools.product(*([*map(float, pair)] for pair in bounds.values()))])
             p = Points.from_rows([*bounds], ends.to(torch.float64).unique(dim=0))
+            p = Points(
+                p | {f"n{c}": torch.full((p.number, 1), float(x), dtype=torch.float64) for c, x in part.normal.items()}
+            )
             try:
                 check_residual(name, term._replace(coupled=True), Trial(problem, next(iter(p.values()))), p)
             except InputError as refused:
                 return Row("corners", NOTE, f"{str(refused).rstrip('.')}; no point drawn inside lies there")
-    return Row("corners", HOLDS, "residuals are finite at the corners of their boxes")
+    return Row("corners", HOLDS, "residuals are finite at the corners of boxes and their faces")
 
 
 def _reference(problem: Problem) -> Iterator[Row]:
@@ -173,7 +177,7 @@ def _sizes(problem: Problem) -> Iterator[Row]:
         sizes |= {name: float(values[:, k].abs().max()) for k, name in enumerate(problem.fields)}
     for name, size in sizes.items():
         usual = size == 0 or USUAL[0] <= size <= USUAL[1]
-        said = f"about {size:.2g}" + ("" if usual else ": far from 1, networks of the usual kind learn it slowly")
+        said = f"about {size:.2g}" + ("" if usual else ": far from 1, so that pretraining finds a unit for it")
         yield Row(f"size of {name}", HOLDS if usual else NOTE, said)
 
 

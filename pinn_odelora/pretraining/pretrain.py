@@ -38,8 +38,8 @@ from pinn_odelora.threads import threads as limited
 log = logging.getLogger(__name__)
 SECOND_STAGES = ("auto", "natural_gradient", "lbfgs")
 CHECKPOINT = "check net.* (activation, inputs), problem.conditions and pretrain.source against how it was trained."
-OWN = "train it for longer (pretrain.natural_gradient_steps, pretrain.lbfgs_evals), or choose a wider net or a source "
-OWN += "that is easier to solve (pretrain.source)."
+OWN = "train it for longer where it did not stop by itself (pretrain.natural_gradient_steps, pretrain.lbfgs_evals), or "
+OWN += "choose a wider net, other weights to begin with (pretrain.seed) or a source that is easier (pretrain.source)."
 WRONG = 0.1
 """A relative error at the source parameter that points to a wrong network or problem."""
 
