@@ -199,6 +199,6 @@ def test_a_source_is_found():
         bc=(box.boundary("x"), lambda f: f.u),
     )
     net = po.pretrain(posed.at_source(), MLP(2, 1, width=20, depth=3))
-    data, budget = {"x": x, "t": t, "u": u}, po.Budget(gradient_evals=200)
+    data, budget = {"x": x, "t": t, "u": u}, po.Budget(gradient_evals=300)
     result = po.adapt(net, posed, rank=8, data=data, data_weight=10.0, budget=budget)
     assert error_of(result.unknown_fields["q"], source, np.linspace(0, 1, 400)) < 5e-2
