@@ -522,7 +522,7 @@ def test_the_rate_of_ageing_is_found_in_days(guess):
     """Of 7.8e8, from a guess that is off by a factor of about 8 or 9, with noise of 5 in degrees of 1000."""
     p = emsley(guess)
     settings = {"data": paper(5.0), "unknown": ("A",), "budget": po.Budget(gradient_evals=300)}
-    result = po.adapt(po.pretrain(p), p, **settings)
+    result = po.adapt(po.pretrain(p, data=settings["data"]), p, **settings)
     found = result.coefficients["A"]
     assert found["estimate"] == pytest.approx(A, rel=0.02)
     assert found["low"] < A < found["high"]
