@@ -154,6 +154,7 @@ def test_a_repeated_family_has_the_same_bytes(finished, typed, tmp_path):
 # Going on.
 
 
+@pytest.mark.slow
 def test_a_killed_family_goes_on_to_the_same_end(finished, tmp_path, cache):
     whole, _ = finished
     parts = tmp_path / "parts"

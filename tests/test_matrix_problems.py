@@ -273,7 +273,7 @@ def test_noise_is_averaged_over_the_measurements(generator):
     assert error == pytest.approx(0.01 / math.sqrt(5), rel=0.3)
 
 
-@pytest.mark.parametrize("problem", ["matrix_sensing", "matrix_regression"])
+@pytest.mark.parametrize("problem", ["matrix_sensing", pytest.param("matrix_regression", marks=pytest.mark.slow)])
 def test_the_command_recovers_the_matrix(problem, tmp_path):
     line = [sys.executable, "train.py", f"problem={problem}", "logger=csv"]
     line += [f"output_dir={tmp_path / 'run'}", f"pretrain.cache={tmp_path / 'cache'}"]

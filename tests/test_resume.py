@@ -138,7 +138,7 @@ def compare(whole, parts):
 
 
 def test_a_killed_run_ends_with_the_same_bits(tmp_path):
-    kill_and_resume(2, tmp_path, seed=0)
+    kill_and_resume(1, tmp_path, seed=0)
 
 
 @pytest.mark.slow
@@ -146,7 +146,7 @@ def test_twenty_kills_at_random_moments(tmp_path):
     kill_and_resume(20, tmp_path, seed=1)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_ends_the_run_with_the_line_that_continues_it(number, tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PINN_ODELORA_CACHE": str(tmp_path / "cache")}
     arguments = [

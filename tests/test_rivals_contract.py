@@ -323,7 +323,14 @@ def network(target):
     return made, {}
 
 
-@pytest.mark.parametrize("problem", problem_classes().values(), ids=problem_classes().keys())
+QUICK = ("Burgers", "Kovasznay", "MatrixSensing")
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [x if x.__name__ in QUICK else pytest.param(x, marks=pytest.mark.slow) for x in problem_classes().values()],
+    ids=problem_classes().keys(),
+)
 @pytest.mark.parametrize("start", [x if x == "pissa" else pytest.param(x, marks=pytest.mark.slow) for x in STARTS])
 def test_every_method_takes_thirty_evaluations_on_every_problem(problem, start):
     target, few = problem(), po.Sampling.even(interior=60, boundary=20, best_iterate=False)

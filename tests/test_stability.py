@@ -351,6 +351,7 @@ def studied(tmp_path, monkeypatch, capsys):
     return call
 
 
+@pytest.mark.slow
 def test_the_quick_form_runs_what_is_missing_and_reports(studied, tmp_path):
     chosen = ("--problems", "burgers", "--methods", "lora_adam")
     code, out, _ = studied(*chosen)

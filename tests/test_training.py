@@ -104,6 +104,7 @@ def test_measurements_add_a_term_that_pulls_towards_them(compose, run, tmp_path)
     assert rows[0]["loss"] == pytest.approx(rows[0]["loss/pde"] + rows[0]["loss/data"])
 
 
+@pytest.mark.slow
 def test_every_method_logs_the_same_names(compose, run, tmp_path):
     """Those that it has of a section are the same; what it does not have, such as a balance, is left out."""
     columns = []
