@@ -84,7 +84,7 @@ def test_a_comma_in_the_name_of_a_file_that_exists_is_none_between_values(tmp_pa
     assert read("data.file=a,b.csv", several=True) == "a,b.csv"
     (tmp_path / "a.csv").touch()
     (tmp_path / "c.csv").touch()
-    assert readable(["data.file=a.csv,c.csv"]) == ["data.file='a.csv','c.csv'"]  # Hydra asks for -m
+    assert readable(["data.file=a.csv,c.csv"]) == ["data.file=a.csv,c.csv"]  # Hydra asks for -m
     assert read("data.file=a.csv,d.csv") == "a.csv,d.csv"
 
 
