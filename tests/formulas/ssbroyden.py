@@ -24,16 +24,25 @@ def new_inverse(H, s, y, g, alpha, initial=False):
     return first / tau + np.outer(s, s) / (y @ s)
 
 
+def step(f, gradient, x, H, before, initial=False):
+    """The next iterate and its H; ``before`` is the former value of f, ``initial`` whether H is scaled first."""
+    g = gradient(x)
+    p = -H @ g
+    alpha = line_search(f, gradient, x, p, g, f(x), before, c1=1e-4, c2=0.9, maxiter=30)[0]
+    s = alpha * p
+    y = gradient(x + s) - g
+    return x + s, new_inverse(H, s, y, g, alpha, initial)
+
+
+def first(f, gradient, x):
+    """H and the former value of f with which the first step begins."""
+    return np.eye(len(x)), f(x) + np.linalg.norm(gradient(x)) / 2
+
+
 def path(f, gradient, x, steps, initial_scale=False):
     """The iterates, x itself first."""
-    H, g = np.eye(len(x)), gradient(x)
-    before, points = f(x) + np.linalg.norm(g) / 2, [x]
+    points, (H, before) = [x], first(f, gradient, x)
     for k in range(steps):
-        p = -H @ g
-        alpha = line_search(f, gradient, x, p, g, f(x), before, c1=1e-4, c2=0.9, maxiter=30)[0]
-        before, s = f(x), alpha * p
-        y = gradient(x + s) - g
-        H = new_inverse(H, s, y, g, alpha, initial_scale and k == 0)
-        x, g = x + s, g + y
+        x, H, before = *step(f, gradient, x, H, before, initial_scale and k == 0), f(x)
         points.append(x)
     return points
