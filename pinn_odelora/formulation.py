@@ -196,6 +196,21 @@ class Problem(ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} supports hard conditions but defines no ansatz")
 
+    def represented(self, p: Points, N: Network, conditions: str = "") -> Tensor:
+        """The solution at p that a network represents, (N, fields), without what ``Solution`` keeps between calls.
+
+        Args:
+            p: points.
+            N: the network as a function of points.
+            conditions: those of the problem if not given.
+        """
+        if (conditions or self.conditions) == "soft":
+            return N(p)
+        if self.reads_network:
+            return self.ansatz(p, N)
+        g, m = self.ansatz(p)
+        return g + m * N(p)
+
     @property
     def reads_network(self) -> bool:
         """Whether the ansatz takes the network as its second argument."""

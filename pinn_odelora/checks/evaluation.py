@@ -67,12 +67,7 @@ class Trial:
         return 2 + torch.sin(self.problem.embed(p) @ self.directions + phase)
 
     def __call__(self, p: Points) -> Tensor:
-        if self.conditions == "soft":
-            return self.network(p)
-        if self.problem.reads_network:
-            return self.problem.ansatz(p, self.network)
-        g, m = self.problem.ansatz(p)
-        return g + m * self.network(p)
+        return self.problem.represented(p, self.network, self.conditions)
 
     def field(self, p: Points) -> Asked:
         """What a residual reads at points p."""

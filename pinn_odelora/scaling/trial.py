@@ -63,16 +63,8 @@ class Trial:
     def solution(self, base: Tensor, amplitudes: Tensor, shape: Waves) -> Callable[[Points], Tensor]:
         """u of N = base + amplitude · waves; amplitudes are (fields,) or, one for each point, (N, fields)."""
 
-        def u(p: Points) -> Tensor:
-            network = lambda q: base + amplitudes * shape(self.inputs(q))
-            if self.problem.conditions == "soft":
-                return network(p)
-            if self.problem.reads_network:
-                return self.problem.ansatz(p, network)
-            g, m = self.problem.ansatz(p)
-            return g + m * network(p)
-
-        return u
+        network = lambda p: base + amplitudes * shape(self.inputs(p))
+        return lambda p: self.problem.represented(p, network)
 
     def rows(self, term: Term, p: Points, solution: Callable[[Points], Tensor]) -> Tensor | None:
         """The residual of a term, (N, components); None where it cannot be evaluated, as the run will say."""
