@@ -27,13 +27,14 @@ from pinn_odelora.integrators import RungeKutta
 from pinn_odelora.integrators.tableau import BOGACKI_SHAMPINE
 from pinn_odelora.lowrank.start import orthonormal
 from pinn_odelora.lowrank.targets import linear_targets, put_factors
+from pinn_odelora.metrics import relative_l2
 from pinn_odelora.nets import MLP
 from pinn_odelora.optim import ODELoRA, factor_pairs
 from pinn_odelora.points import Points
 from pinn_odelora.system import Solution, System, draw_points
 
 DOCS = Path(__file__).parents[1] / "docs"
-LESSON = (DOCS / "guide/adding-a-problem.md").read_text(encoding="utf-8")
+LESSON = (DOCS / "guide/your-own-problem.md").read_text(encoding="utf-8")
 COLUMNS = (DOCS / "reference/columns.md").read_text(encoding="utf-8")
 KEYS = (DOCS / "reference/keys.md").read_text(encoding="utf-8")
 CONFIGS = DOCS.parent / "configs"
@@ -65,7 +66,7 @@ def cases(name):
 
 
 def test_the_lesson_has_its_files():
-    assert NAMES == ["ring", "wave"]
+    assert NAMES == ["fretted", "ring", "wave"]
     assert sorted(FILES) == sorted(f for n in NAMES for f in (f"problems/{n}.py", f"configs/problem/{n}.yaml"))
 
 
@@ -85,6 +86,11 @@ def test_the_lessons_short_pieces_do_what_they_say():
     assert torch.allclose(found["integral"](field), p.t / 6, atol=1e-14)
     exact = torch.sin(math.pi * p.x) * torch.cos(math.pi * p.t)
     assert torch.allclose(found["reference"](None, p), exact, atol=1e-5)
+    cooling, inside = found["cooling"], found["rod"].sample(500, lambda n, d: sobol(n, d, seed=1))
+    more = found["modes"](inside, 0.2, 400)
+    assert relative_l2(found["modes"](inside, 0.2), more) < cooling.accuracy
+    assert [row.what for row in pinn_odelora.check(cooling).rows if row.verdict != "holds"] == ["ic at the reference"]
+    assert {row.verdict for row in pinn_odelora.check(found["Radial"]).rows} == {"holds"}
 
 
 @pytest.mark.usefixtures("lesson")
@@ -180,6 +186,7 @@ def test_the_command_lines_of_the_lesson_reach_parameters_conditions_and_weights
     assert {word.split("=")[0] for line in LINES for word in line.split()} == {
         "problem",
         "problem.c",
+        "problem.length",
         "problem.conditions",
         "problem.weights.ic",
     }
