@@ -258,6 +258,45 @@ def test_the_python_of_the_guide_runs(page, tmp_path, monkeypatch):
         assert found["result"].coefficients.keys() == {"nu"}
 
 
+NUMBER = r"-?\d+(?:\.\d+)?(?:e[+-]\d+)?"
+
+
+def told(line):
+    """The words of a line, and its numbers; those of its cost are left out."""
+    line = re.sub(r" in \d+ steps, \d+ gradient evaluations, [\d.]+ s", "", line)
+    return re.sub(NUMBER, "#", line), [float(x) for x in re.findall(NUMBER, line)]
+
+
+def alike(quoted, printed):
+    """The same words, and numbers of the same size, unless both are tiny or the run has exploded."""
+    (words, numbers), (others, found) = told(quoted), told(printed)
+    near = lambda a, b: max(a, b) < 1e-4 or min(a, b) > 1e6 or max(a, b) <= 10 * min(a, b)
+    return words == others and all(near(abs(a), abs(b)) for a, b in zip(numbers, found, strict=True))
+
+
+@pytest.mark.slow
+def test_the_symptoms_and_remedies_are_those_that_the_page_quotes(tmp_path, monkeypatch, capsys):
+    """Every quoted line is printed by the block before it, in this order; a remedy shows in the numbers."""
+    monkeypatch.chdir(tmp_path)
+    text = (DOCS / "guide" / "when-it-does-not-converge.md").read_text(encoding="utf-8")
+    found: dict = {}
+    for kind, block in re.findall(r"^```(python|text)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL):
+        if kind == "python":
+            exec(block, found)
+            printed = iter(capsys.readouterr().out.splitlines())
+            continue
+        for quoted in block.splitlines():
+            assert any(alike(quoted, line) for line in printed), quoted
+    assert len(re.findall("^```text$", text, flags=re.MULTILINE)) == 14
+
+
+def test_a_quoted_line_is_compared_in_words_and_in_sizes():
+    line = "odelora: relative L2 2.9e-01 -> 4.16e-03 in 14 steps, 106 gradient evaluations, 1.0 s"
+    assert alike(line, "odelora: relative L2 3.1e-01 -> 9.0e-04 in 15 steps, 98 gradient evaluations, 7.0 s")
+    assert not alike(line, line.replace("4.16e-03", "4.16e-01"))
+    assert not alike(line, line.replace("relative", "absolute"))
+
+
 # What is logged, and what can be set.
 
 
