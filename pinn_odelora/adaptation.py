@@ -34,7 +34,7 @@ from pinn_odelora.kernel import Spectrum
 from pinn_odelora.linalg.plan import Plan
 from pinn_odelora.log import Log
 from pinn_odelora.loop import Row, StepRecord, Training
-from pinn_odelora.lowrank.layer import LowRankLinear
+from pinn_odelora.lowrank.layer import LowRankLinear, merged
 from pinn_odelora.lowrank.settings import ADAPTIVE, AUTO, KEPT, OF_GRADIENT, SINGULAR, LoRA
 from pinn_odelora.lowrank.start import named
 from pinn_odelora.lowrank.targets import check_rank, linear_targets, put_factors, ranks_at, thaw
@@ -487,7 +487,8 @@ def steps(
         result = run.result()
 
     Args:
-        net: the pretrained network, (N, inputs) -> (N, fields).
+        net: the pretrained network, (N, inputs) -> (N, fields), or ``result.net`` of another adaptation, whose adapter
+            becomes a part of the weights.
         problem: the equation to adapt to.
         device: where to compute; ``auto`` is a CUDA device where there is one.
         threads: CPU threads of torch for the work of the run, and no longer; one is fastest for networks of the usual
@@ -498,7 +499,9 @@ def steps(
         InputError: one sentence on what does not fit, before anything is trained.
     """
     net = copied(net)
-    adaptation = Adaptation(net.cpu() if isinstance(net, nn.Module) else net, problem, threads=threads, **settings)
+    adaptation = Adaptation(
+        merged(net).cpu() if isinstance(net, nn.Module) else net, problem, threads=threads, **settings
+    )
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     return adaptation if torch.device(device).type == "cpu" else adaptation.to(device)
@@ -519,7 +522,8 @@ def adapt(
         u(x, t)
 
     Args:
-        net: the pretrained network, (N, inputs) -> (N, fields); it is not changed.
+        net: the pretrained network, (N, inputs) -> (N, fields), which is not changed, or ``result.net`` of another
+            adaptation, whose adapter becomes a part of the weights.
         problem: the equation to adapt to.
         device: where to compute; ``auto`` is a CUDA device where there is one.
         threads: CPU threads of torch for the work of the run, and no longer; one is fastest for networks of the usual

@@ -160,7 +160,7 @@ class Problem(ABC):
     periods: ClassVar[Mapping[str, float]] = {}
     """Coordinates in which the network is exactly periodic, and their periods."""
     accuracy: ClassVar[float] = 1e-12
-    """Relative accuracy of the reference solution."""
+    """Relative accuracy of the reference solution; put into the equation it may leave about the root of that."""
     regular: ClassVar[Region | None] = None
     """The region where the reference is smooth enough to satisfy the equation, if not everywhere."""
     scales: ClassVar[Mapping[str, float | tuple[float, float]] | None] = None

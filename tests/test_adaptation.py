@@ -19,6 +19,7 @@ from torch import nn
 import pinn_odelora as po
 from pinn_odelora import config as commandline
 from pinn_odelora.integrators import tableau
+from pinn_odelora.lowrank.layer import LowRankLinear
 from pinn_odelora.runs.compare import compare, summaries
 from pinn_odelora.runs.history import History
 from problems.burgers import Burgers
@@ -93,6 +94,21 @@ def test_adapt_leaves_the_given_network_unchanged():
     assert [p.requires_grad for p in net.parameters()] == [False] + 9 * [True]
     assert all(p.grad is None for p in net.parameters())
     assert result.steps == 5
+
+
+@pytest.mark.parametrize("method", [None, po.methods.dora()], ids=["product", "dora"])
+def test_an_adaptation_goes_on_from_the_network_of_another(method):
+    """Its adapter has become a part of the weights; the network of the first result stays as it was."""
+    settings = SHORT | {"method": method, "budget": po.Budget(steps=7)}
+    first = po.adapt(network(), Burgers(nu=0.04), **settings)
+    x = torch.rand(9, 2, dtype=torch.float64)
+    values = first.net(x)
+    assert not torch.allclose(values, network().double()(x), rtol=0, atol=1e-6)
+    on = po.steps(first.net, Burgers(nu=0.03), **settings)
+    assert not any(isinstance(layer, LowRankLinear) for layer in on.net.modules())
+    assert torch.allclose(on.net(x), values, rtol=0, atol=1e-13)
+    assert finished(on).steps == 7
+    assert torch.equal(first.net(x), values)
 
 
 def test_adapt_is_its_steps_to_the_end():

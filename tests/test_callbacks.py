@@ -22,11 +22,10 @@ ROW = {
 }
 
 
-def adaptation(evals=0):
+def adaptation(evals=0, best=False):
     """What the callbacks ask of an adaptation."""
-    return SimpleNamespace(
-        budget=Budget(gradient_evals=400), training=SimpleNamespace(progress=Progress(gradient_evals=evals))
-    )
+    training = SimpleNamespace(progress=Progress(gradient_evals=evals), returns_best=best)
+    return SimpleNamespace(budget=Budget(gradient_evals=400), training=training)
 
 
 def shown(terminal, width=120):
@@ -51,6 +50,18 @@ def shown(terminal, width=120):
 )
 def test_a_line_has_step_loss_error_speed_and_what_is_left(changes, evals, line):
     assert ProgressLine(adaptation(evals)).line(ROW | changes) == line
+
+
+@pytest.mark.parametrize(
+    ("changes", "best"),
+    [
+        ({}, "best: rel. L2 3.200e-04"),
+        ({"coefficient/k": 2.0, "coefficient/q": 3.0}, "best: k 2  q 3"),
+    ],
+)
+def test_a_line_says_that_the_error_is_of_the_best_iterate_where_the_run_returns_that(changes, best):
+    line = ProgressLine(adaptation(100, best=True)).line(ROW | changes)
+    assert line == f"step 20  loss 1.250e-02  {best}  50 evals/s  6 s left"
 
 
 def test_a_log_gets_a_whole_line_now_and_then(monkeypatch):

@@ -230,6 +230,14 @@ def test_boxes_and_their_faces_have_order_and_names(make, sentence):
         make()
 
 
+def test_the_domain_may_depend_on_a_parameter_that_is_known():
+    posed = made(region=property(lambda self: Box(x=(0, self.k), t=(0, 1))))
+    assert posed.at_source().region.bounds["x"] == (0, 1.0)
+    assert posed.terms()["pde"].where.bounds["x"] == (0, 1.2)
+    with pytest.raises(InputError, match="The interval of x depends on an unknown parameter, but points cannot move"):
+        Solution(posed, MLP(2, 1, width=4, depth=2), ("k",))
+
+
 def test_a_class_that_is_no_dataclass_is_told():
     attributes = {"coords": ("x", "t"), "region": UNIT, "supports": ("soft",), "k": parameter(1.0, 2.0)}
     bare = type("Rod", (Problem,), attributes | terms(pde=diffusion))
@@ -266,6 +274,46 @@ def test_what_cannot_be_checked_is_unknown():
     detached = made(reference=lambda self, p: torch.sin(math.pi * p.x.detach()))
     assert "not differentiable" in next(row.said for row in check(detached).rows if row.what == "reference")
     assert check(detached).holds
+
+
+def nearly(error):
+    """The solution of the rod but for a smooth relative error."""
+    decay = lambda self, p: torch.exp(-self.k * math.pi**2 * p.t)
+    return lambda self, p: (
+        torch.sin(math.pi * p.x) * decay(self, p) + error * torch.sin(3 * math.pi * p.x) * torch.cos(p.t)
+    )
+
+
+def test_a_reference_good_to_some_digits_may_leave_as_much_as_it_declares_and_no_more():
+    verdicts_at = lambda error, **more: verdicts(made(reference=nearly(error), **more))
+    exact, wrong = verdicts_at(0.0), verdicts_at(1e-4)
+    assert {exact["pde at the reference"], exact["ic at the reference"]} == {"holds"}
+    assert {wrong["pde at the reference"], wrong["ic at the reference"]} == {"fails"}
+    declared = verdicts_at(1e-4, accuracy=1e-4)
+    assert {declared["pde at the reference"], declared["ic at the reference"]} == {"note"}
+    assert declared["bc at the reference"] == declared["signs in pde"] == "holds"
+    assert verdicts_at(1e-1, accuracy=1e-4)["pde at the reference"] == "fails"
+    said = {row.what: row.said for row in check(made(reference=nearly(1e-4), accuracy=1e-4)).rows}
+    assert said["ic at the reference"].endswith("as a reference with accuracy = 0.0001 may leave, up to 1e-02")
+
+
+def test_a_sign_does_not_show_where_the_reference_leaves_as_much():
+    """u_t = u_xx + c u with c so small that the error of the reference hides it."""
+    posed = terms(pde=lambda f: f.op("u", {"t": 1, "xx": -1.0, "": 2e-2}), ic=(UNIT.face(t=0.0), lambda f: f.u_x))
+    found = {
+        accuracy: verdicts(made(**posed, reference=nearly(error), accuracy=accuracy))["signs in pde"]
+        for error, accuracy in ((0.0, 1e-12), (1e-3, 1e-2))
+    }
+    assert found == {1e-12: "holds", 1e-2: "note"}
+
+
+def test_the_network_may_be_off_where_an_inexact_reference_is_nearly_g():
+    waves = lambda p: torch.sin(2 * math.pi * p.x)
+    decays = lambda error: lambda self, p: waves(p) * torch.exp(-4 * self.k * math.pi**2 * p.t) + error * p.t
+    hard = HARD | {"enforced": ("bc",), "ansatz": lambda self, p: (0 * p.x, waves(p))}
+    assert check_problem(made(**hard, reference=decays(1e-5), accuracy=1e-4)) is None
+    with pytest.raises(InputError, match=r"m of the ansatz vanishes inside the region, at x = 0\.5"):
+        check_problem(made(**hard, reference=decays(1e-5)))
 
 
 def test_a_class_and_its_problem_have_one_contract_which_prints_as_a_table():

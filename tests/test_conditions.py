@@ -11,6 +11,8 @@ import torch
 import pinn_odelora as po
 from pinn_odelora import conditions, confidence
 from pinn_odelora.derivatives import AutogradField
+from pinn_odelora.derivatives.jet import Channels
+from pinn_odelora.derivatives.jets import lifted, seeded
 from pinn_odelora.errors import InputError
 from pinn_odelora.families.combination import Combinations
 from pinn_odelora.families.parametric import Parametric
@@ -413,6 +415,36 @@ def test_an_ansatz_of_the_network_is_differentiated_by_jets(unknown, generator):
     with torch.no_grad():
         net.linears[2].weight.mul_(1.5)
     assert not torch.allclose(Linearisation(Sweep(System(solution.problem, solution), {}), points).r, jets.r)
+
+
+@pytest.mark.parametrize(
+    "constant",
+    [
+        lambda p: torch.tensor([[1.0, 2.0]]).to(p.x),
+        lambda p: torch.tensor([[1.0, 2.0]]).type_as(p.x),
+        lambda p: p.x.new_tensor([[1.0, 2.0]]),
+        lambda p: torch.tensor([[1.0, 2.0]]).to(p.x).expand(p.number, 2),
+        lambda p: torch.tensor([[1.0, 2.0]], dtype=torch.float64).expand_as(p.x * p.x.new_ones(1, 2)),
+    ],
+    ids=["to", "type_as", "new_tensor", "expand", "expand_as"],
+)
+@pytest.mark.parametrize("reads", [True, False], ids=["u(p, N)", "g + m N"])
+def test_a_constant_for_each_field_in_an_ansatz_stays_with_jets(constant, reads, generator):
+    """u(0) = 1 and v(0) = 2; g has a row for each point, an ansatz of the network need not."""
+    posed = po.problem(
+        coords="x",
+        fields=("u", "v"),
+        region=Box(x=(0, 1)),
+        pde=lambda f: (f.u_x - f.v, f.v_xx + f.u),
+        start=(Box(x=(0, 1)).face(x=0.0), lambda f: (f.u - 1, f.v - 2)),
+        ansatz=(lambda p, N: constant(p) + p.x * N(p)) if reads else (lambda p: (constant(p) + 0 * p.x, p.x)),
+        enforced="start",
+    )
+    solution = Solution(posed, MLP(1, 2, width=8, depth=2, generator=generator))
+    jets, reverse = (System(posed, solution, derivatives=engine) for engine in ("jets", "autograd"))
+    points = draw_points(posed.loss_terms(), 20, 5, seed=1)
+    assert torch.allclose(jets.residual_vector(points), reverse.residual_vector(points), rtol=0, atol=1e-12)
+    assert isinstance(lifted(constant, seeded(points["pde"], "x", Channels(("x", "xx")))), torch.Tensor)
 
 
 def test_an_ansatz_without_jet_rules_is_differentiated_by_reverse_mode(generator):

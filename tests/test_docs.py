@@ -27,13 +27,14 @@ from pinn_odelora.integrators import RungeKutta
 from pinn_odelora.integrators.tableau import BOGACKI_SHAMPINE
 from pinn_odelora.lowrank.start import orthonormal
 from pinn_odelora.lowrank.targets import linear_targets, put_factors
+from pinn_odelora.metrics import relative_l2
 from pinn_odelora.nets import MLP
 from pinn_odelora.optim import ODELoRA, factor_pairs
 from pinn_odelora.points import Points
 from pinn_odelora.system import Solution, System, draw_points
 
 DOCS = Path(__file__).parents[1] / "docs"
-LESSON = (DOCS / "guide/adding-a-problem.md").read_text(encoding="utf-8")
+LESSON = (DOCS / "guide/your-own-problem.md").read_text(encoding="utf-8")
 COLUMNS = (DOCS / "reference/columns.md").read_text(encoding="utf-8")
 KEYS = (DOCS / "reference/keys.md").read_text(encoding="utf-8")
 CONFIGS = DOCS.parent / "configs"
@@ -65,7 +66,7 @@ def cases(name):
 
 
 def test_the_lesson_has_its_files():
-    assert NAMES == ["ring", "wave"]
+    assert NAMES == ["fretted", "ring", "wave"]
     assert sorted(FILES) == sorted(f for n in NAMES for f in (f"problems/{n}.py", f"configs/problem/{n}.yaml"))
 
 
@@ -85,6 +86,11 @@ def test_the_lessons_short_pieces_do_what_they_say():
     assert torch.allclose(found["integral"](field), p.t / 6, atol=1e-14)
     exact = torch.sin(math.pi * p.x) * torch.cos(math.pi * p.t)
     assert torch.allclose(found["reference"](None, p), exact, atol=1e-5)
+    cooling, inside = found["cooling"], found["rod"].sample(500, lambda n, d: sobol(n, d, seed=1))
+    more = found["modes"](inside, 0.2, 400)
+    assert relative_l2(found["modes"](inside, 0.2), more) < cooling.accuracy
+    assert [row.what for row in pinn_odelora.check(cooling).rows if row.verdict != "holds"] == ["ic at the reference"]
+    assert {row.verdict for row in pinn_odelora.check(found["Radial"]).rows} == {"holds"}
 
 
 @pytest.mark.usefixtures("lesson")
@@ -180,6 +186,7 @@ def test_the_command_lines_of_the_lesson_reach_parameters_conditions_and_weights
     assert {word.split("=")[0] for line in LINES for word in line.split()} == {
         "problem",
         "problem.c",
+        "problem.length",
         "problem.conditions",
         "problem.weights.ic",
     }
@@ -249,6 +256,45 @@ def test_the_python_of_the_guide_runs(page, tmp_path, monkeypatch):
         assert (tmp_path / "my_run" / "solution.png").exists()
     if page == "inverse-problems":
         assert found["result"].coefficients.keys() == {"nu"}
+
+
+NUMBER = r"-?\d+(?:\.\d+)?(?:e[+-]\d+)?"
+
+
+def told(line):
+    """The words of a line, and its numbers; those of its cost are left out."""
+    line = re.sub(r" in \d+ steps, \d+ gradient evaluations, [\d.]+ s", "", line)
+    return re.sub(NUMBER, "#", line), [float(x) for x in re.findall(NUMBER, line)]
+
+
+def alike(quoted, printed):
+    """The same words, and numbers of the same size, unless both are tiny or the run has exploded."""
+    (words, numbers), (others, found) = told(quoted), told(printed)
+    near = lambda a, b: max(a, b) < 1e-4 or min(a, b) > 1e6 or max(a, b) <= 10 * min(a, b)
+    return words == others and all(near(abs(a), abs(b)) for a, b in zip(numbers, found, strict=True))
+
+
+@pytest.mark.slow
+def test_the_symptoms_and_remedies_are_those_that_the_page_quotes(tmp_path, monkeypatch, capsys):
+    """Every quoted line is printed by the block before it, in this order; a remedy shows in the numbers."""
+    monkeypatch.chdir(tmp_path)
+    text = (DOCS / "guide" / "when-it-does-not-converge.md").read_text(encoding="utf-8")
+    found: dict = {}
+    for kind, block in re.findall(r"^```(python|text)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL):
+        if kind == "python":
+            exec(block, found)
+            printed = iter(capsys.readouterr().out.splitlines())
+            continue
+        for quoted in block.splitlines():
+            assert any(alike(quoted, line) for line in printed), quoted
+    assert len(re.findall("^```text$", text, flags=re.MULTILINE)) == 14
+
+
+def test_a_quoted_line_is_compared_in_words_and_in_sizes():
+    line = "odelora: relative L2 2.9e-01 -> 4.16e-03 in 14 steps, 106 gradient evaluations, 1.0 s"
+    assert alike(line, "odelora: relative L2 3.1e-01 -> 9.0e-04 in 15 steps, 98 gradient evaluations, 7.0 s")
+    assert not alike(line, line.replace("4.16e-03", "4.16e-01"))
+    assert not alike(line, line.replace("relative", "absolute"))
 
 
 # What is logged, and what can be set.

@@ -15,7 +15,7 @@ from pinn_odelora.errors import InputError
 from pinn_odelora.integrators import Report
 from pinn_odelora.nets import MLP
 from pinn_odelora.pretraining import stages
-from pinn_odelora.pretraining.pretrain import Pretraining, pretrain, unseen_error
+from pinn_odelora.pretraining.pretrain import Pretraining, pretrain, unseen_error, without_reference
 from pinn_odelora.pretraining.stages import Stage, follow, natural_gradient, unsuitable
 from pinn_odelora.sampling.sampler import Sampler
 from pinn_odelora.sampling.settings import Sampling
@@ -146,6 +146,16 @@ def test_pretraining_reaches_its_target_and_leaves_a_plain_network(generator):
     assert not any(line.startswith("L-BFGS") for line in said)
     assert all(p.requires_grad and p.grad is None for p in net.parameters())
     assert not any(module._forward_hooks for module in net.modules())
+
+
+def test_a_line_is_of_the_iterate_that_has_been_reached(generator):
+    """Loss and error of one network, that of the last step, at points that no step has."""
+    _, system = small(generator)
+    said = []
+    settings = Pretraining(adam_steps=5, natural_gradient_steps=20, interior=100, boundary=20, target=1e-30)
+    settings.run(system, said.append)
+    loss, error = without_reference(system, settings.seed).loss(), unseen_error(system, settings.seed)()
+    assert said[-1] == f"Natural gradient 20/20: loss {loss:.2e}, relative L2 {error:.2e}"
 
 
 # Which one is taken, for which networks.

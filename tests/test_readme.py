@@ -143,7 +143,7 @@ def test_every_command_line_is_accepted(path, workplace, monkeypatch, capsys):
         assert (workplace / "runs" / "sweep" / "5" / "config.yaml").exists()
 
 
-SENTENCES = ["choosing-a-method", "command-line", "inverse-problems", "your-own-model"]
+SENTENCES = ["choosing-a-method", "command-line", "inverse-problems", "your-own-model", "when-it-does-not-converge"]
 
 
 @pytest.mark.usefixtures("workplace")

@@ -12,7 +12,7 @@ from pinn_odelora.errors import InputError
 from problems.burgers import Burgers
 
 ROOT = Path(__file__).parents[1]
-LESSON = (ROOT / "docs/guide/adding-a-problem.md").read_text(encoding="utf-8")
+LESSON = (ROOT / "docs/guide/your-own-problem.md").read_text(encoding="utf-8")
 WAVE = re.search(r"^`problems/wave.py`:\n\n```python\n(.*?)^```$", LESSON, flags=re.MULTILINE | re.DOTALL)[1]
 TABLE = re.search(r'^\[project.entry-points."pinn_odelora.problems"\]\n(.*?)^```$', LESSON, re.MULTILINE | re.DOTALL)[1]
 OURS = sorted(path.stem for path in (ROOT / "configs/problem").glob("*.yaml"))

@@ -247,4 +247,5 @@ def _is_g(problem: Problem, p: Points, k: int) -> bool | None:
         return None
     g = problem.ansatz(p)[0].expand(-1, len(problem.fields))
     column = slice(None) if problem.ansatz(p)[1].shape[1] == 1 else slice(k, k + 1)
-    return bool(torch.allclose(g[:, column], values[:, column], rtol=1e-6, atol=1e-6))
+    near = max(1e-6, problem.accuracy)
+    return bool(torch.allclose(g[:, column], values[:, column], rtol=near, atol=near))

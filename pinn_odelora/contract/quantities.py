@@ -22,6 +22,8 @@ from pinn_odelora.system import draw_points
 if TYPE_CHECKING:
     from pinn_odelora.formulation import Problem
 
+SEEN = 1e-3
+"""What a term leaves at least, of its largest summand, where a flipped sign shows."""
 Quantity = tuple[str, str, str]
 """Field, derivative along, and place: here, or at the n-th points that ``at`` was asked for."""
 
@@ -105,7 +107,7 @@ def left_at_reference(problem: Problem, name: str, points: Points) -> float:
     return max(left)
 
 
-def indifferent(problem: Problem, name: str, points: Points, enough: float = 1e-3) -> list[Quantity]:
+def indifferent(problem: Problem, name: str, points: Points, enough: float = SEEN) -> list[Quantity]:
     """The quantities, zero ones aside, whose sign a term does not notice: what it leaves stays below ``enough``."""
     term = problem.terms()[name]
     field = Quantities(problem, points)

@@ -47,9 +47,15 @@ from pinn_odelora.derivatives.pointwise import (
 
 
 def linear_map(function: Callable[..., Any]) -> Rule:
-    """The rule of a function linear in its first argument; it may return several tensors, as ``chunk`` does."""
+    """The rule of a function linear in its first argument; it may return several tensors, as ``chunk`` does.
 
-    def rule(z: Jet, *args: Any, **kwargs: Any) -> Jet | tuple[Jet, ...]:
+    Of a jet among the other arguments it takes shape, dtype or device, as in ``constant.to(jet)``, which is no jet.
+    """
+
+    def rule(z: Any, *args: Any, **kwargs: Any) -> Any:
+        args = tuple(x.value if isinstance(x, Jet) else x for x in args)
+        if not isinstance(z, Jet):
+            return function(z, *args, **kwargs)
         images = {channel: function(z.part(channel), *args, **kwargs) for channel in z.parts}
         if isinstance(images[""], Tensor):
             return Jet(images, z.channels)
@@ -245,10 +251,10 @@ RULES |= {
     **_maps("celu elu leaky_relu mish relu selu softsign", functional, lambda f: pointwise(by_autograd(f))),
     **_maps(
         "clone contiguous diagonal double expand flatten float movedim narrow neg permute reshape squeeze sum mean "
-        "split t to transpose unbind unflatten unsqueeze view chunk __getitem__",
+        "split t to transpose unbind unflatten unsqueeze view chunk __getitem__ expand_as reshape_as type_as view_as",
         torch.Tensor,
         linear_map,
     ),
     **_maps("zeros_like ones_like full_like", torch, value_only),
-    **_maps("eq ne lt le gt ge", torch.Tensor, value_only),
+    **_maps("eq ne lt le gt ge new_tensor new_zeros new_ones new_full", torch.Tensor, value_only),
 }

@@ -55,6 +55,11 @@ class Box(Solid):
 
     def __init__(self, **bounds: tuple[float, float]) -> None:
         for name, interval in bounds.items():
+            if isinstance(interval, tuple | list) and any(isinstance(x, Tensor) and x.requires_grad for x in interval):
+                raise InputError(
+                    f"The interval of {name} depends on an unknown parameter, but points cannot move with it: state "
+                    f"the equation on a fixed interval, with {name} = l s and the length l as a coefficient."
+                )
             if not _is_interval(interval):
                 raise InputError(
                     f"The interval of {name} is {interval!r}, but it must be a pair of finite numbers, the lower first."

@@ -85,7 +85,9 @@ class ProgressLine:
         self.bar.update(self.task, description=escape(self.line(row)), completed=used, refresh=True)
 
     def line(self, row: Row) -> str:
-        """Step, loss, error or estimates, speed, and how long the budget will last."""
+        """Step and loss of the iterate at hand, error or estimates of the one that would be returned, which is the best
+        one where it is not the same; speed, and how long the budget will last.
+        """
         seconds, evals = row["cost/seconds"], row["cost/gradient_evals"]
         used = self.adaptation.budget.used(self.adaptation.training.progress)
         left = f"{seconds * max(1 / used - 1, 0):.0f} s left" if used > 0 and seconds > 0 else "…"
@@ -97,6 +99,8 @@ class ProgressLine:
             quality.append(f"rel. L2 {row['error/rel_l2']:.3e}")
         elif "stability/heldout_loss" in row:
             quality.append(f"held out {row['stability/heldout_loss']:.3e}")
+        if quality and self.adaptation.training.returns_best:
+            quality[0] = f"best: {quality[0]}"
         return "  ".join([f"step {row['step']:.0f}", loss, *quality, speed, left])
 
     def close(self) -> None:

@@ -130,6 +130,16 @@ def adapters(module: nn.Module) -> dict[str, LowRankLinear]:
     return {name: layer for name, layer in module.named_modules() if isinstance(layer, LowRankLinear)}
 
 
+def merged(module: nn.Module) -> nn.Module:
+    """The module itself with a plain layer, of the effective weight, in the place of every adapted one."""
+    for owner in [*module.modules()]:
+        for name, layer in owner.named_children():
+            if isinstance(layer, LowRankLinear):
+                layer.base_layer.weight = nn.Parameter(layer.weight.detach().clone())
+                setattr(owner, name, layer.base_layer)
+    return module
+
+
 @contextmanager
 def formed_weights(layers: Mapping[str, LowRankLinear]) -> Iterator[dict[str, Tensor]]:
     """Form the effective weight W of every layer once, for all evaluations inside the context.

@@ -25,7 +25,7 @@ import torch
 from pinn_odelora import loop
 from pinn_odelora.budget import Budget
 from pinn_odelora.integrators import LinearlyImplicit
-from pinn_odelora.loop import StepRecord, Training
+from pinn_odelora.loop import Training
 from pinn_odelora.objective import Objective
 from pinn_odelora.optim.groups import Group, parameters, single_tensors
 from pinn_odelora.optim.methods import Method, full_implicit
@@ -166,7 +166,8 @@ def follow(
         error: relative L2 error; NaN without a reference.
         target: the error that ends it.
         say: takes messages.
-        unseen: what is looked at where there is no reference; the loss of the steps if absent.
+        unseen: what is looked at where there is no reference, and the loss in messages; the loss of the steps if
+            absent.
     """
     spent = reported = at = 0
     now = error()
@@ -183,7 +184,9 @@ def follow(
         if spent - reported >= stage.every:
             reported = spent
             guess = unseen.estimate() if unseen and not known else None
-            say(f"{stage.name} {spent}/{most}: {_figures(record, now, guess)}")
+            # Of the iterate that the step has led to, as the error is; record.loss is of the one before.
+            loss = unseen.loss() if unseen else record.loss
+            say(f"{stage.name} {spent}/{most}: {_figures(loss, now, guess)}")
             if guess is not None and guess <= target:
                 return
         if now <= target:
@@ -196,8 +199,8 @@ def follow(
         say(f"{stage.name} {spent}/{most}: no further progress")
 
 
-def _figures(record: StepRecord, error: float, guess: float | None) -> str:
+def _figures(loss: float, error: float, guess: float | None) -> str:
     known = "" if math.isnan(error) else f", relative L2 {error:.2e}"
     if guess is not None:
         known = f", relative L2 error about {guess:.0e}"
-    return f"loss {record.loss:.2e}{known}"
+    return f"loss {loss:.2e}{known}"
