@@ -73,8 +73,8 @@ def save(result: Outcome, folder: Path) -> None:
     Raises:
         InputError: if the folder holds a run, another process writes into it, or it cannot be written.
     """
-    check_free(folder)
-    with alone(folder, new=True):
+    check_free(folder, typed=False)
+    with alone(folder, new=True, typed=False):
         _save(result, folder)
 
 
