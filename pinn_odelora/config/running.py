@@ -51,7 +51,7 @@ class Run:
         }
         tracking.check_installed(self.cfg.logger.kind)
         fit.trainer(self.trainer)
-        fit.steps_done(self.folder)
+        self.done = fit.steps_done(self.folder)
         built = self.experiment
         start.check_start(
             self.folder,
@@ -114,6 +114,7 @@ class Run:
             tags=list(cfg.logger.tags),
             config=OmegaConf.to_container(cfg, resolve=True),
             run_id=run_id,
+            start=self.done,
         )
 
     def leave(self, module: ODELoRAModule) -> None:

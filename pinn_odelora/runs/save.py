@@ -136,7 +136,9 @@ def save_figures(result: Outcome, folder: Path) -> None:
 
 def versions() -> dict[str, str | None]:
     """Of this package, Python and the libraries that take part; None for one that is not installed."""
-    own = {"pinn_odelora": pinn_odelora.__version__, "python": platform.python_version(), "torch": torch.__version__}
+    # torch's is of a class of its own, which YAML does not take.
+    torchs = str(torch.__version__)
+    own = {"pinn_odelora": pinn_odelora.__version__, "python": platform.python_version(), "torch": torchs}
     return own | {name: _version(name) for name in ("lightning", "numpy")}
 
 
