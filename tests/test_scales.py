@@ -12,7 +12,7 @@ from pinn_odelora.checkpoints import load_network, read_state_dict, save_network
 from pinn_odelora.derivatives.autograd import AutogradField
 from pinn_odelora.derivatives.jets import JetField
 from pinn_odelora.diagnostics import errors
-from pinn_odelora.errors import InputError
+from pinn_odelora.errors import ChangedWarning, InputError
 from pinn_odelora.families.basis import Basis
 from pinn_odelora.families.parametric import Parametric
 from pinn_odelora.formulation import Problem, Term, parameter
@@ -376,7 +376,7 @@ class Cooling(Problem):
         return 290 + 80 * torch.exp(-self.k * p.t)
 
 
-def test_a_run_keeps_the_units_and_is_loaded_and_continued_with_them(compose, run, tmp_path, capsys):
+def test_a_run_keeps_the_units_and_is_loaded_and_continued_with_them(compose, run, tmp_path, capsys, monkeypatch):
     """A run whose files know no units, as one of before has none, stays without."""
     given = ["problem._target_=test_scales.Cooling", "lora.targets=linears.2", "checkpoint.every=1"]
     whole = run(compose(*given, "budget.steps=4", f"output_dir={tmp_path / 'whole'}"))
@@ -400,6 +400,13 @@ def test_a_run_keeps_the_units_and_is_loaded_and_continued_with_them(compose, ru
     assert not isinstance(plain.adaptation.net, Scaled)
     again = run(compose(f"resume={tmp_path / 'plain'}")).adaptation
     assert not isinstance(again.net, Scaled)
+
+    monkeypatch.setattr(Cooling, "scales", {"t": 900.0})
+    with pytest.warns(ChangedWarning, match=r"^The weights keep .* \(t 1.8e\+03 ± 1.8e\+03\), not .* \(t 900\)"):
+        assert po.load(tmp_path / "whole")(t) == pytest.approx(u(t), rel=1e-12)
+    capsys.readouterr()
+    run(compose(f"resume={tmp_path / 'part'}"))
+    assert capsys.readouterr().err.count("The weights keep the units that they were trained in (t 1.8e+03") == 1
 
 
 # Measurements.
