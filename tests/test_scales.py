@@ -385,6 +385,7 @@ def test_a_run_keeps_the_units_and_is_loaded_and_continued_with_them(compose, ru
     whole.run.conclude(whole.result, whole.facts)
     assert whole.result.summary["scales"]["units"]["t"] == [1800.0, 1800.0]
     assert whole.result.ranks.keys() == whole.result.summary["ranks"].keys() == {"linears.2"}
+    assert whole.result.history[-1]["lora/linears.2/rank"] == 4
     assert whole.result.summary["layers"].startswith("Adapted: linears.2 (12 x 12) at rank 4; trained whole: linears.4")
     u = po.load(tmp_path / "whole")
     t = np.array([0.0, 1000.0])
