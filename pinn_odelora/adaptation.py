@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,6 +43,7 @@ from pinn_odelora.lowrank.wiring import Wiring, linear_layers
 from pinn_odelora.measurements import measured_term
 from pinn_odelora.misfit import Misfit, misfits
 from pinn_odelora.nets import check_network, copied, few_inputs
+from pinn_odelora.nets.scaled import own_name
 from pinn_odelora.objective import Objective
 from pinn_odelora.optim.methods import Method, odelora
 from pinn_odelora.result import Result
@@ -251,8 +253,11 @@ class Adaptation:
     def _layers_chosen(self) -> str:
         if self.method.trains == "weights":
             return chosen.weights_line(self.net)
-        whole = chosen.whole_layers(self._thawed()) + ["all biases"] * ("biases" in self.lora.also)
-        return chosen.layers_line(self.targets, self.ranks, self.rank, whole, self.wiring, self.adaptive is not None)
+        own = lambda name: own_name(self.net, name)
+        whole = chosen.whole_layers([*map(own, self._thawed())]) + ["all biases"] * ("biases" in self.lora.also)
+        targets, ranks = ({own(name): x for name, x in part.items()} for part in (self.targets, self.ranks))
+        wiring = replace(self.wiring, unused=tuple(map(own, self.wiring.unused)))
+        return chosen.layers_line(targets, ranks, self.rank, whole, wiring, self.adaptive is not None)
 
     # The run.
 

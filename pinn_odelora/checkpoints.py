@@ -36,66 +36,104 @@ DEPTH = 16
 _FORMATS = "a checkpoint of torch, Lightning or DeepXDE, or safetensors"
 
 
-def load_network(net: nn.Module, path: str | Path, part: str | None = None) -> None:
-    """Load the weights of a file into ``net``, converted to its dtype and device.
+class Weights:
+    """What a file of weights holds, read once.
 
     Args:
-        net: the network, changed in place.
         path: a file of weights in one of the forms above.
         part: the map to take, by its keys with dots between them, where several fit.
 
     Raises:
-        InputError: if the file cannot be read, its names or shapes are not those of the network, it has units and the
-            network has none, several maps fit that are not equal, or a value is not finite; the network is then
-            unchanged.
+        InputError: if the file does not exist, is damaged, has another format, or no tensors.
     """
-    units = units_of(path, part)
-    if isinstance(net, Scaled) and not units:
-        net = net.net  # trained elsewhere, in the declared units
-    if units and units_inside(net) is None:
-        raise InputError(
-            f"{path} holds a network in units of its own (scales), without which its weights are those of another "
-            "function; give the network in these units, as pinn_odelora.nets.in_units_of does."
-        )
-    expected = _tensors(net.state_dict())
-    found = _choose(_maps(path, part), expected, path)
-    if wrong := _wrong_shapes(found, expected):
-        raise InputError(f"{path} does not fit: {', '.join(wrong)}; the network needs the layer sizes of the file.")
-    values = {name: found[name].to(like) for name, like in expected.items()}
-    for name, value in values.items():
-        if not value.isfinite().all():
-            raise InputError(f"{name} in {path} holds values that are NaN or infinite in {value.dtype}.")
-    net.load_state_dict(values)
+
+    def __init__(self, path: str | Path, part: str | None = None) -> None:
+        self.path = path
+        self._maps = _maps(path, part)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by name, on the CPU: those of the first of ``WRAPPERS`` or of the part that was chosen, or all of
+        the file, those in inner maps under names with dots.
+
+        Raises:
+            InputError: if one of them cannot be read.
+        """
+        chosen = next((found for found in self._maps if found.path in WRAPPERS), self._maps[-1])
+        for name, reason in chosen.unread.items():
+            raise _unread(name, self.path, reason)
+        return chosen.tensors
+
+    @property
+    def units(self) -> dict[str, Tensor]:
+        """The tensors of a network in units, see ``nets.scaled``; none of another one's."""
+        return next((units for found in self._maps if (units := units_in(found.tensors))), {})
+
+    def load(self, net: nn.Module) -> None:
+        """Load the weights into ``net``, converted to its dtype and device.
+
+        Args:
+            net: the network, changed in place.
+
+        Raises:
+            InputError: if names or shapes are not those of the network, the file has units and the network has none,
+                several maps fit that are not equal, or a value is not finite; the network is then unchanged.
+        """
+        if isinstance(net, Scaled) and not self.units:
+            net = net.net  # trained elsewhere, in the declared units
+        if self.units and units_inside(net) is None:
+            raise InputError(
+                f"{self.path} holds a network in units of its own (scales), without which its weights are those of "
+                "another function; give the network in these units, as pinn_odelora.nets.in_units_of does."
+            )
+        expected = _tensors(net.state_dict())
+        found = _choose(self._maps, expected, self.path)
+        if wrong := _wrong_shapes(found, expected):
+            raise InputError(
+                f"{self.path} does not fit: {', '.join(wrong)}; the network needs the layer sizes of the file."
+            )
+        values = {name: found[name].to(like) for name, like in expected.items()}
+        for name, value in values.items():
+            if not value.isfinite().all():
+                raise InputError(f"{name} in {self.path} holds values that are NaN or infinite in {value.dtype}.")
+        net.load_state_dict(values)
+
+
+def load_network(net: nn.Module, path: str | Path, part: str | None = None) -> None:
+    """Load the weights of a file into ``net``, see ``Weights``.
+
+    Args:
+        net: the network, changed in place.
+        path, part: as of ``Weights``.
+
+    Raises:
+        InputError: as ``Weights`` and its ``load``; the network is then unchanged.
+    """
+    Weights(path, part).load(net)
 
 
 def read_state_dict(path: str | Path, part: str | None = None) -> dict[str, Tensor]:
-    """The tensors of a file by name, on the CPU.
+    """The tensors of a file by name, on the CPU, see ``Weights``.
 
     Args:
-        path: a file of weights in one of the forms above.
-        part: the map to take, by its keys with dots between them; the first of ``WRAPPERS`` if absent, or all tensors
-            of the file, those in inner maps under names with dots.
+        path, part: as of ``Weights``.
 
     Raises:
-        InputError: if the file does not exist, is damaged, has another format, or no tensors.
+        InputError: as ``Weights``, and if a tensor cannot be read.
     """
-    maps = _maps(path, part)
-    chosen = next((found for found in maps if found.path in WRAPPERS), maps[-1])
-    for name, reason in chosen.unread.items():
-        raise _unread(name, path, reason)
-    return chosen.tensors
+    return Weights(path, part).tensors
 
 
 def units_of(path: str | Path, part: str | None = None) -> dict[str, Tensor]:
-    """The tensors of a file of a network in units, see ``nets.scaled``; none of another one's.
+    """The tensors of a file of a network in units, see ``Weights``; none of another one's.
 
     Args:
-        path, part: as of ``read_state_dict``.
+        path, part: as of ``Weights``.
 
     Raises:
-        InputError: as ``read_state_dict``.
+        InputError: as ``Weights``.
     """
-    return next((units for found in _maps(path, part) if (units := units_in(found.tensors))), {})
+    return Weights(path, part).units
 
 
 def save_network(net: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:

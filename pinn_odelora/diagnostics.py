@@ -26,6 +26,7 @@ from pinn_odelora.lowrank.layer import LowRankLinear
 from pinn_odelora.manifolds.factors import Factors, balance_defect
 from pinn_odelora.manifolds.variables import frames_of
 from pinn_odelora.metrics import max_error, relative_l2, relative_l2_by_field
+from pinn_odelora.nets.scaled import own_name
 from pinn_odelora.points import Points
 from pinn_odelora.system import System, draw_points
 
@@ -337,7 +338,8 @@ class Diagnostics:
         p.heldout_loss = heldout
         if math.isnan(p.first_heldout_loss):
             p.first_heldout_loss = heldout
-        coefficients = self.reference.system.solution.coefficients
+        solution = self.reference.system.solution
+        lora = low_rank(self.layers, self.pretrained) | ({} if training.ranks is None else training.ranks.row())
         return {
             "step": p.step,
             "cost/gradient_evals": p.gradient_evals,
@@ -347,7 +349,6 @@ class Diagnostics:
             "stability/rose": float(rise > 0),
             "stability/largest_rise": p.largest_rise,
             **self.reference.errors(),
-            **low_rank(self.layers, self.pretrained),
-            **({} if training.ranks is None else training.ranks.row()),
-            **{f"coefficient/{name}": x.item() for name, x in coefficients.items()},
+            **{f"lora/{own_name(solution.net, name.removeprefix('lora/'))}": x for name, x in lora.items()},
+            **{f"coefficient/{name}": x.item() for name, x in solution.coefficients.items()},
         }

@@ -95,14 +95,10 @@ def error_estimate(system: System, seed: int = 0, most: int = ROWS) -> ErrorEsti
 
 
 def variables(solution: nn.Module) -> Trained:
-    """All linear layers by their effective weights, their biases, and the unknown coefficients."""
+    """What pretraining trains: adapted layers by their effective weights, and every other parameter."""
     adapted = {name: x for name, x in solution.named_modules() if isinstance(x, LowRankLinear)}
-    factors = {id(part) for x in adapted.values() for part in (x.lora_A, x.lora_B)}
-    linear = [x for x in solution.modules() if isinstance(x, nn.Linear) and id(x) not in factors]
-    frozen = {id(x.base_layer) for x in adapted.values()}
-    moved = [x.weight for x in linear if id(x) not in frozen]
-    moved += [x.bias for x in linear if x.bias is not None]
-    return variables_of(solution, [*moved, *getattr(solution, "coefficients", {}).values()], adapted)
+    own = {id(p) for x in adapted.values() for p in x.parameters() if p is not x.base_layer.bias}
+    return variables_of(solution, [p for p in solution.parameters() if id(p) not in own], adapted)
 
 
 class _Comparison:

@@ -280,10 +280,18 @@ class Problem(ABC):
         return tuple(name for name in self.parameters() if isinstance(getattr(self, name), Tensor))
 
     def known_reference(self, p: Points) -> Tensor | None:
-        """The reference, (N, fields), or None if a parameter is unknown: its estimate defines another problem."""
+        """The reference, (N, fields); None where it is that of another problem than this.
+
+        An estimate of an unknown parameter defines another problem, and so does the guess of an unknown field at the
+        source: the reference is that of the field sought, unless it is another one there than at the target.
+        """
         values = None if self.unknown else self.reference(p)
-        if values is not None:
-            check_values("reference", values, p.number, len(self.fields))
+        if values is None:
+            return None
+        check_values("reference", values, p.number, len(self.fields))
+        if self.role == SOURCE and self.unknown_fields():
+            target = dataclasses.replace(self, role=TARGET, weights={})
+            return None if torch.equal(values, target.reference(p)) else values
         return values
 
     @property

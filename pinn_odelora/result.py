@@ -22,6 +22,7 @@ from pinn_odelora.metrics import known
 from pinn_odelora.misfit import Misfit
 from pinn_odelora.naming import integrator_name, snake_case
 from pinn_odelora.nets import Scaled
+from pinn_odelora.nets.scaled import own_name
 from pinn_odelora.runs.ended import EndedRun
 from pinn_odelora.runs.save import save
 
@@ -70,7 +71,7 @@ class Result:
             are not fitted.
         unknown_fields: each unknown field that was found, as a function of its coordinates.
         misfits: how each measured field is fitted, where a parameter was unknown.
-        ranks: r of each adapted layer; empty where all weights were trained.
+        ranks: r of each adapted layer, by its name in the user's network; empty where all weights were trained.
         steps, gradient_evals, seconds: cost.
         diverged: whether numbers stopped being finite, or the held-out loss ended above its first value.
         failure: what stopped being finite, where; empty if nothing did.
@@ -102,7 +103,8 @@ class Result:
         self.stalled = training.stalled
         self.diverged = bool(self.failure) or not p.heldout_loss <= p.first_heldout_loss
         layers = training.objective.layers
-        self.ranks = {name: x.rank for name, x in layers.items() if isinstance(x, LowRankLinear)}
+        own = {own_name(self.net, name): x for name, x in layers.items()}
+        self.ranks = {name: x.rank for name, x in own.items() if isinstance(x, LowRankLinear)}
         self.coefficients = {
             name: _interval(adaptation.intervals.get(name), x.item())
             for name, x in adaptation.solution.coefficients.items()
@@ -124,7 +126,10 @@ class Result:
             estimates += f" (no interval, since the data are not fitted: {'; '.join(missed)})"
         return [
             *filter(None, [estimates]),
-            *(f"{name} from {x['min']:.4g} to {x['max']:.4g}, mean {x['mean']:.4g}" for name, x in fields.items()),
+            *(
+                f"{name} from {x['min']:.4g} to {x['max']:.4g}, mean {x['mean']:.4g} (fields have no interval)"
+                for name, x in fields.items()
+            ),
         ]
 
     def _quality(self) -> list[str]:

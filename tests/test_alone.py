@@ -36,6 +36,18 @@ def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path):
     assert not any(folder.iterdir())
 
 
+def test_a_caller_in_python_is_told_in_its_own_terms(tmp_path):
+    """``result.save(folder)`` has no output_dir, and cannot continue a run."""
+    sentence = r"wait until it ends, or give another folder\.$"
+    run = tmp_path / "run"
+    with alone(run, True), pytest.raises(InputError, match=sentence) as held, alone(run, False, typed=False):
+        raise AssertionError
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(InputError, match=r"already holds a run; give another\.$") as full, alone(tmp_path, True, False):
+        raise AssertionError
+    assert not any(word in str(error.value) for error in (held, full) for word in ("output_dir", "resume"))
+
+
 def test_a_folder_that_got_a_run_meanwhile_is_refused_and_left_as_it_is(tmp_path):
     (tmp_path / "start.json").touch()
     with pytest.raises(InputError, match="already holds a run; continue it with resume="), alone(tmp_path, new=True):

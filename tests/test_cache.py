@@ -171,24 +171,24 @@ def test_any_edit_of_the_package_gives_another_key(tmp_path, monkeypatch):
     copied = tmp_path / "pinn_odelora"
     shutil.copytree(PACKAGE, copied, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(pinn_odelora, "__file__", str(copied / "__init__.py"))
-    first = cache._package()
+    first = cache.package()
     (copied / "notes.txt").write_text("no code")
-    assert cache._package() == first
+    assert cache.package() == first
     files = sorted(copied.rglob("*.py"))
     assert len(files) > 80
     for file in files:
         text = file.read_bytes()
         file.write_bytes(text + b"\n")
-        assert cache._package() != first, file
+        assert cache.package() != first, file
         file.write_bytes(text)
-    assert cache._package() == first
+    assert cache.package() == first
     (copied / "metrics.py").rename(copied / "metric.py")
-    assert cache._package() != first
+    assert cache.package() != first
 
 
 def test_the_package_is_part_of_the_key(monkeypatch):
     before = key()
-    monkeypatch.setattr(cache, "_package", list)
+    monkeypatch.setattr(cache, "package", list)
     assert key() != before
 
 

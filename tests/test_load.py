@@ -183,9 +183,19 @@ def test_an_unfinished_run_is_refused(folder):
         load(folder)
 
 
+def test_a_run_without_a_network_is_one_sentence(folder):
+    """It was ended while the network was pretrained."""
+    (folder / "pretrained.safetensors").unlink()
+    for given in ({}, {"net": mine(), "problem": Burgers(nu=0.03)}):
+        with pytest.raises(InputError, match=r"^.* holds no finished run; continue it with: python train") as found:
+            load(folder, **given)
+        assert found.value.__cause__ is found.value.__context__ is None
+
+
 def test_a_folder_without_a_run_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"holds no run: there is no config.yaml in it"):
-        load(tmp_path)
+    for given in ({}, {"net": mine(), "problem": Burgers(nu=0.03)}):
+        with pytest.raises(InputError, match=r"holds no run: there is no config.yaml in it"):
+            load(tmp_path, **given)
 
 
 def test_with_network_and_problem_neither_hydra_nor_lightning_is_imported(folder, tmp_path):

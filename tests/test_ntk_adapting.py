@@ -16,7 +16,7 @@ from pinn_odelora.errors import InputError
 from pinn_odelora.integrators import LinearlyImplicit, RungeKutta
 from pinn_odelora.integrators.tableau import EULER
 from pinn_odelora.methods import lora_gd, odelora
-from pinn_odelora.ntk.adapting import adapt_linearised
+from pinn_odelora.ntk.adapting import adapt_linearised, check_settings
 from pinn_odelora.ntk.settings import Regime
 from pinn_odelora.system import Solution, System, draw_points
 from problems.burgers import Burgers
@@ -122,6 +122,16 @@ def test_bad_input_is_refused_in_one_sentence():
         adapt_linearised(net, problem, lora=po.LoRA(rank=7))
     with refused("lora_gd with an implicit scheme knows no weight decay"):
         adapt_linearised(net, problem, method=lora_gd(LinearlyImplicit()), decay=0.1, lora=po.LoRA(start="zero"))
+
+
+def test_checking_leaves_the_network_as_it_is():
+    net = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(2, 5))
+    net = torch.nn.Sequential(net, torch.nn.Tanh(), torch.nn.Linear(5, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
+    before = {name: x.clone() for name, x in net.state_dict().items()}
+    check_settings(net, Burgers(), odelora(LinearlyImplicit()), po.LoRA(rank=2), 0.0)
+    after = net.state_dict()
+    assert after.keys() == before.keys()
+    assert all(after[name].dtype == x.dtype and torch.equal(after[name], x) for name, x in before.items())
 
 
 # The command line.

@@ -128,6 +128,28 @@ def test_a_package_is_known_by_its_version(tmp_path, monkeypatch):
     assert provenance.changed(tmp_path) == {}  # its version is in the summary
 
 
+def test_an_edited_checkout_of_this_package_is_known(tmp_path, monkeypatch):
+    provenance.record(tmp_path, plain := equation(lambda f: f.u - 1.0), net := nn.Linear(1, 1), [])
+    assert provenance.changed(tmp_path, plain, net) == {}
+    here = provenance.sources()
+    monkeypatch.setattr(provenance, "sources", lambda: [*here[:-1], (here[-1][0], "another digest")])
+    said = provenance.sentence(tmp_path)
+    assert said.startswith(f"pinn_odelora (its code, still {po.__version__}) has changed since the run in ")
+
+
+def test_copies_have_names_that_every_system_takes(tmp_path, monkeypatch):
+    class Local(nn.Linear):
+        __module__ = "__main__"
+
+    monkeypatch.setattr(provenance.inspect, "getsource", lambda thing: "class Local: …")
+    made = po.problem(name="wave", coords="x", region=Box(x=(0.0, 1.0)), pde=lambda f: f.u - 1.0)
+    provenance.record(tmp_path, made, net := Local(1, 1), [])
+    names = [file.name for file in (tmp_path / "code").iterdir()]
+    assert "test_copies_have_names_that_every_system_takes.locals.Local.txt" in names
+    assert not any(character in name for name in names for character in '<>:"/\\|?*')
+    assert provenance.changed(tmp_path, made, net) == {}
+
+
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"modules": {}}', '{"modules": 3}'])
 def test_a_run_of_before_says_nothing(content, tmp_path):
     if content is not None:

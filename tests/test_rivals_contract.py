@@ -302,6 +302,34 @@ def test_pairs_of_a_peft_model_are_moved(cls):
     assert losses[-1] < losses[0]
 
 
+@every_pair
+def test_the_scale_is_read_from_the_layer_at_each_step(cls):
+    """PEFT's ``set_scale`` may be called at any time, and a state may be of another α."""
+    peft = pytest.importorskip("peft")
+
+    def moved(when):
+        torch.manual_seed(2)
+        config = peft.LoraConfig(r=2, lora_alpha=2, target_modules=["0"], init_lora_weights="pissa")
+        model = peft.get_peft_model(nn.Sequential(nn.Linear(6, 5)), config).double()
+        layer, x = model.base_model.model[0], torch.randn(30, 6, dtype=torch.float64)
+        if when == "before":
+            layer.set_scale("default", 3.0)
+        optimizer = cls(factor_pairs(model), lr=1e-2)
+        if when == "after":
+            layer.set_scale("default", 3.0)
+        for _ in range(2):
+            optimizer.zero_grad()
+            (model(x) - 1).square().mean().backward()
+            optimizer.step()
+        return layer.get_delta_weight("default").detach()
+
+    if cls.__name__ == "ALLoRA":
+        with pytest.raises(InputError, match="but ALLoRA has 1"):
+            moved("after")
+    else:
+        assert torch.equal(moved("before"), moved("after"))
+
+
 # On every problem.
 
 FROM_ZERO_A = {("lora_fa", "nora"), ("polar", "nora")}

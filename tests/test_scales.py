@@ -12,7 +12,7 @@ from pinn_odelora.checkpoints import load_network, read_state_dict, save_network
 from pinn_odelora.derivatives.autograd import AutogradField
 from pinn_odelora.derivatives.jets import JetField
 from pinn_odelora.diagnostics import errors
-from pinn_odelora.errors import InputError
+from pinn_odelora.errors import ChangedWarning, InputError
 from pinn_odelora.families.basis import Basis
 from pinn_odelora.families.parametric import Parametric
 from pinn_odelora.formulation import Problem, Term, parameter
@@ -22,6 +22,7 @@ from pinn_odelora.measurements import measured_term
 from pinn_odelora.metrics import relative_l2_by_field
 from pinn_odelora.misfit import misfits
 from pinn_odelora.nets import MLP, Scaled, check_network, in_declared_units, in_units, in_units_of
+from pinn_odelora.nets.scaled import kept_units
 from pinn_odelora.ntk.adapting import adapt_linearised
 from pinn_odelora.points import Points
 from pinn_odelora.pretraining.pretrain import Pretraining, unseen_error
@@ -30,6 +31,7 @@ from pinn_odelora.result import _estimate
 from pinn_odelora.runs.save import described
 from pinn_odelora.scaling.fields import _range, _unit
 from pinn_odelora.scaling.find import find
+from pinn_odelora.scaling.trial import Trial, points_of, prescribed, waves
 from pinn_odelora.system import Solution, System, draw_points
 from pinn_odelora.units import NATURAL, Scales, Unit
 
@@ -180,8 +182,6 @@ def test_only_what_prescribes_a_value_counts_as_a_condition():
         loop=(box.face(x=0.0), lambda f: f.v - f.at(x=f.x + 1).v),
         value=(box.face(x=0.0), lambda f: 2 * f.u - (4e4 + 0 * f.x)),
     )
-    from pinn_odelora.scaling.trial import Trial, prescribed
-
     found = prescribed(p, Trial(p, [NATURAL]))
     assert [x.unique().tolist() for x in found["u"]] == [[2e4]]
     assert found["v"] == []
@@ -376,7 +376,7 @@ class Cooling(Problem):
         return 290 + 80 * torch.exp(-self.k * p.t)
 
 
-def test_a_run_keeps_the_units_and_is_loaded_and_continued_with_them(compose, run, tmp_path, capsys):
+def test_a_run_keeps_the_units_and_is_loaded_and_continued_with_them(compose, run, tmp_path, capsys, monkeypatch):
     """A run whose files know no units, as one of before has none, stays without."""
     given = ["problem._target_=test_scales.Cooling", "lora.targets=linears.2", "checkpoint.every=1"]
     whole = run(compose(*given, "budget.steps=4", f"output_dir={tmp_path / 'whole'}"))
@@ -384,7 +384,9 @@ def test_a_run_keeps_the_units_and_is_loaded_and_continued_with_them(compose, ru
     assert said.startswith("Scales: t 1.8e+03 ± 1.8e+03, T 370")
     whole.run.conclude(whole.result, whole.facts)
     assert whole.result.summary["scales"]["units"]["t"] == [1800.0, 1800.0]
-    assert whole.result.ranks.keys() == {"net.linears.2"}
+    assert whole.result.ranks.keys() == whole.result.summary["ranks"].keys() == {"linears.2"}
+    assert whole.result.history[-1]["lora/linears.2/rank"] == 4
+    assert whole.result.summary["layers"].startswith("Adapted: linears.2 (12 x 12) at rank 4; trained whole: linears.4")
     u = po.load(tmp_path / "whole")
     t = np.array([0.0, 1000.0])
     assert u(t) == pytest.approx(whole.result.solution(t), rel=1e-6)
@@ -399,6 +401,13 @@ def test_a_run_keeps_the_units_and_is_loaded_and_continued_with_them(compose, ru
     assert not isinstance(plain.adaptation.net, Scaled)
     again = run(compose(f"resume={tmp_path / 'plain'}")).adaptation
     assert not isinstance(again.net, Scaled)
+
+    monkeypatch.setattr(Cooling, "scales", {"t": 900.0})
+    with pytest.warns(ChangedWarning, match=r"^The weights keep .* \(t 1.8e\+03 ± 1.8e\+03\), not .* \(t 900\)"):
+        assert po.load(tmp_path / "whole")(t) == pytest.approx(u(t), rel=1e-12)
+    capsys.readouterr()
+    run(compose(f"resume={tmp_path / 'part'}"))
+    assert capsys.readouterr().err.count("The weights keep the units that they were trained in (t 1.8e+03") == 1
 
 
 # Measurements.
@@ -530,6 +539,74 @@ def test_the_rate_of_ageing_is_found_in_days(guess):
 
 
 # Networks in units, elsewhere.
+
+
+def test_each_term_has_sizes_of_its_own_whatever_its_name(generator, tmp_path):
+    names = ("a.b", "a_b", "a%2Eb", "a")
+    rows = {name: (float(k + 2),) for k, name in enumerate(names)}
+    scales = Scales({"t": Unit(0, 9)}, {"u": NATURAL}, {"u": NATURAL}, rows)
+    net = Scaled(MLP(1, 1, width=4, depth=1, generator=generator), scales)
+    assert net.scales.rows == rows
+    assert [float(net.row_sizes(name)) for name in names] == [2, 3, 4, 5]
+    save_network(net, tmp_path / "w.safetensors")
+    p = po.problem(coords="t", region=po.Box(t=(0, 1)), pde=lambda f: f.u_t)
+    assert in_units_of(MLP(1, 1, width=4, depth=1), p, units_of(tmp_path / "w.safetensors")).scales.rows == rows
+
+
+def test_units_that_are_declared_otherwise_than_weights_have_them_are_told(generator):
+    """The function of the weights is that in the units that they were trained in."""
+
+    def heat(scales):
+        box = po.Box(x=(0, 1), t=(0, 1))
+        return po.problem(coords="xt", region=box, pde=lambda f: f.u_t - f.u_xx, periods={"x": 1.0}, scales=scales)
+
+    inputs = {"cosine": NATURAL, "sine": NATURAL, "t": Unit(0, 50.0)}
+    scales = Scales(inputs, {"u": NATURAL}, {"u": NATURAL}, {"pde": (4.0,)})
+    tensors = Scaled(MLP(3, 1, width=4, depth=1, generator=generator), scales).state_dict()
+    told = [
+        ({"t": 60.0}, "(t 50), not those that the problem declares (t 60); pretrain again for these."),
+        ({"u": (1.0, 2.0), "t": 50.0}, "(u 1), not those that the problem declares (u 1 ± 2)"),
+        ({"pde": 5.0}, "(pde 4), not those that the problem declares (pde 5)"),
+        ({"pde": 4.0, "t": 50.0, "u": 1.0}, ""),
+        (None, ""),
+    ]
+    for scales, sentence in told:
+        p = heat(scales)
+        net = in_units_of(MLP(3, 1, width=4, depth=1), p, tensors)
+        assert net.scales.inputs["t"] == Unit(0, 50.0)
+        said = kept_units(net.float(), p)
+        assert sentence in said
+        assert bool(said) == bool(sentence)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Slip(Problem):
+    """Any residual, right or wrong."""
+
+    coords, supports, internal = ("t",), ("soft",), ("role", "residual")
+    region = po.Box(t=(0, 1000))
+    residual: object
+
+    def terms(self):
+        return {"pde": Term(self.region, self.residual)}
+
+
+def test_what_a_residual_refuses_is_told_apart_from_what_it_cannot_do():
+    """Random fields may leave its domain, of which nothing is found then; a slip is a sentence at once."""
+    region = Slip.region
+
+    def positive(f):
+        if bool((f.u < 0).any()):
+            raise ValueError("u must be positive")
+        return f.u_t + f.u
+
+    p = Slip(residual=positive)
+    trial = Trial(p, [NATURAL])
+    wavy = trial.solution(torch.zeros(1), torch.ones(1), waves(1, 1, 0))
+    assert trial.rows("pde", points_of(region), wavy) is None
+    slip = Trial(Slip(residual=lambda f: f.v_t), [NATURAL])
+    with pytest.raises(InputError, match=r"^The residual of pde cannot be evaluated: the solution has no 'v_t'"):
+        slip.rows("pde", points_of(region), wavy)
 
 
 @pytest.mark.parametrize("prefix", ["", "model."])

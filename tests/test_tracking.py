@@ -23,6 +23,7 @@ from matplotlib.image import imsave
 from pinn_odelora.errors import InputError
 from pinn_odelora.lightning import tracking
 from pinn_odelora.runs.history import History
+from pinn_odelora.runs.save import versions
 
 ROOT = Path(__file__).parent.parent
 KEY = "0123456789abcdef" * 3
@@ -407,7 +408,8 @@ def test_mlflow_has_the_rows_and_the_outcome_and_a_continued_run_is_the_same(tmp
     folder.mkdir()
     store = f"sqlite:///{folder / 'mlflow/mlflow.db'}"
     assert ended("mlflow", folder, rows=ROWS[:2]) == f"MLflow: mlflow ui --backend-store-uri {store}"
-    ended("mlflow", folder, rows=ROWS[2:], config={"lora": {"rank": 4}, "budget": {"steps": 9}})
+    # From a state that was saved before the second row: it is made again, and is there once.
+    ended("mlflow", folder, rows=ROWS[1:], config={"lora": {"rank": 4}, "budget": {"steps": 9}})
     assert capfd.readouterr() == ("", "")
     seen = client(store)
     (run,) = seen.search_runs([seen.get_experiment_by_name("p").experiment_id])
@@ -418,6 +420,33 @@ def test_mlflow_has_the_rows_and_the_outcome_and_a_continued_run_is_the_same(tmp
     assert [(m.step, m.value) for m in history] == [(0, 1.0), (10, 0.5), (20, 0.25)]
     kept = {path.name for path in (folder / "mlflow/artifacts").rglob("*") if path.is_file()}
     assert kept == {"u.png", "points.json"}
+
+
+def test_the_versions_in_a_summary_are_plain_words():
+    """TensorBoard shows a summary as YAML, which has no word for torch's own class of a version."""
+    assert yaml.safe_load(yaml.safe_dump(versions())) == versions()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_tensorboard_shows_rows_that_a_continued_run_makes_again_once(tmp_path):
+    """Killed with 20 in the log, and continued from a state saved at 10; and again where that has ended."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    begin = lambda **more: tracking.make_loggers("tensorboard", tmp_path, project="p", config=CONFIG, **more)[0]
+    killed = begin()
+    for row in ROWS:
+        killed.log_metrics(row, step=int(row["step"]))
+    killed.save()
+    imsave(tmp_path / "u.png", [[0.0, 1.0]])
+    for start, steps in ((10, 40), (40, 50)):
+        continued = begin(start=start)
+        for step in range(start, steps + 1, 10):
+            continued.log_metrics({"loss": 0.5 ** (step / 10)}, step=step)
+        continued.publish({"steps": steps}, {"solution": tmp_path / "u.png"}, ["x", "u"], [[0.5, 2.0]])
+        continued.end()
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(10 * k, 0.5**k) for k in range(6)]
+    assert [e.step for e in events.Images("figures/solution")] == [50]
 
 
 @pytest.mark.filterwarnings("ignore")

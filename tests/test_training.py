@@ -13,9 +13,10 @@ from test_plan import OwnBackward, network
 from torch import nn
 
 import pinn_odelora
+from pinn_odelora import checkpoints, methods
 from pinn_odelora import diagnostics as measure
-from pinn_odelora import methods
 from pinn_odelora.budget import Budget, Progress
+from pinn_odelora.config import begin
 from pinn_odelora.config.build import experiment
 from pinn_odelora.config.running import Run
 from pinn_odelora.errors import InputError, NonFiniteError
@@ -324,3 +325,15 @@ def test_effective_rank_counts_equal_singular_values():
     assert measure.effective_rank(torch.tensor([2.0, 2.0, 2.0, 0.0])) == pytest.approx(3.0)
     assert 1 < measure.effective_rank(torch.tensor([1.0, 0.1])) < 2
     assert measure.effective_rank(torch.zeros(3)) == 0.0
+
+
+def test_the_file_of_a_checkpoint_is_read_once(compose, run, tmp_path, monkeypatch):
+    own = tmp_path / "own.pt"
+    torch.save(pinn_odelora.MLP(2, 1, width=12).state_dict(), own)
+    read, files = checkpoints._maps, []
+    monkeypatch.setattr(checkpoints, "_maps", lambda path, part=None: (files.append(str(path)), read(path, part))[1])
+    done = run(compose(f"pretrain.checkpoint={own}", "budget.steps=1"))
+    assert files == [str(own)]
+    assert done.run.experiment.weights is None
+    run(begin(compose(f"resume={tmp_path / 'run'}", "budget.steps=2"))[0])
+    assert files[1:] == [str(tmp_path / "run" / "pretrained.safetensors")]

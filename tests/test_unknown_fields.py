@@ -2,13 +2,16 @@
 
 import dataclasses
 import math
+import re
 
 import numpy as np
 import pytest
 import torch
+from test_resume import stop_at
 
 import pinn_odelora as po
 from pinn_odelora.__main__ import evaluated
+from pinn_odelora.config import begin
 from pinn_odelora.derivatives import AutogradField
 from pinn_odelora.errors import InputError
 from pinn_odelora.field_networks import FieldNetwork, field_networks
@@ -18,6 +21,7 @@ from pinn_odelora.linearisation import Coordinates, Linearisation, Sweep
 from pinn_odelora.nets import MLP
 from pinn_odelora.objective import variables_of
 from pinn_odelora.points import Points
+from pinn_odelora.pretraining.pretrain import unseen_error
 from pinn_odelora.system import Solution, System, draw_points
 from pinn_odelora.unknown_fields import extended, unknown_field
 
@@ -155,7 +159,7 @@ def test_a_run_with_an_unknown_field_is_saved_and_read(tmp_path):
     assert np.abs(k(x) - 1).max() > 0.01
     assert result.history[-1]["loss/smooth_k"] > 0
     assert result.summary["unknown_fields"]["k"] == k.summary()
-    assert "k(x) from" in result.outcome()
+    assert re.search(r"k\(x\) from .* to .*, mean .* \(fields have no interval\)", result.outcome())
     result.save(tmp_path / "run")
     assert (tmp_path / "run" / "k.png").stat().st_size > 0
     again = po.load(tmp_path / "run", net=net, problem=posed)
@@ -164,6 +168,77 @@ def test_a_run_with_an_unknown_field_is_saved_and_read(tmp_path):
     with np.load(evaluated(again, tmp_path / "points.npz", None)) as written:
         np.testing.assert_array_equal(written["k"], k(x))
     assert isinstance(k.network, FieldNetwork)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sourced(Problem):
+    """-u'' = q(x), u(0) = u(1) = 0; q = π² sin πx, and the guess 8 has another solution."""
+
+    coords, supports, enforced = ("x",), ("hard", "soft"), ("bc",)
+    region = LINE
+    q = unknown_field("x", guess=8.0, width=6)
+
+    def terms(self):
+        return {"pde": Term(LINE, lambda f: f.u_xx + f.q), "bc": Term(LINE.boundary("x"), lambda f: f.u)}
+
+    def reference(self, p):
+        return torch.sin(math.pi * p.x)
+
+    def ansatz(self, p):
+        return 0 * p.x, p.x * (1 - p.x)
+
+
+class Aware(Sourced):
+    """With the solution of the guess, 4 x (1 - x), too."""
+
+    def reference(self, p):
+        return 4 * p.x * (1 - p.x) if self.role == "source" else super().reference(p)
+
+
+class Wrong(Sourced):
+    def reference(self, p):
+        return 5 * p.x * (1 - p.x) if self.role == "source" else super().reference(p)
+
+
+def test_a_reference_is_that_of_the_field_sought():
+    """At the source there is another field, the guess, of which a reference has to be told apart."""
+    p = LINE.sample(5, lambda n, d: torch.rand(n, d, dtype=torch.float64))
+    for cls, known in ((Sourced, False), (Aware, True)):
+        problem = cls()
+        assert torch.equal(problem.known_reference(p), torch.sin(math.pi * p.x))
+        source = problem.at_source()
+        assert (source.known_reference(p) is not None) == known
+        error = unseen_error(System(source, Solution(source, MLP(1, 1, width=4, depth=3))), 0)()
+        assert math.isfinite(error) == known
+
+
+def test_what_a_reference_does_not_tell_is_unknown_to_a_check():
+    for cls, verdict in ((Sourced, "unknown"), (Aware, "unknown"), (Wrong, "fails")):
+        found = {row.what: row.verdict for row in po.check(cls()).rows}
+        assert found["pde at the reference"] == verdict
+        assert found["bc at the reference"] == "holds"
+        # With the solution of the guess, the equation is checked at the source.
+        assert ("signs in pde" in found) == (cls is not Sourced)
+    said = {row.what: row.said for row in po.check(Sourced()).rows}["pde at the reference"]
+    assert said.startswith("it reads q, of which the reference does not tell the values (")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::DeprecationWarning:lightning")
+def test_an_interrupted_run_of_the_command_line_finds_the_same_field(compose, run, tmp_path, monkeypatch):
+    x = np.linspace(0.05, 0.95, 10)
+    np.savetxt(tmp_path / "u.csv", np.stack([x, np.sin(math.pi * x)], 1), delimiter=",", header="x,u", comments="")
+    common = [
+        *("problem._target_=test_unknown_fields.Sourced", f"data.file={tmp_path / 'u.csv'}", "points.interior=20"),
+        *("budget.steps=8", "log.every=2", "checkpoint.every=3", "log.estimate=false"),
+    ]
+    whole = run(compose(*common, f"output_dir={tmp_path / 'whole'}"))
+    with monkeypatch.context() as patch:
+        stop_at(4, patch)
+        run(compose(*common, f"output_dir={tmp_path / 'parts'}"))
+    resumed = run(begin(compose(f"resume={tmp_path / 'parts'}"))[0])
+    found, again = (done.result.unknown_fields["q"](x) for done in (whole, resumed))
+    np.testing.assert_array_equal(found, again)
+    assert np.abs(found - 8).max() > 0.01
 
 
 @pytest.mark.slow

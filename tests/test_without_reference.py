@@ -17,6 +17,7 @@ from pinn_odelora.geometry import Box
 from pinn_odelora.lightning.fit import final_points
 from pinn_odelora.log import Log
 from pinn_odelora.metrics import known
+from pinn_odelora.nets import KAN, AdaptiveMLP, FactorisedMLP, LayerNormMLP, PirateNet
 from pinn_odelora.pretraining import stages
 from pinn_odelora.pretraining.pretrain import CHECKPOINT, Pretraining, _assess, pretrain
 from pinn_odelora.runs.compare import compare
@@ -112,6 +113,16 @@ def test_the_richer_space_has_all_weights_and_biases_and_no_factor():
     found = variables(run.training.objective.system.solution)
     sizes = [x.weight.numel() for x in found.layers.values()] + [x.numel() for x in found.others.values()]
     assert sum(sizes) == sum(p.numel() for p in po.MLP(2, 2, width=9, depth=3).parameters())
+
+
+@pytest.mark.parametrize("cls", [LayerNormMLP, AdaptiveMLP, FactorisedMLP, PirateNet, KAN])
+def test_the_richer_space_has_what_pretraining_trains(cls):
+    """Weights of a normalisation, slopes and scales among it, which an adaptation leaves as they are."""
+    net = cls(2, 2, width=6, depth=3)
+    run = po.steps(net, plate(), rank=2, **SMALL)
+    found = variables(run.training.objective.system.solution)
+    sizes = [x.weight.numel() for x in found.layers.values()] + [x.numel() for x in found.others.values()]
+    assert sum(sizes) == sum(p.numel() for p in net.parameters())
 
 
 def test_points_that_are_always_the_same_are_halved():

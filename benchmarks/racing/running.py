@@ -84,7 +84,7 @@ def enter(case: Case, contender: Contender, seed: int, cache: Path | None = None
     cfg = configuration(case, contender, seed, cache)
     built = build.experiment(cfg)
     source = System(built.source, Solution(built.source, built.net))
-    pretrained(source, built.pretraining, cfg.pretrain.checkpoint, cache, lambda line: None)
+    pretrained(source, built.pretraining, built.weights, cache, lambda line: None)
     adaptation = built.adaptation
     adaptation.error_before = math.nan  # the first mark has it
     return Entry(cfg, adaptation, adaptation.training, contender.renewed)

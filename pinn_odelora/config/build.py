@@ -10,12 +10,13 @@ from omegaconf import DictConfig
 from torch import nn
 
 from pinn_odelora.adaptation import Adaptation
+from pinn_odelora.checkpoints import Weights
 from pinn_odelora.config import components
 from pinn_odelora.config.checks import resolved, settings
 from pinn_odelora.errors import RefusedValueError
 from pinn_odelora.formulation import Problem
 from pinn_odelora.pretraining.pretrain import Pretraining
-from pinn_odelora.runs.start import in_units_at_start
+from pinn_odelora.runs.start import in_units_at_start, weights_at_start
 
 KEYS = {
     "rank": "lora.rank",
@@ -27,13 +28,14 @@ KEYS = {
 
 
 class Experiment(NamedTuple):
-    """What a run is about, before anything is trained; ``adaptation`` has the network, ``source`` what it has
-    solved."""
+    """What a run is about, before anything is trained; ``adaptation`` has the network, ``source`` what it has solved,
+    and ``weights`` those that it begins with, if it has some."""
 
     source: Problem
     net: nn.Module
     pretraining: Pretraining
     adaptation: Adaptation
+    weights: Weights | None
 
 
 def experiment(cfg: DictConfig) -> Experiment:
@@ -45,11 +47,10 @@ def experiment(cfg: DictConfig) -> Experiment:
     config = resolved(cfg)
     problem, source, unknown = posed(cfg)
     settled = settings(config, "pretrain")
-    net = in_units_at_start(
-        network(cfg, problem, source),
-        *(problem, source, settled, config["pretrain"]["checkpoint"], config["data"]["file"]),
-        *(config["output_dir"], config["pretrain"]["part"]),
-    )
+    pretrain = config["pretrain"]
+    weights = weights_at_start(config["output_dir"], pretrain["checkpoint"], pretrain["part"])
+    made = network(cfg, problem, source)
+    net = in_units_at_start(made, problem, source, settled, weights, config["data"]["file"])
     method = components.method(config["method"], config["integrator"])
     with by_keys(KEYS | {name: f"problem.{name}" for name in unknown}):
         adaptation = Adaptation(
@@ -68,7 +69,7 @@ def experiment(cfg: DictConfig) -> Experiment:
             precision=config["precision"],
             derivatives=config["derivatives"]["engine"],
         )
-    return Experiment(source, adaptation.net, settled, adaptation)
+    return Experiment(source, adaptation.net, settled, adaptation, weights)
 
 
 def posed(cfg: DictConfig) -> tuple[Problem, Problem, tuple[str, ...]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,12 +18,13 @@ from torch import nn
 
 from pinn_odelora.adapted_solution import AdaptedSolution
 from pinn_odelora.arguments import given as argument
-from pinn_odelora.checkpoints import load_network, read_state_dict
-from pinn_odelora.errors import InputError
+from pinn_odelora.checkpoints import Weights, load_network
+from pinn_odelora.errors import ChangedWarning, InputError
 from pinn_odelora.field_networks import FieldNetwork, field_networks
 from pinn_odelora.formulation import Problem
 from pinn_odelora.lowrank.adapter_files import load_adapter
 from pinn_odelora.nets import check_network, copied, in_units_of
+from pinn_odelora.nets.scaled import kept_units
 from pinn_odelora.runs import provenance
 from pinn_odelora.runs.folder import ADAPTER, BASE, COEFFICIENTS, CONFIG, FAMILY, UNKNOWN_FIELDS, WEIGHTS
 
@@ -58,9 +60,7 @@ def load(run: str | Path, net: nn.Module | None = None, problem: Problem | None 
     elif (folder / WEIGHTS).exists():
         load_network(net, folder / WEIGHTS)
     else:
-        raise InputError(
-            f"{folder} holds no finished run; continue it with: python train.py {argument('resume', folder)}"
-        )
+        raise _unfinished(folder)
     return AdaptedSolution(problem, net, found_fields(problem, folder / UNKNOWN_FIELDS))
 
 
@@ -92,17 +92,31 @@ def base(folder: Path, net: nn.Module | None = None, problem: Problem | None = N
             with _building("problem", folder):
                 problem, solved, _ = posed(cfg)
     problem = with_coefficients(problem, folder)
+    if not (folder / BASE).exists():
+        raise _without_network(folder)
     # A damaged file must not be taken for a network that does not fit.
-    tensors = read_state_dict(folder / BASE)
+    weights = Weights(folder / BASE)
     if given:
-        net = in_units_of(check_network(copied(net).cpu(), problem), problem, tensors)
-        load_network(net, folder / BASE)
+        net = in_units_of(check_network(copied(net).cpu(), problem), problem, weights.tensors)
+        weights.load(net)
     else:
         with _building("net", folder):
-            net = in_units_of(check_network(network(cfg, problem, solved), problem), problem, tensors)
-            load_network(net, folder / BASE)
+            net = in_units_of(check_network(network(cfg, problem, solved), problem), problem, weights.tensors)
+            weights.load(net)
     provenance.warn(folder, problem, net)
+    if said := kept_units(net, problem):
+        warnings.warn(said, ChangedWarning, stacklevel=3)
     return problem, net
+
+
+def _unfinished(folder: Path) -> InputError:
+    return InputError(f"{folder} holds no finished run; continue it with: python train.py {argument('resume', folder)}")
+
+
+def _without_network(folder: Path) -> InputError:
+    """Why there is no network in a folder: no run, or one that has not got so far."""
+    there = (folder / CONFIG).exists()
+    return _unfinished(folder) if there else InputError(f"{folder} holds no run: there is no {CONFIG} in it.")
 
 
 @contextmanager

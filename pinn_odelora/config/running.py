@@ -51,16 +51,15 @@ class Run:
         }
         tracking.check_installed(self.cfg.logger.kind)
         fit.trainer(self.trainer)
-        fit.steps_done(self.folder)
+        self.done = fit.steps_done(self.folder)
         built = self.experiment
         start.check_start(
             self.folder,
             built.source,
             built.adaptation,
             built.pretraining,
-            pretrain.checkpoint,
+            built.weights,
             self.kept,
-            pretrain.part,
         )
         # One thread unless told otherwise, since a second one makes steps of small networks slower.
         torch.set_num_threads(1 if self.cfg.threads == "auto" else self.cfg.threads)
@@ -72,16 +71,11 @@ class Run:
         """Give the network its pretrained weights; returns what is known of them."""
         built = self.experiment
         device = "cuda" if self.trainer["accelerator"] == "gpu" else "cpu"
-        return start.start(
-            self.folder,
-            built.source,
-            built.adaptation,
-            built.pretraining,
-            self.cfg.pretrain.checkpoint,
-            self.kept,
-            device,
-            self.cfg.pretrain.part,
+        facts = start.start(
+            self.folder, built.source, built.adaptation, built.pretraining, built.weights, self.kept, device
         )
+        self.experiment = built._replace(weights=None)  # a file may be large, and the network has them now
+        return facts
 
     def fit(self, facts: dict[str, Any]) -> ODELoRAModule:
         """Adapt the network until the budget is spent, from the resume state if the folder has one.
@@ -114,6 +108,7 @@ class Run:
             tags=list(cfg.logger.tags),
             config=OmegaConf.to_container(cfg, resolve=True),
             run_id=run_id,
+            start=self.done,
         )
 
     def leave(self, module: ODELoRAModule) -> None:

@@ -58,7 +58,7 @@ def _suggested(arguments: Sequence[str]) -> RankAdvice:
         checked_start(lora)
     kept = None if cfg.pretrain.cache is None else Path(cfg.pretrain.cache)
     source = System(built.source, Solution(built.source, built.net))
-    pretrained(source, built.pretraining, cfg.pretrain.checkpoint, kept, say, cfg.pretrain.part)
+    pretrained(source, built.pretraining, built.weights, kept, say)
     with build.by_keys(build.KEYS):
         return suggest_rank(
             built.net,

@@ -18,6 +18,7 @@ from pinn_odelora.derivatives.field import Field
 from pinn_odelora.geometry import sobol
 from pinn_odelora.points import Points
 from pinn_odelora.system import draw_points
+from pinn_odelora.unknown_fields import extended
 
 if TYPE_CHECKING:
     from pinn_odelora.formulation import Problem
@@ -29,7 +30,8 @@ Quantity = tuple[str, str, str]
 
 
 class Quantities(Field):
-    """The reference as a field whose every quantity is a leaf of its own; those in ``flipped`` have the wrong sign.
+    """The reference, with unknown fields at their guess, as a field whose every quantity is a leaf of its own; those in
+    ``flipped`` have the wrong sign.
 
     Args:
         problem: it has the reference.
@@ -47,9 +49,10 @@ class Quantities(Field):
         asked: dict[Quantity, Tensor] | None = None,
         place: str = "here",
     ) -> None:
-        super().__init__(points, problem.fields, problem.coords)
+        super().__init__(points, problem.readable, problem.coords)
         self.problem = problem
-        self.exact = AutogradField(problem.reference, points, problem.fields, problem.coords)
+        known = extended(problem.reference, problem.unknown_fields())
+        self.exact = AutogradField(known, points, problem.readable, problem.coords)
         self.flipped = flipped
         self.asked = {} if asked is None else asked
         self.place = place
@@ -90,6 +93,15 @@ def generic_points(problem: Problem) -> dict[str, Points]:
 def size(problem: Problem) -> float:
     """Largest value of the reference."""
     return float(problem.reference(problem.region.sample(400, lambda n, d: sobol(n, d, seed=4))).abs().max())
+
+
+def sought_by(problem: Problem, name: str, points: Points) -> list[str]:
+    """The unknown fields that a term reads."""
+    if not (declared := problem.unknown_fields()):
+        return []
+    field = Quantities(problem, points)
+    problem.terms()[name].rows(field)
+    return [q for q in declared if any(q == asked for asked, _, _ in field.asked)]
 
 
 def left_at_reference(problem: Problem, name: str, points: Points) -> float:

@@ -15,9 +15,9 @@ import torch
 from pinn_odelora.checks.ansatz import ENFORCED, left_of, seams, vanishing
 from pinn_odelora.checks.evaluation import Trial, check_functions, check_reference, check_residual, evaluating, some
 from pinn_odelora.checks.problem import check_problem
-from pinn_odelora.contract.quantities import SEEN, generic_points, indifferent, left_at_reference
+from pinn_odelora.contract.quantities import SEEN, generic_points, indifferent, left_at_reference, sought_by
 from pinn_odelora.errors import InputError
-from pinn_odelora.formulation import Problem, Term
+from pinn_odelora.formulation import SOURCE, Problem, Term
 from pinn_odelora.geometry import Box
 from pinn_odelora.nets import MLP
 from pinn_odelora.points import Points
@@ -138,8 +138,13 @@ def _reference(problem: Problem) -> Iterator[Row]:
         yield Row("reference", UNKNOWN, cannot)
         return
     points = generic_points(problem)
+    guessed = problem.role == SOURCE and problem.known_reference(p) is not None
     for name, term in problem.terms().items():
         with evaluating(f"The residual of {name}"):
+            if (sought := sought_by(problem, name, points[name])) and not guessed:
+                said = f"it reads {', '.join(sought)}, of which the reference does not tell the values"
+                yield Row(f"{name} at the reference", UNKNOWN, said)
+                continue
             left = left_at_reference(problem, name, points[name])
             verdict, said = _at_reference(problem, left)
             # A sign does not show where the reference itself leaves as much.

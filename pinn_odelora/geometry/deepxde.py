@@ -27,7 +27,8 @@ from torch import Tensor
 
 from pinn_odelora.errors import InputError
 from pinn_odelora.geometry.regions import Box
-from pinn_odelora.geometry.solids import Uniform, accepted, with_normals
+from pinn_odelora.geometry.spatial import Uniform, accepted
+from pinn_odelora.geometry.surfaces import with_normals
 from pinn_odelora.points import Points
 
 

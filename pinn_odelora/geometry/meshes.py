@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, linalg
 
 from pinn_odelora.errors import InputError
-from pinn_odelora.geometry.solids import Keep, Spatial, Uniform, accepted, chosen, with_normals
+from pinn_odelora.geometry.spatial import Spatial, Uniform, accepted
+from pinn_odelora.geometry.surfaces import Keep, chosen, with_normals
 from pinn_odelora.points import Points
 
 SIMPLICES = {

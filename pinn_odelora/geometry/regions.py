@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from pinn_odelora.errors import InputError, unknown
-from pinn_odelora.geometry.solids import Patch, Solid, Uniform
+from pinn_odelora.geometry.solids import Solid
+from pinn_odelora.geometry.spatial import Uniform
+from pinn_odelora.geometry.surfaces import Patch
 from pinn_odelora.points import Points
 
 

@@ -1,73 +1,26 @@
-"""Solids, their combinations, and the surfaces that bound them, with outward unit normals.
+"""Solids, and their combinations.
 
     plate = Box(x=(0, 1), y=(0, 1)) - Ball(0.25, x=0.5, y=0.5)
     plate.boundary()                                             columns x, y and the normal nx, ny
     plate.boundary(lambda p: (p.x - 0.5).hypot(p.y - 0.5) < 0.3) of the hole alone
-    (plate * Box(t=(0, 1))).face(t=0.0)                          at the start of a time interval
 
 A solid tells which points are inside. Unions A | B, intersections A & B and differences A - B are solids again
-(constructive solid geometry; Requicha, 1980). Their points are those of the bounding box that lie inside. Their surface
-is a part of the surfaces of the primitives: the points x with normal n where x + εn and x - εn lie on different sides.
-There n is the normal, reversed where x + εn is inside. Where the surfaces of two primitives coincide, the points of the
-first one count.
-
-All points are images of a sequence in the unit cube, uniform by volume or by area, so that an even sequence gives even
-points and the same sequence the same points.
+(constructive solid geometry; Requicha, 1980). Their points are those of the bounding box that lie inside.
 """
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from pinn_odelora.errors import InputError
+from pinn_odelora.geometry.spatial import Spatial, Uniform, accepted
+from pinn_odelora.geometry.surfaces import Keep, Patch, Surface
 from pinn_odelora.points import Points
-
-Uniform = Callable[[int, int], Tensor]
-"""``uniform(n, d)``: n points in [0, 1)^d, (n, d)."""
-Keep = Callable[[Points], Tensor]
-"""Which of n points belong: a column (n, 1) of truth values."""
-
-STEP = 1e-6
-"""ε, relative to the largest extent."""
-DOUBLINGS = 12
-
-
-class Patch(NamedTuple):
-    """A piece of a surface.
-
-    Attributes:
-        area: its area; length in the plane, one for a point on the line.
-        numbers: k, how many numbers in [0, 1) give a point.
-        place: maps (m, k) to positions and outward unit normals, (m, d) each; uniform by area.
-    """
-
-    area: float
-    numbers: int
-    place: Callable[[Tensor], tuple[Tensor, Tensor]]
-
-
-class Spatial(ABC):
-    """A region that can be extended along further coordinates."""
-
-    coords: tuple[str, ...]
-
-    @abstractmethod
-    def drawn(self, n: int, uniform: Uniform, beside: int) -> tuple[Points, Tensor]:
-        """n points, columns (n, 1), and further numbers in [0, 1) that belong to them, (n, beside)."""
-
-    def sample(self, n: int, uniform: Uniform) -> Points:
-        """n points, columns (n, 1)."""
-        return self.drawn(n, uniform, 0)[0]
-
-    def __mul__(self, interval: Any) -> Product:
-        """The product with a box of other coordinates, such as a time interval ``Box(t=(0, 1))``."""
-        return Product(self, interval)
 
 
 class Solid(Spatial):
@@ -224,163 +177,3 @@ def direction(unit: Tensor, d: int) -> Tensor:
         return circle
     height = 2 * unit[:, :1] - 1
     return torch.cat([torch.sqrt(1 - height**2) * circle, height], dim=1)
-
-
-class Pieces(Spatial):
-    """Patches side by side, sampled uniformly by area.
-
-    Args:
-        coords: names of the coordinates.
-        patches: the pieces.
-        keep: chooses from their points.
-    """
-
-    interior = False
-
-    def __init__(self, coords: Sequence[str], patches: Sequence[Patch], keep: Keep | None = None) -> None:
-        self.coords, self.pieces, self.keep = tuple(coords), list(patches), keep
-
-    def drawn(self, n: int, uniform: Uniform, beside: int) -> tuple[Points, Tensor]:
-        k = max(1, *(patch.numbers for patch in self.pieces))
-        return accepted(n, uniform, k, beside, self._candidates, "The surface")
-
-    def _candidates(self, unit: Tensor) -> tuple[Points, Tensor]:
-        which, unit = chosen([patch.area for patch in self.pieces], unit)
-        places, normals = unit.new_empty(2, len(unit), len(self.coords))
-        for i, patch in enumerate(self.pieces):
-            places[which == i], normals[which == i] = patch.place(unit[which == i, : patch.numbers])
-        normals, belongs = self.oriented(places, normals, which)
-        p = with_normals(self.coords, places, normals)
-        return p, belongs if self.keep is None else belongs & self.keep(p)[:, 0]
-
-    def oriented(self, places: Tensor, normals: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
-        """The outward normals of candidates, and which of these belong to the surface."""
-        return normals, torch.ones_like(which, dtype=torch.bool)
-
-
-class Surface(Pieces):
-    """The surface of a solid, see the module's docstring.
-
-    Args:
-        solid: what it bounds.
-        keep: chooses from its points.
-    """
-
-    def __init__(self, solid: Solid, keep: Keep | None = None) -> None:
-        self.solid = solid
-        self.parts = solid.primitives()
-        patches = [[_reordered(patch, part.coords, solid.coords) for patch in part.patches()] for part in self.parts]
-        super().__init__(solid.coords, [patch for own in patches for patch in own], keep)
-        self.part_of = torch.tensor([i for i, own in enumerate(patches) for _ in own])
-        self.step = STEP * max(high - low for part in self.parts for low, high in part.bounds.values())
-
-    def oriented(self, places: Tensor, normals: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
-        if len(self.parts) == 1:
-            return super().oriented(places, normals, which)
-        outer, inner = (Points.from_rows(self.coords, places + side * self.step * normals) for side in (1, -1))
-        ahead, behind = self.solid.contains(outer), self.solid.contains(inner)
-        belongs = ahead != behind
-        for i, part in enumerate(self.parts):
-            belongs &= (self.part_of[which] <= i) | (part.contains(outer) == part.contains(inner))
-        return torch.where(ahead[:, None], -normals, normals), belongs
-
-
-def _reordered(patch: Patch, given: Sequence[str], wanted: Sequence[str]) -> Patch:
-    """The patch with its coordinates in another order."""
-    order = [given.index(name) for name in wanted]
-    return patch._replace(place=lambda unit: tuple(x[:, order] for x in patch.place(unit)))
-
-
-class Product(Spatial):
-    """A solid or surface times a box of other coordinates, such as a time interval.
-
-    Args:
-        space: the solid or surface.
-        interval: a box of the other coordinates; one of length zero fixes a coordinate.
-
-    Raises:
-        InputError: if a coordinate occurs in both.
-    """
-
-    def __init__(self, space: Any, interval: Any) -> None:
-        if twice := [name for name in interval.bounds if name in space.coords]:
-            raise InputError(f"{twice[0]} is a coordinate of both factors of a product; they must have different ones.")
-        self.space, self.interval = space, interval
-        self.coords = (*space.coords, *interval.bounds)
-
-    @property
-    def interior(self) -> bool:
-        """Whether it has full dimension."""
-        return self.space.interior and self.interval.interior
-
-    def face(self, **fixed: float) -> Product:
-        """The part on which further coordinates have the given values, for instance ``face(t=0.0)``."""
-        return Product(self.space, self.interval.face(**fixed))
-
-    def boundary(self, *args: Any, **kwargs: Any) -> Product:
-        """The boundary of the solid, times the box; arguments as there."""
-        return Product(self.space.boundary(*args, **kwargs), self.interval)
-
-    def drawn(self, n: int, uniform: Uniform, beside: int) -> tuple[Points, Tensor]:
-        free = sum(low < high for low, high in self.interval.bounds.values())
-        p, unit = self.space.drawn(n, uniform, free + beside)
-        rest = self.interval.sample(n, lambda n, d: unit[:, :d])
-        # The normal of a surface in space is that of the product too.
-        known = rest if self.space.interior else {name: rest[name] for name in self.interval.bounds}
-        return Points(p | known), unit[:, free:]
-
-
-def with_normals(coords: Sequence[str], places: Tensor, normals: Tensor) -> Points:
-    """Points of a surface from positions and normals, (N, d) each."""
-    return Points(Points.from_rows(coords, places) | Points.from_rows([f"n{c}" for c in coords], normals))
-
-
-def chosen(measures: Sequence[float] | Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
-    """One of several pieces for each row, in proportion to their measures, by the first number of the row.
-
-    Args:
-        measures: of the pieces, positive.
-        unit: numbers in [0, 1), (m, k), k ≥ 1.
-
-    Returns:
-        The pieces (m,), and the rows with the first number stretched to [0, 1) within its piece, (m, k).
-    """
-    measures = torch.as_tensor(measures, dtype=unit.dtype)
-    ends = torch.cumsum(measures, dim=0)
-    s = unit[:, 0] * ends[-1]
-    which = torch.searchsorted(ends[:-1].contiguous(), s.contiguous(), right=True)
-    fraction = (1 - (ends[which] - s) / measures[which]).clamp(0, 1 - torch.finfo(unit.dtype).eps)
-    return which, torch.cat([fraction[:, None], unit[:, 1:]], dim=1)
-
-
-def accepted(
-    n: int,
-    uniform: Uniform,
-    k: int,
-    beside: int,
-    candidates: Callable[[Tensor], tuple[Points, Tensor]],
-    what: str,
-) -> tuple[Points, Tensor]:
-    """The first n candidates that belong, from a sequence that is doubled until it contains so many.
-
-    Args:
-        n: number of points.
-        uniform: the sequence.
-        k: how many numbers give a candidate.
-        beside: how many further numbers belong to a point.
-        candidates: maps (m, k) to m points and to flags (m,) that mark those that belong.
-        what: for the message.
-
-    Returns:
-        The points, and their further numbers (n, beside).
-
-    Raises:
-        InputError: if next to nothing belongs.
-    """
-    for m in (n << doubling for doubling in range(DOUBLINGS)):
-        unit = uniform(m, k + beside)
-        p, belongs = candidates(unit[:, :k])
-        rows = torch.nonzero(belongs).flatten()[:n]
-        if len(rows) == n:
-            return Points({name: x[rows] for name, x in p.items()}), unit[rows, k:]
-    raise InputError(f"{what} is empty, or fills less than a thousandth of what encloses it.")

@@ -2,7 +2,8 @@
 
 With ``MLFLOW_TRACKING_URI`` in the environment the run goes to that store instead, which can hold many. Metrics have
 the names of ``history.csv`` and its steps. MLflow's makers are told nothing, and when the store fails in the middle of
-a run, the run goes on without it.
+a run, the run goes on without it. It cannot take back what it has: rows that a killed run had sent after its last saved
+state are not sent again when they are made again.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from pinn_odelora.errors import InputError
 from pinn_odelora.lightning.outside import Sparing, environment, first_line, spared
 
 FOLDER = "mlflow"
+STEP = "step"
+"""What every row has."""
 TAG = "pinn_odelora.run"
 """Of a run in the store: our own id of it, by which a continued run is found."""
 SERVED = ("http:", "https:", "databricks")
@@ -74,13 +77,15 @@ class Tracked(Sparing, MLFlowLogger):
                     run_id=run_id and _continued(self.store, project, run_id),
                 )
                 self.log_hyperparams(_settings(config))
+                self.sent = {m.step for m in self.experiment.get_metric_history(self.run_id, STEP)}
         except Exception as error:  # A store can fail in any way.
             raise InputError(
                 f"MLflow's store {_without_password(self.store)} cannot be used: {first_line(error)}."
             ) from error
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        self.send(lambda: super(Tracked, self).log_metrics(metrics, step))
+        if step is None or step not in self.sent:
+            self.send(lambda: super(Tracked, self).log_metrics(metrics, step))
 
     def publish(
         self,
@@ -90,7 +95,8 @@ class Tracked(Sparing, MLFlowLogger):
         rows: Sequence[Sequence[float]],
     ) -> None:
         """Add the figures of the summary as metrics, the pictures and the final table as files."""
-        self.log_metrics({f"summary/{key}": float(x) for key, x in summary.items() if isinstance(x, int | float)})
+        figures = {f"summary/{key}": float(x) for key, x in summary.items() if isinstance(x, int | float)}
+        self.send(lambda: super(Tracked, self).log_metrics(figures, int(summary.get("steps", 0))))
         with spared("MLflow", "the figures"):
             for path in images.values():
                 self.experiment.log_artifact(self.run_id, os.fspath(path), "figures")

@@ -27,14 +27,15 @@ class Board(Sparing, TensorBoardLogger):
     Args:
         folder: of the run.
         config: its configuration, shown as text.
+        start: the step that it begins with; what a killed run wrote of later ones is hidden, since it comes again.
     """
 
     tracker = "TensorBoard"
 
-    def __init__(self, folder: str | os.PathLike[str], config: Mapping[str, Any]) -> None:
-        super().__init__(save_dir=folder, name="", version=FOLDER, default_hp_metric=False)
+    def __init__(self, folder: str | os.PathLike[str], config: Mapping[str, Any], start: int = 0) -> None:
+        super().__init__(save_dir=folder, name="", version=FOLDER, default_hp_metric=False, purge_step=start)
         self.folder = Path(folder)
-        self.experiment.add_text("config", _listed(config))
+        self.experiment.add_text("config", _listed(config), start)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         self.send(lambda: super(Board, self).log_metrics(metrics, step))
@@ -50,10 +51,11 @@ class Board(Sparing, TensorBoardLogger):
         from matplotlib.image import imread
 
         with spared("TensorBoard", "the outcome"):
-            self.experiment.add_text("summary", _listed(summary))
-            self.experiment.add_text("final/points", _table(columns, rows))
+            step = int(summary.get("steps", 0))
+            self.experiment.add_text("summary", _listed(summary), step)
+            self.experiment.add_text("final/points", _table(columns, rows), step)
             for name, path in images.items():
-                self.experiment.add_image(f"figures/{name}", imread(path)[..., :3], dataformats="HWC")
+                self.experiment.add_image(f"figures/{name}", imread(path)[..., :3], step, dataformats="HWC")
 
     def end(self, failed: bool = False) -> str:
         """Close the files; the command that shows them."""

@@ -127,6 +127,7 @@ def make_loggers(
     tags: Sequence[str] = (),
     config: Mapping[str, Any] | None = None,
     run_id: str | None = None,
+    start: int = 0,
 ) -> list[Logger]:
     """The loggers of a run, each a ``Tracker``: one, or none for ``csv`` and when W&B is disabled
     (``WANDB_MODE=disabled``).
@@ -142,6 +143,7 @@ def make_loggers(
             experiment and run, the others its tags.
         config: the configuration of the run, a plain nested dictionary.
         run_id: id of the run to continue; without one there is a new run with a new id.
+        start: the step that it begins with.
 
     Raises:
         InputError: if the kind does not exist, its package is not installed, or MLflow's store cannot be used.
@@ -151,7 +153,7 @@ def make_loggers(
     if kind == "tensorboard":
         from pinn_odelora.lightning.tensorboard import Board
 
-        return [Board(run_dir, config or {})]
+        return [Board(run_dir, config or {}, start)]
     if kind == "mlflow":
         from pinn_odelora.lightning.mlflow import Tracked
 

@@ -14,7 +14,7 @@ from pinn_odelora.lowrank.layer import LowRankLinear
 from pinn_odelora.lowrank.settings import THAWED
 from pinn_odelora.lowrank.start import Start
 from pinn_odelora.lowrank.wiring import Wiring, linear_layers
-from pinn_odelora.nets import Scaled
+from pinn_odelora.nets.scaled import own_name
 from pinn_odelora.rules import number, whole
 
 Scale = float | Callable[[int], float]
@@ -45,14 +45,14 @@ def linear_targets(
         hidden = (wiring or Wiring.of(net)).hidden
         return {name: linears[name] for name in hidden or _nothing_hidden(linears)}
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
-    within = "net." if isinstance(net, Scaled) else ""  # names in the network that has units name its layers, too
-    fits = lambda name, p: fnmatchcase(name, p) or fnmatchcase(name.removeprefix(within), p)
+    own = {name: own_name(net, name) for name in linears}  # names in the network that has units name its layers, too
+    fits = lambda name, p: fnmatchcase(name, p) or fnmatchcase(own[name], p)
     for pattern in patterns:
         if not any(fits(name, pattern) for name in linears):
-            raise unknown("layer pattern in targets:", pattern, linears)
+            raise unknown("layer pattern in targets:", pattern, own.values())
     if not patterns:
         raise InputError(
-            f"targets is empty; allowed: patterns matching {', '.join(linears)}, or None for all hidden layers."
+            f"targets is empty; allowed: patterns matching {', '.join(own.values())}, or None for all hidden layers."
         )
     return {name: layer for name, layer in linears.items() if any(fits(name, p) for p in patterns)}
 

@@ -6,6 +6,7 @@ it, and whoever evaluates it, at the source or at the target, sees the user's un
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from pinn_odelora.derivatives.field import Field
 from pinn_odelora.errors import InputError
 from pinn_odelora.formulation import Problem, Term
-from pinn_odelora.scaling.find import declared_alone, find
+from pinn_odelora.scaling.find import declared_alone, find, input_names
 from pinn_odelora.units import Scales, Unit
 
 ROWS = "rows_"
@@ -44,7 +45,7 @@ class Scaled(nn.Module):
             self.register_buffer(f"{part}_shift", torch.tensor(shift, dtype=torch.float64))
             self.register_buffer(f"{part}_size", torch.tensor(size, dtype=torch.float64))
         for name, sizes in scales.rows.items():
-            self.register_buffer(ROWS + _buffer(name), torch.tensor(sizes, dtype=torch.float64))
+            self.register_buffer(_buffer(name), torch.tensor(sizes, dtype=torch.float64))
 
     def forward(self, x: Tensor) -> Tensor:
         """N(x)."""
@@ -54,8 +55,7 @@ class Scaled(nn.Module):
     def scales(self) -> Scales:
         """The units, as they are in the buffers."""
         units = lambda part, names: dict(zip(names, self._units(part), strict=True))
-        rows = {name.removeprefix(ROWS): (*x.tolist(),) for name, x in self._buffers.items() if name.startswith(ROWS)}
-        inputs, fields = self.names["inputs"], self.names["fields"]
+        inputs, fields, rows = self.names["inputs"], self.names["fields"], _rows(self._buffers)
         return Scales(units("inputs", inputs), units("outputs", fields), units("fields", fields), rows, self.origins)
 
     def _units(self, part: str) -> Iterable[Unit]:
@@ -64,7 +64,7 @@ class Scaled(nn.Module):
 
     def row_sizes(self, term: str) -> Tensor | None:
         """The sizes of the components of the residual of a term, (components,) or (1,); None if it is not scaled."""
-        return self._buffers.get(ROWS + _buffer(term))
+        return self._buffers.get(_buffer(term))
 
     def of_fields(self, u: Tensor) -> Tensor:
         """The fields in their units, (N, fields)."""
@@ -104,7 +104,14 @@ def units_inside(net: nn.Module | None) -> Scaled | None:
 
 
 def _buffer(term: str) -> str:
-    return term.replace(".", "_")
+    """The name of a term's buffer, which may have no dot: another one for each term."""
+    return ROWS + term.replace("%", "%25").replace(".", "%2E")
+
+
+def _rows(tensors: Mapping[str, Tensor | None]) -> dict[str, tuple[float, ...]]:
+    """The sizes of residuals by term, from the buffers of a network among other tensors."""
+    found = {name.removeprefix(ROWS): x for name, x in tensors.items() if name.startswith(ROWS)}
+    return {name.replace("%2E", ".").replace("%25", "%"): (*x.tolist(),) for name, x in found.items()}
 
 
 def in_units(net: nn.Module, problem: Problem, data: Term | None = None) -> nn.Module:
@@ -155,12 +162,47 @@ def in_units_of(net: nn.Module, problem: Problem, tensors: Mapping[str, Tensor])
             f"{', '.join(problem.fields)}; give weights that fit, or none."
         )
     units = lambda part, names: dict(zip(names, map(Unit, *_pairs(tensors, part)), strict=True))
-    rows = {name.removeprefix(ROWS): (*x.tolist(),) for name, x in tensors.items() if name.startswith(ROWS)}
     inputs = [f"input_{i + 1}" for i in range(len(tensors["inputs_size"]))]
-    if len(inputs) == len(problem.coords):
-        inputs = [*problem.coords]
-    scales = Scales(units("inputs", inputs), units("outputs", problem.fields), units("fields", problem.fields), rows)
+    if len(inputs) == problem.inputs:
+        inputs = input_names(problem)
+    scales = Scales(
+        units("inputs", inputs), units("outputs", problem.fields), units("fields", problem.fields), _rows(tensors)
+    )
     return Scaled(net, scales)
+
+
+def kept_units(net: nn.Module, problem: Problem) -> str:
+    """One sentence if a network has other units than the problem declares: weights mean their function in the units
+    that they were trained in, and no others.
+
+    Args:
+        net: in the units of its weights.
+        problem: what it solves.
+    """
+    scaled = units_inside(net)
+    if scaled is None or not problem.scales:
+        return ""
+    own = scaled.scales
+    rows = {name: Unit(0.0, max(own.rows.get(name, (1.0,)))) for name in problem.terms()}
+    known = {**rows, **own.inputs, **own.fields}
+    other = {name: unit for name, unit in problem.units().items() if name in known and not _same(unit, known[name])}
+    if not other:
+        return ""
+    has, declared = (", ".join(f"{name} {units[name]}" for name in other) for units in (known, other))
+    return (
+        f"The weights keep the units that they were trained in ({has}), not those that the problem declares "
+        f"({declared}); pretrain again for these."
+    )
+
+
+def _same(a: Unit, b: Unit) -> bool:
+    """As far as numbers of 32 bits tell."""
+    return all(math.isclose(x, y, rel_tol=1e-6, abs_tol=1e-6 * abs(b.size)) for x, y in zip(a, b, strict=True))
+
+
+def own_name(net: nn.Module, name: str) -> str:
+    """The name in the user's own network of a layer of it in units."""
+    return name.removeprefix("net.") if isinstance(net, Scaled) else name
 
 
 def units_in(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

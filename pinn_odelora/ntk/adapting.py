@@ -33,6 +33,7 @@ from pinn_odelora.lowrank.targets import check_rank, linear_targets
 from pinn_odelora.lowrank.wiring import Wiring
 from pinn_odelora.metrics import relative_l2
 from pinn_odelora.nets import check_network, copied, few_inputs
+from pinn_odelora.nets.scaled import own_name
 from pinn_odelora.ntk.linearise import linearised
 from pinn_odelora.ntk.model import Delta, ranks
 from pinn_odelora.ntk.training import LinearisedRun, check_method
@@ -96,7 +97,7 @@ class LinearisedResult:
 
 
 def check_settings(net: nn.Module, problem: Problem, method: Method, lora: LoRA, decay: float) -> None:
-    """Refuse what the linearised regime does not have, before anything is trained.
+    """Refuse what the linearised regime does not have, before anything is trained; nothing is changed.
 
     Raises:
         InputError: one sentence.
@@ -109,7 +110,7 @@ def check_settings(net: nn.Module, problem: Problem, method: Method, lora: LoRA,
         raise RefusedValueError("start", lora.start, "a start of the weights alone for the linearised model, as pissa")
     if decay and lora.start not in ("zero", "orthonormal"):
         raise RefusedValueError("start", lora.start, "zero or orthonormal with decay, which acts on δ = s B A itself")
-    net = check_network(net, problem)
+    net = check_network(copied(net), problem)
     wiring = Wiring.of(net, few_inputs(problem))
     targets = linear_targets(net, lora.targets, wiring)
     if method.trains == "factors" and lora.rank != "auto":
@@ -176,7 +177,7 @@ def adapt_linearised(
         before,
         inside,
         errors(problem, Solution(problem, net), test)["error/rel_l2"],
-        ranks(delta, 1e-3),
+        {own_name(net, name): r for name, r in ranks(delta, 1e-3).items()},
         model.rows,
         records,
         run.failure or "",

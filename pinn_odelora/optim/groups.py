@@ -16,6 +16,8 @@ from pinn_odelora.lowrank.layer import LowRankLinear, adapters, plain_name
 from pinn_odelora.manifolds.factors import Factors
 
 Group = dict[str, Any]
+Layer = tuple[nn.Module, str]
+"""A layer with LoRA pairs, and the adapter to which one of them belongs."""
 OPTIONS = ("weight_decay", "momentum", "betas", "nesterov", "maximize", "amsgrad")
 """Options of a group that would silently do nothing where an optimiser does not have them."""
 
@@ -170,6 +172,21 @@ def check_scale(name: str, scale: float) -> None:
     """
     if not 0 < scale < math.inf:
         raise InputError(f"the scale of {name} is {scale!r}, but it must be a finite number above 0.")
+
+
+def read_scale(group: Group, layer: Layer) -> bool:
+    """Take s of a pair from its layer, where it may have been set since; a checkpoint may be of another one.
+
+    Returns:
+        Whether it is another one.
+
+    Raises:
+        InputError: as ``check_scale``.
+    """
+    module, adapter = layer
+    before, group["scale"] = group["scale"], float(module.scaling[adapter])
+    check_scale(group["name"], group["scale"])
+    return group["scale"] != before
 
 
 def check_rank(group: Group, what: str) -> None:

@@ -50,14 +50,15 @@ from pinn_odelora.optim.charts import (
 from pinn_odelora.optim.closed_form import euler
 from pinn_odelora.optim.groups import (
     Group,
+    Layer,
     alike,
     at_rank,
     check_group,
-    check_scale,
     completed,
     is_pair,
     listed,
     parameters,
+    read_scale,
     slices,
     stacked,
     unchanged_on_failure,
@@ -115,7 +116,7 @@ class ODELoRA(Optimizer):
             self.chart = "factors"
         _check_flow(flow, self.chart, self.integrator)
         self.report = Report()
-        self._layers: list[tuple[nn.Module, str] | None] = []
+        self._layers: list[Layer | None] = []
         lr = self.integrator.h if lr is None else lr
         super().__init__(listed(params, "ODELoRA", GROUPS), {"lr": lr, "scale": 1.0, "above": None})
         self._keep(self.integrator.init())
@@ -322,12 +323,9 @@ class ODELoRA(Optimizer):
         return h, speeds
 
     def _read_scales(self) -> None:
-        """s is the layer's: it may have been set since, and a checkpoint may be of another one."""
         for group, layer in zip(self.param_groups, self._layers, strict=True):
             if layer is not None:
-                module, adapter = layer
-                group["scale"] = float(module.scaling[adapter])
-                check_scale(group["name"], group["scale"])
+                read_scale(group, layer)
 
     def _numbers(self) -> list[Tensor]:
         """The parameters, those of 16 bits by their float32 masters."""

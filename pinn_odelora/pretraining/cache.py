@@ -120,7 +120,7 @@ def key(problem: Problem, net: nn.Module, settings: Any) -> str | None:
         parts = [_exact(problem), _exact(net), _exact(settings)]
     except _InexactError:
         return None
-    return _digest(json.dumps([*parts, torch.__version__, np.__version__, _package()]).encode())[:16]
+    return _digest(json.dumps([*parts, torch.__version__, np.__version__, package()]).encode())[:16]
 
 
 class _InexactError(Exception):
@@ -131,8 +131,8 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _package() -> list[tuple[str, str]]:
-    """The Python files of this package by their names, with their digests."""
+def package() -> list[tuple[str, str]]:
+    """The Python files of this package by their names, with their digests (SHA-256)."""
     root = Path(pinn_odelora.__file__).parent
     return sorted((file.relative_to(root).as_posix(), _digest(file.read_bytes())) for file in root.rglob("*.py"))
 

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 from torch import nn
 
 from pinn_odelora.budget import Budget
-from pinn_odelora.checkpoints import load_network, save_network
+from pinn_odelora.checkpoints import Weights, load_network, save_network
 from pinn_odelora.checks.evaluation import check_reference
 from pinn_odelora.error_estimate import error_estimate
 from pinn_odelora.errors import InputError
@@ -186,7 +186,7 @@ def unseen_error(system: System, seed: int) -> Callable[[], float]:
     """
     p = system.problem.region.sample(2048, lambda n, d: sobol(n, d, seed=stream("pretraining error", seed)))
     p = p.to(next(system.solution.parameters()))
-    reference = system.problem.reference(p)
+    reference = system.problem.known_reference(p)
     net = system.solution.net
 
     @torch.no_grad()
@@ -212,10 +212,9 @@ def without_reference(system: System, seed: int) -> stages.Unseen:
 def pretrained(
     system: System,
     settings: Pretraining,
-    checkpoint: str | None = None,
+    checkpoint: Weights | None = None,
     kept: Path | None = None,
     say: Callable[[str], None] = log.info,
-    part: str | None = None,
 ) -> Pretrained:
     """Put pretrained weights into the network of a system: from a checkpoint, from the cache, or by training.
 
@@ -225,14 +224,13 @@ def pretrained(
         checkpoint: the user's own weights.
         kept: folder of the cache; the default is the user's cache folder.
         say: takes messages on the way.
-        part: of the checkpoint, where several networks in it fit.
 
     Raises:
         InputError: if the checkpoint does not fit the network, or training gave no finite network.
     """
     problem, net = system.problem, system.solution.net
     if checkpoint is not None:
-        load_network(net, checkpoint, part)
+        checkpoint.load(net)
         return _assess(system, settings, math.nan, "checkpoint", say)
     key = cache.key(problem, net, settings)
     place = None if key is None else cache.place(kept, key)

@@ -18,7 +18,16 @@ from torch.optim import Optimizer
 
 from pinn_odelora.errors import InputError
 from pinn_odelora.manifolds.factors import Factors
-from pinn_odelora.optim.groups import Group, check_group, completed, has_gradient, is_pair, listed
+from pinn_odelora.optim.groups import (
+    Group,
+    Layer,
+    check_group,
+    completed,
+    has_gradient,
+    is_pair,
+    listed,
+    read_scale,
+)
 from pinn_odelora.rules import fractions, number
 
 ADVICE = "build them by pinn_odelora.factor_pairs(model)"
@@ -33,7 +42,8 @@ class PairOptimizer(Optimizer):
 
     ``step(closure)`` evaluates the closure once; ``step()`` takes the gradients that are there. What a rule remembers
     of a pair is in the state of its A, that of another tensor in its own, so that both are saved by ``state_dict``.
-    ``state["step"]`` counts from 1.
+    ``state["step"]`` counts from 1. The scale of a pair is read from its layer at each step, where its group names one;
+    a copy or a pickle of the optimiser keeps the last one.
 
     Args:
         groups: parameter groups of one pair or one tensor each, as ``factor_pairs`` and ``trainable_groups`` give.
@@ -49,6 +59,7 @@ class PairOptimizer(Optimizer):
 
     def __init__(self, groups: Iterable[Group], lr: float, **settings: Any) -> None:
         self._own = frozenset(settings)
+        self._layers: list[Layer | None] = []
         defaults = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "scale": 1.0, "above": None}
         super().__init__(listed(groups, type(self).__name__, ADVICE), {**defaults, "lr": lr, **settings})
 
@@ -59,7 +70,7 @@ class PairOptimizer(Optimizer):
             InputError: as the class.
         """
         group = completed(param_group, len(self.param_groups))
-        group.pop("layer", None)  # a module, which a state_dict must not hold
+        layer = group.pop("layer", None)  # a module, which a state_dict must not hold
         check_group(group, ADVICE, type(self).__name__, self._own)
         if other := {p.dtype for p in group["params"]} - {*WIDE}:
             # Moments of 16 bits stand still: 0.999 v is v.
@@ -70,6 +81,7 @@ class PairOptimizer(Optimizer):
         if is_pair(group):
             self.check_pair(group)
         super().add_param_group(group)
+        self._layers.append(layer)
 
     def check_pair(self, group: Group) -> None:
         """Refuse a pair for which the rule has no meaning.
@@ -82,11 +94,14 @@ class PairOptimizer(Optimizer):
         """
 
     def __getstate__(self) -> dict[str, Any]:
-        # torch keeps defaults, state and groups alone.
-        return {**super().__getstate__(), "_own": self._own}
+        # torch keeps defaults, state and groups alone; a copy knows no layers, so its scales stay as they are.
+        return {**super().__getstate__(), "_own": self._own, "_layers": [None] * len(self.param_groups)}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        for group, layer in zip(self.param_groups, self._layers, strict=True):
+            if layer is not None and read_scale(group, layer):
+                self.check_pair(group)
         loss = None
         if closure is not None:
             with torch.enable_grad():

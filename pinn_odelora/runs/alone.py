@@ -28,12 +28,13 @@ BYTE = 1 << 30
 
 
 @contextmanager
-def alone(folder: Path, new: bool) -> Iterator[None]:
+def alone(folder: Path, new: bool, typed: bool = True) -> Iterator[None]:
     """Hold the lock of a folder inside the block; the folder is made if it is missing.
 
     Args:
         folder: of the run.
         new: whether the run begins, in a folder that holds no other one.
+        typed: whether the folder was given on the command line, whose terms the messages then have.
 
     Raises:
         InputError: if another process holds it, if the folder cannot be written, or if it holds a run by now.
@@ -41,10 +42,10 @@ def alone(folder: Path, new: bool) -> Iterator[None]:
     if not first():
         yield
         return
-    file = _locked(folder / LOCK)
+    file = _locked(folder / LOCK, "output_dir" if typed else "folder")
     try:
         if new and not by_launcher():
-            check_free(folder)  # it was free when the command was read
+            check_free(folder, typed)  # it was free when the command was read
         yield
     finally:
         with suppress(OSError):
@@ -52,8 +53,8 @@ def alone(folder: Path, new: bool) -> Iterator[None]:
         os.close(file)
 
 
-def _locked(path: Path) -> int:
-    """An open file that this process alone has locked."""
+def _locked(path: Path, argument: str) -> int:
+    """An open file that this process alone has locked; ``argument`` is that by which its folder was given."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         while True:
@@ -63,7 +64,7 @@ def _locked(path: Path) -> int:
                 os.close(file)
                 raise InputError(
                     f"A run is writing into {path.parent}{holder and f' ({holder})'}; wait until it ends, or give "
-                    "another output_dir."
+                    f"another {argument}."
                 )
             if _is(path, file):
                 break

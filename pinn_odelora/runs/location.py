@@ -11,20 +11,23 @@ from pinn_odelora.errors import InputError
 from pinn_odelora.runs.folder import CONFIG, START, STATE
 
 
-def check_free(folder: Path) -> None:
+def check_free(folder: Path, typed: bool = True) -> None:
     """Refuse a folder that holds a run, or cannot be written.
 
+    Args:
+        folder: of a run that begins.
+        typed: whether it was given on the command line, whose terms the messages then have.
+
     Raises:
-        InputError: with the way to continue that run.
+        InputError: with the way to continue that run, on the command line.
     """
     if any(os.path.exists(folder / name) for name in (CONFIG, START, STATE)):
-        raise InputError(
-            f"The output folder {folder} already holds a run; continue it with {given('resume', folder)}, "
-            "or give another output_dir."
-        )
+        advice = f"continue it with {given('resume', folder)}, or give another output_dir" if typed else "give another"
+        raise InputError(f"The output folder {folder} already holds a run; {advice}.")
     existing = next(f for f in (folder, *folder.parents) if os.path.exists(f))
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise InputError(f"The output folder {folder} cannot be written; give an output_dir in a folder that can.")
+        place = "an output_dir" if typed else "one"
+        raise InputError(f"The output folder {folder} cannot be written; give {place} in a folder that can.")
 
 
 def new_folder(parent: Path, name: str) -> Path:

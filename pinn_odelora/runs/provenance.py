@@ -3,8 +3,9 @@ not silent.
 
 ``provenance.json`` lists the modules that define the classes of problem and network, and what these import, as far as
 they are files of the user's own; the functions given to ``pinn_odelora.problem``, and classes of a script or notebook,
-by their source; the files of measurements and weights; and of an installed package that defines problem or network the
-version. Modules and functions are kept in ``code/`` as they were, so that
+by their source; the files of measurements and weights; of an installed package that defines problem or network the
+version; and of this package the version and a digest of all its Python files, which may be edited where it is installed
+from a checkout. Modules and functions are kept in ``code/`` as they were, so that
 
     PYTHONPATH=my_run/code python train.py resume=my_run
 
@@ -19,6 +20,7 @@ import hashlib
 import importlib.metadata
 import inspect
 import json
+import re
 import sys
 import sysconfig
 import warnings
@@ -37,6 +39,7 @@ from pinn_odelora.equation import Equation
 from pinn_odelora.errors import ChangedWarning
 from pinn_odelora.files import write_bytes, write_json, write_text
 from pinn_odelora.formulation import Problem
+from pinn_odelora.pretraining.cache import package as sources
 from pinn_odelora.runs.folder import CODE, CONFIG, PROVENANCE, SUMMARY
 from pinn_odelora.runs.messages import near
 
@@ -65,13 +68,14 @@ def record(folder: Path, problem: Problem, net: nn.Module, files: Iterable[str |
         write_bytes(folder / copy, path.read_bytes())
         kept["modules"][module.__name__] = {"path": str(path), "sha256": _digest(path), "copy": copy}
     for name, text in source(problem, net).items():
-        copy = f"{CODE}/{name}.txt"
+        copy = f"{CODE}/{_file_name(name)}.txt"
         write_text(folder / copy, text)
         kept["source"][name] = {"sha256": _sha256(text.encode()), "copy": copy}
     for path in (Path(file).absolute() for file in files if file is not None):
         kept["files"][str(path)] = {"sha256": _digest(path)}
     for package in {package for thing in (problem, net) if (package := _package(type(thing)))}:
         kept["packages"][package] = {"version": _version(package)}
+    kept["packages"][pinn_odelora.__name__] = {"version": pinn_odelora.__version__, "sha256": _own_digest()}
     write_json(folder / PROVENANCE, kept)
 
 
@@ -101,6 +105,8 @@ def changed(folder: Path, problem: Problem | None = None, net: nn.Module | None 
         for name, x in packages.items():
             version = _version(name)
             found.append((f"{name} ({x['version']} then, {version} now)", version, x["version"], None))
+            if "sha256" in x and version == x["version"]:
+                found.append((f"{name} (its code, still {version})", _own_digest(), x["sha256"], None))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}  # of an earlier version, or damaged
     return {name: copy and folder / copy for name, now, then, copy in found if now is not None and now != then}
@@ -199,6 +205,11 @@ def source(problem: Problem | None, net: nn.Module | None) -> dict[str, str]:
     return found
 
 
+def _file_name(name: str) -> str:
+    """A name as every system takes it for a file: ``main.<locals>.Net`` has characters that Windows does not."""
+    return re.sub(r'[<>:"/\\|?*]', "", name)
+
+
 def _place(module: ModuleType, path: Path) -> tuple[str, ...]:
     """Where a copy of a module is found by its name."""
     *above, last = module.__name__.split(".")
@@ -230,6 +241,11 @@ def _version(package: str) -> str | None:
     with suppress(importlib.metadata.PackageNotFoundError):
         return importlib.metadata.version(package)
     return getattr(sys.modules.get(package), "__version__", None)
+
+
+def _own_digest() -> str:
+    """Of the Python files of this package."""
+    return _sha256(json.dumps(sources()).encode())
 
 
 def _digest(file: Path) -> str | None:

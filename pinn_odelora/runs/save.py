@@ -73,8 +73,8 @@ def save(result: Outcome, folder: Path) -> None:
     Raises:
         InputError: if the folder holds a run, another process writes into it, or it cannot be written.
     """
-    check_free(folder)
-    with alone(folder, new=True):
+    check_free(folder, typed=False)
+    with alone(folder, new=True, typed=False):
         _save(result, folder)
 
 
@@ -136,7 +136,9 @@ def save_figures(result: Outcome, folder: Path) -> None:
 
 def versions() -> dict[str, str | None]:
     """Of this package, Python and the libraries that take part; None for one that is not installed."""
-    own = {"pinn_odelora": pinn_odelora.__version__, "python": platform.python_version(), "torch": torch.__version__}
+    # torch's is of a class of its own, which YAML does not take.
+    torchs = str(torch.__version__)
+    own = {"pinn_odelora": pinn_odelora.__version__, "python": platform.python_version(), "torch": torchs}
     return own | {name: _version(name) for name in ("lightning", "numpy")}
 
 

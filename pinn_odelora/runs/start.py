@@ -11,13 +11,14 @@ from typing import Any
 from torch import nn
 
 from pinn_odelora.adaptation import Adaptation
-from pinn_odelora.checkpoints import load_network, save_network, units_of
+from pinn_odelora.checkpoints import Weights, save_network
 from pinn_odelora.errors import InputError, within
 from pinn_odelora.files import write_json
 from pinn_odelora.formulation import Problem
 from pinn_odelora.measurements import measured_term
 from pinn_odelora.metrics import known
 from pinn_odelora.nets import Scaled, in_units, in_units_of
+from pinn_odelora.nets.scaled import kept_units
 from pinn_odelora.pretraining import cache
 from pinn_odelora.pretraining.pretrain import Pretraining, pretrained
 from pinn_odelora.runs import provenance
@@ -27,31 +28,41 @@ from pinn_odelora.runs.messages import leaving, say
 from pinn_odelora.system import Solution, System
 
 
+def weights_at_start(folder: str | None, checkpoint: str | None, part: str | None = None) -> Weights | None:
+    """The weights that a run begins with: those of a run to continue or the user's own; None where it trains them.
+
+    Args:
+        folder: of the run.
+        checkpoint: the user's file of weights.
+        part: of the file of weights, where several networks in it fit.
+
+    Raises:
+        InputError: if the file cannot be read.
+    """
+    if folder is not None and (Path(folder) / START).is_file():
+        return Weights(Path(folder) / BASE)
+    with within("pretrain"):
+        return None if checkpoint is None else Weights(checkpoint, part)
+
+
 def in_units_at_start(
-    net: nn.Module,
-    problem: Problem,
-    source: Problem,
-    settings: Pretraining,
-    checkpoint: str | None,
-    data: str | None,
-    folder: str | None,
-    part: str | None = None,
+    net: nn.Module, problem: Problem, source: Problem, settings: Pretraining, weights: Weights | None, data: str | None
 ) -> nn.Module:
-    """The network in its units: those of the file of its weights, that of a run to continue or the user's own, where
-    there is one, and else those found for the problem that it will be trained on.
+    """The network in its units: those of its weights, where there are some, and else those found for the problem that
+    it will be trained on.
 
     Args:
         net: as the configuration gives it.
         problem, source: what it is adapted to, and trained on.
         settings: of pretraining.
-        checkpoint, data: files of weights and of measured values.
-        folder: of the run.
-        part: of the file of weights, where several networks in it fit.
+        weights: that it begins with.
+        data: file of measured values.
     """
-    if folder is not None and (Path(folder) / START).is_file():
-        checkpoint, part = str(Path(folder) / BASE), None
-    if checkpoint is not None:
-        return in_units_of(net, problem, units_of(checkpoint, part))
+    if weights is not None:
+        net = in_units_of(net, problem, weights.units)
+        if first() and (said := kept_units(net, problem)):
+            say(said)
+        return net
     measured = None if data is None else measured_term(data, problem)
     return in_units(net, source, measured) if settings.scales else net
 
@@ -61,9 +72,8 @@ def check_start(
     source: Problem,
     adaptation: Adaptation,
     settings: Pretraining,
-    checkpoint: str | None,
+    weights: Weights | None,
     kept: Path | None,
-    part: str | None = None,
 ) -> None:
     """Refuse, before anything is trained or written, what would end a run after pretraining.
 
@@ -72,9 +82,9 @@ def check_start(
     """
     if (folder / START).is_file():
         facts_of(folder)
-    elif checkpoint is not None:
+    elif weights is not None:
         with within("pretrain"):
-            load_network(adaptation.net, checkpoint, part)
+            weights.load(adaptation.net)
     else:
         cache.check_writable(kept, cache.key(source, adaptation.net, settings))
 
@@ -84,29 +94,30 @@ def start(
     source: Problem,
     adaptation: Adaptation,
     settings: Pretraining,
-    checkpoint: str | None = None,
+    weights: Weights | None = None,
     kept: Path | None = None,
     device: str = "cpu",
-    part: str | None = None,
 ) -> dict[str, Any]:
     """Give the network its pretrained weights, keep them in the folder, and return the facts of the start."""
     net = adaptation.net
     if (folder / START).exists():
         if first() and (said := provenance.sentence(folder, source, net)):
             say(said)
-        load_network(net, folder / BASE)
+        if weights is None or Path(weights.path) != folder / BASE:  # another process has pretrained it meanwhile
+            weights = Weights(folder / BASE)
+        weights.load(net)
         facts = facts_of(folder)
         adaptation.error_before = facts["rel_l2_before"]
         return facts
     if first():
         # Now, and not at the end, since files may be edited meanwhile.
-        provenance.record(folder, source, net, (adaptation.data, checkpoint))
+        provenance.record(folder, source, net, (adaptation.data, None if weights is None else weights.path))
     net.to(device)
     if isinstance(net, Scaled):
         say(str(net.scales))
     # There is no step yet to end after.
     with leaving("before the first step", folder):
-        network = pretrained(System(source, Solution(source, net)), settings, checkpoint, kept, say, part)
+        network = pretrained(System(source, Solution(source, net)), settings, weights, kept, say)
     net.to("cpu")
     save_network(net, folder / BASE, {"problem": repr(source)})
     facts = {

@@ -117,8 +117,8 @@ class Fields:
         unknown = {j for j, size in enumerate(sizes) if size is None}
         start = torch.tensor(base, dtype=torch.float64)
         amplitudes = torch.tensor([size or 0.0 for size in sizes], dtype=torch.float64)
-        for term in self.problem.loss_terms().values():
-            if (response := self.trial.response(term, start, amplitudes)) is None:
+        for name in self.problem.loss_terms():
+            if (response := self.trial.response(name, start, amplitudes)) is None:
                 continue
             for rest, slopes in zip(response[0].tolist(), response[1].tolist(), strict=True):
                 acting = {j for j, c in enumerate(slopes) if c > 0}

@@ -47,9 +47,9 @@ def find(problem: Problem, data: Term | None = None) -> Scales:
     scaled = any(unit != NATURAL for unit in (*inputs.values(), *outputs.values()))
     typical = torch.tensor([x.typical for x in found.values()], dtype=torch.float64)
     rows = {name: (declared[name].size,) for name in problem.loss_terms() if name in declared}
-    for name, term in problem.loss_terms().items():
+    for name in problem.loss_terms():
         if name not in rows:
-            sizes = _sizes(trial, term, typical, TOLERATED if scaled else TOLERATED_ESTIMATE)
+            sizes = _sizes(trial, name, typical, TOLERATED if scaled else TOLERATED_ESTIMATE)
             rows |= {name: sizes} if any(size != 1 for size in sizes) else {}
     told = {x.origin for name, x in found.items() if name not in declared and {x.output, x.field} != {NATURAL}}
     told |= {"region"} if any(unit != NATURAL and name not in declared for name, unit in inputs.items()) else set()
@@ -72,13 +72,19 @@ def declared_alone(problem: Problem) -> Scales:
     return Scales(inputs, fields, fields, rows, ("declared",) if declared else ())
 
 
-def _named(problem: Problem, declared: Mapping[str, Unit]) -> list[str]:
+def input_names(problem: Problem) -> list[str]:
     """The inputs of the network by the coordinate that they are equal to; the others by number."""
     p = points_of(problem.region)
     names: list[str] = []
     for i, column in enumerate(problem.embed(p).unbind(dim=1)):
         same = [name for name in problem.coords if name not in names and torch.equal(p[name][:, 0], column)]
         names.append(same[0] if same else f"input_{i + 1}")
+    return names
+
+
+def _named(problem: Problem, declared: Mapping[str, Unit]) -> list[str]:
+    """The same, checked to have the coordinates that are declared."""
+    names = input_names(problem)
     for name in declared:
         if name in problem.coords and name not in names:
             raise InputError(
@@ -109,8 +115,8 @@ def _of_range(x: Tensor) -> Unit:
     return Unit(middle if abs(middle) > half / TOLERATED else 0.0, half)
 
 
-def _sizes(trial: Trial, term: Term, typical: Tensor, tolerated: float) -> tuple[float, ...]:
-    """The sizes of the components of a residual, each one where it counts as that or is not known."""
+def _sizes(trial: Trial, term: str, typical: Tensor, tolerated: float) -> tuple[float, ...]:
+    """The sizes of the components of the residual of a term, each one where it counts as that or is not known."""
     found = trial.sizes(term, *typical.unbind(dim=1))
     off = lambda x: 0 < x < math.inf and not 1 / tolerated <= x <= tolerated
     return () if found is None else tuple(rounded(x) if off(x) else 1.0 for x in found.tolist())

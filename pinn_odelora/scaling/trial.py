@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from pinn_odelora.checks.evaluation import evaluating
 from pinn_odelora.derivatives.autograd import AutogradField
-from pinn_odelora.formulation import Problem, Term
+from pinn_odelora.formulation import Problem
 from pinn_odelora.geometry import Region, sobol, stream
 from pinn_odelora.points import Points
 from pinn_odelora.units import Unit
@@ -19,6 +20,9 @@ POINTS = 32
 """Points at which a term is looked at."""
 TRIALS = 2
 """Random fields that are tried."""
+
+REFUSED = (ArithmeticError, ValueError, RuntimeError, AssertionError)
+"""What a residual may raise for values of random fields that it does not take."""
 
 Waves = Callable[[Tensor], Tensor]
 """Inputs of the network in their units, (N, inputs), to functions of mean square one, (N, fields)."""
@@ -54,6 +58,7 @@ class Trial:
 
     def __init__(self, problem: Problem, inputs: Sequence[Unit]) -> None:
         self.problem = problem
+        self.terms = problem.terms()
         self.shift, self.size = (torch.tensor(x, dtype=torch.float64) for x in zip(*inputs, strict=True))
 
     def inputs(self, p: Points) -> Tensor:
@@ -66,39 +71,45 @@ class Trial:
         network = lambda p: base + amplitudes * shape(self.inputs(p))
         return lambda p: self.problem.represented(p, network)
 
-    def rows(self, term: Term, p: Points, solution: Callable[[Points], Tensor]) -> Tensor | None:
-        """The residual of a term, (N, components); None where it cannot be evaluated, as the run will say."""
+    def rows(self, name: str, p: Points, solution: Callable[[Points], Tensor]) -> Tensor | None:
+        """The residual of a term, (N, components); None where it does not take these fields, of which the run will say
+        more if it takes no others either.
+
+        Raises:
+            InputError: if it cannot be evaluated, whatever the fields.
+        """
         declared = self.problem.unknown_fields()
         read = extended(solution, declared) if declared else solution
-        try:
-            with torch.enable_grad():
-                r = term.rows(AutogradField(read, p, self.problem.readable, self.problem.coords))
-        except Exception:  # A residual of the user's can fail in any way.
-            return None
+        field = AutogradField(read, p, self.problem.readable, self.problem.coords)
+        with evaluating(f"The residual of {name}"), torch.enable_grad():
+            try:
+                r = self.terms[name].rows(field)
+            except REFUSED:
+                return None
         return r if isinstance(r, Tensor) and r.ndim == 2 and len(r) == p.number else None
 
-    def sizes(self, term: Term, base: Tensor, amplitudes: Tensor) -> Tensor | None:
-        """The root mean square of each component over all trials, (components,); None as for ``rows``."""
-        p = points_of(term.where)
+    def sizes(self, name: str, base: Tensor, amplitudes: Tensor) -> Tensor | None:
+        """The root mean square of each component of a term over all trials, (components,); None as for ``rows``."""
+        p = points_of(self.terms[name].where)
         squares = []
         for k in range(TRIALS):
-            r = self.rows(term, p, self.solution(base, amplitudes, waves(len(self.shift), len(base), k)))
+            r = self.rows(name, p, self.solution(base, amplitudes, waves(len(self.shift), len(base), k)))
             if r is None:
                 return None
             squares.append(r.detach().square())
         return torch.cat(squares).mean(dim=0).sqrt()
 
-    def response(self, term: Term, base: Tensor, amplitudes: Tensor) -> tuple[Tensor, Tensor] | None:
+    def response(self, name: str, base: Tensor, amplitudes: Tensor) -> tuple[Tensor, Tensor] | None:
         """The root mean squares of r, (components,), and of ∂r/∂amplitude_j, (components, fields).
 
         Row i of the residual depends on the amplitudes at point i alone, so that the gradient of a column's sum has
         the derivatives of all rows. None as for ``rows``.
         """
-        p = points_of(term.where)
+        p = points_of(self.terms[name].where)
         found, slopes = [], []
         for k in range(TRIALS):
             each = amplitudes.expand(p.number, len(base)).clone().requires_grad_()
-            r = self.rows(term, p, self.solution(base, each, waves(len(self.shift), len(base), k)))
+            r = self.rows(name, p, self.solution(base, each, waves(len(self.shift), len(base), k)))
             if r is None:
                 return None
             found.append(r.detach())
@@ -127,10 +138,10 @@ def prescribed(problem: Problem, trial: Trial) -> Mapping[str, list[Tensor]]:
     zero, one = torch.zeros(fields, dtype=torch.float64), torch.eye(fields, dtype=torch.float64)
     shape = waves(len(trial.shift), fields, TRIALS)
     wavy = lambda p: shape(trial.inputs(p))
-    for term in problem.terms().values():
+    for name, term in trial.terms.items():
         p = points_of(term.where)
-        d, moved = trial.rows(term, p, constant(zero)), trial.rows(term, p, wavy)
-        slopes = [trial.rows(term, p, constant(e)) for e in one]
+        d, moved = trial.rows(name, p, constant(zero)), trial.rows(name, p, wavy)
+        slopes = [trial.rows(name, p, constant(e)) for e in one]
         if d is None or moved is None or any(r is None for r in slopes):
             continue
         c = torch.stack([(r - d).detach() for r in slopes], dim=2)  # (N, components, fields)
