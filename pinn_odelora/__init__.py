@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pinn_odelora import conditions as conditions
+    from pinn_odelora import deepxde as deepxde
     from pinn_odelora import flows as flows
     from pinn_odelora import methods as methods
     from pinn_odelora import ntk as ntk
@@ -108,9 +109,9 @@ PUBLIC = {
     "weighting.settings": ("Weighting",),
 }
 """The public names by the module that has them. None may be that of a module here: importing it would hide the name."""
-MODULES = {"conditions": "conditions", "flows": "flows", "methods": "methods", "ntk": "ntk"}
-"""Public modules: conditions in one line, velocity fields on LoRA factors, the methods that ``adapt`` takes, and the
-linearised regime."""
+MODULES = {"conditions": "conditions", "deepxde": "deepxde", "flows": "flows", "methods": "methods", "ntk": "ntk"}
+"""Public modules: conditions in one line, DeepXDE models, velocity fields on LoRA factors, the methods that ``adapt``
+takes, and the linearised regime."""
 _HOMES = {name: module for module, names in PUBLIC.items() for name in names}
 __all__ = sorted([*_HOMES, *MODULES])
 

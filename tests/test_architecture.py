@@ -82,6 +82,7 @@ LAYERS = (
     ("pinn_odelora/runs", 6),
     ("pinn_odelora/result", 6),
     ("pinn_odelora/adaptation", 6),
+    ("pinn_odelora/deepxde", 6),
     ("pinn_odelora/families", 6),
     ("pinn_odelora/bayes", 6),
     ("pinn_odelora/dashboards", 7),

@@ -40,16 +40,21 @@ class Curve(NamedTuple):
 
 
 def shapes() -> ModuleType:
-    """``deepxde.geometry``: Rectangle, Disk, Polygon, …, combined by ``-``, ``|`` and ``&``.
+    """``deepxde.geometry``: Rectangle, Disk, Polygon, …, combined by ``-``, ``|`` and ``&``."""
+    return library().geometry
 
-    The first call imports DeepXDE, which takes seconds, prints, draws random numbers and, with a GPU, changes torch's
+
+def library() -> ModuleType:
+    """``deepxde`` itself.
+
+    The first call imports it, which takes seconds, prints, draws random numbers and, with a GPU, changes torch's
     default device; all of this is undone.
     """
     os.environ.setdefault("DDE_BACKEND", "pytorch")
     with _undisturbed():
         import deepxde
 
-    return deepxde.geometry
+    return deepxde
 
 
 @contextmanager
