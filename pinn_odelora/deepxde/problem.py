@@ -5,7 +5,7 @@
 over the losses f_i of the model, those of the equation first. All losses of the equation are one term, ``pde``, whose
 columns are √(w_i / (k_i W)) f_i with the largest w_i = W as its weight and k_i the columns of f_i: DeepXDE takes the
 mean over columns, too. Each condition is a term of its own, ``bc1``, ``bc2``, … in the model's order. Points are not
-those of the model, but drawn anew from the same sets.
+those of the model, but drawn by us from the same sets.
 """
 
 from __future__ import annotations

@@ -7,8 +7,7 @@ boundary and at the initial time, and kept where the condition's own filter says
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from pinn_odelora.errors import InputError
 from pinn_odelora.geometry import Box, Cloud, Region
-from pinn_odelora.geometry.deepxde import Shape, library
+from pinn_odelora.geometry.deepxde import Shape, library, seeded
 from pinn_odelora.points import Points
 
 TRIED = 400
@@ -141,17 +140,6 @@ def _sources(geometry: Any) -> list[Callable[[int], NDArray]]:
     if isinstance(geometry, d.Interval):
         return [lambda n: geometry.uniform_boundary_points(2), geometry.random_points]
     return [geometry.random_boundary_points, geometry.random_points]
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """NumPy's global generator from this seed meanwhile, and as it was afterwards."""
-    state = np.random.get_state()
-    np.random.seed(seed % 2**32)
-    try:
-        yield
-    finally:
-        np.random.set_state(state)
 
 
 def _double(X: NDArray) -> Tensor:

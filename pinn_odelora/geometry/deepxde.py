@@ -77,6 +77,17 @@ def _undisturbed() -> Iterator[None]:
             torch.set_default_device(device)
 
 
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """NumPy's global generator, from which DeepXDE draws points, with this seed; on exit it is as it was."""
+    state = np.random.get_state()
+    np.random.seed(seed % 2**32)
+    try:
+        yield
+    finally:
+        np.random.set_state(state)
+
+
 class Shape:
     """The region inside a DeepXDE geometry, times intervals for further coordinates.
 
