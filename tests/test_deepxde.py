@@ -221,6 +221,37 @@ def test_an_expression_is_differentiated_by_reverse_mode(double):
     )
 
 
+def by_torch(x, y):
+    """As ``system_of_two``, by ``torch.autograd.grad`` alone."""
+    grad = lambda u, **more: torch.autograd.grad(u, x, torch.ones_like(u), create_graph=True, **more)[0]
+    row, other = grad(y[:, 0:1]), grad(y[:, 1:2], retain_graph=True)
+    u_xx = grad(row[:, 0:1])[:, 0:1]
+    first = grad(u_xx)[:, 1:2] - 2 * y[:, 1:2] * other[:, 0:1]
+    return [first, row[:, 1:2] + grad(other[:, 0:1])[:, 1:2] - torch.sin(x[:, 0:1])]
+
+
+def test_gradients_by_torch_are_those_of_the_field(double):
+    models = [two(double, pde=pde) for pde in (system_of_two, by_torch)]
+    problems = [posed(model).problem for model in models]
+    net = models[0].net
+    p = problems[0].region.sample(9, lambda n, d: sobol(n, d, seed=2))
+    engines = [System(own, Solution(own, net)).engine("pde") for own in problems]
+    rows = [engine.residual(p) for engine in engines]
+    assert torch.allclose(*rows, atol=1e-12)
+    assert engines[1].plan is not None
+
+
+def test_the_gradient_of_a_sum_is_found_by_reverse_mode(double):
+    half = lambda x, y: torch.autograd.grad((y[:, 0:1] ** 2).sum() / 2, x, create_graph=True)[0][:, 0:1]
+    product = lambda x, y: y[:, 0:1] * double.grad.jacobian(y, x, i=0, j=0)
+    models = [two(double, pde=pde) for pde in (half, product)]
+    problems = [posed(model).problem for model in models]
+    p = problems[0].region.sample(9, lambda n, d: sobol(n, d, seed=2))
+    engines = [System(own, Solution(own, models[0].net)).engine("pde") for own in problems]
+    assert torch.allclose(*(engine.residual(p) for engine in engines), atol=1e-13)
+    assert engines[0].plan is None
+
+
 def test_deepxde_is_as_it_was_after_an_evaluation_that_fails(dde):
     before = dde.gradients.gradients_reverse.jacobian
     p = Points(x=torch.ones(2, 1), y=torch.ones(2, 1))

@@ -12,12 +12,14 @@ whole term.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from pinn_odelora.derivatives.field import Field
 from pinn_odelora.derivatives.jet import NoJetRule
@@ -91,20 +93,71 @@ class Derivatives:
 
     def _of_expression(self, column: Tensor) -> Tensor:
         """The gradient of a column with respect to all coordinates, (N, d), by reverse mode."""
+        return self._by_reverse_mode([column], None)
+
+    def _by_reverse_mode(self, outputs: Sequence[Tensor], weights: Sequence[Tensor | None] | None) -> Tensor:
         leaves = [self.field.points[c] for c in self.coords]
         if not all(leaf.requires_grad for leaf in leaves):
             raise NoJetRule("the equation differentiates an expression, and not the solution or a derivative of it")
+        weights = weights or [torch.ones_like(y) for y in outputs]
         with torch.enable_grad():
-            found = torch.autograd.grad(column.sum(), leaves, create_graph=True, materialize_grads=True)
+            found = torch.autograd.grad(outputs, leaves, weights, create_graph=True, materialize_grads=True)
         return torch.cat(found, dim=1)
+
+    def gradient(self, outputs: Sequence[Tensor], weights: Sequence[Tensor | None] | None) -> Tensor:
+        """Σ ∂(w · output)/∂x, (N, d), as ``torch.autograd.grad(outputs, x, weights)`` finds it."""
+        known = [self._columns(y) for y in outputs]
+        ones = all(w is None or _is_one(w) for w in weights or ())
+        summed = weights is None and any(y.numel() > 1 for y in outputs)  # torch has an error of its own for that
+        if None in known or not ones or summed:
+            return self._by_reverse_mode(outputs, weights)
+        columns = [column for part in known if part is not None for column in part]
+        rows = [self._rows([Column(name, along + c) for c in self.coords]) for name, along in columns]
+        return rows[0] if len(rows) == 1 else sum(rows[1:], rows[0])
 
 
 @contextmanager
 def answered(derivatives: Derivatives) -> Iterator[None]:
-    """Have DeepXDE's functions answered by these derivatives meanwhile, in reverse and in forward mode."""
+    """Have DeepXDE's functions, in reverse and in forward mode, and ``torch.autograd.grad`` with respect to x answered
+    by these derivatives meanwhile.
+    """
     gradients = library().gradients
-    with _replaced(gradients.gradients_reverse, derivatives), _replaced(gradients.gradients_forward, derivatives):
+    with (
+        _replaced(gradients.gradients_reverse, derivatives),
+        _replaced(gradients.gradients_forward, derivatives),
+        Gradients(derivatives),
+    ):
         yield
+
+
+class Gradients(TorchFunctionMode):
+    """A mode in which ``torch.autograd.grad`` with respect to the coordinates x is that of a field."""
+
+    def __init__(self, derivatives: Derivatives) -> None:
+        super().__init__()
+        self.derivatives = derivatives
+
+    def __torch_function__(
+        self, function: Callable, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if function is not torch.autograd.grad or not self._of_x(*args, **kwargs):
+            return function(*args, **kwargs)
+        asked = inspect.signature(torch.autograd.grad).bind(*args, **kwargs).arguments
+        return (self.derivatives.gradient(_several(asked["outputs"]), _several(asked.get("grad_outputs"))),)
+
+    def _of_x(self, outputs: Any, inputs: Any, *_: Any, **__: Any) -> bool:
+        return [id(x) for x in _several(inputs)] == [id(self.derivatives.x)]
+
+
+def _is_one(w: Tensor) -> bool:
+    with torch._C.DisableTorchFunctionSubclass():  # w depends on no solution, also where it is marked as if it did
+        return bool((w == 1).all())
+
+
+def _several(given: Any) -> Any:
+    """A sequence of tensors, also of a single one; None as it is."""
+    return [given] if isinstance(given, Tensor) else given
 
 
 @contextmanager
