@@ -8,7 +8,7 @@ import torch
 
 import pinn_odelora as po
 from pinn_odelora.deepxde.conditions import PARTNER
-from pinn_odelora.deepxde.derivatives import Derivatives, answered
+from pinn_odelora.deepxde.derivatives import answered
 from pinn_odelora.deepxde.problem import posed
 from pinn_odelora.deepxde.regions import Filtered, coordinates, domain, with_columns
 from pinn_odelora.derivatives import AutogradField
@@ -255,8 +255,8 @@ def test_the_gradient_of_a_sum_is_found_by_reverse_mode(double):
 def test_deepxde_is_as_it_was_after_an_evaluation_that_fails(dde):
     before = dde.gradients.gradients_reverse.jacobian
     p = Points(x=torch.ones(2, 1), y=torch.ones(2, 1))
-    seen = Derivatives(AutogradField(lambda p: p.rows("xy"), p, ["u1", "u2"], ["x", "y"]))
-    with pytest.raises(InputError, match="j is 2, but it must be from 0 to 1"), answered(seen):
+    field = AutogradField(lambda p: p.rows("xy"), p, ["u1", "u2"], ["x", "y"])
+    with pytest.raises(InputError, match="j is 2, but it must be from 0 to 1"), answered(field) as seen:
         dde.grad.jacobian(seen.y, seen.x, i=0, j=2)
     assert dde.gradients.gradients_reverse.jacobian is before
 

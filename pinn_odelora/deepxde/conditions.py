@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pinn_odelora.deepxde.derivatives import Derivatives, answered
+from pinn_odelora.deepxde.derivatives import answered
 from pinn_odelora.deepxde.regions import coordinates, where, with_columns
 from pinn_odelora.derivatives.field import Field
 from pinn_odelora.errors import InputError
@@ -123,8 +123,7 @@ def _neumann(u: str, f: Field) -> Tensor:
 
 
 def _robin(u: str, function: Callable, f: Field) -> Tensor:
-    d = Derivatives(f)
-    with answered(d):
+    with answered(f) as d:
         return _along_normal(u, f) - function(array(d.x), d.y)
 
 
@@ -134,8 +133,7 @@ def _periodic(u: str, along: str, f: Field) -> Tensor:
 
 
 def _operator(function: Callable, f: Field) -> Tensor:
-    d = Derivatives(f)
-    with answered(d):
+    with answered(f) as d:
         return function(d.x, d.y, array(d.x))
 
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from pinn_odelora.deepxde.conditions import array, term
-from pinn_odelora.deepxde.derivatives import Derivatives, answered
+from pinn_odelora.deepxde.derivatives import answered
 from pinn_odelora.deepxde.regions import coordinates, domain
 from pinn_odelora.deepxde.variables import Substituted, names
 from pinn_odelora.derivatives.field import Field
@@ -201,11 +201,9 @@ class _Equation:
         self.weights = [w / max(weights) for w in weights]
 
     def __call__(self, f: Field) -> Tensor:
-        d = Derivatives(f)
-        own = library()
-        y = (d.y, None) if own.config.autodiff == "forward" else d.y
-        more = () if self.data.auxiliary_var_fn is None else (self._auxiliary(d.x),)
-        with answered(d):
+        with answered(f) as d:
+            y = (d.y, None) if library().config.autodiff == "forward" else d.y
+            more = () if self.data.auxiliary_var_fn is None else (self._auxiliary(d.x),)
             found = self.data.pde(d.x, y, *more)
         losses = found if isinstance(found, list | tuple) else [found]
         if len(losses) != len(self.weights):
