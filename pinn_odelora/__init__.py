@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from pinn_odelora.sampling.settings import Sampling as Sampling
     from pinn_odelora.selection.rank import AdaptiveRank as AdaptiveRank
     from pinn_odelora.system import Solution as Solution
+    from pinn_odelora.torch_residuals import torch_problem as torch_problem
     from pinn_odelora.unknown_fields import unknown_field as unknown_field
     from pinn_odelora.weighting.settings import Weighting as Weighting
 
@@ -105,6 +106,7 @@ PUBLIC = {
     "sampling.settings": ("Sampling",),
     "selection.rank": ("AdaptiveRank",),
     "system": ("Solution",),
+    "torch_residuals": ("torch_problem",),
     "unknown_fields": ("unknown_field",),
     "weighting.settings": ("Weighting",),
 }

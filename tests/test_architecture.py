@@ -40,6 +40,7 @@ LAYERS = (
     ("pinn_odelora/formulation", 1),
     ("pinn_odelora/conditions", 1),
     ("pinn_odelora/equation", 1),
+    ("pinn_odelora/torch_residuals", 1),
     ("pinn_odelora/registry", 1),
     ("pinn_odelora/matri", 1),
     ("pinn_odelora/nets", 1),

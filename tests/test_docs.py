@@ -200,6 +200,7 @@ PAGES = [
     "scales",
     "your-own-data",
     "deepxde",
+    "torch-residuals",
 ]
 
 

@@ -53,7 +53,7 @@ def answered(field: Field) -> Iterator[Derivatives]:
     with (
         _replaced(gradients.gradients_reverse, matrices),
         _replaced(gradients.gradients_forward, matrices),
-        Gradients(derivatives),
+        Gradients([derivatives]),
     ):
         yield derivatives
 

@@ -9,7 +9,8 @@ along which coordinates the columns of its outputs are derivatives already: the 
 c)`` for each coordinate c. The same function then works with jets, which carry all derivatives in one forward pass, and
 with the structured Jacobian of implicit steps.
 
-A column is known by where it lies in memory, so that slices such as ``u[:, 0:1]`` are known, too. The derivative of an
+A column is known by where it lies in memory, so that slices such as ``u[:, 0:1]`` are known, and so is their sum, since
+∂(Σ_i u(x_i))/∂x_i is the derivative at x_i. The derivative of an
 expression, ∂(k u_x)/∂x, is not one of the field: it is found by reverse mode, which the dry run then chooses for the
 whole term.
 """
@@ -50,8 +51,31 @@ class Derivatives:
         self.field = field
         self.coords = field.coords
         self.x = torch.cat([field.points[c] for c in field.coords], dim=1)
+        self._places = [self.x]
         self._given: list[tuple[Tensor, list[Column]]] = []  # kept alive, so that their memory is theirs
+        self._sums: list[tuple[Tensor, list[Column]]] = []
         self.y = self.rows([Column(name, "") for name in field.fields])
+
+    def at(self, x: Tensor) -> bool:
+        """Whether x, (N, d), are these points; if so it and its columns are coordinates from then on."""
+        if place_in(x, self.x) is not None:
+            return True
+        same = x.shape == self.x.shape and bool((x.detach() == self.x.detach()).all())
+        if same:
+            self._places.append(x)
+        return same
+
+    def place(self, x: Tensor) -> slice | None:
+        """Which columns of the coordinates a tensor is; one of another place in memory by its values, if that is
+        unambiguous.
+        """
+        for rows in self._places:
+            if (place := place_in(x, rows)) is not None:
+                return place
+        if x.shape != self.x[:, :1].shape:
+            return None
+        alike = [k for k in range(self.x.shape[1]) if bool((x.detach() == self.x[:, k : k + 1].detach()).all())]
+        return slice(alike[0], alike[0] + 1) if len(alike) == 1 else None
 
     def rows(self, columns: Sequence[Column]) -> Tensor:
         """Derivatives side by side, (N, number); they are known from then on."""
@@ -59,8 +83,18 @@ class Derivatives:
         self._given.append((found, list(columns)))
         return found
 
+    def sum(self, y: Tensor, total: Tensor) -> None:
+        """Remember that a scalar is the sum of y, where the columns of y are known: its gradient is theirs."""
+        if (columns := self.columns(y)) is not None:
+            self._sums.append((total, columns))
+
     def columns(self, y: Tensor) -> list[Column] | None:
-        """Which derivatives the columns of a tensor are; None if it is none that was given out, nor a part of one."""
+        """Which derivatives the columns of a tensor are, or those whose sum it is; None if it is none that was given
+        out, nor a part of one.
+        """
+        for total, columns in self._sums:
+            if y is total:
+                return columns
         for given, columns in self._given:
             if (place := place_in(y, given)) is not None:
                 return columns[place]
@@ -92,17 +126,15 @@ class Derivatives:
 
 
 class Gradients(TorchFunctionMode):
-    """A mode in which ``torch.autograd.grad`` with respect to the coordinates x, or columns of x, is that of a field.
+    """A mode in which ``torch.autograd.grad`` with respect to the coordinates, or columns of them, is that of a field.
 
     Args:
-        derivatives: of the field.
-        others: tensors of the same values as x, from which a function went on.
+        derivatives: those of the fields whose points are known.
     """
 
-    def __init__(self, derivatives: Derivatives, others: Sequence[Tensor] = ()) -> None:
+    def __init__(self, derivatives: Sequence[Derivatives]) -> None:
         super().__init__()
         self.derivatives = derivatives
-        self.others = others
 
     def __torch_function__(
         self, function: Callable, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
@@ -110,19 +142,17 @@ class Gradients(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if function is torch.autograd.grad:
             asked = inspect.signature(torch.autograd.grad).bind(*args, **kwargs).arguments
-            places = [self._place(x) for x in several(asked["inputs"])]
-            if all(place is not None for place in places):
-                outputs, weights = several(asked["outputs"]), asked.get("grad_outputs")
-                found = self.derivatives.gradient(outputs, None if weights is None else several(weights))
-                return tuple(found[:, place] for place in places)
-        return function(*args, **kwargs)
-
-    def _place(self, x: Tensor) -> slice | None:
-        """Which columns of the coordinates a tensor is."""
-        for rows in (self.derivatives.x, *self.others):
-            if (place := place_in(x, rows)) is not None:
-                return place
-        return None
+            outputs, weights = several(asked["outputs"]), asked.get("grad_outputs")
+            for known in self.derivatives:
+                places = [known.place(x) for x in several(asked["inputs"])]
+                if all(place is not None for place in places):
+                    found = known.gradient(outputs, None if weights is None else several(weights))
+                    return tuple(found[:, place] for place in places)
+        found = function(*args, **kwargs)
+        if function in (torch.sum, Tensor.sum) and found.ndim == 0:
+            for known in self.derivatives:
+                known.sum(args[0], found)
+        return found
 
 
 def several(given: Any) -> Sequence[Tensor]:
