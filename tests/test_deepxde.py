@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from test_linearisation import assert_linearises, make
 
 import pinn_odelora as po
 from pinn_odelora.deepxde.conditions import PARTNER
@@ -199,6 +200,11 @@ def test_losses_and_their_gradient_are_those_of_deepxde(double, weights):
     gradients = [torch.autograd.grad(x, [*model.net.parameters()]) for x in (ours.total, theirs.sum())]
     assert all(torch.allclose(a, b, rtol=1e-10, atol=1e-13) for a, b in zip(*gradients, strict=True))
     assert system.engine("pde").plan is not None
+
+
+def test_the_jacobian_of_a_step_is_that_of_the_rows(double, generator):
+    case = make(posed(two(double, [3.0, 0.5, 7.0, 2.0])).problem, generator, data=False)
+    assert_linearises(case.linearised(), *case.dense(), generator)
 
 
 def test_an_expression_is_differentiated_by_reverse_mode(double):

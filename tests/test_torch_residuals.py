@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from test_linearisation import assert_linearises, make
 
 import pinn_odelora as po
 from pinn_odelora.errors import InputError
@@ -81,6 +82,16 @@ def test_rows_and_gradients_are_those_of_the_equation_by_jets(function):
     weights = [*network.parameters()]
     gradients = [torch.autograd.grad(r.square().sum(), weights) for r in (found, wanted)]
     assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("function", [by_rows, by_sums, by_columns])
+def test_the_jacobian_of_a_step_is_that_of_the_rows(function, generator):
+    shifted = lambda net, x: net(x + torch.tensor([1.0, 0.0], dtype=x.dtype)) * net(x)[:, 1:]
+    posed = po.torch_problem(
+        net(), {"pde": function, "other": shifted}, {"pde": X, "other": X[:20]}, weights={"pde": 3}
+    )
+    case = make(posed, generator, data=False)
+    assert_linearises(case.linearised(), *case.dense(), generator)
 
 
 def test_the_same_function_gives_the_same_rows_to_torch_alone():
