@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pinn_odelora import flows as flows
     from pinn_odelora import methods as methods
     from pinn_odelora import ntk as ntk
+    from pinn_odelora import pina as pina
     from pinn_odelora.adaptation import Adaptation as Adaptation
     from pinn_odelora.adaptation import adapt as adapt
     from pinn_odelora.adaptation import steps as steps
@@ -111,9 +112,16 @@ PUBLIC = {
     "weighting.settings": ("Weighting",),
 }
 """The public names by the module that has them. None may be that of a module here: importing it would hide the name."""
-MODULES = {"conditions": "conditions", "deepxde": "deepxde", "flows": "flows", "methods": "methods", "ntk": "ntk"}
-"""Public modules: conditions in one line, DeepXDE models, velocity fields on LoRA factors, the methods that ``adapt``
-takes, and the linearised regime."""
+MODULES = {
+    "conditions": "conditions",
+    "deepxde": "deepxde",
+    "flows": "flows",
+    "methods": "methods",
+    "ntk": "ntk",
+    "pina": "pina",
+}
+"""Public modules: conditions in one line, models of DeepXDE and PINA, velocity fields on LoRA factors, the methods
+that ``adapt`` takes, and the linearised regime."""
 _HOMES = {name: module for module, names in PUBLIC.items() for name in names}
 __all__ = sorted([*_HOMES, *MODULES])
 

@@ -41,6 +41,7 @@ LAYERS = (
     ("pinn_odelora/conditions", 1),
     ("pinn_odelora/equation", 1),
     ("pinn_odelora/torch_residuals", 1),
+    ("pinn_odelora/pina", 1),
     ("pinn_odelora/registry", 1),
     ("pinn_odelora/matri", 1),
     ("pinn_odelora/nets", 1),
@@ -98,6 +99,7 @@ LAYERS = (
 )
 HOMES = {
     "deepxde": {"pinn_odelora/geometry/deepxde.py"},
+    "pina": {"pinn_odelora/pina.py"},
     "meshio": {"pinn_odelora/geometry/meshes.py"},
     "lightning": {"pinn_odelora/lightning", "pinn_odelora/config/running.py", "pinn_odelora/config/checks.py"},
     "wandb": {"pinn_odelora/lightning/tracking.py"},

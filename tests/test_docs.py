@@ -201,6 +201,7 @@ PAGES = [
     "your-own-data",
     "deepxde",
     "torch-residuals",
+    "pina",
 ]
 
 
@@ -212,6 +213,8 @@ def test_the_python_of_the_guide_runs(page, tmp_path, monkeypatch):
         pytest.importorskip("peft")
     if page == "tuning":
         pytest.importorskip("optuna")
+    if page == "pina":
+        pytest.importorskip("pina")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PINN_ODELORA_CACHE", str(tmp_path / "cache"))
     rows = [f"{x},{t},{-math.sin(math.pi * x) * math.exp(-t)}" for x in (-0.5, 0.1, 0.6) for t in (0.1, 0.5, 0.9)]

@@ -38,6 +38,15 @@ def by_sums(net, x):
     return torch.cat([g[:, 1:] + u * g[:, :1] - h[:, :1] / 10 + v, h[:, 1:] * w[:, :1]], dim=1)
 
 
+def by_indices(net, x):
+    y = net(x)
+    u, v = y[..., [0]], y[:, [1]]
+    g = grad(u, x, ones(u), create_graph=True)[0][..., [1, 0]]
+    h = grad(g[:, [1]], x, ones(u), create_graph=True)[0]
+    w = grad(v, x, ones(v), create_graph=True)[0][:, :1]
+    return [g[:, :1] + u * g[:, 1:] - h[:, :1] / 10 + v, h[:, 1:] * w]
+
+
 def by_copies(net, X):
     X = X.clone().requires_grad_()
     return by_rows(net, X)
@@ -69,7 +78,7 @@ def system(problem, network):
     return System(problem, Solution(problem, network))
 
 
-@pytest.mark.parametrize("function", [by_rows, by_sums, by_copies, by_columns])
+@pytest.mark.parametrize("function", [by_rows, by_sums, by_indices, by_copies, by_columns])
 def test_rows_and_gradients_are_those_of_the_equation_by_jets(function):
     network = net()
     mine = system(po.torch_problem(network, function, X), network).engine("residual")
@@ -132,6 +141,20 @@ def test_an_expression_is_differentiated_by_reverse_mode():
     assert "expression" in mine.reason
     x = X.clone().requires_grad_()
     assert torch.allclose(mine.residual(Points(x=X[:, :1], y=X[:, 1:])), flux(network, x), atol=1e-13)
+
+
+def test_columns_that_were_written_over_are_no_longer_known():
+    def squared(net, x):
+        u = net(x)
+        v = u[:, :1]
+        v.mul_(2.0)
+        return grad(v, x, ones(v), create_graph=True)[0][:, :1]
+
+    network = net(1)
+    mine = system(po.torch_problem(network, squared, X), network).engine("residual")
+    x = X.clone().requires_grad_()
+    assert torch.allclose(mine.residual(Points(x=X[:, :1], y=X[:, 1:])), squared(network, x), atol=1e-13)
+    assert mine.plan is None
 
 
 def test_a_pool_gives_different_points_of_its_own_and_the_same_for_the_same_numbers():

@@ -9,8 +9,9 @@ along which coordinates the columns of its outputs are derivatives already: the 
 c)`` for each coordinate c. The same function then works with jets, which carry all derivatives in one forward pass, and
 with the structured Jacobian of implicit steps.
 
-A column is known by where it lies in memory, so that slices such as ``u[:, 0:1]`` are known, and so is their sum, since
-∂(Σ_i u(x_i))/∂x_i is the derivative at x_i. The derivative of an
+A column is known by where it lies in memory, so that slices such as ``u[:, 0:1]`` are known, until it is written over.
+So are columns that were chosen by indices, and the sum of known columns, since ∂(Σ_i u(x_i))/∂x_i is the derivative at
+x_i. The derivative of an
 expression, ∂(k u_x)/∂x, is not one of the field: it is found by reverse mode, which the dry run then chooses for the
 whole term.
 """
@@ -52,7 +53,7 @@ class Derivatives:
         self.coords = field.coords
         self.x = torch.cat([field.points[c] for c in field.coords], dim=1)
         self._places = [self.x]
-        self._given: list[tuple[Tensor, list[Column]]] = []  # kept alive, so that their memory is theirs
+        self._given: list[tuple[Tensor, list[Column], int]] = []  # kept alive, so that their memory is theirs
         self._sums: list[tuple[Tensor, list[Column]]] = []
         self.y = self.rows([Column(name, "") for name in field.fields])
 
@@ -80,13 +81,26 @@ class Derivatives:
     def rows(self, columns: Sequence[Column]) -> Tensor:
         """Derivatives side by side, (N, number); they are known from then on."""
         found = torch.cat([self.field.derivative(*column) for column in columns], dim=1)
-        self._given.append((found, list(columns)))
+        self._keep(found, columns)
         return found
+
+    def _keep(self, found: Tensor, columns: Sequence[Column]) -> None:
+        self._given.append((found, list(columns), found._version))
 
     def sum(self, y: Tensor, total: Tensor) -> None:
         """Remember that a scalar is the sum of y, where the columns of y are known: its gradient is theirs."""
         if (columns := self.columns(y)) is not None:
             self._sums.append((total, columns))
+
+    def part(self, y: Tensor, index: Any, found: Tensor) -> None:
+        """Remember y[index], where the columns of y are known and whole columns were chosen by indices."""
+        columns = self.columns(y)
+        if columns is None or y.ndim != 2 or found.ndim != 2 or len(found) != len(y) or self.columns(found) is not None:
+            return
+        chosen = torch.arange(y.shape[1]).expand(y.shape)[index]
+        rows = torch.arange(len(y))[:, None].expand(y.shape)[index]
+        if bool((chosen == chosen[:1]).all()) and bool((rows[:, 0] == torch.arange(len(y))).all()):
+            self._keep(found, [columns[k] for k in chosen[0].tolist()])
 
     def columns(self, y: Tensor) -> list[Column] | None:
         """Which derivatives the columns of a tensor are, or those whose sum it is; None if it is none that was given
@@ -95,8 +109,8 @@ class Derivatives:
         for total, columns in self._sums:
             if y is total:
                 return columns
-        for given, columns in self._given:
-            if (place := place_in(y, given)) is not None:
+        for given, columns, version in self._given:
+            if given._version == version and (place := place_in(y, given)) is not None:
                 return columns[place]
         return None
 
@@ -149,9 +163,11 @@ class Gradients(TorchFunctionMode):
                     found = known.gradient(outputs, None if weights is None else several(weights))
                     return tuple(found[:, place] for place in places)
         found = function(*args, **kwargs)
-        if function in (torch.sum, Tensor.sum) and found.ndim == 0:
-            for known in self.derivatives:
+        for known in self.derivatives:
+            if function in (torch.sum, Tensor.sum) and found.ndim == 0:
                 known.sum(args[0], found)
+            elif function is Tensor.__getitem__:
+                known.part(*args, found)
         return found
 
 
