@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pinn_odelora import conditions as conditions
+    from pinn_odelora import deepxde as deepxde
     from pinn_odelora import flows as flows
     from pinn_odelora import methods as methods
     from pinn_odelora import ntk as ntk
+    from pinn_odelora import pina as pina
     from pinn_odelora.adaptation import Adaptation as Adaptation
     from pinn_odelora.adaptation import adapt as adapt
     from pinn_odelora.adaptation import steps as steps
@@ -66,6 +68,7 @@ if TYPE_CHECKING:
     from pinn_odelora.sampling.settings import Sampling as Sampling
     from pinn_odelora.selection.rank import AdaptiveRank as AdaptiveRank
     from pinn_odelora.system import Solution as Solution
+    from pinn_odelora.torch_residuals import torch_problem as torch_problem
     from pinn_odelora.unknown_fields import unknown_field as unknown_field
     from pinn_odelora.weighting.settings import Weighting as Weighting
 
@@ -104,13 +107,21 @@ PUBLIC = {
     "sampling.settings": ("Sampling",),
     "selection.rank": ("AdaptiveRank",),
     "system": ("Solution",),
+    "torch_residuals": ("torch_problem",),
     "unknown_fields": ("unknown_field",),
     "weighting.settings": ("Weighting",),
 }
 """The public names by the module that has them. None may be that of a module here: importing it would hide the name."""
-MODULES = {"conditions": "conditions", "flows": "flows", "methods": "methods", "ntk": "ntk"}
-"""Public modules: conditions in one line, velocity fields on LoRA factors, the methods that ``adapt`` takes, and the
-linearised regime."""
+MODULES = {
+    "conditions": "conditions",
+    "deepxde": "deepxde",
+    "flows": "flows",
+    "methods": "methods",
+    "ntk": "ntk",
+    "pina": "pina",
+}
+"""Public modules: conditions in one line, models of DeepXDE and PINA, velocity fields on LoRA factors, the methods
+that ``adapt`` takes, and the linearised regime."""
 _HOMES = {name: module for module, names in PUBLIC.items() for name in names}
 __all__ = sorted([*_HOMES, *MODULES])
 

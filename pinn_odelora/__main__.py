@@ -1,4 +1,5 @@
-"""python -m pinn_odelora list | new | check | suggest-rank | predict | family | compare | dashboard | export | study
+"""python -m pinn_odelora list | new | check | deepxde | suggest-rank | predict | family | compare | dashboard | export
+| study
 
 Problems and methods, a new problem and whether it is right, advice on the rank, and what to do with finished runs.
 """
@@ -68,6 +69,13 @@ def check(args: argparse.Namespace) -> int:
     from pinn_odelora.commands.check import run
 
     return run(args.problem)
+
+
+def deepxde(args: argparse.Namespace) -> None:
+    """Run a DeepXDE script as it is, its model trained here; with --set, adapted to another value of a number in it."""
+    from pinn_odelora.commands.deepxde import run
+
+    run(args.script, args.set, args.seconds, args.restore, args.rank)
 
 
 def suggest_rank(args: argparse.Namespace) -> None:
@@ -227,6 +235,7 @@ COMMANDS = {
     "list": list_,
     "new": new,
     "check": check,
+    "deepxde": deepxde,
     "suggest-rank": suggest_rank,
     "predict": predict,
     "family": family,
@@ -249,6 +258,12 @@ def parser() -> argparse.ArgumentParser:
     commands["new"].add_argument("--fields", nargs="+", default=["u"], metavar="FIELD", help="default: u")
     which = "its name, a file, or module.Class"
     commands["check"].add_argument("problem", help=which)
+    script = commands["deepxde"]
+    script.add_argument("script", type=Path, help="a script for DeepXDE's backend PyTorch")
+    script.add_argument("--set", action="append", default=[], metavar="NAME=number", help="adapt to this value")
+    script.add_argument("--seconds", type=float, default=30.0, help="of training or adapting: default %(default)s")
+    script.add_argument("--restore", type=Path, help="adapt the network of this file of model.save")
+    script.add_argument("--rank", type=int, default=8, help="of the factors: default %(default)s")
     advised = commands["suggest-rank"]
     settings = "as of train.py, problem=burgers; and tolerance=0.1, the residual asked for in the linearised model"
     advised.add_argument("settings", nargs="+", metavar="key=value", help=settings)

@@ -55,6 +55,7 @@ from pinn_odelora.selection.initial_rank import RANKS, initial_rank
 from pinn_odelora.selection.rank import AdaptiveRank, RankAdaptation
 from pinn_odelora.system import Solution, System, draw_points
 from pinn_odelora.threads import threads
+from pinn_odelora.torch_residuals import Function, torch_problem
 from pinn_odelora.weighting.loss_weights import LossWeights
 from pinn_odelora.weighting.settings import KINDS, Weighting
 
@@ -478,8 +479,9 @@ def _unknown(names: str | Sequence[str], problem: Problem) -> tuple[str, ...]:
 
 def steps(
     net: nn.Module,
-    problem: Problem,
+    problem: Problem | None = None,
     *,
+    residuals: Function | Mapping[str, Function] | None = None,
     device: str = "auto",
     threads: int | None = 1,
     **settings: Any,
@@ -495,6 +497,8 @@ def steps(
         net: the pretrained network, (N, inputs) -> (N, fields), or ``result.net`` of another adaptation, whose adapter
             becomes a part of the weights.
         problem: the equation to adapt to.
+        residuals: in its place, functions written for plain torch; ``points`` are then where they must vanish, see
+            ``torch_problem``.
         device: where to compute; ``auto`` is a CUDA device where there is one.
         threads: CPU threads of torch for the work of the run, and no longer; one is fastest for networks of the usual
             size. None leaves them as they are.
@@ -503,6 +507,12 @@ def steps(
     Raises:
         InputError: one sentence on what does not fit, before anything is trained.
     """
+    if (problem is None) == (residuals is None):
+        raise InputError("Give either a problem, or residuals and their points.")
+    if residuals is not None:
+        if "points" not in settings:
+            raise InputError("residuals need points, (N, d) of them: points=torch.rand(1000, 2).")
+        problem = torch_problem(net, residuals, settings.pop("points"))
     net = copied(net)
     adaptation = Adaptation(
         merged(net).cpu() if isinstance(net, nn.Module) else net, problem, threads=threads, **settings
@@ -514,8 +524,9 @@ def steps(
 
 def adapt(
     net: nn.Module,
-    problem: Problem,
+    problem: Problem | None = None,
     *,
+    residuals: Function | Mapping[str, Function] | None = None,
     device: str = "auto",
     threads: int | None = 1,
     **settings: Any,
@@ -530,6 +541,8 @@ def adapt(
         net: the pretrained network, (N, inputs) -> (N, fields), which is not changed, or ``result.net`` of another
             adaptation, whose adapter becomes a part of the weights.
         problem: the equation to adapt to.
+        residuals: in its place, functions written for plain torch; ``points`` are then where they must vanish, see
+            ``torch_problem``.
         device: where to compute; ``auto`` is a CUDA device where there is one.
         threads: CPU threads of torch for the work of the run, and no longer; one is fastest for networks of the usual
             size. None leaves them as they are.
@@ -542,7 +555,7 @@ def adapt(
     Raises:
         InputError: one sentence on what does not fit, before anything is trained.
     """
-    run = steps(net, problem, device=device, threads=threads, **settings)
+    run = steps(net, problem, residuals=residuals, device=device, threads=threads, **settings)
     for _ in run:
         pass
     return run.result()

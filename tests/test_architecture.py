@@ -40,6 +40,8 @@ LAYERS = (
     ("pinn_odelora/formulation", 1),
     ("pinn_odelora/conditions", 1),
     ("pinn_odelora/equation", 1),
+    ("pinn_odelora/torch_residuals", 1),
+    ("pinn_odelora/pina", 1),
     ("pinn_odelora/registry", 1),
     ("pinn_odelora/matri", 1),
     ("pinn_odelora/nets", 1),
@@ -82,6 +84,7 @@ LAYERS = (
     ("pinn_odelora/runs", 6),
     ("pinn_odelora/result", 6),
     ("pinn_odelora/adaptation", 6),
+    ("pinn_odelora/deepxde", 6),
     ("pinn_odelora/families", 6),
     ("pinn_odelora/bayes", 6),
     ("pinn_odelora/dashboards", 7),
@@ -96,6 +99,7 @@ LAYERS = (
 )
 HOMES = {
     "deepxde": {"pinn_odelora/geometry/deepxde.py"},
+    "pina": {"pinn_odelora/pina.py"},
     "meshio": {"pinn_odelora/geometry/meshes.py"},
     "lightning": {"pinn_odelora/lightning", "pinn_odelora/config/running.py", "pinn_odelora/config/checks.py"},
     "wandb": {"pinn_odelora/lightning/tracking.py"},

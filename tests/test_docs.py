@@ -206,6 +206,9 @@ PAGES = [
     "without-a-reference",
     "scales",
     "your-own-data",
+    "deepxde",
+    "torch-residuals",
+    "pina",
 ]
 
 
@@ -217,6 +220,8 @@ def test_the_python_of_the_guide_runs(page, tmp_path, monkeypatch):
         pytest.importorskip("peft")
     if page == "tuning":
         pytest.importorskip("optuna")
+    if page == "pina":
+        pytest.importorskip("pina")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PINN_ODELORA_CACHE", str(tmp_path / "cache"))
     rows = [f"{x},{t},{-math.sin(math.pi * x) * math.exp(-t)}" for x in (-0.5, 0.1, 0.6) for t in (0.1, 0.5, 0.9)]
@@ -225,7 +230,7 @@ def test_the_python_of_the_guide_runs(page, tmp_path, monkeypatch):
     blocks = re.findall(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
     found: dict = {}
     for block in blocks:
-        short = block.replace("range(20)", "range(3)")
+        short = block.replace("range(20)", "range(3)").replace("seconds=2", "budget=po.Budget(steps=2)")
         if page in ("conditions", "your-own-data"):
             short = re.sub(
                 r"pretrain\((.*)\)", r"pretrain(\1, settings=po.Pretraining(0, natural_gradient_steps=2))", short

@@ -64,6 +64,10 @@ class Trained(NamedTuple):
 Tape = list[Passage | Trained]
 
 
+AS_IN_NUMPY = {"axis": "dim", "keepdims": "keepdim"}
+"""Arguments that torch also takes by their names in NumPy."""
+
+
 @dataclass(frozen=True, eq=False)
 class Channels:
     """The channels that every jet of one evaluation carries.
@@ -139,7 +143,7 @@ class Jet:
         rule = RULES.get(func.__name__)
         if rule is None:
             raise NoJetRule(f"{func.__name__} has no jet rule; derivatives=autograd differentiates any module")
-        return rule(*args, **(kwargs or {}))
+        return rule(*args, **{AS_IN_NUMPY.get(name, name): x for name, x in (kwargs or {}).items()})
 
     @property
     def value(self) -> Tensor:

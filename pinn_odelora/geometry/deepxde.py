@@ -41,16 +41,21 @@ class Curve(NamedTuple):
 
 
 def shapes() -> ModuleType:
-    """``deepxde.geometry``: Rectangle, Disk, Polygon, …, combined by ``-``, ``|`` and ``&``.
+    """``deepxde.geometry``: Rectangle, Disk, Polygon, …, combined by ``-``, ``|`` and ``&``."""
+    return library().geometry
 
-    The first call imports DeepXDE, which takes seconds, prints, draws random numbers and, with a GPU, changes torch's
+
+def library() -> ModuleType:
+    """``deepxde`` itself.
+
+    The first call imports it, which takes seconds, prints, draws random numbers and, with a GPU, changes torch's
     default device; all of this is undone.
     """
     os.environ.setdefault("DDE_BACKEND", "pytorch")
     with _undisturbed():
         import deepxde
 
-    return deepxde.geometry
+    return deepxde
 
 
 @contextmanager
@@ -71,6 +76,17 @@ def _undisturbed() -> Iterator[None]:
         torch.set_default_device(None)
         if torch.get_default_device() != device:
             torch.set_default_device(device)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """NumPy's global generator, from which DeepXDE draws points, with this seed; on exit it is as it was."""
+    state = np.random.get_state()
+    np.random.seed(seed % 2**32)
+    try:
+        yield
+    finally:
+        np.random.set_state(state)
 
 
 class Shape:

@@ -38,7 +38,9 @@ def candidates(n: int, most: int) -> int:
 def resampled(
     p: Points, n: int, part: float, residual: Callable[[Points], Tensor], generator: torch.Generator
 ) -> Points:
-    """n of the candidates p, a part of them by the size of ``residual(p)``, (N, components)."""
+    """n of the candidates p, or all if those are fewer, a part by the size of ``residual(p)``, (N, components)."""
+    if n >= p.number:
+        return p
     size = _sizes(p, AT_ONCE * n, residual)
     by_size = round(part * n)
     # torch.multinomial refuses to draw none.

@@ -1,0 +1,208 @@
+"""Residuals written for plain torch: rows and their gradients are those of the same equation as a problem."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from test_linearisation import assert_linearises, make
+
+import pinn_odelora as po
+from pinn_odelora.errors import InputError
+from pinn_odelora.geometry import sobol
+from pinn_odelora.geometry.pool import Pool
+from pinn_odelora.nets import MLP
+from pinn_odelora.points import Points
+from pinn_odelora.system import Solution, System
+
+ones = torch.ones_like
+grad = torch.autograd.grad
+
+
+def by_rows(net, x):
+    """u_t + u u_x - u_xx / 10 + v, u_xt v_x, by rows of gradients."""
+    y = net(x)
+    u, v = y[:, :1], y[:, 1:]
+    g = grad(u, x, ones(u), create_graph=True)[0]
+    h = grad(g[:, :1], x, grad_outputs=ones(u), retain_graph=True, create_graph=True)[0]
+    w = grad([v], [x], [ones(v)], create_graph=True)[0]
+    return [g[:, 1:] + u * g[:, :1] - h[:, :1] / 10 + v, h[:, 1:] * w[:, :1]]
+
+
+def by_sums(net, x):
+    y = net(x)
+    u, v = y[:, :1], y[:, 1:]
+    g = grad(u.sum(), x, create_graph=True)[0]
+    h = grad(torch.sum(g[:, 0:1]), x, create_graph=True)[0]
+    w = grad(v.sum(), x, create_graph=True)[0]
+    return torch.cat([g[:, 1:] + u * g[:, :1] - h[:, :1] / 10 + v, h[:, 1:] * w[:, :1]], dim=1)
+
+
+def by_indices(net, x):
+    y = net(x)
+    u, v = y[..., [0]], y[:, [1]]
+    g = grad(u, x, ones(u), create_graph=True)[0][..., [1, 0]]
+    h = grad(g[:, [1]], x, ones(u), create_graph=True)[0]
+    w = grad(v, x, ones(v), create_graph=True)[0][:, :1]
+    return [g[:, :1] + u * g[:, 1:] - h[:, :1] / 10 + v, h[:, 1:] * w]
+
+
+def by_copies(net, X):
+    X = X.clone().requires_grad_()
+    return by_rows(net, X)
+
+
+def by_columns(net, X):
+    x, t = X[:, :1].clone().requires_grad_(), X[:, 1:].detach().requires_grad_()
+    y = net(torch.cat([x, t], dim=1))
+    u, v = y[:, :1], y[:, 1:]
+    u_x, u_t = grad(u, (x, t), ones(u), create_graph=True)
+    (u_xx,) = grad(u_x, x, ones(u), create_graph=True)
+    (u_xt,) = grad(u_x, t, ones(u), create_graph=True)
+    (v_x,) = grad(v, x, ones(v), create_graph=True)
+    return u_t + u * u_x - u_xx / 10 + v, u_xt * v_x
+
+
+def known(f):
+    return f.u1_y + f.u1 * f.u1_x - f.u1_xx / 10 + f.u2, f.u1_xy * f.u2_x
+
+
+X = sobol(40, 2, seed=5)
+
+
+def net(fields=2, seed=0):
+    return MLP(2, fields, width=8, depth=2, generator=torch.Generator().manual_seed(seed)).double()
+
+
+def system(problem, network):
+    return System(problem, Solution(problem, network))
+
+
+@pytest.mark.parametrize("function", [by_rows, by_sums, by_indices, by_copies, by_columns])
+def test_rows_and_gradients_are_those_of_the_equation_by_jets(function):
+    network = net()
+    mine = system(po.torch_problem(network, function, X), network).engine("residual")
+    box = po.Box(x=(0, 1), y=(0, 1))
+    other = system(po.problem(coords="xy", fields=("u1", "u2"), region=box, pde=known), network).engine("pde")
+    assert mine.plan is not None
+    p = Points(x=X[:, :1], y=X[:, 1:])
+    found, wanted = mine.residual(p), other.residual(p)
+    assert torch.allclose(found, wanted, atol=1e-13)
+    weights = [*network.parameters()]
+    gradients = [torch.autograd.grad(r.square().sum(), weights) for r in (found, wanted)]
+    assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("function", [by_rows, by_sums, by_columns])
+def test_the_jacobian_of_a_step_is_that_of_the_rows(function, generator):
+    shifted = lambda net, x: net(x + torch.tensor([1.0, 0.0], dtype=x.dtype)) * net(x)[:, 1:]
+    posed = po.torch_problem(
+        net(), {"pde": function, "other": shifted}, {"pde": X, "other": X[:20]}, weights={"pde": 3}
+    )
+    case = make(posed, generator, data=False)
+    assert_linearises(case.linearised(), *case.dense(), generator)
+
+
+def test_the_same_function_gives_the_same_rows_to_torch_alone():
+    network = net()
+    x = X.clone().requires_grad_()
+    mine = system(po.torch_problem(network, by_rows, X), network).engine("residual")
+    p = Points(x=X[:, :1], y=X[:, 1:])
+    assert torch.allclose(mine.residual(p), torch.cat(by_rows(network, x), dim=1), atol=1e-13)
+
+
+def test_other_points_are_those_of_the_same_rows():
+    shift = torch.tensor([1.0, 0.0], dtype=torch.float64)
+
+    def periodic(net, x):
+        z = (x + shift).requires_grad_()
+        a, b = net(x), net(z)
+        slope = lambda u, x: grad(u, x, ones(u), create_graph=True)[0][:, :1]
+        return a - b, slope(a, x) - slope(b, z)
+
+    network = net(1)
+    mine = system(po.torch_problem(network, periodic, X), network).engine("residual")
+    p = Points(x=X[:, :1], y=X[:, 1:])
+    x, z = X.clone().requires_grad_(), (X + shift).requires_grad_()
+    wanted = torch.cat(
+        [network(x) - network(z), (grad(network(x).sum(), x)[0] - grad(network(z).sum(), z)[0])[:, :1]], dim=1
+    )
+    assert torch.allclose(mine.residual(p), wanted, atol=1e-13)
+
+
+def test_an_expression_is_differentiated_by_reverse_mode():
+    def flux(net, x):
+        u = net(x)
+        q = (1 + u**2) * grad(u, x, ones(u), create_graph=True)[0][:, :1]
+        return grad(q, x, ones(q), create_graph=True)[0][:, :1]
+
+    network = net(1)
+    mine = system(po.torch_problem(network, flux, X), network).engine("residual")
+    assert "expression" in mine.reason
+    x = X.clone().requires_grad_()
+    assert torch.allclose(mine.residual(Points(x=X[:, :1], y=X[:, 1:])), flux(network, x), atol=1e-13)
+
+
+def test_columns_that_were_written_over_are_no_longer_known():
+    def squared(net, x):
+        u = net(x)
+        v = u[:, :1]
+        v.mul_(2.0)
+        return grad(v, x, ones(v), create_graph=True)[0][:, :1]
+
+    network = net(1)
+    mine = system(po.torch_problem(network, squared, X), network).engine("residual")
+    x = X.clone().requires_grad_()
+    assert torch.allclose(mine.residual(Points(x=X[:, :1], y=X[:, 1:])), squared(network, x), atol=1e-13)
+    assert mine.plan is None
+
+
+def test_a_pool_gives_different_points_of_its_own_and_the_same_for_the_same_numbers():
+    there = Pool(Points(x=X[:, :1], y=X[:, 1:]))
+    draw = lambda n, seed: there.sample(n, lambda m, d: sobol(m, d, seed=seed)).rows("xy")
+    assert torch.equal(draw(15, 1), draw(15, 1))
+    assert not torch.equal(draw(15, 1), draw(15, 2))
+    assert len(torch.unique(draw(15, 1), dim=0)) == 15
+    assert (draw(15, 1)[:, None] == X[None]).all(dim=2).any(dim=1).all()
+    assert torch.equal(draw(99, 1), X)
+
+
+def test_a_network_is_adapted_to_them():
+    """-u_xx = k² sin(k x) on (0, π), from k = 1 to k = 2."""
+    line = np.linspace(0, math.pi, 200)[:, None]
+
+    def poisson(k):
+        def residual(net, x):
+            u = net(x)
+            u_x = grad(u, x, ones(u), create_graph=True)[0]
+            return grad(u_x, x, ones(u), create_graph=True)[0] + k**2 * torch.sin(k * x)
+
+        return {"pde": residual, "ends": lambda net, x: net(x)}
+
+    points = {"pde": line, "ends": line[[0, -1]]}
+    start = MLP(1, 1, width=10, depth=2, generator=torch.Generator().manual_seed(0)).double()
+    settings = po.Pretraining(adam_steps=30, natural_gradient_steps=20)
+    solved = po.pretrain(po.torch_problem(start, poisson(1), points), start, settings=settings)
+    quick = {"budget": po.Budget(gradient_evals=250), "log": po.Log(every=1000, test=64, heldout=32, estimate=False)}
+    result = po.adapt(solved, residuals=poisson(2), points=points, rank=4, **quick)
+    assert np.abs(result.solution(line[:, 0]) - np.sin(2 * line[:, 0])).max() < 1e-3
+
+
+def test_what_is_wrong_is_a_sentence():
+    network = net(1)
+    with pytest.raises(InputError, match="either a problem, or residuals"):
+        po.adapt(network)
+    with pytest.raises(InputError, match="residuals need points"):
+        po.adapt(network, residuals=by_rows)
+    with pytest.raises(InputError, match=r"Unknown points of a residual: 'pde'|'ic'"):
+        po.torch_problem(network, {"pde": by_rows}, {"ic": X})
+    with pytest.raises(InputError, match=r"shape \(40,\); they must be finite, of shape \(N, d\)"):
+        po.torch_problem(network, by_rows, X[:, 0])
+    with pytest.raises(InputError, match="as many columns; they have: a 2, b 1"):
+        po.torch_problem(network, {"a": by_rows, "b": by_rows}, {"a": X, "b": X[:, :1]})
+    with pytest.raises(InputError, match="cannot be evaluated at points of 3 columns"):
+        po.torch_problem(network, by_rows, torch.rand(5, 3))
+    with pytest.raises(InputError, match="points of another number are a residual of their own"):
+        po.torch_problem(network, lambda net, x: net(x[:1]), X)
+    with pytest.raises(InputError, match="must be a function of network and points"):
+        po.torch_problem(network, {"pde": 3}, X)
