@@ -5,6 +5,7 @@ import inspect
 import math
 import re
 import sys
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -221,6 +222,7 @@ def test_the_python_of_the_guide_runs(page, tmp_path, monkeypatch):
     if page == "tuning":
         pytest.importorskip("optuna")
     if page == "pina":
+        warnings.simplefilter("ignore")  # importing it, or what it imports, warns
         pytest.importorskip("pina")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PINN_ODELORA_CACHE", str(tmp_path / "cache"))
