@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import io
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,7 +18,7 @@ import pinn_odelora
 from pinn_odelora.checkpoints import save_tensors
 from pinn_odelora.errors import InputError
 from pinn_odelora.families.settings import Stations
-from pinn_odelora.files import write_bytes, write_json, write_text
+from pinn_odelora.files import write_by, write_json, write_text
 from pinn_odelora.formulation import Term
 from pinn_odelora.integrators import Tableau, tableau
 from pinn_odelora.lowrank.adapter_files import merged_state_dict
@@ -251,7 +250,6 @@ def _data(data: Any, folder: Path) -> str | None:
         raise InputError(
             "the measurements were given as a term, which no file can hold; give a file or columns by name."
         )
-    archive = io.BytesIO()
-    np.savez(archive, **{name: np.asarray(values) for name, values in data.items()})
-    write_bytes(folder / DATA, archive.getvalue())
+    columns = {name: np.asarray(values) for name, values in data.items()}
+    write_by(folder / DATA, lambda archive: np.savez(archive, **columns))
     return str((folder / DATA).absolute())
