@@ -53,6 +53,7 @@ from pinn_odelora.selection.initial_rank import RANKS, initial_rank
 from pinn_odelora.selection.rank import AdaptiveRank, RankAdaptation
 from pinn_odelora.system import Solution, System, draw_points
 from pinn_odelora.threads import threads
+from pinn_odelora.wall import check_ahead
 from pinn_odelora.weighting.loss_weights import LossWeights
 from pinn_odelora.weighting.settings import KINDS, Weighting
 
@@ -118,6 +119,7 @@ class Adaptation:
         self.method = method or odelora(LinearlyImplicit())
         self.points = points or Sampling()
         self.budget = budget or Budget(gradient_evals=500)
+        check_ahead(self.budget.wall)
         self.log = log or Log()
         self.weighting = weighting if isinstance(weighting, Weighting) else _weighting(weighting)
         self.lora = lora or (LoRA() if rank is None else LoRA(rank=rank))
@@ -325,7 +327,7 @@ class Adaptation:
     def share(self, processes: Processes) -> None:
         """Evaluate each point in one of these processes, which take all steps together; ``ALONE`` ends that."""
         self.system.processes = processes
-        self.training.clock = processes.clock
+        self.training.clock, self.training.agreed = processes.clock, processes.any
 
     def __iter__(self) -> Iterator[StepRecord]:
         records = loop.steps(self.training, self.budget, self.diagnostics)

@@ -12,6 +12,7 @@ from rich.console import Console
 from pinn_odelora.budget import Budget, Progress
 from pinn_odelora.errors import InputError
 from pinn_odelora.lightning.callbacks import ProgressLine, Saver
+from pinn_odelora.wall import Room
 
 ROW = {
     "step": 20.0,
@@ -25,7 +26,8 @@ ROW = {
 def adaptation(evals=0):
     """What the callbacks ask of an adaptation."""
     return SimpleNamespace(
-        budget=Budget(gradient_evals=400), training=SimpleNamespace(progress=Progress(gradient_evals=evals))
+        budget=Budget(gradient_evals=400),
+        training=SimpleNamespace(progress=Progress(gradient_evals=evals), room=Room()),
     )
 
 

@@ -7,7 +7,7 @@ from itertools import count
 from pathlib import Path
 
 from pinn_odelora.arguments import given
-from pinn_odelora.errors import InputError
+from pinn_odelora.errors import InputError, UnwritableError
 from pinn_odelora.runs.folder import CONFIG, START, STATE
 
 
@@ -25,6 +25,16 @@ def check_free(folder: Path) -> None:
     existing = next(f for f in (folder, *folder.parents) if os.path.exists(f))
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise InputError(f"The output folder {folder} cannot be written; give an output_dir in a folder that can.")
+
+
+def check_there(folder: Path) -> None:
+    """Refuse to go on where the folder of a run is gone: what it held is missing in a new one of that name.
+
+    Raises:
+        UnwritableError: one sentence.
+    """
+    if not folder.is_dir():
+        raise UnwritableError(f"Cannot write into {folder}: the folder of the run is gone, with all that it held.")
 
 
 def new_folder(parent: Path, name: str) -> Path:
