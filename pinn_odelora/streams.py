@@ -37,7 +37,7 @@ def lose_what_cannot_be_written() -> None:
             os.fstat(descriptor)
         except OSError:
             # The next file that is opened would have the number of a closed stream, and get what is printed.
-            os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)
         if stream is None:  # it was closed before the program started

@@ -55,6 +55,16 @@ def test_a_line_has_step_loss_error_speed_and_what_is_left(changes, evals, line)
     assert ProgressLine(adaptation(evals)).line(ROW | changes) == line
 
 
+def test_what_is_left_ends_with_the_time_of_the_process(monkeypatch):
+    monkeypatch.setattr("pinn_odelora.lightning.callbacks.elapsed", lambda: 100.0)
+    run = adaptation(evals=100)
+    for wall, left in ((200, "6 s left"), (102, "2 s left"), (90, "0 s left")):
+        run.budget = Budget(gradient_evals=400, wall=wall)
+        assert ProgressLine(run).line(ROW).endswith(left)
+    run.budget = Budget(wall=103)
+    assert ProgressLine(run).line(ROW).endswith("3 s left")
+
+
 def test_a_log_gets_a_whole_line_now_and_then(monkeypatch):
     line, text = shown(terminal=False, width=20)
     now = [100.0]

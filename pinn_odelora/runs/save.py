@@ -41,7 +41,7 @@ from pinn_odelora.runs.folder import (
     WEIGHTS,
 )
 from pinn_odelora.runs.history import History
-from pinn_odelora.runs.location import check_free
+from pinn_odelora.runs.location import check_free, check_there
 from pinn_odelora.runs.pointwise import equation_residual, measured_points
 
 DATA = "data.npz"
@@ -101,6 +101,7 @@ def save_outcome(
         facts: what was known before adaptation, for the summary.
         names: of problem, method and integrator, where they have others than those of their classes.
     """
+    check_there(folder)
     if result.adaptation.method.has_adapter:
         result.adapter.save(folder / ADAPTER, base=BASE)
     else:
