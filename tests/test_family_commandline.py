@@ -200,7 +200,7 @@ def test_ctrl_c_ends_with_the_line_that_continues(typed, tmp_path, monkeypatch):
 def test_out_of_time_a_family_ends_with_the_code_and_the_line_that_continue_it(typed, tmp_path, monkeypatch):
     limit = 1e9
     with monkeypatch.context() as patch:
-        now = iter(range(int(limit) - 30, int(limit) + 10**6))
+        now = iter(range(int(limit) - 9, int(limit) + 10**6))
         patch.setattr(wall, "elapsed", lambda: float(next(now)))
         code, said = typed(*SMALL, RANGE, "budget.steps=30", f"budget.wall={limit:.0f}", "output_dir=here")
     assert code == 75
