@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from typing import TextIO
 
 INTERRUPTED = 130
-"""Exit code after Ctrl-C or SIGTERM."""
+"""Exit code of a program that was interrupted."""
 
 
 def escape_what_cannot_be_encoded() -> None:
@@ -49,15 +49,16 @@ def lose_what_cannot_be_written() -> None:
 
 @contextmanager
 def program() -> Iterator[None]:
-    """The whole program inside the block: it outlives its terminal; Ctrl-C and SIGTERM, where nothing else is done
-    about them, end it with code 130 and without a traceback.
+    """The whole program inside the block: it outlives its terminal; Ctrl-C, where nothing else is done about it, ends
+    it with code 130 and without a traceback.
+
+    SIGTERM keeps its effect, which is immediate, until there is something to save: an exception from a handler can get
+    lost in an import.
     """
     lose_what_cannot_be_written()
     escape_what_cannot_be_encoded()
-    if threading.current_thread() is threading.main_thread():
-        if hasattr(signal, "SIGHUP"):
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         yield
     except KeyboardInterrupt:

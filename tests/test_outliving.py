@@ -103,13 +103,15 @@ def waiting(tmp_path, **how):
 
 
 @posix
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_a_program_without_a_traceback(number, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "code", "sentence"), [(signal.SIGINT, 130, "Interrupted.\n"), (signal.SIGTERM, -signal.SIGTERM, "")]
+)
+def test_a_signal_ends_a_program_without_a_traceback(number, code, sentence, tmp_path):
     with waiting(tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout.readline() == "ready\n"
         process.send_signal(number)
         _, said = process.communicate(timeout=20)
-    assert (process.returncode, said) == (130, "Interrupted.\n")
+    assert (process.returncode, said) == (code, sentence)
 
 
 @posix
