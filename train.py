@@ -7,6 +7,7 @@ import sys
 from omegaconf import DictConfig
 
 from pinn_odelora import config
+from pinn_odelora.streams import program
 
 
 def train(cfg: DictConfig) -> None:
@@ -16,10 +17,11 @@ def train(cfg: DictConfig) -> None:
     from pinn_odelora.config.running import Run
     from pinn_odelora.config.solving import FamilyRun, LinearisedAdaptation
     from pinn_odelora.runs.alone import alone
+    from pinn_odelora.runs.messages import continuable
 
     solved = FamilyRun if cfg.family else LinearisedAdaptation if cfg.training.regime == "linearised" else None
     run = (solved or Run)(cfg, folder, experiment(cfg))  # all that can be refused
-    with alone(folder, new=cfg.resume is None):
+    with alone(folder, new=cfg.resume is None), continuable(folder):
         config.save_config(cfg, folder)
         facts = run.pretrain()
         if solved:
@@ -33,4 +35,5 @@ def train(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(config.run(train))
+    with program():
+        sys.exit(config.run(train))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import io
 import sys
 import warnings
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING
 from pinn_odelora.errors import ChangedWarning, InputError, RefusedValueError, unknown
 from pinn_odelora.families.settings import ADAPTER, COMBINATION, FORMS
 from pinn_odelora.registry import problem_classes
-from pinn_odelora.streams import escape_what_cannot_be_encoded
+from pinn_odelora.streams import program as whole_program
 
 if TYPE_CHECKING:
     from pinn_odelora.adapted_solution import AdaptedSolution
@@ -100,7 +99,7 @@ def evaluated(u: AdaptedSolution, file: Path, out: Path | None) -> Path:
     """Write the values of a solution at the points of a file, beside them unless told where; the path."""
     import numpy as np
 
-    from pinn_odelora.files import write_bytes
+    from pinn_odelora.files import write_by
 
     coords, fields = u.problem.coords, u.problem.fields
     try:
@@ -119,9 +118,8 @@ def evaluated(u: AdaptedSolution, file: Path, out: Path | None) -> Path:
     columns = [values] if len(fields) == 1 else list(np.moveaxis(values, -1, 0))
     found = {name: q(*(points[c] for c in q.coords)) for name, q in u.unknown_fields.items()}
     out = out or file.with_name(f"{file.stem}-predicted.npz")
-    written = io.BytesIO()
-    np.savez(written, **{name: points[name] for name in coords}, **dict(zip(fields, columns, strict=True)), **found)
-    write_bytes(out, written.getvalue())
+    arrays = {name: points[name] for name in coords} | dict(zip(fields, columns, strict=True)) | found
+    write_by(out, lambda file: np.savez(file, **arrays))
     return out
 
 
@@ -214,13 +212,12 @@ def export(args: argparse.Namespace) -> None:
     import torch
 
     import pinn_odelora
-    from pinn_odelora.files import write_bytes
+    from pinn_odelora.files import write_by
     from pinn_odelora.lowrank.adapter_files import merged_state_dict
 
     out = args.output or args.run / "network.pt"
-    file = io.BytesIO()
-    torch.save(merged_state_dict(pinn_odelora.load(args.run).solution.net), file)
-    write_bytes(out, file.getvalue())
+    state = merged_state_dict(pinn_odelora.load(args.run).solution.net)
+    write_by(out, lambda file: torch.save(state, file))
     print(out)
 
 
@@ -329,5 +326,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    escape_what_cannot_be_encoded()
-    sys.exit(main())
+    with whole_program():
+        sys.exit(main())

@@ -56,6 +56,7 @@ from pinn_odelora.selection.rank import AdaptiveRank, RankAdaptation
 from pinn_odelora.system import Solution, System, draw_points
 from pinn_odelora.threads import threads
 from pinn_odelora.torch_residuals import Function, torch_problem
+from pinn_odelora.wall import check_ahead
 from pinn_odelora.weighting.loss_weights import LossWeights
 from pinn_odelora.weighting.settings import KINDS, Weighting
 
@@ -121,6 +122,7 @@ class Adaptation:
         self.method = method or odelora(LinearlyImplicit())
         self.points = points or Sampling()
         self.budget = budget or Budget(gradient_evals=500)
+        check_ahead(self.budget.wall)
         self.log = log or Log()
         self.weighting = weighting if isinstance(weighting, Weighting) else _weighting(weighting)
         self.lora = lora or (LoRA() if rank is None else LoRA(rank=rank))
@@ -331,7 +333,7 @@ class Adaptation:
     def share(self, processes: Processes) -> None:
         """Evaluate each point in one of these processes, which take all steps together; ``ALONE`` ends that."""
         self.system.processes = processes
-        self.training.clock = processes.clock
+        self.training.clock, self.training.agreed = processes.clock, processes.any
 
     def __iter__(self) -> Iterator[StepRecord]:
         records = loop.steps(self.training, self.budget, self.diagnostics)

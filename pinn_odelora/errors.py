@@ -38,6 +38,10 @@ class RefusedValueError(InputError):
         return f"{self.name} is {self.value!r}, but it must be {self.allowed}."
 
 
+class UnwritableError(InputError):
+    """A file that cannot be written: a full disk, a folder that is gone, a missing permission."""
+
+
 class NonFiniteError(FloatingPointError):
     """A loss or gradient that is NaN or infinite; the message names the loss term and the layer."""
 

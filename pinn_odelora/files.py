@@ -1,21 +1,30 @@
-"""Files that are replaced as a whole or not at all.
+"""Files that are replaced as a whole or not at all, and the sentences for those that cannot be written or read.
 
 The content goes to a temporary file in the same folder, is flushed to the disk, and takes the place of the old file by
 a rename, which POSIX makes atomic. A reader, or a process that is killed at any moment, therefore sees the old file or
-the new one, never a part of either.
+the new one, never a part of either. Only a log grows in place, by whole lines: a line without its end is of a process
+that was killed meanwhile, and readers drop it.
+
+Nothing else in this package writes files.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from pinn_odelora.errors import InputError
+from pinn_odelora.errors import InputError, UnwritableError
+
+UNFINISHED = ".part"
+"""How the names of temporary files end."""
+_BINARY = getattr(os, "O_BINARY", 0)  # Windows would translate line ends
 
 
 @contextmanager
@@ -25,27 +34,39 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     The folder is made if it is missing; the temporary file is removed in any case.
 
     Raises:
-        InputError: if the folder cannot be made, or the file not be written.
+        UnwritableError: if the folder cannot be made, or the file not be written.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        temporary.replace(path)
+        os.replace(temporary, path)
     except OSError as error:
-        raise InputError(f"Cannot write {path}: {error.strerror or error}.") from error
+        raise UnwritableError(f"Cannot write {path}: {reason(error)}.") from error
     finally:
         with suppress(OSError):
             temporary.unlink()
 
 
+def fill(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a temporary file, which ``replacing`` gave."""
+    _write(path, os.O_CREAT | os.O_TRUNC, content)
+
+
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
     """Replace a file by ``content``; see ``replacing`` for what is raised."""
     with replacing(path) as temporary:
-        temporary.write_bytes(content)
+        fill(temporary, content)
+
+
+def write_by(path: str | os.PathLike[str], write: Callable[[IO[bytes]], object]) -> None:
+    """Replace a file by what a function writes into an open one, as ``numpy.savez`` and ``torch.save`` do."""
+    content = io.BytesIO()
+    write(content)
+    write_bytes(path, content.getvalue())
 
 
 def write_text(path: str | os.PathLike[str], content: str) -> None:
@@ -56,6 +77,89 @@ def write_text(path: str | os.PathLike[str], content: str) -> None:
 def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
     """Replace a file by ``content`` as JSON; NaN and infinities, which JSON does not have, become null."""
     write_text(path, json.dumps(_representable(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_figure(path: str | os.PathLike[str], figure: Any) -> None:
+    """Replace a file by a figure of matplotlib; the format is that of its name, PNG without one.
+
+    Raises:
+        InputError: if there is no such format, or the file cannot be written.
+    """
+    kind = Path(path).suffix.removeprefix(".").lower() or "png"
+    if kind not in (formats := figure.canvas.get_supported_filetypes()):
+        raise InputError(f"{path} ends in .{kind}, but a picture must be one of {', '.join(sorted(formats))}.")
+    write_by(path, lambda file: figure.savefig(file, format=kind))
+
+
+def append_text(path: str | os.PathLike[str], lines: str) -> None:
+    """Add whole lines, in UTF-8, to the end of a log that exists; where they cannot be added, it is left as it was.
+
+    Raises:
+        UnwritableError: if there is no such file, or it cannot be written.
+    """
+    try:
+        before = os.path.getsize(path)
+        try:
+            _write(path, os.O_APPEND, lines.encode())
+        except OSError:
+            with suppress(OSError):
+                os.truncate(path, before)
+            raise
+    except OSError as error:
+        raise UnwritableError(f"Cannot write {path}: {reason(error)}.") from error
+
+
+def _write(path: str | os.PathLike[str], how: int, content: bytes) -> None:
+    file = os.open(path, os.O_WRONLY | _BINARY | how, 0o666)
+    try:
+        left = memoryview(content)
+        while left:  # a write may take a part, as where the disk becomes full
+            left = left[os.write(file, left) :]
+    finally:
+        os.close(file)
+
+
+def discard_unfinished(folder: Path) -> None:
+    """Remove temporary files that killed processes have left in a folder and those in it; nobody may write there."""
+    for file in (*folder.glob(f".*{UNFINISHED}"), *folder.glob(f"*/.*{UNFINISHED}")):
+        if re.fullmatch(r"\..+\.\d+", file.stem):
+            with suppress(OSError):
+                file.unlink()
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """A file in UTF-8.
+
+    Raises:
+        InputError: if it cannot be read, or is something else.
+    """
+    try:
+        return Path(path).read_bytes().decode()
+    except OSError as error:
+        raise InputError(f"Cannot read {path}: {reason(error)}.") from error
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is damaged: it is not text in UTF-8.") from None
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """A file that ``write_json`` wrote.
+
+    Raises:
+        InputError: if it cannot be read, or is something else.
+    """
+    text = read_text(path)
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged: {error if text.strip() else 'it is empty'}.") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path} is damaged: it holds no names with values.")
+    return found
+
+
+def reason(error: OSError) -> str:
+    """Why a file cannot be used, in the words of the operating system."""
+    return str(error.strerror or error).rstrip(".")
 
 
 def _representable(value: Any) -> Any:

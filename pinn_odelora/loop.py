@@ -29,6 +29,7 @@ from pinn_odelora.sampling.batch_size import AdaptiveBatchSize, price, serves
 from pinn_odelora.sampling.sampler import Sampler
 from pinn_odelora.selection.best_iterate import ROUND, SMALL, BestIterate
 from pinn_odelora.selection.rank import RankAdaptation
+from pinn_odelora.wall import Room
 
 Row = dict[str, float]
 
@@ -89,7 +90,10 @@ class Training:
         considered: the step whose iterate was last considered for the best one; -1 before the first.
         failure: why the run ended, where loss or gradient had no finite value or a step was refused.
         stalled: whether the last step asked for nothing new and moved nothing, so that none will.
+        paused: whether the steps ended for want of time before ``Budget.wall``, to be continued by another process.
+        room: what steps and savings have taken.
         clock: seconds of work.
+        agreed: whether a flag is set in any of the processes that take the steps together.
     """
 
     objective: Objective
@@ -104,7 +108,10 @@ class Training:
     considered: int = -1
     failure: NonFiniteError | None = None
     stalled: bool = False
+    paused: bool = False
+    room: Room = field(default_factory=Room)
     clock: Callable[[], float] = time.perf_counter
+    agreed: Callable[[bool], bool] = bool
 
     @property
     def returns_best(self) -> bool:
@@ -149,13 +156,18 @@ class Training:
 
 
 def steps(training: Training, budget: Budget, observer: Observer | None = None) -> Iterator[StepRecord]:
-    """Records of steps until the budget is spent, the numbers fail, or nothing moves.
+    """Records of steps until the budget is spent, the numbers fail, or nothing moves; or until there is no time for
+    another one, and ``training.paused`` is set.
 
     Numbers that fail end the iteration: ``training.failure`` has the reason, and the network is the last good one.
     """
     training.batch_size.size = training.batch_size.size or training.sampler.initial
     consider(training)
-    while not training.over(budget):
+    training.room.restart()
+    # A run that is continued takes one step at least: continued again and again it comes to its end.
+    free = training.progress.step > 0
+    while not training.over(budget) and not _pauses(training, budget, free):
+        free = False
         row = observer.before(training) if observer else None
         record = _step(training)
         if record is None:
@@ -169,6 +181,15 @@ def steps(training: Training, budget: Budget, observer: Observer | None = None) 
         yield record
         if over:
             return
+
+
+def _pauses(training: Training, budget: Budget, free: bool) -> bool:
+    """Whether there is no time for another step; a step that is free is taken all the same."""
+    if budget.wall is None:
+        return False
+    fits = training.room.fits(budget.wall)
+    training.paused = training.agreed(not (fits or free))
+    return training.paused
 
 
 def conclude(training: Training) -> None:

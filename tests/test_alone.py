@@ -87,3 +87,18 @@ def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot be written"), alone(tmp_path / "file" / "run", new=False):
         raise AssertionError
+
+
+def test_a_full_disk_locks_all_the_same(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.write", full)
+    with alone(tmp_path, new=True):
+        assert (tmp_path / LOCK).exists()
+
+
+def test_the_one_who_has_the_lock_removes_what_killed_processes_left(tmp_path):
+    (tmp_path / ".last.ckpt.123.part").touch()
+    with alone(tmp_path, new=False):
+        assert [file.name for file in tmp_path.iterdir()] == [LOCK]

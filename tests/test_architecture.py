@@ -24,6 +24,7 @@ LAYERS = (
     ("pinn_odelora/budget", 0),
     ("pinn_odelora/log", 0),
     ("pinn_odelora/threads", 0),
+    ("pinn_odelora/wall", 0),
     ("pinn_odelora/streams", 0),
     ("pinn_odelora/distributed", 0),
     ("pinn_odelora/sampling/settings", 0),

@@ -12,6 +12,7 @@ from rich.console import Console
 from pinn_odelora.budget import Budget, Progress
 from pinn_odelora.errors import InputError
 from pinn_odelora.lightning.callbacks import ProgressLine, Saver
+from pinn_odelora.wall import Room
 
 ROW = {
     "step": 20.0,
@@ -24,7 +25,7 @@ ROW = {
 
 def adaptation(evals=0, best=False):
     """What the callbacks ask of an adaptation."""
-    training = SimpleNamespace(progress=Progress(gradient_evals=evals), returns_best=best)
+    training = SimpleNamespace(progress=Progress(gradient_evals=evals), returns_best=best, room=Room())
     return SimpleNamespace(budget=Budget(gradient_evals=400), training=training)
 
 
@@ -62,6 +63,16 @@ def test_a_line_has_step_loss_error_speed_and_what_is_left(changes, evals, line)
 def test_a_line_says_that_the_error_is_of_the_best_iterate_where_the_run_returns_that(changes, best):
     line = ProgressLine(adaptation(100, best=True)).line(ROW | changes)
     assert line == f"step 20  loss 1.250e-02  {best}  50 evals/s  6 s left"
+
+
+def test_what_is_left_ends_with_the_time_of_the_process(monkeypatch):
+    monkeypatch.setattr("pinn_odelora.lightning.callbacks.elapsed", lambda: 100.0)
+    run = adaptation(evals=100)
+    for wall, left in ((200, "6 s left"), (102, "2 s left"), (90, "0 s left")):
+        run.budget = Budget(gradient_evals=400, wall=wall)
+        assert ProgressLine(run).line(ROW).endswith(left)
+    run.budget = Budget(wall=103)
+    assert ProgressLine(run).line(ROW).endswith("3 s left")
 
 
 def test_a_log_gets_a_whole_line_now_and_then(monkeypatch):

@@ -18,6 +18,7 @@ from test_commandline import compose, put
 
 import pinn_odelora as po
 from pinn_odelora import config as commandline
+from pinn_odelora import wall
 from pinn_odelora.__main__ import main
 from pinn_odelora.config.checks import check
 from pinn_odelora.config.load import family as family_of
@@ -195,6 +196,24 @@ def test_ctrl_c_ends_with_the_line_that_continues(typed, tmp_path, monkeypatch):
     assert summary_of(tmp_path / "here")["count"] > 2
 
 
+@pytest.mark.slow
+def test_out_of_time_a_family_ends_with_the_code_and_the_line_that_continue_it(typed, tmp_path, monkeypatch):
+    limit = 1e9
+    with monkeypatch.context() as patch:
+        now = iter(range(int(limit) - 9, int(limit) + 10**6))
+        patch.setattr(wall, "elapsed", lambda: float(next(now)))
+        code, said = typed(*SMALL, RANGE, "budget.steps=30", f"budget.wall={limit:.0f}", "output_dir=here")
+    assert code == 75
+    assert re.fullmatch(
+        r"Out of time \(budget\.wall\) after \d+ stations?; continue with: python train\.py resume=here", said[-1]
+    )
+    assert not (tmp_path / "here" / "summary.json").exists()
+    assert typed("resume=here")[0] == 0
+    assert typed(*SMALL, RANGE, "budget.steps=30", "output_dir=whole")[0] == 0
+    parts, whole = ((tmp_path / name / "family.safetensors").read_bytes() for name in ("here", "whole"))
+    assert parts == whole
+
+
 def test_a_finished_family_goes_on_with_a_larger_budget_or_a_smaller_tolerance(typed, tmp_path):
     assert typed(*SMALL, RANGE, "budget.steps=12", "stations.tolerance=0.5", "output_dir=here")[0] == 0
     before = load_file(tmp_path / "here/family.safetensors")
@@ -221,6 +240,7 @@ def test_a_folder_that_holds_a_family_is_not_begun_again(finished):
         (["budget.steps=20"], (None, None, 20)),
         (["budget.seconds=5"], (None, 5, None)),
         (["budget.gradient_evals=700"], (700, None, None)),
+        (["budget.wall=3500"], (None, 60, None)),
         (["budget.gradient_evals=700", "budget.seconds=5"], (700, 5, None)),
     ],
 )

@@ -47,6 +47,7 @@ from pinn_odelora.bayes.density import (
 )
 from pinn_odelora.errors import InputError
 from pinn_odelora.families.ranges import Interval
+from pinn_odelora.files import write_figure
 from pinn_odelora.formulation import Problem, Term
 from pinn_odelora.measurements import measured_term
 from pinn_odelora.points import Points
@@ -168,7 +169,7 @@ class Posterior:
                 panels[-1].plot(*self.samples.T, linestyle="", marker=".", markersize=1, alpha=0.5, color=BLUE)
                 panels[-1].set(xlabel=self.names[0], ylabel=self.names[1])
             if path is not None:
-                figure.savefig(path)
+                write_figure(path, figure)
         return figure
 
     def _marginal(self, axes: Axes, name: str, x: Array) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from pinn_odelora import registry
 from pinn_odelora.commands.template import Equation
 from pinn_odelora.errors import InputError
+from pinn_odelora.files import write_text
 
 
 def run(name: str, coords: str = "xt", fields: tuple[str, ...] = ("u",)) -> list[Path]:
@@ -40,8 +41,7 @@ def run(name: str, coords: str = "xt", fields: tuple[str, ...] = ("u",)) -> list
         if file.exists():
             raise InputError(f"{file} exists, and nothing is overwritten; choose another name.")
     for file, text in files.items():
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(text, encoding="utf-8")
+        write_text(file, text)
         print(file)
     chosen = f"problem={name}" if inside else f"problem._target_={module}.{equation.cls}"
     print(f"Check it: python -m pinn_odelora check {name}")

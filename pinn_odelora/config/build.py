@@ -23,6 +23,7 @@ KEYS = {
     "adaptive.start": "lora.adaptive.start",
     "scale": "lora.scale",
     "data_weight": "data.weight",
+    "wall": "budget.wall",
 }
 """The arguments of an adaptation that have another name on the command line."""
 

@@ -28,7 +28,7 @@ def limit(cfg: DictConfig, request: Request) -> None:
     """Put the budget of a family into the configuration: the limits given, not the default of a run."""
     if SAVED in cfg or not OmegaConf.is_dict(cfg.budget):
         return
-    given = request.gives("budget")
+    given = [key for key in request.gives("budget") if key != "budget.wall"]  # which ends a process, and no family
     if "budget.gradient_evals" not in given:
         cfg.budget.gradient_evals = None
     if not given and cfg.budget.get("seconds") is None and cfg.budget.get("steps") is None:

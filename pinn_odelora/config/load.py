@@ -21,6 +21,7 @@ from pinn_odelora.arguments import given as argument
 from pinn_odelora.checkpoints import Weights, load_network
 from pinn_odelora.errors import ChangedWarning, InputError
 from pinn_odelora.field_networks import FieldNetwork, field_networks
+from pinn_odelora.files import read_text
 from pinn_odelora.formulation import Problem
 from pinn_odelora.lowrank.adapter_files import load_adapter
 from pinn_odelora.nets import check_network, copied, in_units_of
@@ -137,8 +138,9 @@ def with_coefficients(problem: Problem, folder: Path) -> Problem:
     file = folder / COEFFICIENTS
     if not file.exists():
         return problem
+    text = read_text(file)
     try:
-        return dataclasses.replace(problem, **json.loads(file.read_text(encoding="utf-8")))
+        return dataclasses.replace(problem, **json.loads(text))
     except (ValueError, TypeError) as error:
         raise InputError(f"{file} is damaged, or belongs to another problem ({error}).") from None
 

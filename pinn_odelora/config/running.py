@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from pinn_odelora.config.build import Experiment
 from pinn_odelora.config.request import Request
+from pinn_odelora.errors import RefusedValueError
 from pinn_odelora.lightning import fit, tracking
 from pinn_odelora.lightning.module import ODELoRAModule
 from pinn_odelora.result import Result
@@ -49,6 +50,9 @@ class Run:
             **OmegaConf.to_container(self.cfg.trainer, resolve=True),
             "accelerator": fit.accelerator(self.cfg.trainer.accelerator, self.cfg.precision),
         }
+        budget = self.experiment.adaptation.budget
+        if not self.cfg.family and budget.wall is not None and not budget.ends:
+            raise RefusedValueError("budget.wall", budget.wall, "given with another limit, at which a run is finished")
         tracking.check_installed(self.cfg.logger.kind)
         fit.trainer(self.trainer)
         self.done = fit.steps_done(self.folder)
@@ -115,7 +119,8 @@ class Run:
         """End an interrupted run, whose state is saved, and say how to continue."""
         for logger in self.loggers:
             messages.say(logger.end())
-        messages.leave(f"at step {module.adaptation.training.progress.step}", self.folder)
+        training = module.adaptation.training
+        messages.leave(f"at step {training.progress.step}", self.folder, training.paused)
 
     def conclude(self, result: Result, facts: dict[str, Any]) -> None:
         """Leave everything in the folder and with the trackers, and say what came of it.

@@ -73,6 +73,10 @@ class FamilyRun(Run):
                 file=self.folder / FAMILY,
                 say=messages.say,
             )
+            if made.paused:
+                count = len(made.stations)
+                where = f"after {count} {'station' if count == 1 else 'stations'}"
+                messages.leave(where, self.folder, made.paused)
             summary = self._summary(made, facts)
         write_json(self.folder / SUMMARY, summary)
         messages.last_line(outcome(summary), "", self.folder)
@@ -128,7 +132,7 @@ def outcome(summary: dict[str, Any]) -> str:
     )
 
 
-UNUSED = ("data", "checkpoint", "lora.adaptive", "lora.also", "log.heldout", "stations", "precision")
+UNUSED = ("data", "checkpoint", "budget.wall", "lora.adaptive", "lora.also", "log.heldout", "stations", "precision")
 """Keys that the linearised model does not look at."""
 
 

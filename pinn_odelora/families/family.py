@@ -52,6 +52,7 @@ class Family:
         grid: points of the path's grid for each parameter; 0 before it is chosen.
         seconds: time spent on them.
         timed: whether a file keeps times.
+        paused: whether the work on stations ended for want of time before ``Budget.wall``, to be continued.
         points, glance: on which members are found, and on which first guesses are compared.
     """
 
@@ -70,6 +71,7 @@ class Family:
         self.grid = 0
         self.seconds = 0.0
         self.timed = True
+        self.paused = False
         self.points = parametric.points(RESIDUALS, seed, "family online")
         self.glance = parametric.points(GLANCE, seed, "family online")
         self._linearised = Linearised(parametric, seed)

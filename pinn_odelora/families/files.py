@@ -23,7 +23,7 @@ from pinn_odelora.families.family import Family
 from pinn_odelora.families.parametric import Parametric
 from pinn_odelora.families.ranges import Interval, Ranges
 from pinn_odelora.families.stations import Station
-from pinn_odelora.files import write_bytes
+from pinn_odelora.files import reason, write_bytes
 from pinn_odelora.formulation import Problem
 from pinn_odelora.lowrank.settings import LoRA
 from pinn_odelora.threads import threads as limited
@@ -115,6 +115,8 @@ def _read(path: str | Path) -> tuple[dict[str, Any], list[Station]]:
         stations = [_station(row, k, tensors) for k, row in enumerate(content["stations"])]
     except FileNotFoundError:
         raise InputError(f"There is no family at {path}.") from None
+    except OSError as error:
+        raise InputError(f"Cannot read {path}: {reason(error)}.") from error
     except InputError:
         raise
     except Exception as error:  # A damaged file can fail in any way.

@@ -40,6 +40,7 @@ from pinn_odelora.lowrank.settings import LoRA
 from pinn_odelora.rules import null, whole
 from pinn_odelora.rules import seed as seeds
 from pinn_odelora.threads import threads as limited
+from pinn_odelora.wall import Room, check_ahead
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +74,9 @@ class Construction:
         most: stations.
         keep: called with the family after every station.
         say: takes messages.
+
+    Attributes:
+        paused: whether it ended for want of time before ``Budget.wall``.
     """
 
     family: Family
@@ -81,8 +85,11 @@ class Construction:
     most: int
     keep: Callable[[Family], None] = lambda family: None
     say: Message = log.info
+    paused: bool = field(default=False, init=False)
+    room: Room = field(default_factory=Room)
     _known: dict[tuple, float] = field(default_factory=dict)
     _since: float = field(default_factory=time.perf_counter)
+    _begun: bool = False
 
     def run(self) -> None:
         """Solve stations until the tolerance is met or the budget is spent.
@@ -94,6 +101,8 @@ class Construction:
             if self._solved_at(x):
                 continue
             if self._over():
+                if self.paused:
+                    return
                 self.say(f"The budget ends on the path: {_named(self.family.space.values(x))} is not reached.")
                 return
             self._reach(x)
@@ -112,7 +121,15 @@ class Construction:
         self._clock()
         ahead = self.progress
         ahead.seconds += 1.5 * max((s.seconds / (s.rounds + 1) for s in self.family.stations), default=0.0)
-        return len(self.family.stations) >= self.most or self.budget.used(ahead) >= 1
+        return len(self.family.stations) >= self.most or self.budget.used(ahead) >= 1 or self._out_of_time()
+
+    def _out_of_time(self) -> bool:
+        """Whether there is none for another station; the first one of a process is solved all the same."""
+        if self.budget.wall is None:
+            return False
+        first, self._begun = not self._begun, True
+        self.paused = not (self.room.fits(self.budget.wall) or first)
+        return self.paused
 
     def _clock(self) -> None:
         now = time.perf_counter()
@@ -178,6 +195,8 @@ class Construction:
                 target = (target + self.family.space.coordinates(near.values)) / 2
                 self.say(f"{_named(station.values)} is out of reach: half the distance first.")
                 station = self._solved(target, start, STEPS)
+            if _lost(station) and self.paused:
+                return  # half-way
             if _lost(station):
                 reason = station.failure or f"its steps still change it by {station.change:.0e}"
                 if near is None:
@@ -271,7 +290,8 @@ class Construction:
 
     def _report(self, k: int, station: Station, estimate: float | None = None) -> None:
         self._clock()
-        self.keep(self.family)
+        with self.room.saving():
+            self.keep(self.family)
         known = f"last change {station.change:.1e}" if estimate is None else f"error about {estimate:.1e}"
         self.say(
             f"station {k + 1} at {_named(station.values)}: {known}, {station.steps} steps, {station.seconds:.1f} s"
@@ -364,9 +384,12 @@ def family(
         continued(made, file)
     keep = (lambda family: None) if file is None else (lambda family: save(family, file))
     limits = budget or Budget(seconds=60.0 if seconds is None else seconds)
+    check_ahead(limits.wall)
     made.timed = limits.seconds is not None
     with limited(threads):
-        Construction(made, settings.tolerance, limits, settings.most, keep, say).run()
+        construction = Construction(made, settings.tolerance, limits, settings.most, keep, say)
+        construction.run()
+    made.paused = construction.paused
     if file is not None:
         save(made, file)
     return made

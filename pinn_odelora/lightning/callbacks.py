@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import atexit
+import io
 import math
 import signal
 import time
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import lightning as L
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 
 from pinn_odelora.adaptation import Adaptation
-from pinn_odelora.files import replacing
+from pinn_odelora.files import fill, replacing
 from pinn_odelora.lightning.module import ODELoRAModule
 from pinn_odelora.loop import Row
+from pinn_odelora.runs.location import check_there
+from pinn_odelora.wall import elapsed
 
 
 class Saver(L.Callback):
@@ -36,6 +42,8 @@ class Saver(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, module: ODELoRAModule) -> None:
         self.saved = module.adaptation.training.progress.step
+        if module.adaptation.budget.wall is not None:  # how long a saving takes must be known before the first step
+            self.save(trainer, module)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: ODELoRAModule, *_: object) -> None:
         if module.adaptation.training.progress.step // self.every > self.saved // self.every:
@@ -45,12 +53,26 @@ class Saver(L.Callback):
         self.save(trainer, module)
 
     def save(self, trainer: L.Trainer, module: ODELoRAModule) -> None:
-        if trainer.is_global_zero:
-            with replacing(self.path) as temporary:
-                trainer.save_checkpoint(temporary)
-        else:  # it takes part, and writes nothing
-            trainer.save_checkpoint(self.path)
-        self.saved = module.adaptation.training.progress.step
+        training = module.adaptation.training
+        with training.room.saving():
+            if trainer.is_global_zero:
+                check_there(self.path.parent)
+                with replacing(self.path) as temporary:
+                    trainer.save_checkpoint(temporary)
+            else:  # it takes part, and writes nothing
+                trainer.save_checkpoint(self.path)
+        self.saved = training.progress.step
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Writes a state where it is told to: Lightning's own way leads through the folder for temporary files, which may
+    be full or on another disk.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        fill(path, content.getvalue())
 
 
 class ProgressLine:
@@ -90,7 +112,10 @@ class ProgressLine:
         """
         seconds, evals = row["cost/seconds"], row["cost/gradient_evals"]
         used = self.adaptation.budget.used(self.adaptation.training.progress)
-        left = f"{seconds * max(1 / used - 1, 0):.0f} s left" if used > 0 and seconds > 0 else "…"
+        ahead = seconds * max(1 / used - 1, 0) if used > 0 and seconds > 0 else math.inf
+        if (wall := self.adaptation.budget.wall) is not None:
+            ahead = min(ahead, max(wall - elapsed(), 0))
+        left = f"{ahead:.0f} s left" if ahead < math.inf else "…"
         speed = f"{evals / seconds:.0f} evals/s" if seconds > 0 else "…"
         loss = f"loss {row['loss']:.3e}" if "loss" in row else "…"
         found = {name.removeprefix("coefficient/"): x for name, x in row.items() if name.startswith("coefficient/")}

@@ -18,7 +18,8 @@ from torch import Tensor
 from pinn_odelora.adaptation import Adaptation
 from pinn_odelora.distributed import end
 from pinn_odelora.errors import InputError
-from pinn_odelora.lightning.callbacks import ProgressLine, Saver, StopOnSignal
+from pinn_odelora.files import reason
+from pinn_odelora.lightning.callbacks import ProgressLine, Saver, StopOnSignal, WholeFiles
 from pinn_odelora.lightning.module import ODELoRAModule
 from pinn_odelora.lightning.tracking import Tracker
 from pinn_odelora.matrices import UnitMatrices
@@ -53,10 +54,17 @@ def fit(
         module.listeners += [history.append, line]
         if (plan := adaptation.plan()) is not None and plan.unusual:
             say(str(plan))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="lightning|torch")
-        trained.fit(module, ckpt_path=state if state.exists() else None, weights_only=True)
-    line.close()
+    trained.strategy.checkpoint_io = WholeFiles()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning|torch")
+            trained.fit(module, ckpt_path=state if state.exists() else None, weights_only=True)
+    except SystemExit as left:
+        if isinstance(left.__context__, KeyboardInterrupt):  # which Lightning has made an exit of
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        line.close()
     end()
     return module
 
@@ -73,6 +81,8 @@ def steps_done(folder: Path) -> int:
     try:
         saved = torch.load(state, weights_only=True, map_location="cpu")
         return int(saved["adaptation"]["progress"]["step"])
+    except OSError as error:
+        raise InputError(f"Cannot read {state}, the state to continue from: {reason(error)}.") from error
     except Exception as error:  # A damaged pickle can fail in any way.
         raise InputError(
             f"{state}, the state to continue from, is damaged or of an earlier version ({type(error).__name__}); "

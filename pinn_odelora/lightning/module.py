@@ -80,6 +80,7 @@ class ODELoRAModule(L.LightningModule):
             self.interrupted = self.adaptation.system.processes.any(self.interrupted)
             record = None if self.interrupted else next(self._records, None)
             if record is None:
+                self.interrupted = self.interrupted or self.adaptation.training.paused
                 self.trainer.should_stop = True
                 break
             # Lightning counts the steps of optimisers that it has wrapped; callbacks and its limits go by the count.

@@ -9,6 +9,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from pinn_odelora.files import write_figure
 from pinn_odelora.runs.style import BLUE, ORANGE, RED, STYLE
 
 if TYPE_CHECKING:
@@ -39,5 +40,5 @@ def rank_figure(advice: RankAdvice, path: str | os.PathLike[str]) -> Figure:
         residuals.axhline(advice.residual, color="0.4", lw=0.8, ls=":", label="all weights")
         residuals.axhline(advice.tolerance, color="0.4", lw=0.8, ls="--", label="tolerance")
         residuals.legend()
-        figure.savefig(path)
+        write_figure(path, figure)
     return figure

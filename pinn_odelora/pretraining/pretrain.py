@@ -5,9 +5,9 @@ Training here is Adam and then natural gradient or L-BFGS, on all weights, float
 
 from __future__ import annotations
 
-import json
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,8 +22,8 @@ from pinn_odelora.budget import Budget
 from pinn_odelora.checkpoints import Weights, load_network, save_network
 from pinn_odelora.checks.evaluation import check_reference
 from pinn_odelora.error_estimate import error_estimate
-from pinn_odelora.errors import InputError
-from pinn_odelora.files import write_json
+from pinn_odelora.errors import InputError, UnwritableError
+from pinn_odelora.files import read_json, write_json
 from pinn_odelora.formulation import Problem, Term
 from pinn_odelora.geometry import sobol, stream
 from pinn_odelora.gradient import residual_vector_of
@@ -235,9 +235,8 @@ def pretrained(
     key = cache.key(problem, net, settings)
     place = None if key is None else cache.place(kept, key)
     file = None if place is None else place / f"{type(problem).__name__.lower()}-{key}.safetensors"
-    if file is not None and file.exists() and (facts := file.with_suffix(".json")).exists():
-        load_network(net, file)
-        return _assess(system, settings, json.loads(facts.read_text(encoding="utf-8"))["seconds"], "cache", say)
+    if file is not None and (seconds := _taken(net, file, say)) is not None:
+        return _assess(system, settings, seconds, "cache", say)
     kept_for = "the result is not kept" if file is None else "the result is kept for the next run"
     if key is not None and file is None:
         kept_for += (
@@ -250,10 +249,29 @@ def pretrained(
     if not all(bool(torch.isfinite(p).all()) for p in net.parameters()):
         raise InputError("Pretraining ended in NaN or infinite weights; choose a smaller pretrain.adam_lr.")
     if file is not None:
-        save_network(net, file, {"problem": repr(problem)})
-        # Written last: an entry without its facts is none.
-        write_json(file.with_suffix(".json"), {"seconds": seconds})
+        try:
+            save_network(net, file, {"problem": repr(problem)})
+            # Written last: an entry without its facts is none.
+            write_json(file.with_suffix(".json"), {"seconds": seconds})
+        except UnwritableError as error:  # What took so long to train is not lost for that.
+            say(f"{str(error).rstrip('.')}; the network is not kept for the next run.")
     return _assess(system, settings, seconds, "trained", say)
+
+
+def _taken(net: nn.Module, file: Path, say: Callable[[str], None]) -> float | None:
+    """Give a network the weights of an entry of the cache, and return the seconds of its training; None where there is
+    no entry, or one that cannot be read: it is made again.
+    """
+    if not os.path.exists(file) or not os.path.exists(facts := file.with_suffix(".json")):
+        return None
+    try:
+        seconds = float(read_json(facts)["seconds"])
+        load_network(net, file)
+    except (InputError, KeyError, TypeError, ValueError) as error:
+        said = str(error).rstrip(".") if isinstance(error, InputError) else f"{facts} is damaged"
+        say(f"{said}; this entry of the cache is made again.")
+        return None
+    return seconds
 
 
 def _assess(

@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pinn_odelora.errors import InputError
+from pinn_odelora.files import discard_unfinished
 from pinn_odelora.runs.leader import by_launcher, first
 from pinn_odelora.runs.location import check_free
 
@@ -44,6 +45,7 @@ def alone(folder: Path, new: bool, typed: bool = True) -> Iterator[None]:
         return
     file = _locked(folder / LOCK, "output_dir" if typed else "folder")
     try:
+        discard_unfinished(folder)
         if new and not by_launcher():
             check_free(folder, typed)  # it was free when the command was read
         yield
@@ -72,8 +74,9 @@ def _locked(path: Path, argument: str) -> int:
     except OSError as error:
         reason = error.strerror or error
         raise InputError(f"The output folder {path.parent} cannot be written ({reason}); give another.") from None
-    os.ftruncate(file, 0)
-    os.write(file, f"process {os.getpid()} on {platform.node()}\n".encode())
+    with suppress(OSError):  # for information only, for which a full disk may have no space
+        os.ftruncate(file, 0)
+        os.write(file, f"process {os.getpid()} on {platform.node()}\n".encode())
     return file
 
 

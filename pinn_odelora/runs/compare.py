@@ -47,6 +47,7 @@ ASIDE = (
     "threads",
     "logger",
     "checkpoint",
+    "budget.wall",
 )
 """Keys in which runs may differ and still be averaged: seeds, places and names."""
 

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from pinn_odelora.field_networks import FoundField
+from pinn_odelora.files import write_figure
 from pinn_odelora.runs.style import BLUE, STYLE
 
 POINTS = 200
@@ -35,5 +36,5 @@ def field_figure(name: str, field: FoundField, path: str | os.PathLike[str]) -> 
             panel.grid(visible=False)
             figure.colorbar(drawn)
         panel.set_title(f"${name}$")
-        figure.savefig(path)
+        write_figure(path, figure)
     return figure

@@ -18,6 +18,7 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from pinn_odelora.files import write_figure
 from pinn_odelora.formulation import Problem
 from pinn_odelora.points import Points
 from pinn_odelora.runs.planes import Plane, evenly, plane, proportion
@@ -88,7 +89,7 @@ def solution_figure(
             axes.set_xlabel(f"${shown.axes[0]}$")
         if shown.note:
             figure.suptitle(shown.note, fontsize=8)
-        figure.savefig(path)
+        write_figure(path, figure)
     return figure
 
 
@@ -128,7 +129,7 @@ def _line_figure(
             _residual_lines(rows[:, 1], points[coord], violated)
         for axes in rows[-1]:
             axes.set_xlabel(f"${coord}$")
-        figure.savefig(path)
+        write_figure(path, figure)
     return figure
 
 

@@ -1,7 +1,7 @@
 """The history of a run as a CSV file that survives the run being killed at any moment.
 
-A row is one ``write`` of one line, and the file is otherwise only replaced as a whole. The worst that a kill can leave
-behind is thus an incomplete last line, which is dropped when the file is opened again.
+A row is one ``write`` of one line, and the file is otherwise only replaced as a whole. The worst that a kill or a full
+disk can leave behind is thus an incomplete last line, which is dropped when the file is opened again.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from pinn_odelora.errors import InputError
-from pinn_odelora.files import write_text
+from pinn_odelora.files import append_text, reason, write_text
 
 Row = dict[str, float]
 
@@ -42,15 +42,15 @@ class History:
         row = {name: float(value) for name, value in metrics.items()}
         self.rows.append(row)
         new = [name for name in row if name not in self.columns]
-        if new:
+        removed = self.path.parent.is_dir() and not self.path.exists()
+        if new or removed:
             self.columns += new
             self._rewrite()
         else:
-            with self.path.open("a", encoding="utf-8", newline="") as file:
-                file.write(_text([self._cells(row)]))
+            append_text(self.path, _text([self._cells(row)]))
 
     def _open(self, up_to_step: int | None) -> None:
-        text = self.path.read_text(encoding="utf-8", errors="replace")
+        text = _read(self.path)
         whole = text[: text.rfind("\n") + 1]
         self.columns, self.rows = _parse(whole, self.path)
         if up_to_step is not None:
@@ -75,8 +75,16 @@ def read_history(path: str | os.PathLike[str]) -> list[Row]:
     Raises:
         InputError: if it is not a table of numbers.
     """
-    text = Path(path).read_text(encoding="utf-8", errors="replace")
+    text = _read(Path(path))
     return _parse(text[: text.rfind("\n") + 1], Path(path))[1]
+
+
+def _read(path: Path) -> str:
+    """The text of the file, which a power failure may have left with anything at its end."""
+    try:
+        return path.read_bytes().decode(errors="replace")
+    except OSError as error:
+        raise InputError(f"Cannot read {path}: {reason(error)}.") from error
 
 
 def _text(lines: Iterable[Sequence[str]]) -> str:

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from pinn_odelora.files import write_figure
 from pinn_odelora.runs.style import BLUE, ORANGE, RED, STYLE
 
 COSTS = (("cost/gradient_evals", "gradient evaluations"), ("cost/seconds", "seconds"))
@@ -58,7 +59,7 @@ def history_figure(rows: Sequence[Mapping[str, float]], path: str | os.PathLike[
         panels[0, 0].legend(handles=list(panels[0, 0].lines))
         if terms:
             panels[0, 1].legend(handles=list(panels[0, 1].lines))
-        figure.savefig(path)
+        write_figure(path, figure)
     return figure
 
 

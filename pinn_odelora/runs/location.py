@@ -7,7 +7,7 @@ from itertools import count
 from pathlib import Path
 
 from pinn_odelora.arguments import given
-from pinn_odelora.errors import InputError
+from pinn_odelora.errors import InputError, UnwritableError
 from pinn_odelora.runs.folder import CONFIG, START, STATE
 
 
@@ -28,6 +28,16 @@ def check_free(folder: Path, typed: bool = True) -> None:
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         place = "an output_dir" if typed else "one"
         raise InputError(f"The output folder {folder} cannot be written; give {place} in a folder that can.")
+
+
+def check_there(folder: Path) -> None:
+    """Refuse to go on where the folder of a run is gone: what it held is missing in a new one of that name.
+
+    Raises:
+        UnwritableError: one sentence.
+    """
+    if not folder.is_dir():
+        raise UnwritableError(f"Cannot write into {folder}: the folder of the run is gone, with all that it held.")
 
 
 def new_folder(parent: Path, name: str) -> Path:

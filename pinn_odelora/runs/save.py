@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import io
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,7 +18,7 @@ import pinn_odelora
 from pinn_odelora.checkpoints import save_tensors
 from pinn_odelora.errors import InputError
 from pinn_odelora.families.settings import Stations
-from pinn_odelora.files import write_bytes, write_json, write_text
+from pinn_odelora.files import write_by, write_json, write_text
 from pinn_odelora.formulation import Term
 from pinn_odelora.integrators import Tableau, tableau
 from pinn_odelora.lowrank.adapter_files import merged_state_dict
@@ -42,7 +41,7 @@ from pinn_odelora.runs.folder import (
     WEIGHTS,
 )
 from pinn_odelora.runs.history import History
-from pinn_odelora.runs.location import check_free
+from pinn_odelora.runs.location import check_free, check_there
 from pinn_odelora.runs.pointwise import equation_residual, measured_points
 
 DATA = "data.npz"
@@ -102,6 +101,7 @@ def save_outcome(
         facts: what was known before adaptation, for the summary.
         names: of problem, method and integrator, where they have others than those of their classes.
     """
+    check_there(folder)
     if result.adaptation.method.has_adapter:
         result.adapter.save(folder / ADAPTER, base=BASE)
     else:
@@ -253,7 +253,6 @@ def _data(data: Any, folder: Path) -> str | None:
         raise InputError(
             "the measurements were given as a term, which no file can hold; give a file or columns by name."
         )
-    archive = io.BytesIO()
-    np.savez(archive, **{name: np.asarray(values) for name, values in data.items()})
-    write_bytes(folder / DATA, archive.getvalue())
+    columns = {name: np.asarray(values) for name, values in data.items()}
+    write_by(folder / DATA, lambda archive: np.savez(archive, **columns))
     return str((folder / DATA).absolute())

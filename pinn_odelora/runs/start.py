@@ -3,7 +3,6 @@ adaptation."""
 
 from __future__ import annotations
 
-import json
 import secrets
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from torch import nn
 from pinn_odelora.adaptation import Adaptation
 from pinn_odelora.checkpoints import Weights, save_network
 from pinn_odelora.errors import InputError, within
-from pinn_odelora.files import write_json
+from pinn_odelora.files import read_json, write_json
 from pinn_odelora.formulation import Problem
 from pinn_odelora.measurements import measured_term
 from pinn_odelora.metrics import known
@@ -138,8 +137,8 @@ def facts_of(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: if the file is damaged.
     """
-    file = folder / START
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{file} is damaged ({error}); config.yaml repeats the run in another output_dir.") from None
+        return read_json(folder / START)
+    except InputError as error:
+        said = f"{str(error).rstrip('.')}; config.yaml repeats the run in another output_dir."
+        raise InputError(said) from error

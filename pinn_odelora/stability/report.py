@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from pinn_odelora.files import write_bytes, write_text
+from pinn_odelora.files import write_by, write_text
 from pinn_odelora.stability import expected, storage, tables, words
 from pinn_odelora.stability.figure import picture
 from pinn_odelora.stability.measures import Run, Study
@@ -21,9 +20,8 @@ def write(runs: Iterable[Run], form: Form, problems: Sequence[str], folder: Path
     storage.write((storage.flat(run) for run in runs), folder / RUNS)
     study = Study(storage.read(folder / RUNS))
     write_text(folder / PAGE, page(study, form, problems))
-    image = io.BytesIO()
-    picture(study).savefig(image, format="png", dpi=90)
-    write_bytes(folder / PICTURE, image.getvalue())
+    drawn = picture(study)
+    write_by(folder / PICTURE, lambda image: drawn.savefig(image, format="png", dpi=90))
     return study
 
 

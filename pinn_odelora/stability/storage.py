@@ -6,13 +6,12 @@ another one, of what the run would have returned; of condition numbers and the b
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pinn_odelora.errors import InputError
-from pinn_odelora.files import write_bytes
+from pinn_odelora.files import write_by
 
 SCALARS = {
     **dict.fromkeys(("part", "problem", "method", "rank", "start", "points", "failure"), "string"),
@@ -50,9 +49,7 @@ def write(rows: Iterable[Mapping[str, Any]], file: Path) -> None:
     for name, kind in along:
         schema = schema.append(arrow.field(name, kind))
     table = arrow.Table.from_pylist([dict(row) for row in rows], schema=schema)
-    written = io.BytesIO()
-    parquet.write_table(table, written, compression="zstd")
-    write_bytes(file, written.getvalue())
+    write_by(file, lambda written: parquet.write_table(table, written, compression="zstd"))
 
 
 def read(file: Path) -> list[dict[str, Any]]:

@@ -12,8 +12,9 @@ from typing import Any
 
 from pinn_odelora.errors import InputError
 from pinn_odelora.runs.messages import say
+from pinn_odelora.streams import INTERRUPTED
 from pinn_odelora.sweeps.jobs import Job, Outcome
-from pinn_odelora.sweeps.processes import INTERRUPTED, ONE_THREAD
+from pinn_odelora.sweeps.processes import ONE_THREAD
 
 GENERAL = ("timeout_min", "cpus_per_task", "gpus_per_node", "mem_gb")
 """Settings that submitit knows for every cluster; the others are those of sbatch."""

@@ -22,13 +22,12 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from types import FrameType
 from typing import TextIO
 
-from pinn_odelora.runs.messages import say
-from pinn_odelora.streams import escape_what_cannot_be_encoded
+from pinn_odelora.runs.messages import CONTINUE, say
+from pinn_odelora.streams import INTERRUPTED, escape_what_cannot_be_encoded, lose_what_cannot_be_written
 from pinn_odelora.sweeps.jobs import Job, Outcome
 
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 STOPS = (signal.SIGINT, signal.SIGTERM)
-INTERRUPTED = 130
 
 
 def cores() -> int:
@@ -45,7 +44,8 @@ def in_processes(jobs: Iterable[Job], number: int, workers: int) -> list[Outcome
         workers: processes.
 
     Raises:
-        SystemExit: with code 130 if the sweep was interrupted, with a sentence if a process was killed.
+        SystemExit: with code 130 if the sweep was interrupted, with 75 if its jobs are to be continued, with a sentence
+            if a process was killed.
     """
     outcomes: dict[int, Outcome] = {}
     begun, running, jobs = [], dict[Future[Outcome], Job](), iter(jobs)
@@ -68,7 +68,8 @@ def in_processes(jobs: Iterable[Job], number: int, workers: int) -> list[Outcome
     if stopped.is_set():
         if len(begun) < number:
             say(f"The sweep is interrupted; {number - len(begun)} of its {number} jobs were not begun.")
-        raise SystemExit(INTERRUPTED)
+        codes = {ended.code for ended in outcomes.values() if isinstance(ended, SystemExit)}
+        raise SystemExit(CONTINUE if codes == {CONTINUE} else INTERRUPTED)
     return [outcomes[job.number] for job in begun]
 
 
@@ -113,6 +114,7 @@ def _stopping() -> Iterator[threading.Event]:
 
 def _begin() -> None:
     """A new process: one thread for each library, unless told otherwise, and no life after its parent's."""
+    lose_what_cannot_be_written()
     escape_what_cannot_be_encoded()
     for name in ONE_THREAD:
         os.environ.setdefault(name, "1")
