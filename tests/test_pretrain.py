@@ -17,6 +17,7 @@ from pinn_odelora.nets import MLP
 from pinn_odelora.pretraining import stages
 from pinn_odelora.pretraining.pretrain import Pretraining, pretrain, unseen_error
 from pinn_odelora.pretraining.stages import Stage, follow, natural_gradient, unsuitable
+from pinn_odelora.sampling.batch_size import AdaptiveBatchSize
 from pinn_odelora.sampling.sampler import Sampler
 from pinn_odelora.sampling.settings import Sampling
 from pinn_odelora.system import Solution, System, draw_points
@@ -30,14 +31,19 @@ from problems.poisson import Poisson
 def followed(monkeypatch):
     """How many steps a made-up stage with these errors takes, and what is reported."""
 
-    def run(errors, losses=None, most=100, patience=5, cost=1, every=10**6, target=1e-3, moves=True):
+    def run(errors, losses=None, most=100, patience=5, cost=1, every=10**6, target=1e-3, moves=True, sizes=None):
         training, said = SimpleNamespace(progress=Progress(), stalled=not moves), []
+        training.sampler = SimpleNamespace(fresh=sizes is not None, largest=1000, sufficient=1120)
+        training.optimizer = SimpleNamespace(report=Report(dimension=4961))
+        training.batch_size = AdaptiveBatchSize(125)
         losses, errors = iter(losses or itertools.repeat(1.0)), iter(errors)
 
         def steps(training, budget):
             p = training.progress
             while moves and budget.used(p) < 1:
                 p.step, p.gradient_evals = p.step + 1, p.gradient_evals + cost
+                if sizes is not None:
+                    sizes.append(training.batch_size.size)
                 yield loop.StepRecord(p.step - 1, next(losses), {}, Report(), p.gradient_evals, 0.0, 1)
 
         monkeypatch.setattr(loop, "steps", steps)
@@ -55,6 +61,17 @@ def falling(factor, first=1.0):
 def test_a_stage_ends_at_its_target_before_it_has_begun_or_later(followed):
     assert followed([1e-4]) == (0, [])
     assert followed([1.0, 0.1, 1e-3]) == (2, [])
+
+
+def test_a_standstill_on_few_points_gets_more_of_them_before_it_ends_the_stage(followed):
+    sizes = []
+    still = followed(itertools.repeat(1.0), patience=8, sizes=sizes)
+    # A quarter of the patience at each size, and all of it at the last one.
+    assert sizes == [125] * 2 + [250] * 2 + [500] * 2 + [1000] * 8
+    assert still == (14, ["Descent 14/100: no further progress"])
+    sizes.clear()
+    followed(falling(0.8), patience=8, most=20, sizes=sizes)
+    assert sizes == [125] * 20
 
 
 def test_a_stage_ends_at_its_budget(followed):

@@ -215,7 +215,7 @@ def test_the_unseen_loss_decides_where_no_error_is_known():
     """A step's own loss falls for ever; the one at other points does not."""
     looked = itertools.chain([1.0, 0.5], itertools.repeat(0.49))
     seen = SimpleNamespace(step=0)
-    training = SimpleNamespace(progress=seen, stalled=False)
+    training = SimpleNamespace(progress=seen, stalled=False, sampler=SimpleNamespace(fresh=False))
     records = (SimpleNamespace(loss=0.5**k, step=k) for k in itertools.count())
 
     def steps(_, __):
