@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 
+from pinn_odelora.checks import constants
 from pinn_odelora.checks.ansatz import ENFORCED, left_of, seams, vanishing
 from pinn_odelora.checks.evaluation import Trial, check_functions, check_reference, check_residual, evaluating, some
 from pinn_odelora.checks.problem import check_problem
@@ -63,8 +64,9 @@ def check(problem: Problem | type[Problem]) -> Checked:
 
     The reference must make every term vanish to 1e-6 of its largest summand, and must not when the sign of any quantity
     in the equation is flipped; the ansatz must satisfy what it enforces for any network, may not switch the network off
-    inside, and must be as periodic as the problem; everything must be finite, each parameter must change something, and
-    derivatives by jets must be those of reverse mode. What needs a reference is ``unknown`` without one.
+    inside, and must be as periodic as the problem; no field may be free by a constant; everything must be finite, each
+    parameter must change something, and derivatives by jets must be those of reverse mode. What needs a reference is
+    ``unknown`` without one.
 
     Args:
         problem: a problem, or a class with a value for every parameter.
@@ -99,6 +101,7 @@ def _rows(problem: Problem) -> Iterator[Row]:
         return
     yield Row("evaluation", HOLDS, "residuals, ansatz and reference: shapes, finite values and gradients")
     yield _corners(problem)
+    yield _constants(problem)
     yield from _reference(problem)
     if problem.conditions == "hard":
         yield from _ansatz(problem)
@@ -122,6 +125,13 @@ def _corners(problem: Problem) -> Row:
             except InputError as refused:
                 return Row("corners", NOTE, f"{str(refused).rstrip('.')}; no point drawn inside lies there")
     return Row("corners", HOLDS, "residuals are finite at the corners of boxes and their faces")
+
+
+def _constants(problem: Problem) -> Row:
+    if not (free := constants.free_constants(problem)):
+        return Row("constants", HOLDS, "terms and ansatz see a constant that is added to a field")
+    known = not problem.unknown and problem.reference(some(problem.region)) is not None
+    return Row("constants", FAILS if known else NOTE, constants.said(free))
 
 
 def _reference(problem: Problem) -> Iterator[Row]:
