@@ -284,6 +284,13 @@ def test_corners_of_faces_have_their_normals():
     assert [row.verdict for row in rows if row.what == "corners"] == ["holds"]
 
 
+def test_the_surface_of_a_combination_is_not_the_boxes_that_it_is_made_of():
+    pierced = po.Box(x=(-2, 2), y=(-1, 1)) - po.Ball(0.5, x=0.0, y=0.0)
+    wall = po.conditions.neumann(pierced.boundary())
+    rows = po.check(po.problem(coords="xy", region=pierced, pde=lambda f: f.lap("u") + f.u, wall=wall)).rows
+    assert [row.verdict for row in rows if row.what == "corners"] == ["holds"]
+
+
 # Fields that are free by a constant.
 
 SQUARE = po.Box(x=(0, 1), y=(0, 2))

@@ -18,7 +18,7 @@ from pinn_odelora.checks.problem import check_problem
 from pinn_odelora.contract.quantities import generic_points, indifferent, left_at_reference
 from pinn_odelora.errors import InputError
 from pinn_odelora.formulation import Problem, Term
-from pinn_odelora.geometry import Box
+from pinn_odelora.geometry import Box, Union
 from pinn_odelora.nets import MLP
 from pinn_odelora.points import Points
 from pinn_odelora.system import Solution, System
@@ -111,7 +111,7 @@ def _rows(problem: Problem) -> Iterator[Row]:
 
 def _corners(problem: Problem) -> Row:
     for name, term in problem.loss_terms().items():
-        for part in getattr(term.where, "parts", (term.where,)):
+        for part in term.where.parts if isinstance(term.where, Union) else (term.where,):
             if not (isinstance(part, Box) and 0 < len(part.bounds) <= 6):
                 continue
             bounds = part.bounds
