@@ -15,7 +15,7 @@ step has, and the target is compared with an estimate of the error (``error_esti
 
 Steps on few points can undo each other while they hardly move, so that the gap stays too small for the batch to grow
 (``sampling.batch_size``): a standstill that is none of the solution. After a quarter of the while the batch is
-enlarged, and the while begins again, until no more points can be had.
+enlarged, and the while begins again, until it is the largest.
 """
 
 from __future__ import annotations
@@ -203,7 +203,7 @@ def follow(
 
 
 def _more_points(training: Training) -> bool:
-    """Enlarge the batch, where points are drawn anew; whether that was possible."""
+    """Enlarge the batch, if points are fresh at every step; whether that was possible."""
     if not (sampler := training.sampler).fresh:
         return False
     dimension = report_of(training.optimizer).dimension
