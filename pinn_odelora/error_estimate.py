@@ -20,6 +20,8 @@ little of the error.
 What no weights of the network can represent, a kink for instance, is not seen; the estimate is then too small. The
 fraction ``remaining`` of the loss at the further points is no measure of that: in converged runs most of the loss is
 left where the estimate is right. docs/results/error_estimate.md has the ratio to the true error.
+
+Fields that are determined up to a constant (``checks.constants``) are compared without their means.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, linalg, nn
 
+from pinn_odelora.checks.constants import free_constants
 from pinn_odelora.errors import InputError
 from pinn_odelora.geometry import Cloud, sobol, stream
 from pinn_odelora.gradient import in_pieces, residual_vector_of
@@ -119,6 +122,8 @@ class _Comparison:
         draw = lambda n, d: sobol(n, d, seed=stream("error estimate", seed))
         self.probes = system.problem.region.sample(PROBES, draw).to(like)
         self.residuals = residual_vector_of(system)
+        free = free_constants(system.problem, system.terms, like)
+        self.free = torch.tensor([name in free for name in system.problem.fields]).to(like)
         self.first = 0
 
     @torch.no_grad()
@@ -129,12 +134,17 @@ class _Comparison:
         with self.kept():
             after = self.improve(before)
             better = self.solution(self.probes)
+        u, better = self.without_constants(u), self.without_constants(better)
         size = linalg.vector_norm(better, dim=0)
         if not bool(torch.isfinite(better).all()) or not float(size.max()) > 0:
             return ErrorEstimate(reason="the solution vanishes, to which no error can be relative")
         e = linalg.vector_norm(better - u, dim=0)
         each = {name: float(a / b) for name, a, b in zip(self.system.problem.fields, e, size, strict=True) if b > 0}
         return ErrorEstimate(float(e.norm() / size.norm()), each, after / before if before > 0 else 1.0)
+
+    def without_constants(self, u: Tensor) -> Tensor:
+        """(N, fields), the fields that are free by a constant without their means."""
+        return u - self.free * u.mean(dim=0) if bool(self.free.any()) else u
 
     def improve(self, loss: float) -> float:
         """Put û into the network; its loss at the further points."""

@@ -9,10 +9,12 @@ import torch
 
 import pinn_odelora as po
 from pinn_odelora import Box, Problem, Term, parameter
+from pinn_odelora.checks.constants import free_constants
 from pinn_odelora.checks.problem import check_problem
 from pinn_odelora.contract.report import check
 from pinn_odelora.errors import InputError
 from pinn_odelora.geometry import Cloud
+from pinn_odelora.measurements import measured_term
 from pinn_odelora.nets import MLP
 from pinn_odelora.points import Points
 from pinn_odelora.pretraining.pretrain import Pretraining
@@ -328,3 +330,67 @@ def test_corners_of_faces_have_their_normals():
     wall = po.conditions.neumann(box.boundary("x"), coefficient=lambda f: 1 / (1 + f.t))
     rows = po.check(po.problem(coords="xt", region=box, pde=lambda f: f.u_t - f.u_xx, wall=wall)).rows
     assert [row.verdict for row in rows if row.what == "corners"] == ["holds"]
+
+
+def test_the_surface_of_a_combination_is_not_the_boxes_that_it_is_made_of():
+    pierced = po.Box(x=(-2, 2), y=(-1, 1)) - po.Ball(0.5, x=0.0, y=0.0)
+    wall = po.conditions.neumann(pierced.boundary())
+    rows = po.check(po.problem(coords="xy", region=pierced, pde=lambda f: f.lap("u") + f.u, wall=wall)).rows
+    assert [row.verdict for row in rows if row.what == "corners"] == ["holds"]
+
+
+# Fields that are free by a constant.
+
+SQUARE = po.Box(x=(0, 1), y=(0, 2))
+WALLS = po.conditions.neumann(SQUARE.boundary(), lambda f: f.nx)
+CORNER = po.Points(x=torch.zeros(1, 1).double(), y=torch.ones(1, 1).double())
+
+
+def potential(**more):
+    """Δu = 0, ∂u/∂n = n_x: u is x and a constant."""
+    return po.problem(coords="xy", region=SQUARE, pde=lambda f: f.lap("u"), walls=WALLS, **more)
+
+
+def mean_zero(p, N):
+    nodes = [0.5 - 12**-0.5, 0.5 + 12**-0.5]
+    return N(p) - sum(N(po.Points(x=0 * p.x + a, y=0 * p.y + 2 * b)) for a in nodes for b in nodes) / 4
+
+
+@pytest.mark.parametrize(
+    ("more", "verdict"),
+    [
+        ({}, "note"),
+        ({"reference": lambda p: p.x}, "fails"),
+        ({"seam": po.conditions.periodic(SQUARE, "y")}, "note"),
+        ({"square": (SQUARE, lambda f: 1e-3 * (f.u_x**2 + f.u_y**2 - 1))}, "note"),
+        ({"point": po.conditions.dirichlet(Cloud(CORNER)), "reference": lambda p: p.x}, "holds"),
+        ({"mean": po.conditions.integral(SQUARE, "xy", 1.0, nodes=2)}, "holds"),
+        ({"mass": (SQUARE, lambda f: f.u_x * f.u - f.x)}, "holds"),
+    ],
+)
+def test_a_field_of_which_only_derivatives_are_read_is_free_by_a_constant(more, verdict):
+    (row,) = (row for row in check(potential(**more)).rows if row.what == "constants")
+    assert row.verdict == verdict
+    assert ("u is determined up to a constant only" in row.said) == (verdict != "holds")
+
+
+def test_an_ansatz_may_fix_the_constant():
+    mean = po.conditions.integral(SQUARE, "xy", 0.0, nodes=2)
+    assert free_constants(potential(mean=mean, enforced=("mean",), ansatz=mean_zero)) == ()
+    insulated = {"ends": po.conditions.neumann(SQUARE.boundary("y")), "enforced": ("ends",)}
+    assert free_constants(potential(**insulated, ansatz=lambda p: (p.x, (p.y * (2 - p.y)) ** 2))) == ()
+    assert free_constants(potential(**insulated, ansatz=lambda p, N: N(po.Points(x=p.x, y=0 * p.y)))) == ("u",)
+
+
+def test_each_field_is_looked_at_by_itself():
+    def stokes(f):
+        return f.lap("u") - f.p_x, f.lap("v") - f.p_y, f.u_x + f.v_y
+
+    walls = (SQUARE.boundary(), lambda f: (f.u - f.y, f.v))
+    flow = po.problem(coords="xy", fields="uvp", region=SQUARE, pde=stokes, walls=walls)
+    assert free_constants(flow) == ("p",)
+    measured = {"x": [0.1] * 20, "y": [0.1] * 20, "u": [1.0] * 20, "p": [math.nan] * 19 + [0.3]}
+    data = measured_term(measured, flow)
+    assert free_constants(flow, {**flow.loss_terms(), "data": data}) == ()
+    with_gauge = po.problem(coords="xy", fields="uvp", region=SQUARE, pde=stokes, walls=walls, gauge=lambda f: f.p)
+    assert free_constants(with_gauge) == ()

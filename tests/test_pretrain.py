@@ -9,14 +9,17 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from pinn_odelora import loop
+from pinn_odelora import conditions, loop, problem
 from pinn_odelora.budget import Budget, Progress
 from pinn_odelora.errors import InputError
+from pinn_odelora.geometry import Box, Cloud
 from pinn_odelora.integrators import Report
 from pinn_odelora.nets import MLP
+from pinn_odelora.points import Points
 from pinn_odelora.pretraining import stages
-from pinn_odelora.pretraining.pretrain import Pretraining, pretrain, unseen_error, without_reference
+from pinn_odelora.pretraining.pretrain import Pretraining, _assess, pretrain, unseen_error, without_reference
 from pinn_odelora.pretraining.stages import Stage, follow, natural_gradient, unsuitable
+from pinn_odelora.sampling.batch_size import AdaptiveBatchSize
 from pinn_odelora.sampling.sampler import Sampler
 from pinn_odelora.sampling.settings import Sampling
 from pinn_odelora.system import Solution, System, draw_points
@@ -30,14 +33,19 @@ from problems.poisson import Poisson
 def followed(monkeypatch):
     """How many steps a made-up stage with these errors takes, and what is reported."""
 
-    def run(errors, losses=None, most=100, patience=5, cost=1, every=10**6, target=1e-3, moves=True):
+    def run(errors, losses=None, most=100, patience=5, cost=1, every=10**6, target=1e-3, moves=True, sizes=None):
         training, said = SimpleNamespace(progress=Progress(), stalled=not moves), []
+        training.sampler = SimpleNamespace(fresh=sizes is not None, largest=1000, sufficient=1120)
+        training.optimizer = SimpleNamespace(report=Report(dimension=4961))
+        training.batch_size = AdaptiveBatchSize(125)
         losses, errors = iter(losses or itertools.repeat(1.0)), iter(errors)
 
         def steps(training, budget):
             p = training.progress
             while moves and budget.used(p) < 1:
                 p.step, p.gradient_evals = p.step + 1, p.gradient_evals + cost
+                if sizes is not None:
+                    sizes.append(training.batch_size.size)
                 yield loop.StepRecord(p.step - 1, next(losses), {}, Report(), p.gradient_evals, 0.0, 1)
 
         monkeypatch.setattr(loop, "steps", steps)
@@ -55,6 +63,17 @@ def falling(factor, first=1.0):
 def test_a_stage_ends_at_its_target_before_it_has_begun_or_later(followed):
     assert followed([1e-4]) == (0, [])
     assert followed([1.0, 0.1, 1e-3]) == (2, [])
+
+
+def test_a_standstill_on_few_points_gets_more_of_them_before_it_ends_the_stage(followed):
+    sizes = []
+    still = followed(itertools.repeat(1.0), patience=8, sizes=sizes)
+    # A quarter of the patience at each size, and all of it at the last one.
+    assert sizes == [125] * 2 + [250] * 2 + [500] * 2 + [1000] * 8
+    assert still == (14, ["Descent 14/100: no further progress"])
+    sizes.clear()
+    followed(falling(0.8), patience=8, most=20, sizes=sizes)
+    assert sizes == [125] * 20
 
 
 def test_a_stage_ends_at_its_budget(followed):
@@ -325,3 +344,39 @@ def test_pretrain_makes_a_network_of_the_seed():
     assert not torch.equal(first.linears[1].weight, other.linears[1].weight)
     with pytest.raises(InputError, match="cannot be called with inputs"):
         pretrain(Poisson(), MLP(3, 1))
+
+
+# A field that is free by a constant.
+
+FEW = Pretraining(adam_steps=5, interior=100, boundary=10)
+
+
+def conduction(**more):
+    """u'' = 0 with u' = 1 at both ends: u is x and a constant."""
+    rod = Box(x=(0, 1))
+    ends = conditions.neumann(rod.boundary("x"), lambda f: f.nx)
+    return problem(coords="x", region=rod, pde=lambda f: f.u_xx, ends=ends, reference=lambda p: p.x, **more)
+
+
+def test_a_field_that_is_free_by_a_constant_is_told_and_judged_without_it():
+    said = []
+    net = pretrain(conduction(), MLP(1, 1, width=8, depth=2), settings=FEW, say=said.append)
+    assert said[0].startswith("u is determined up to a constant only, since no term changes when one is added to it: ")
+    # It ends by an estimate of the error without the constant, which no training finds.
+    x = torch.linspace(0, 1, 50, dtype=torch.float64)[:, None]
+    off = (net(x) - x).detach()
+    assert off.mean().abs() > 100 * (off - off.mean()).norm() / 50**0.5
+    assert "relative L2 error about" in said[-1]
+    assert said[-1].startswith("Natural gradient 20/300")
+    _assess(System(conduction(), Solution(conduction(), net)), FEW, 1.0, "checkpoint", said.append)
+    assert "the pretrained network misses the solution" in said[-1]
+    assert said[-1].endswith(said[0])
+
+
+def test_a_value_at_one_point_fixes_the_constant():
+    said = []
+    point = conditions.dirichlet(Cloud(Points(x=torch.zeros(1, 1, dtype=torch.float64))))
+    net = pretrain(conduction(point=point), MLP(1, 1, width=8, depth=2), settings=FEW, say=said.append)
+    assert "constant" not in " ".join(said)
+    x = torch.linspace(0, 1, 50, dtype=torch.float64)[:, None]
+    assert (net(x) - x).norm() < 2e-4 * x.norm()

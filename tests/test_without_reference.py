@@ -125,6 +125,19 @@ def test_the_richer_space_has_what_pretraining_trains(cls):
     assert sum(sizes) == sum(p.numel() for p in net.parameters())
 
 
+def test_the_estimate_does_not_know_a_constant_that_nothing_determines():
+    rod = Box(x=(0, 1))
+    ends = po.conditions.neumann(rod.boundary("x"), lambda f: f.nx)
+    free = po.problem(coords="x", region=rod, pde=lambda f: f.u_xx + 0.1 * f.u_x**2 - 0.1, ends=ends)
+    net = po.MLP(1, 1, width=9, depth=2).double()
+    estimates = []
+    for constant in (0.0, 100.0):
+        net.linears[-1].bias.data.fill_(constant)
+        estimates.append(error_estimate(System(free, Solution(free, net))).rel_l2)
+    assert estimates[0] > 0.01
+    assert estimates[1] == pytest.approx(estimates[0], rel=1e-3)
+
+
 def test_points_that_are_always_the_same_are_halved():
     data = {"x": [0.1, 0.2, 0.3, 0.4, 0.5], "y": [0.0] * 5, "u": [1.0, 2.0, 3.0, 4.0, 5.0]}
     run = po.steps(po.MLP(2, 2, width=9, depth=3), plate(), data=data, **SMALL)
@@ -226,7 +239,7 @@ def test_the_unseen_loss_decides_where_no_error_is_known():
     """A step's own loss falls for ever; the one at other points does not."""
     looked = itertools.chain([1.0, 0.5], itertools.repeat(0.49))
     seen = SimpleNamespace(step=0)
-    training = SimpleNamespace(progress=seen, stalled=False)
+    training = SimpleNamespace(progress=seen, stalled=False, sampler=SimpleNamespace(fresh=False))
     records = (SimpleNamespace(loss=0.5**k, step=k) for k in itertools.count())
 
     def steps(_, __):

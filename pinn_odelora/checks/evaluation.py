@@ -49,13 +49,15 @@ class Trial:
         problem: its embedding and ansatz.
         like: dtype and device of the numbers.
         conditions: those of the problem if not given.
+        shift: added to N, (fields,).
 
     Attributes:
         directions: of the waves, (inputs, fields); they require a gradient, as the weights of a network do.
     """
 
-    def __init__(self, problem: Problem, like: Tensor, conditions: str = "") -> None:
+    def __init__(self, problem: Problem, like: Tensor, conditions: str = "", shift: Tensor | float = 0.0) -> None:
         self.problem = problem
+        self.shift = shift
         self.conditions = conditions or problem.conditions
         inputs, outputs = problem.inputs, len(problem.fields)
         waves = torch.arange(inputs * outputs, dtype=torch.float64).cos().reshape(inputs, outputs)
@@ -64,7 +66,7 @@ class Trial:
     def network(self, p: Points) -> Tensor:
         """N, (n, fields)."""
         phase = torch.arange(len(self.problem.fields)).to(self.directions)
-        return 2 + torch.sin(self.problem.embed(p) @ self.directions + phase)
+        return 2 + torch.sin(self.problem.embed(p) @ self.directions + phase) + self.shift
 
     def __call__(self, p: Points) -> Tensor:
         return self.problem.represented(p, self.network, self.conditions)

@@ -12,13 +12,14 @@ from typing import NamedTuple
 
 import torch
 
+from pinn_odelora.checks import constants
 from pinn_odelora.checks.ansatz import ENFORCED, left_of, seams, vanishing
 from pinn_odelora.checks.evaluation import Trial, check_functions, check_reference, check_residual, evaluating, some
 from pinn_odelora.checks.problem import check_problem
 from pinn_odelora.contract.quantities import SEEN, generic_points, indifferent, left_at_reference, sought_by
 from pinn_odelora.errors import InputError
 from pinn_odelora.formulation import SOURCE, Problem, Term
-from pinn_odelora.geometry import Box
+from pinn_odelora.geometry import Box, Union
 from pinn_odelora.nets import MLP
 from pinn_odelora.points import Points
 from pinn_odelora.system import Solution, System
@@ -65,8 +66,8 @@ def check(problem: Problem | type[Problem]) -> Checked:
     The reference must make every term vanish to 1e-6 of its largest summand (what a less accurate one leaves, up to
     √accuracy, is a note), and must not when the sign of any quantity in the equation is flipped; the ansatz must
     satisfy what it enforces for any network, may not switch the network off inside, and must be as periodic as the
-    problem; everything must be finite, each parameter must change something, and derivatives by jets must be those of
-    reverse mode. What needs a reference is ``unknown`` without one.
+    problem; no field may be free by a constant; everything must be finite, each parameter must change something, and
+    derivatives by jets must be those of reverse mode. What needs a reference is ``unknown`` without one.
 
     Args:
         problem: a problem, or a class with a value for every parameter.
@@ -101,6 +102,7 @@ def _rows(problem: Problem) -> Iterator[Row]:
         return
     yield Row("evaluation", HOLDS, "residuals, ansatz and reference: shapes, finite values and gradients")
     yield _corners(problem)
+    yield _constants(problem)
     yield from _reference(problem)
     if problem.conditions == "hard":
         yield from _ansatz(problem)
@@ -110,7 +112,7 @@ def _rows(problem: Problem) -> Iterator[Row]:
 
 def _corners(problem: Problem) -> Row:
     for name, term in problem.loss_terms().items():
-        for part in getattr(term.where, "parts", (term.where,)):
+        for part in term.where.parts if isinstance(term.where, Union) else (term.where,):
             if not (isinstance(part, Box) and 0 < len(part.bounds) <= 6):
                 continue
             bounds = part.bounds
@@ -124,6 +126,13 @@ def _corners(problem: Problem) -> Row:
             except InputError as refused:
                 return Row("corners", NOTE, f"{str(refused).rstrip('.')}; no point drawn inside lies there")
     return Row("corners", HOLDS, "residuals are finite at the corners of boxes and their faces")
+
+
+def _constants(problem: Problem) -> Row:
+    if not (free := constants.free_constants(problem)):
+        return Row("constants", HOLDS, "terms and ansatz see a constant that is added to a field")
+    known = not problem.unknown and problem.reference(some(problem.region)) is not None
+    return Row("constants", FAILS if known else NOTE, constants.said(free))
 
 
 def _reference(problem: Problem) -> Iterator[Row]:

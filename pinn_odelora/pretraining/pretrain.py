@@ -20,6 +20,7 @@ from torch import nn
 
 from pinn_odelora.budget import Budget
 from pinn_odelora.checkpoints import Weights, load_network, save_network
+from pinn_odelora.checks import constants
 from pinn_odelora.checks.evaluation import check_reference
 from pinn_odelora.error_estimate import error_estimate
 from pinn_odelora.errors import InputError, UnwritableError
@@ -101,12 +102,17 @@ class Pretraining:
             InputError: if Adam leaves the finite numbers.
         """
         check_reference(system.problem)
+        free = free_constants(system)
+        if free:
+            say(f"{constants.said(free)}.")
         points = (self.interior, self.boundary, self.seed)
         first = stages.adam(system, *points, self.adam_steps, self.adam_lr, say)
         if first.failure is not None:
             said = system.refused(first.objective.batch.points) or f"{first.failure} Choose a smaller adam_lr."
             raise InputError(f"Pretraining by Adam failed: {said}")
-        error, unseen = unseen_error(system, self.seed), without_reference(system, self.seed)
+        # An error that a constant can make as large as it likes tells nothing of the training.
+        error = (lambda: math.nan) if free else unseen_error(system, self.seed)
+        unseen = without_reference(system, self.seed)
         done = self.second_stage != "lbfgs" and self._natural_gradient(system, error, say, unseen)
         if not done and self.lbfgs_evals:
             stage = stages.lbfgs(system, *points)
@@ -196,6 +202,11 @@ def unseen_error(system: System, seed: int) -> Callable[[], float]:
         return relative_l2(net.of_fields(system.solution(p)), net.of_fields(reference))
 
     return error
+
+
+def free_constants(system: System) -> tuple[str, ...]:
+    """The fields to which a constant can be added without a change of the loss."""
+    return constants.free_constants(system.problem, system.terms, next(system.solution.parameters()))
 
 
 def without_reference(system: System, seed: int) -> stages.Unseen:
@@ -293,7 +304,8 @@ def _assess(
         about, known = guess, f"relative L2 error about {guess:.0e}, "
     say(f"Pretrained network ({origin}): {known}loss {loss:.2e} at the source parameter.")
     if about > WRONG:
-        advice = CHECKPOINT if origin == "checkpoint" else OWN
+        free = free_constants(system)
+        advice = f"{constants.said(free)}." if free else CHECKPOINT if origin == "checkpoint" else OWN
         say(
             f"WARNING: the pretrained network misses the solution at the source parameter by {100 * about:.0f} %; "
             + advice

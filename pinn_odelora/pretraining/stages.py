@@ -12,6 +12,10 @@ down a narrow valley:
 Each is a run of the one loop (``loop``). The second stage ends at the target, at its budget, where it cannot go on, or
 when the error has not fallen by a tenth for a while. Where there is no reference that is the loss at points that no
 step has, and the target is compared with an estimate of the error (``error_estimate``), now and then.
+
+Steps on few points can undo each other while they hardly move, so that the gap stays too small for the batch to grow
+(``sampling.batch_size``): a standstill that is none of the solution. After a quarter of the while the batch is
+enlarged, and the while begins again, until it is the largest.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ import torch
 from pinn_odelora import loop
 from pinn_odelora.budget import Budget
 from pinn_odelora.integrators import LinearlyImplicit
-from pinn_odelora.loop import Training
+from pinn_odelora.loop import Training, report_of
 from pinn_odelora.objective import Objective
 from pinn_odelora.optim.groups import Group, parameters, single_tensors
 from pinn_odelora.optim.methods import Method, full_implicit
@@ -39,6 +43,8 @@ ITERATIONS = 20
 """Of L-BFGS between two looks at the error."""
 RESIDUAL, FIRST = 0.3, 125
 """As of ``points=residual``: the part of the points that follows the residual, and the first batch, in residuals."""
+STANDSTILL = 4
+"""The part of the patience after which steps on few points get more of them."""
 ALONE = 32
 """Trained numbers that the tape does not tell of beyond which a Jacobian is too expensive: each takes a reverse
 sweep."""
@@ -179,8 +185,8 @@ def follow(
         before, spent = spent, stage.cost(stage.training)
         now = error()
         figure = now if known else unseen.loss() if unseen else record.loss
-        if figure < 0.9 * best:
-            best, at = figure, spent
+        if figure < 0.9 * best or (spent - at >= stage.patience / STANDSTILL and _more_points(stage.training)):
+            best, at = min(figure, best), spent
         if spent - reported >= stage.every:
             reported = spent
             guess = unseen.estimate() if unseen and not known else None
@@ -197,6 +203,14 @@ def follow(
             return
     if stage.training.stalled:
         say(f"{stage.name} {spent}/{most}: no further progress")
+
+
+def _more_points(training: Training) -> bool:
+    """Enlarge the batch, if points are fresh at every step; whether that was possible."""
+    if not (sampler := training.sampler).fresh:
+        return False
+    dimension = report_of(training.optimizer).dimension
+    return training.batch_size.enlarge(sampler.largest, sampler.sufficient, dimension)
 
 
 def _figures(loss: float, error: float, guess: float | None) -> str:

@@ -134,10 +134,17 @@ class AdaptiveBatchSize:
             self.gap = (self.gap + math.log((began - measured) / (self.ended - measured))) / 2
             progress = math.log(self.began / began)
             self.progress = progress if self.progress is None else (3 * self.progress + progress) / 4
-            pays = self.gap > max(LEAST_GAP, 2 * (price - 1) * self.progress)
-            if pays and (size := enlarged(self.size, largest, sufficient, dimension)) > self.size:
-                self.size, self.gap = size, 0.0
+            if self.gap > max(LEAST_GAP, 2 * (price - 1) * self.progress):
+                self.enlarge(largest, sufficient, dimension)
         self.began, self.ended = now, ended
+
+    def enlarge(self, largest: int, sufficient: int, dimension: int) -> bool:
+        """Take the next size; whether there is one. Arguments as for ``update``."""
+        size = enlarged(self.size, largest, sufficient, dimension)
+        if size <= self.size:
+            return False
+        self.size, self.gap = size, 0.0
+        return True
 
     def _known(self, began: float, measured: float) -> bool:
         """Whether all three losses are known and have a logarithm, also without the part that stays."""
