@@ -69,7 +69,7 @@ class Result:
         coefficients: estimate, 95 % interval and more of each unknown parameter; no interval where the measured values
             are not fitted.
         unknown_fields: each unknown field that was found, as a function of its coordinates.
-        misfits: how each measured field is fitted, where a parameter was unknown.
+        misfits: how each measured field and other measured term is fitted, where a parameter was unknown.
         ranks: r of each adapted layer; empty where all weights were trained.
         steps, gradient_evals, seconds: cost.
         diverged: whether numbers stopped being finite, or the held-out loss ended above its first value.
