@@ -39,6 +39,7 @@ from pinn_odelora.linalg.damped import Damped
 from pinn_odelora.linearisation import Coordinates, Linearisation, Sweep
 from pinn_odelora.lowrank.layer import LowRankLinear
 from pinn_odelora.matrices import UnitMatrices
+from pinn_odelora.nets.scaled import in_field_units
 from pinn_odelora.objective import Trained, variables_of
 from pinn_odelora.points import Points
 from pinn_odelora.sampling.residual_sampling import resampled
@@ -63,7 +64,7 @@ class ErrorEstimate:
     """What is known of the error of a solution without a reference.
 
     Attributes:
-        rel_l2: estimate of ‖u - u*‖₂ / ‖u*‖₂; None where there is none.
+        rel_l2: estimate of ‖u - u*‖₂ / ‖u*‖₂, of fields in their units (``in_field_units``); None where there is none.
         fields: the same of each field by name, relative to the field.
         remaining: the loss of û at points that it does not know, as a fraction of that of u.
         reason: why there is no estimate; empty where there is one.
@@ -127,18 +128,24 @@ class _Comparison:
 
     @torch.no_grad()
     def estimate(self) -> ErrorEstimate:
-        u, before = self.solution(self.probes), self.loss()
+        u, before = self.function(), self.loss()
         if not math.isfinite(before):
             return ErrorEstimate(reason="the residual is not finite everywhere")
         with self.kept():
             after = self.improve(before)
-            better = self.solution(self.probes)
+            better = self.function()
         size = linalg.vector_norm(better, dim=0)
         if not bool(torch.isfinite(better).all()) or not float(size.max()) > 0:
-            return ErrorEstimate(reason="the solution vanishes, to which no error can be relative")
+            return ErrorEstimate(
+                reason="the solution vanishes, or is its centre everywhere, to which no error can be relative"
+            )
         e = linalg.vector_norm(better - u, dim=0)
         each = {name: float(a / b) for name, a, b in zip(self.system.problem.fields, e, size, strict=True) if b > 0}
         return ErrorEstimate(float(e.norm() / size.norm()), each, after / before if before > 0 else 1.0)
+
+    def function(self) -> Tensor:
+        """The solution at the probes, its fields in their units."""
+        return in_field_units(self.solution, self.solution(self.probes))
 
     def improve(self, loss: float) -> float:
         """Put û into the network; its loss at the further points."""

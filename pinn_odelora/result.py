@@ -55,10 +55,11 @@ class Result:
         net: the adapted network, on the CPU; where factors were trained its layers are W0 + s (B A - B₀ A₀).
         solution: the solution as a function of the coordinates, see ``AdaptedSolution``.
         adapter: the low-rank change alone, ``adapter.save(folder)``.
-        rel_l2, max_error: ‖u - u*‖₂ / ‖u*‖₂ and max |u - u*| at test points; NaN without a reference.
+        rel_l2, max_error: ‖u - u*‖₂ / ‖u*‖₂, of fields in their units if the network has some, and max |u - u*| at test
+            points; NaN without a reference.
         rel_l2_by_field: the former of each field, where there are several and a reference.
         rel_l2_before: rel_l2 of the pretrained network.
-        error_estimate: estimate of ‖u - u*‖₂ / ‖u*‖₂ without a reference, by ``pinn_odelora.error_estimate``; None
+        error_estimate: estimate of rel_l2 without a reference, by ``pinn_odelora.error_estimate``; None
             where none was asked for (``Log.estimate``), or there is none; the summary's ``no_estimate`` says why.
         field_estimates: the same of each field by name; empty where there is none.
         losses_before, losses: w_k · mean |r_k|² of each term at held-out points, of the pretrained network and at the

@@ -24,13 +24,14 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, linalg
+from torch import Tensor, linalg, nn
 
 from pinn_odelora.families.parametric import Parametric, fresh
 from pinn_odelora.families.stations import Station
 from pinn_odelora.formulation import Problem, Term
 from pinn_odelora.linalg.gram import gram
 from pinn_odelora.linearisation import Linearisation, Sweep
+from pinn_odelora.nets.scaled import field_units
 from pinn_odelora.system import System
 
 DAMPING = 1e-12
@@ -48,7 +49,7 @@ VALUE = "value"
 
 @dataclass(frozen=True)
 class Green:
-    """G of one station, (probes · fields, R)."""
+    """G of one station, (probes · fields, R), for fields in the units of the network."""
 
     operator: Tensor
 
@@ -102,14 +103,15 @@ class _Values(System):
 
     def __init__(self, parametric: Parametric) -> None:
         super().__init__(parametric.problem, parametric.solution, derivatives=parametric.system.derivatives)
-        self.terms = values_of(parametric.problem)
+        self.terms = values_of(parametric.problem, parametric.net)
 
 
-def values_of(problem: Problem) -> dict[str, Term]:
-    """The term whose residual is the solution, over the whole region."""
-    return {VALUE: Term(problem.region, lambda f: tuple(f.derivative(name, "") for name in problem.fields))}
+def values_of(problem: Problem, net: nn.Module) -> dict[str, Term]:
+    """The term whose residual is the solution, over the whole region, its fields in the units of the network."""
+    units = field_units(net, problem.fields)
+    return {VALUE: Term(problem.region, lambda f: tuple(unit.of(f.derivative(k, "")) for k, unit in units.items()))}
 
 
 def relative(error: Tensor, u: Tensor) -> float:
-    """‖e‖ / ‖u‖ for e (probes · fields,), component by component, and u (probes, fields)."""
+    """‖e‖ / ‖u‖ for e (probes · fields,), component by component, and u (probes, fields), both in units of fields."""
     return float(linalg.vector_norm(error) / linalg.vector_norm(u).clamp(min=torch.finfo(u.dtype).tiny))

@@ -30,6 +30,7 @@ from pinn_odelora.gradient import residual_vector_of
 from pinn_odelora.measurements import measured_term
 from pinn_odelora.metrics import relative_l2
 from pinn_odelora.nets import MLP, Scaled, check_network, copied, in_units
+from pinn_odelora.nets.scaled import in_field_units
 from pinn_odelora.pretraining import cache, stages
 from pinn_odelora.rules import check, number, one_of, whole
 from pinn_odelora.system import Solution, System, draw_points
@@ -186,14 +187,12 @@ def unseen_error(system: System, seed: int) -> Callable[[], float]:
     """
     p = system.problem.region.sample(2048, lambda n, d: sobol(n, d, seed=stream("pretraining error", seed)))
     p = p.to(next(system.solution.parameters()))
-    reference = system.problem.reference(p)
-    net = system.solution.net
+    reference, net = system.problem.reference(p), system.solution.net
+    reference = None if reference is None else in_field_units(net, reference)
 
     @torch.no_grad()
     def error() -> float:
-        if reference is None or not isinstance(net, Scaled):
-            return relative_l2(system.solution(p), reference)
-        return relative_l2(net.of_fields(system.solution(p)), net.of_fields(reference))
+        return relative_l2(in_field_units(net, system.solution(p)), reference)
 
     return error
 
