@@ -138,7 +138,8 @@ class Result:
         before, after = self.losses_before, self.losses
         terms = ", ".join(f"{name} {before[name]:.1e} -> {x:.1e}" for name, x in after.items())
         losses = f"held-out loss {sum(before.values()):.2e} -> {sum(after.values()):.2e}"
-        said = f"relative L2 error about {self.error_estimate:.0e}" if self.error_estimate is not None else ""
+        said = "error uncertain" if self.adaptation.estimate.uncertain else ""
+        said = said if self.error_estimate is None else f"relative L2 error about {self.error_estimate:.0e}"
         return [losses + (f" ({terms})" if len(after) > 1 else ""), *filter(None, [said])]
 
     @property

@@ -26,11 +26,11 @@ import torch
 from torch import Tensor, linalg, nn
 
 from pinn_odelora.families.basis import At, Basis, spread
-from pinn_odelora.families.estimate import VALUE, values_of
 from pinn_odelora.families.parametric import Parametric
 from pinn_odelora.families.ranges import Values
 from pinn_odelora.families.stations import Station
 from pinn_odelora.points import Points
+from pinn_odelora.system import VALUE, values_of
 
 DAMPING = 1e-24
 """μ, for columns of norm 1."""

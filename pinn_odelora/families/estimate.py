@@ -24,15 +24,13 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, linalg, nn
+from torch import Tensor, linalg
 
 from pinn_odelora.families.parametric import Parametric, fresh
 from pinn_odelora.families.stations import Station
-from pinn_odelora.formulation import Problem, Term
 from pinn_odelora.linalg.gram import gram
 from pinn_odelora.linearisation import Linearisation, Sweep
-from pinn_odelora.nets.scaled import field_units
-from pinn_odelora.system import System
+from pinn_odelora.system import VALUE, Values
 
 DAMPING = 1e-12
 """λ relative to the largest entry of JᵀJ."""
@@ -43,8 +41,6 @@ SAFETY = 3**0.5
 kovasznay."""
 COMBINED = 1.3
 """The same for a combination; seen on burgers, allen_cahn, reaction, convection and heat_plane."""
-VALUE = "value"
-"""The name of the term whose residual is u itself."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +67,8 @@ class Linearised:
         residuals = min(MOST, math.ceil(EACH * parametric.dimension))
         self.points = parametric.points(residuals, seed, "family estimate")
         variables = parametric.objective.sweep.variables
-        self.values = Sweep(_Values(parametric), variables.layers, variables.others)
+        values = Values(parametric.problem, parametric.solution, parametric.system.derivatives)
+        self.values = Sweep(values, variables.layers, variables.others)
 
     def green(self, station: Station) -> Green:
         """Linearise at a station; it is in the network afterwards."""
@@ -96,20 +93,6 @@ def _times_inverse(U: Tensor, J: Tensor) -> Tensor:
         return torch.cholesky_solve(U.mT, L).mT @ J.mT
     Q, R = linalg.qr(torch.cat([J, math.sqrt(damping) * eye]))
     return linalg.solve_triangular(R.mT, U.mT, upper=False).mT @ Q[: len(J)].mT
-
-
-class _Values(System):
-    """The system whose residual is the solution."""
-
-    def __init__(self, parametric: Parametric) -> None:
-        super().__init__(parametric.problem, parametric.solution, derivatives=parametric.system.derivatives)
-        self.terms = values_of(parametric.problem, parametric.net)
-
-
-def values_of(problem: Problem, net: nn.Module) -> dict[str, Term]:
-    """The term whose residual is the solution, over the whole region, its fields in the units of the network."""
-    units = field_units(net, problem.fields)
-    return {VALUE: Term(problem.region, lambda f: tuple(unit.of(f.derivative(k, "")) for k, unit in units.items()))}
 
 
 def relative(error: Tensor, u: Tensor) -> float:

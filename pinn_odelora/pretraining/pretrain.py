@@ -268,12 +268,12 @@ def _assess(
         loss = float(system.loss(points).total)
     about = error
     known = "" if math.isnan(error) else f"relative L2 {error:.2e}, "
-    if (
-        math.isnan(error)
-        and origin == "trained"
-        and (guess := error_estimate(system, settings.seed).rel_l2) is not None
-    ):
-        about, known = guess, f"relative L2 error about {guess:.0e}, "
+    if math.isnan(error) and origin == "trained":
+        estimate = error_estimate(system, settings.seed)
+        if (guess := estimate.rel_l2) is not None:
+            about, known = guess, f"relative L2 error about {guess:.0e}, "
+        elif estimate.uncertain:
+            known = "error uncertain, "
     say(f"Pretrained network ({origin}): {known}loss {loss:.2e} at the source parameter.")
     if about > WRONG:
         advice = CHECKPOINT if origin == "checkpoint" else OWN
