@@ -59,8 +59,10 @@ PROBES = 1024
 CANDIDATES, PART = 4, 0.5
 """Points inside the region for each that is kept, and the part of those that follows the residual."""
 NOT_FINITE = "the residual is not finite everywhere"
+AGAIN = 0.5
+"""Of the residuals' squares at further points: with more left the error is sought again, from twice the residuals."""
 UNEXPLAINED = 0.8
-"""Of the residuals' squares at further points: there is no estimate if more is left."""
+"""Likewise: there is no estimate if more is left."""
 
 
 @dataclass(frozen=True)
@@ -92,12 +94,17 @@ def error_estimate(system: System, seed: int = 0, most: int = ROWS) -> ErrorEsti
         system: the residual system; its solution has the network.
         seed: of the points.
         most: residuals of the largest steps of the run, whose cost the estimate is not to exceed much; there are at
-            least ``FEW`` here, and at most ``ROWS``.
+            least ``FEW`` here, and at most ``ROWS``, or twice as many where these leave too much unexplained.
     """
     if isinstance(system.problem.region, UnitMatrices):
         return ErrorEstimate(reason="the rank of a matrix problem is part of it: a richer space has other solutions")
     try:
-        return _Linearised(system, seed, most).estimate()
+        rows = max(FEW, min(most, ROWS))
+        linearised = _Linearised(system, seed, rows)
+        found = linearised.estimate()
+        if linearised.paired and (found.remaining or 0.0) > AGAIN:
+            found = _Linearised(system, seed, 2 * rows).estimate()
+        return found
     except InputError as refused:
         return ErrorEstimate(reason=str(refused).rstrip("."))
     except FloatingPointError as failed:
@@ -120,13 +127,14 @@ def variables(solution: nn.Module) -> Trained:
 class _Linearised:
     """The equation linearised at a solution, with the points at which it is looked at."""
 
-    def __init__(self, system: System, seed: int, most: int) -> None:
+    def __init__(self, system: System, seed: int, rows: int) -> None:
         self.system = system
         known = variables(system.solution)
         self.sweep = Sweep(system, *known)
         self.values = Sweep(Values(system.problem, system.solution, system.derivatives), *known)
         like = next(system.solution.parameters())
-        rows = max(FEW, min(most, ROWS)) if all(map(self.sweep.paired, system.terms)) else FEW
+        self.paired = all(map(self.sweep.paired, system.terms))
+        rows = rows if self.paired else FEW
         self.own, self.further = (
             {name: p.to(like) for name, p in points.items()} for points in _points(system, rows, seed)
         )

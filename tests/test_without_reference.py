@@ -12,7 +12,7 @@ import torch
 import pinn_odelora as po
 from pinn_odelora import __main__ as command
 from pinn_odelora.diagnostics import errors
-from pinn_odelora.error_estimate import _points, error_estimate, variables
+from pinn_odelora.error_estimate import ErrorEstimate, _points, error_estimate, variables
 from pinn_odelora.geometry import Box
 from pinn_odelora.lightning.fit import final_points
 from pinn_odelora.log import Log
@@ -126,6 +126,27 @@ def test_where_the_residual_is_not_explained_the_error_is_uncertain():
     assert result.adaptation.estimate.remaining > 0.8
     assert "error is uncertain" in result.summary["no_estimate"]
     assert ", error uncertain in 5 steps" in repr(result)
+
+
+def test_a_residual_that_stays_unexplained_is_looked_at_again_at_twice_the_points(monkeypatch):
+    asked = []
+
+    class Looked:
+        paired = True
+
+        def __init__(self, system, seed, rows):
+            asked.append(rows)
+
+        def estimate(self):
+            return ErrorEstimate(0.1 * len(asked), {}, 0.6 if len(asked) % 2 else 0.1)
+
+    monkeypatch.setattr("pinn_odelora.error_estimate._Linearised", Looked)
+    problem = logistic()
+    system = System(problem, Solution(problem, po.MLP(1, 1, width=3, depth=2)))
+    assert error_estimate(system, most=700).rel_l2 == 0.2
+    assert asked == [700, 1400]
+    assert error_estimate(system, most=10**6).rel_l2 == pytest.approx(0.4)
+    assert asked[2:] == [1000, 2000]
 
 
 def test_an_estimate_leaves_the_network_as_it_is_whatever_was_trained():
