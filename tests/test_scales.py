@@ -553,7 +553,7 @@ def test_two_layers_are_solved_in_kelvin_and_metres():
 def test_velocity_and_pressure_are_both_solved():
     result = po.adapt(po.pretrain(nozzle().at_source()), nozzle(), budget=po.Budget(gradient_evals=300))
     assert result.rel_l2_by_field["u"] < 1e-5
-    assert result.rel_l2_by_field["P"] < 1e-9
+    assert result.rel_l2_by_field["P"] < 5e-5  # of its deviation from 10⁵, which is about one
 
 
 @pytest.mark.slow
