@@ -71,6 +71,11 @@ def ratio(stop):
     return math.nan if stop["estimate"] is None else stop["estimate"] / stop["error"]
 
 
+def told(stop):
+    """The ratio as it stands in the table."""
+    return "uncertain" if stop["estimate"] is None else f"{ratio(stop):.2f}"
+
+
 def within(stop):
     """Whether the estimate is within the factor of the error."""
     return 1 / FACTOR <= ratio(stop) <= FACTOR
@@ -83,7 +88,7 @@ def report(runs):
     for name in dict.fromkeys(run["problem"] for run in runs):
         own = [run for run in runs if run["problem"] == name]
         cells = [
-            ", ".join(f"{run['stops'][k]['error']:.0e}: {ratio(run['stops'][k]):.2f}" for run in own)
+            ", ".join(f"{run['stops'][k]['error']:.0e}: {told(run['stops'][k])}" for run in own)
             for k in range(len(heads))
         ]
         seconds = statistics.mean(stop["seconds"] for run in own for stop in run["stops"])

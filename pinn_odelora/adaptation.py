@@ -41,11 +41,12 @@ from pinn_odelora.lowrank.start import named
 from pinn_odelora.lowrank.targets import check_rank, linear_targets, put_factors, ranks_at, thaw
 from pinn_odelora.lowrank.wiring import Wiring, linear_layers
 from pinn_odelora.measurements import measured_term
-from pinn_odelora.misfit import Misfit, misfits
+from pinn_odelora.misfit import Misfit, misfits, misfits_of_term
 from pinn_odelora.nets import check_network, copied, few_inputs
 from pinn_odelora.nets.scaled import own_name
 from pinn_odelora.objective import Objective
 from pinn_odelora.optim.methods import Method, odelora
+from pinn_odelora.points import Points
 from pinn_odelora.result import Result
 from pinn_odelora.rules import null, one_of, whole
 from pinn_odelora.sampling.batch_size import drawn_residuals, sufficient_size
@@ -367,10 +368,20 @@ class Adaptation:
         sampler, objective = training.sampler, training.objective
         here = sampler.draw(training.progress.step, sampler.largest).to(objective.parameters[0].device)
         points = sampler.chosen(here, objective.uncounted).points
-        self.misfits = misfits(self.problem, self.solution, points["data"]) if "data" in points else {}
+        self.misfits = self._misfits(points)
         if not all(x.fitted for x in self.misfits.values()):
             return {}
         return coefficient_intervals(objective.sweep, self.groups, points, multipliers=objective.multipliers)
+
+    def _misfits(self, points: Mapping[str, Points]) -> dict[str, Misfit]:
+        """Of the measured fields, and of the other measured terms."""
+        found = misfits(self.problem, self.solution, points["data"]) if "data" in points else {}
+        fields = bool(found)
+        for name, term in self.system.terms.items():
+            if term.measured and not (name == "data" and fields):
+                of_term = misfits_of_term(self.system, name, points[name])
+                found |= {f"term {key}" if key in found else key: x for key, x in of_term.items()}
+        return found
 
     def kernel_spectra(self, interior: int = 250, leading: int | None = None) -> Mapping[str, Spectrum]:
         """The spectrum of the neural tangent kernel of each term, and under ``all`` that of all terms together.

@@ -147,7 +147,9 @@ def _noise(J: Tensor, r: Tensor, found: Sequence[tuple[Response, slice]]) -> tup
     if len(parts) == 1:
         return parts[0], torch.full_like(parts[0], freedoms[0])
     variance = sum(parts)
-    return variance, variance**2 / sum(v**2 / freedom for v, freedom in zip(parts, freedoms, strict=True))
+    freedom = variance**2 / sum(v**2 / freedom for v, freedom in zip(parts, freedoms, strict=True))
+    # Without any noise it is between the smallest and the sum, and of no account.
+    return variance, torch.where(variance == 0, torch.full_like(freedom, min(freedoms)), freedom)
 
 
 def _first_columns(linearised: Linearisation, columns: int) -> Iterator[tuple[str, int]]:

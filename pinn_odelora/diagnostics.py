@@ -26,7 +26,7 @@ from pinn_odelora.lowrank.layer import LowRankLinear
 from pinn_odelora.manifolds.factors import Factors, balance_defect
 from pinn_odelora.manifolds.variables import frames_of
 from pinn_odelora.metrics import max_error, relative_l2, relative_l2_by_field
-from pinn_odelora.nets.scaled import own_name
+from pinn_odelora.nets.scaled import in_field_units, own_name
 from pinn_odelora.points import Points
 from pinn_odelora.system import System, draw_points
 
@@ -49,14 +49,15 @@ def errors(problem: Problem, solution: nn.Module, n: int) -> dict[str, float]:
     p = test_points(problem, n).to(next(solution.parameters()))
     with torch.no_grad():
         prediction, reference = solution(p), problem.known_reference(p)
-    return _errors(problem, prediction, reference)
+    return _errors(problem, solution, prediction, reference)
 
 
-def _errors(problem: Problem, prediction: Tensor, reference: Tensor | None) -> Row:
-    """Of all fields together, and of each where there are several."""
-    by_field = relative_l2_by_field(prediction, reference, problem.fields)
+def _errors(problem: Problem, solution: nn.Module, prediction: Tensor, reference: Tensor | None) -> Row:
+    """Of all fields together, and of each where there are several; relative ones with the fields in their units."""
+    u, known = (None if x is None else in_field_units(solution, x) for x in (prediction, reference))
+    by_field = relative_l2_by_field(u, known, problem.fields)
     return {
-        "error/rel_l2": relative_l2(prediction, reference),
+        "error/rel_l2": relative_l2(u, known),
         "error/max": max_error(prediction, reference),
         **{f"{BY_FIELD}{name}": x for name, x in by_field.items()},
     }
@@ -187,7 +188,7 @@ class Reference:
         if self.values is None:
             return {}
         prediction = self.system.solution(self.test)
-        return _errors(self.system.problem, prediction, self.values)
+        return _errors(self.system.problem, self.system.solution, prediction, self.values)
 
     def loss(self) -> float:
         """The loss on the held-out points."""

@@ -1,25 +1,30 @@
-"""An estimate of the error without a reference: how far the solution moves where it is free to.
+"""An estimate of the error without a reference: the linearised equation, solved in the tangent space of the network.
 
-Let u be the solution that a run returns, and û what a few damped Gauss–Newton steps make of it in a richer space: all
-weights and biases of the network, whatever the run trained, on points that no step has had. If û is closer to the
-solution u* by a factor β < 1, which is called saturation, then
+The error e = u* - u of a solution u satisfies, to first order, the linearised equation with the residual of u on its
+right-hand side. It is sought among the functions that the network moves along to first order when all of its weights
+and biases do, whatever the run trained, from points that no step has had,
 
-    (1 - β) ‖u - u*‖ ≤ ‖û - u‖ ≤ (1 + β) ‖u - u*‖ ,
+    e = ∂u/∂θ δ ,    δ = -(JᵀJ + μ)⁻¹ Jᵀ r = -Jᵀ (J Jᵀ + μ)⁻¹ r ,    J = ∂r/∂θ ,
 
-and ‖û - u‖ / ‖û‖ estimates the relative error (Bank and Weiser, 1985; Dörfler and Nochetto, 2002). To first order
-e = û - u solves the linearised equation with the residual of u on its right-hand side,
+and ‖e‖ / ‖u + e‖ estimates the relative error. There are more coordinates θ than residuals, so that the second form is
+used, and μ decides what of r is taken for a consequence of the error: it is the one that leaves the least of the
+residuals at further points, ‖r + J δ‖ there, of which δ knows nothing. If u + e is closer to u* than u by a factor
+β < 1, which is called saturation, then
 
-    e = ∂u/∂θ δ ,    δ = -(JᵀJ + μ)⁻¹ Jᵀ r = -Jᵀ (J Jᵀ + μ)⁻¹ r ,    J = ∂r/∂θ .
+    (1 - β) ‖u - u*‖ ≤ ‖e‖ ≤ (1 + β) ‖u - u*‖
 
-There are more coordinates θ than residuals, so that the second form is used, and μ decides what of r is taken for a
-consequence of the error. It is the one with the smallest loss at further points, of which the step knows nothing. Far
-from the solution a step is followed by others, as long as the loss falls by a quarter. Half of the points inside the
-region are drawn by the size of the residual (``sampling.residual_sampling``): where it is concentrated, even points see
-little of the error.
+(Bank and Weiser, 1985; Dörfler and Nochetto, 2002).
 
-What no weights of the network can represent, a kink for instance, is not seen; the estimate is then too small. The
-fraction ``remaining`` of the loss at the further points is no measure of that: in converged runs most of the loss is
-left where the estimate is right. docs/results/error_estimate.md has the ratio to the true error.
+The network is not moved. The loss of a network that is moved by δ rises long before that of u + e does, since it is
+curved in its weights where the equation is not in u: damped steps that have to lower it do not get as far as e, least
+of all where the equation amplifies early errors, of which the residual tells little.
+
+Half of the points inside the region are drawn by the size of the residual (``sampling.residual_sampling``): where it is
+concentrated, even points see little of the error.
+
+What the tangent space cannot represent is not seen. The fraction ``remaining`` of the residuals' squares at further
+points tells how much of them that is: where it is nearly all, as in a local minimum of the loss, nothing is known of
+the error and there is no estimate. docs/results/error_estimate.md has the ratio to the true error.
 
 Fields that are determined up to a constant (``checks.constants``) are compared without their means.
 """
@@ -27,8 +32,7 @@ Fields that are determined up to a constant (``checks.constants``) are compared 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -37,28 +41,31 @@ from torch import Tensor, linalg, nn
 from pinn_odelora.checks.constants import free_constants
 from pinn_odelora.errors import InputError
 from pinn_odelora.geometry import Cloud, sobol, stream
-from pinn_odelora.gradient import in_pieces, residual_vector_of
+from pinn_odelora.gradient import in_pieces
 from pinn_odelora.linalg.damped import Damped
 from pinn_odelora.linearisation import Coordinates, Linearisation, Sweep
 from pinn_odelora.lowrank.layer import LowRankLinear
 from pinn_odelora.matrices import UnitMatrices
+from pinn_odelora.nets.scaled import in_field_units
 from pinn_odelora.objective import Trained, variables_of
 from pinn_odelora.points import Points
 from pinn_odelora.sampling.residual_sampling import resampled
-from pinn_odelora.system import System, draw_points
+from pinn_odelora.system import VALUE, System, Values, draw_points
 
 ROWS = 1000
-"""Residuals of a step."""
+"""Residuals from which the error is found."""
 FEW = 300
 """The least, and as many where each takes a reverse sweep of its own."""
-STEPS = 3
-ENOUGH = 0.75
-"""A further step follows one that left less than this of the loss."""
 DAMPINGS = tuple(10.0**-k for k in range(2, 15))
-"""μ relative to the trace of J Jᵀ, tried from the largest until the loss rises again."""
-PROBES = 2048
+"""μ relative to the trace of J Jᵀ."""
+PROBES = 1024
 CANDIDATES, PART = 4, 0.5
 """Points inside the region for each that is kept, and the part of those that follows the residual."""
+NOT_FINITE = "the residual is not finite everywhere"
+AGAIN = 0.5
+"""Of the residuals' squares at further points: with more left the error is sought again, from twice the residuals."""
+UNEXPLAINED = 0.8
+"""Likewise: there is no estimate if more is left."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +73,9 @@ class ErrorEstimate:
     """What is known of the error of a solution without a reference.
 
     Attributes:
-        rel_l2: estimate of ‖u - u*‖₂ / ‖u*‖₂; None where there is none.
+        rel_l2: estimate of ‖u - u*‖₂ / ‖u*‖₂, of fields in their units (``in_field_units``); None where there is none.
         fields: the same of each field by name, relative to the field.
-        remaining: the loss of û at points that it does not know, as a fraction of that of u.
+        remaining: what is left of the residuals' squares by e at points that it does not know, as a fraction.
         reason: why there is no estimate; empty where there is one.
     """
 
@@ -76,6 +83,11 @@ class ErrorEstimate:
     fields: Mapping[str, float] = field(default_factory=dict)
     remaining: float | None = None
     reason: str = ""
+
+    @property
+    def uncertain(self) -> bool:
+        """Whether there is none since too much of the residual remains."""
+        return self.rel_l2 is None and self.remaining is not None
 
 
 def error_estimate(system: System, seed: int = 0, most: int = ROWS) -> ErrorEstimate:
@@ -85,16 +97,23 @@ def error_estimate(system: System, seed: int = 0, most: int = ROWS) -> ErrorEsti
         system: the residual system; its solution has the network.
         seed: of the points.
         most: residuals of the largest steps of the run, whose cost the estimate is not to exceed much; there are at
-            least ``FEW`` here, and at most ``ROWS``.
+            least ``FEW`` here, and at most ``ROWS``, or twice as many where these leave too much unexplained.
     """
     if isinstance(system.problem.region, UnitMatrices):
         return ErrorEstimate(reason="the rank of a matrix problem is part of it: a richer space has other solutions")
     try:
-        return _Comparison(system, seed, most).estimate()
+        rows = max(FEW, min(most, ROWS))
+        linearised = _Linearised(system, seed, rows)
+        found = linearised.estimate()
+        if linearised.paired and (found.remaining or 0.0) > AGAIN:
+            found = _Linearised(system, seed, 2 * rows).estimate()
+        return found
     except InputError as refused:
         return ErrorEstimate(reason=str(refused).rstrip("."))
-    except (FloatingPointError, linalg.LinAlgError) as failed:
-        return ErrorEstimate(reason=f"the comparison failed: {failed}".rstrip("."))
+    except FloatingPointError as failed:
+        return ErrorEstimate(reason=str(failed))
+    except linalg.LinAlgError as failed:
+        return ErrorEstimate(reason=f"the linearised equation cannot be solved: {failed}".rstrip("."))
 
 
 def variables(solution: nn.Module) -> Trained:
@@ -104,100 +123,75 @@ def variables(solution: nn.Module) -> Trained:
     return variables_of(solution, [p for p in solution.parameters() if id(p) not in own], adapted)
 
 
-class _Comparison:
-    """The network on its way from u to û."""
+class _Linearised:
+    """The equation linearised at a solution, with the points at which it is looked at."""
 
-    def __init__(self, system: System, seed: int, most: int) -> None:
+    def __init__(self, system: System, seed: int, rows: int) -> None:
         self.system = system
-        self.solution = system.solution
-        self.sweep = Sweep(system, *variables(self.solution))
-        known = self.sweep.variables
-        weights = {name: getattr(x, "base_layer", x).weight for name, x in known.layers.items()}
-        self.tensors: dict[str, Tensor] = weights | dict(known.others)
-        like = next(self.solution.parameters())
-        rows = max(FEW, min(most, ROWS)) if all(map(self.sweep.paired, system.terms)) else FEW
+        known = variables(system.solution)
+        self.sweep = Sweep(system, *known)
+        self.values = Sweep(Values(system.problem, system.solution, system.derivatives), *known)
+        like = next(system.solution.parameters())
+        self.paired = all(map(self.sweep.paired, system.terms))
+        rows = rows if self.paired else FEW
         self.own, self.further = (
             {name: p.to(like) for name, p in points.items()} for points in _points(system, rows, seed)
         )
         draw = lambda n, d: sobol(n, d, seed=stream("error estimate", seed))
-        self.probes = system.problem.region.sample(PROBES, draw).to(like)
-        self.residuals = residual_vector_of(system)
+        probes = PROBES if self.values.paired(VALUE) else FEW // len(system.problem.fields)
+        self.probes = system.problem.region.sample(probes, draw).to(like)
         free = free_constants(system.problem, system.terms, like)
-        self.free = torch.tensor([name in free for name in system.problem.fields]).to(like)
-        self.first = 0
+        self.free = torch.tensor([name in free for name in system.problem.fields])
 
     @torch.no_grad()
     def estimate(self) -> ErrorEstimate:
-        u, before = self.solution(self.probes), self.loss()
-        if not math.isfinite(before):
-            return ErrorEstimate(reason="the residual is not finite everywhere")
-        with self.kept():
-            after = self.improve(before)
-            better = self.solution(self.probes)
-        u, better = self.without_constants(u), self.without_constants(better)
-        size = linalg.vector_norm(better, dim=0)
-        if not bool(torch.isfinite(better).all()) or not float(size.max()) > 0:
-            return ErrorEstimate(reason="the solution vanishes, to which no error can be relative")
-        e = linalg.vector_norm(better - u, dim=0)
-        each = {name: float(a / b) for name, a, b in zip(self.system.problem.fields, e, size, strict=True) if b > 0}
-        return ErrorEstimate(float(e.norm() / size.norm()), each, after / before if before > 0 else 1.0)
+        movements = self.movements()
+        there = Linearisation(self.sweep, self.further)
+        left = there.r.double()[:, None] + Coordinates(there, {}) @ movements
+        before = float(there.r.double().square().sum())
+        after, best = left.square().sum(dim=0).nan_to_num(nan=math.inf).min(dim=0)
+        if not math.isfinite(before + float(after)):
+            return ErrorEstimate(reason=NOT_FINITE)
+        remaining = float(after) / before if before > 0 else 0.0
+        u, e = map(self.without_constants, (self.function(), self.change(movements[:, best])))
+        errors, size = linalg.vector_norm(e, dim=0), linalg.vector_norm(u + e, dim=0)
+        if not bool(torch.isfinite(size).all()) or not float(size.max()) > 0:
+            return ErrorEstimate(
+                reason="the solution vanishes, or is its centre everywhere, to which no error can be relative"
+            )
+        if remaining > UNEXPLAINED and not any(term.measured for term in self.system.terms.values()):
+            return ErrorEstimate(remaining=remaining, reason=_unexplained(remaining))
+        each = {k: float(a / b) for k, a, b in zip(self.system.problem.fields, errors, size, strict=True) if b > 0}
+        return ErrorEstimate(float(errors.norm() / size.norm()), each, remaining)
 
     def without_constants(self, u: Tensor) -> Tensor:
         """(N, fields), the fields that are free by a constant without their means."""
-        return u - self.free * u.mean(dim=0) if bool(self.free.any()) else u
+        return u - self.free.to(u) * u.mean(dim=0) if bool(self.free.any()) else u
 
-    def improve(self, loss: float) -> float:
-        """Put û into the network; its loss at the further points."""
-        for _ in range(STEPS):
-            before, loss = loss, self.step(loss)
-            if not loss < ENOUGH * before:
-                break
-        return loss
-
-    def step(self, before: float) -> float:
-        """One damped Gauss–Newton step, with the μ whose loss at the further points is smallest; that loss."""
+    def movements(self) -> Tensor:
+        """δ for every μ, (P, dampings)."""
         around = Linearisation(self.sweep, self.own)
+        if not bool(around.r.isfinite().all()):
+            raise FloatingPointError(NOT_FINITE)
         r, solve = around.r.double(), Damped(Coordinates(around, {}))
-        here = self.copies()
-        best, chosen, last = math.inf, here, 0
-        for k, damping in enumerate(DAMPINGS):
-            if k < self.first:
-                continue
-            self.move(here, solve(-r, damping * solve.trace))
-            loss = self.loss()
-            if loss < best:
-                best, chosen, last = loss, self.copies(), k
-            elif best < before:
-                break
-        self.first = max(0, last - 2)  # the next step takes a similar one
-        self.place(chosen)
-        return best
+        return torch.stack([solve(-r, damping * solve.trace) for damping in DAMPINGS], dim=1)
 
-    def loss(self) -> float:
-        """At the further points."""
-        return float(self.residuals(self.further).square().sum()) / 2
+    def function(self) -> Tensor:
+        """u at the probes, its fields in their units, (probes, fields), float64."""
+        return in_field_units(self.system.solution, self.system.solution(self.probes)).double()
 
-    def move(self, start: Mapping[str, Tensor], by: Tensor) -> None:
-        """Put every variable at its start plus its part of a direction, (P,)."""
-        sizes = [x.numel() for x in self.tensors.values()]
-        for (name, x), part in zip(self.tensors.items(), by.split(sizes), strict=True):
-            x.copy_(start[name] + part.view_as(x))
+    def change(self, movement: Tensor) -> Tensor:
+        """e = ∂u/∂θ δ at the probes, likewise."""
+        around = Linearisation(self.values, {VALUE: self.probes})
+        rows = (Coordinates(around, {}) @ movement).view(len(self.system.problem.fields), self.probes.number)
+        return rows.mT * math.sqrt(self.probes.number / 2)  # rows of a term are weighted by √(2/N)
 
-    def copies(self) -> dict[str, Tensor]:
-        return {name: x.detach().clone() for name, x in self.tensors.items()}
 
-    def place(self, values: Mapping[str, Tensor]) -> None:
-        for name, x in self.tensors.items():
-            x.copy_(values[name])
-
-    @contextmanager
-    def kept(self) -> Iterator[None]:
-        """The network as it is comes back at the end."""
-        here = self.copies()
-        try:
-            yield
-        finally:
-            self.place(here)
+def _unexplained(remaining: float) -> str:
+    return (
+        f"the error is uncertain: {100 * remaining:.0f} % of the residual is none that a small change of the solution "
+        "takes away, as at a local minimum of the loss or where the network is too small"
+    )
 
 
 def _points(system: System, rows: int, seed: int) -> Sequence[dict[str, Points]]:

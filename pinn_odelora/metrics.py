@@ -1,4 +1,4 @@
-"""Errors against a reference solution."""
+"""Errors against a reference; relative ones are of values in comparable units, see ``nets.scaled.in_field_units``."""
 
 from __future__ import annotations
 

@@ -9,6 +9,10 @@ is then near one instead of zero (von Neumann, 1941, in one dimension; Moran, 19
 is about √(1.5/N), since the nearest neighbour of a point's nearest neighbour is often the point itself. A field counts
 as not fitted if its misfit is more than 1 % of the spread of its values and ρ is both above a half and beyond 2.5
 standard deviations; or if it is no smaller than that of the mean of the values.
+
+A term of measurements of something else, such as a slope or a flux, is judged in the same way, each component of its
+residual r(u) by itself: e = r(u), and the place of the values is taken by the residual of a constant solution, which is
+that of the values up to a constant where what is measured of a constant is one.
 """
 
 from __future__ import annotations
@@ -20,8 +24,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pinn_odelora.derivatives import AutogradField
 from pinn_odelora.formulation import Problem
 from pinn_odelora.points import Points
+from pinn_odelora.system import System
 
 SMALL = 0.01
 """Of the spread of the values: a misfit below it is that of the network, whatever its shape."""
@@ -64,6 +70,29 @@ def misfits(problem: Problem, solution: Callable[[Points], Tensor], p: Points) -
             if bool(here.any()):
                 found[name] = _misfit((u[:, i] - values[:, 0])[here], values[here, 0], p.rows(problem.coords)[here])
     return found
+
+
+def misfits_of_term(system: System, name: str, p: Points) -> dict[str, Misfit]:
+    """The misfit of each component of a term of measurements, in the units of its residual: by the name of the term, or
+    ``<term>_1``, … for several components.
+
+    Args:
+        system: has the term and the fitted solution.
+        name: of the term.
+        p: its points.
+    """
+    problem = system.problem
+    fields = len(problem.fields)
+    with torch.no_grad():
+        u = system.evaluated(p)
+    mean = u[:, :fields].mean(dim=0)
+    constant = lambda q: torch.cat([mean.expand(q.number, fields), system.evaluated(q)[:, fields:]], dim=1)
+    with torch.enable_grad():
+        e = system.engine(name).residual(p).detach()
+        values = system.terms[name].rows(AutogradField(constant, p, problem.readable, problem.coords)).detach()
+    x = p.rows(problem.coords)
+    names = [name] if e.shape[1] == 1 else [f"{name}_{k + 1}" for k in range(e.shape[1])]
+    return {key: _misfit(e[:, k], values[:, k], x) for k, key in enumerate(names)}
 
 
 def _misfit(e: Tensor, values: Tensor, x: Tensor) -> Misfit:

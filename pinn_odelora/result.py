@@ -56,10 +56,11 @@ class Result:
         net: the adapted network, on the CPU; where factors were trained its layers are W0 + s (B A - B₀ A₀).
         solution: the solution as a function of the coordinates, see ``AdaptedSolution``.
         adapter: the low-rank change alone, ``adapter.save(folder)``.
-        rel_l2, max_error: ‖u - u*‖₂ / ‖u*‖₂ and max |u - u*| at test points; NaN without a reference.
+        rel_l2, max_error: ‖u - u*‖₂ / ‖u*‖₂, of fields in their units if the network has some, and max |u - u*| at test
+            points; NaN without a reference.
         rel_l2_by_field: the former of each field, where there are several and a reference.
         rel_l2_before: rel_l2 of the pretrained network.
-        error_estimate: estimate of ‖u - u*‖₂ / ‖u*‖₂ without a reference, by ``pinn_odelora.error_estimate``; None
+        error_estimate: estimate of rel_l2 without a reference, by ``pinn_odelora.error_estimate``; None
             where none was asked for (``Log.estimate``), or there is none; the summary's ``no_estimate`` says why.
         field_estimates: the same of each field by name; empty where there is none.
         losses_before, losses: w_k · mean |r_k|² of each term at held-out points, of the pretrained network and at the
@@ -70,7 +71,7 @@ class Result:
         coefficients: estimate, 95 % interval and more of each unknown parameter; no interval where the measured values
             are not fitted.
         unknown_fields: each unknown field that was found, as a function of its coordinates.
-        misfits: how each measured field is fitted, where a parameter was unknown.
+        misfits: how each measured field and other measured term is fitted, where a parameter was unknown.
         ranks: r of each adapted layer, by its name in the user's network; empty where all weights were trained.
         steps, gradient_evals, seconds: cost.
         diverged: whether numbers stopped being finite, or the held-out loss ended above its first value.
@@ -142,7 +143,8 @@ class Result:
         before, after = self.losses_before, self.losses
         terms = ", ".join(f"{name} {before[name]:.1e} -> {x:.1e}" for name, x in after.items())
         losses = f"held-out loss {sum(before.values()):.2e} -> {sum(after.values()):.2e}"
-        said = f"relative L2 error about {self.error_estimate:.0e}" if self.error_estimate is not None else ""
+        said = "error uncertain" if self.adaptation.estimate.uncertain else ""
+        said = said if self.error_estimate is None else f"relative L2 error about {self.error_estimate:.0e}"
         return [losses + (f" ({terms})" if len(after) > 1 else ""), *filter(None, [said])]
 
     @property

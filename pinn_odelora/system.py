@@ -19,10 +19,13 @@ from pinn_odelora.distributed import ALONE, Processes
 from pinn_odelora.errors import InputError
 from pinn_odelora.formulation import Problem, Term
 from pinn_odelora.geometry import sobol, stream
-from pinn_odelora.nets.scaled import terms_in_own_units
+from pinn_odelora.nets.scaled import field_units, terms_in_own_units
 from pinn_odelora.points import Points
 from pinn_odelora.units import of_order_one
 from pinn_odelora.unknown_fields import extended
+
+VALUE = "value"
+"""The name of the term whose residual is u itself."""
 
 
 class Solution(nn.Module):
@@ -80,6 +83,12 @@ class Solution(nn.Module):
         if self.coefficients or not isinstance(p, LastingJets):
             return lifted(function, p)
         return p.kept(function, torch.no_grad()(lambda: lifted(function, p)))
+
+
+def values_of(problem: Problem, net: nn.Module) -> dict[str, Term]:
+    """The term whose residual is the solution, over the whole region, its fields in the units of the network."""
+    units = field_units(net, problem.fields)
+    return {VALUE: Term(problem.region, lambda f: tuple(unit.of(f.derivative(k, "")) for k, unit in units.items()))}
 
 
 class Loss(NamedTuple):
@@ -198,6 +207,18 @@ class System:
         """The loss from the residual of each term, (N_k, components)."""
         terms = {name: self.terms[name].weight * r.square().sum(dim=1).mean() for name, r in residuals.items()}
         return Loss(sum(terms.values()), terms)
+
+
+class Values(System):
+    """The system whose residual is the solution, see ``values_of``.
+
+    Args:
+        problem, solution, derivatives: as of a system.
+    """
+
+    def __init__(self, problem: Problem, solution: Solution, derivatives: str = "auto") -> None:
+        super().__init__(problem, solution, derivatives=derivatives)
+        self.terms = values_of(problem, solution.net)
 
 
 @contextmanager

@@ -9,7 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TOLERATED = 10.0
 """A size between 1/TOLERATED and TOLERATED counts as one."""
@@ -25,6 +28,10 @@ class Unit(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.shift:.3g} ± {self.size:.3g}" if self.shift else f"{self.size:.3g}"
+
+    def of(self, q: Tensor) -> Tensor:
+        """Values of the quantity in this unit."""
+        return q if self == NATURAL else (q - self.shift) / self.size
 
 
 NATURAL = Unit()

@@ -31,6 +31,7 @@ class ExactFamily:
     def __init__(self, problem, error=0.0, **ranges):
         self.problem, self.error, self.asked = problem, error, []
         self.space = Ranges.of(problem, ranges)
+        self.centres = (0.0,) * len(problem.fields)
 
     def __call__(self, form="auto", **values):
         for interval in self.space.intervals:

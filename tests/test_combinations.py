@@ -13,7 +13,10 @@ import pinn_odelora as po
 from pinn_odelora.families.combination import Combinations, CombinedNetwork, gauss_newton
 from pinn_odelora.families.parametric import Parametric
 from pinn_odelora.families.stations import Station
+from pinn_odelora.lowrank.settings import LoRA
+from pinn_odelora.nets import MLP, Scaled
 from pinn_odelora.system import Solution, System, draw_points
+from pinn_odelora.units import Scales, Unit
 from problems.allen_cahn import AllenCahn
 from problems.burgers import Burgers
 from problems.convection import Convection
@@ -125,6 +128,21 @@ def test_the_probes_have_the_solution(made):
         problem = combinations.parametric.problem_at(v)
         solution = Solution(problem, combinations.network(one.coefficients))
         torch.testing.assert_close(one.u, solution(combinations.parametric.probes).detach(), rtol=1e-9, atol=1e-10)
+
+
+def test_the_probes_of_a_network_in_units_have_fields_in_these(generator):
+    """The error of an answer is relative to them, as G is."""
+    problem = Kovasznay()
+    units = {"u": Unit(1.0, 2.0), "v": Unit(0.0, 0.5), "p": Unit(-3.0, 7.0)}
+    net = Scaled(MLP(2, 3, width=6, depth=3, generator=generator), Scales(dict.fromkeys("xy", Unit()), units, units))
+    parametric = Parametric(net, problem, ("re",), LoRA(rank=2))
+    points = parametric.points(30, 0, "test")
+    combinations = Combinations(parametric, points, points)
+    combinations.take([Station({"re": 40.0}, parametric.weights(), 0.0, 0.0, 1, 1, 0.0)])
+    (one,) = combinations.find([{"re": 40.0}], [0])
+    u = Solution(problem, combinations.network(one.coefficients))(parametric.probes).detach()
+    expected = (u - torch.tensor([1.0, 0.0, -3.0])) / torch.tensor([2.0, 0.5, 7.0])
+    torch.testing.assert_close(one.u, expected, rtol=1e-8, atol=1e-9)
 
 
 def test_enforced_conditions_hold_for_any_coefficients(made):

@@ -20,6 +20,7 @@ from pinn_odelora.families.stations import Station
 from pinn_odelora.formulation import Problem, Term, parameter
 from pinn_odelora.geometry import Ball, Box, Cloud, sobol
 from pinn_odelora.linearisation import Linearisation, Sweep
+from pinn_odelora.misfit import misfits_of_term
 from pinn_odelora.nets import MLP
 from pinn_odelora.points import Points
 from pinn_odelora.system import Solution, System, draw_points
@@ -319,6 +320,51 @@ def test_two_terms_of_measurements_have_each_their_own_noise(generator):
     alone, freedom = confidence._noise(J, left[:, 0], found[:1])
     assert freedom.tolist() == [40 - found[0][0].used] * 3
     assert torch.allclose(alone, float(left[:40, 0].square().sum()) / freedom * found[0][0].deviation ** 2)
+
+
+def test_without_any_noise_the_degrees_of_freedom_are_those_of_the_smallest_term(generator):
+    """Exact data of several terms, fitted exactly: intervals of no width, and not NaN."""
+    J = torch.randn(30, 2, generator=generator, dtype=torch.float64)
+    r = torch.zeros(30, dtype=torch.float64)
+    found = [(confidence.response(J, r, rows), rows) for rows in (slice(0, 20), slice(20, 30))]
+    variance, freedom = confidence._noise(J, r, found)
+    assert variance.tolist() == [0, 0]
+    assert freedom.tolist() == [10 - found[1][0].used] * 2
+    assert confidence._interval(3.0, None, 0.0, confidence.student(0.95, float(freedom[0])), 0.0)[:3] == (3.0, 3.0, 3.0)
+
+
+def test_measured_terms_are_judged_like_data(generator):
+    """Slopes that the network misses smoothly, or by noise; with two components, each by itself."""
+    weighted = lambda f: (f.u_x - f.slope, 3 * (f.u_x - f.slope))
+
+    def judged(points, residual, net=lambda x: torch.exp(-2 * x) / 2):
+        posed = decay(points)
+        system = System(posed, lambda p: net(p.x))
+        system.terms["slopes"] = Term(Cloud(points), residual, measured=True)
+        return misfits_of_term(system, "slopes", points)
+
+    single = lambda f: f.u_x - f.slope
+    assert judged(slopes(noise=0.05), single)["slopes"].fitted
+    (missed,) = judged(slopes(noise=0.01), single, lambda x: 0.3 * torch.exp(-2 * x)).values()
+    assert not missed.fitted
+    assert missed.correlation > 0.5
+    values = slopes(noise=0.01).slope
+    assert missed.spread == pytest.approx(float((values - values.mean()).square().mean().sqrt()), rel=1e-12)
+    both = judged(slopes(noise=0.05), weighted)
+    assert both.keys() == {"slopes_1", "slopes_2"}
+    assert both["slopes_2"].rms == pytest.approx(3 * both["slopes_1"].rms)
+    assert both["slopes_2"].correlation == pytest.approx(both["slopes_1"].correlation)
+
+
+def test_no_interval_where_a_measured_term_is_not_fitted(decayed):
+    few = {"rank": 3, "points": FEW, "budget": po.Budget(steps=15)}
+    bent = slopes()
+    bent["slope"] += 0.3 * torch.sin(9 * bent.x)  # of no solution of the equation
+    result = po.adapt(decayed, decay(bent), unknown="c", **few)
+    assert result.coefficients["c"]["low"] is None
+    assert not result.summary["misfits"]["slopes"]["fitted"]
+    assert "no interval, since the data are not fitted: rms misfit" in repr(result)
+    assert " of slopes, whose values have a spread of " in repr(result)
 
 
 def test_an_unknown_without_measurements_is_still_refused():

@@ -13,7 +13,7 @@ from scipy.integrate import quad
 import pinn_odelora as po
 from pinn_odelora.bayes.chebyshev import Demand, Part, interpolate, values_at
 from pinn_odelora.bayes.density import Density, Noise, likely, resolve, run_chain
-from pinn_odelora.bayes.posterior import posterior
+from pinn_odelora.bayes.posterior import Measured, Predictions, posterior
 from pinn_odelora.errors import InputError, NonFiniteError
 from pinn_odelora.families.ranges import Interval, Ranges
 from pinn_odelora.formulation import Term
@@ -304,6 +304,15 @@ def test_an_error_of_the_answers_that_counts_is_told():
         found = posterior(ExactFamily(Heat(), error=6e-3, kappa=(0.03, 0.4)), data, sigma=0.01)
     assert found.answer_error == pytest.approx(6e-3 * np.sqrt(np.mean(data["u"] ** 2)), rel=0.05)
     assert len(found.warnings) == 1
+
+
+def test_an_error_relative_to_a_centre_is_that_of_the_deviation():
+    data = columns(Heat(kappa=0.12), 100, 0.0, 11)
+    family = ExactFamily(Heat(), error=6e-3, kappa=(0.03, 0.4))
+    family.centres = (0.5,)
+    predictions = Predictions(family, family.space.intervals, Measured.of(data, Heat()))
+    found = predictions(np.array([0.0]))
+    assert predictions.errors == [pytest.approx(6e-3 * float(np.linalg.norm(found - 0.5)), rel=1e-12)]
 
 
 def test_a_truth_outside_the_range_is_told():

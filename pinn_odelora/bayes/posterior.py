@@ -319,9 +319,10 @@ class Predictions:
 
     def __call__(self, z: Array) -> Array:
         answer = self.family(**values_at(self.intervals, z))
-        found = self.measured.weighted(answer(*self.measured.points), len(self.family.problem.fields))
+        u, fields = answer(*self.measured.points), len(self.family.problem.fields)
+        found, varying = (self.measured.weighted(x, fields) for x in (u, u - np.array(self.family.centres)))
         self.asked.append(np.array(z))
-        self.errors.append(answer.error * float(np.linalg.norm(found)) if math.isfinite(answer.error) else 0.0)
+        self.errors.append(answer.error * float(np.linalg.norm(varying)) if math.isfinite(answer.error) else 0.0)
         return found
 
     def demand(self, found: Interpolant, noise: Noise, prior: Prior | None) -> Demand:

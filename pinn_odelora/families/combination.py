@@ -26,11 +26,11 @@ import torch
 from torch import Tensor, linalg, nn
 
 from pinn_odelora.families.basis import At, Basis, spread
-from pinn_odelora.families.estimate import VALUE, values_of
 from pinn_odelora.families.parametric import Parametric
 from pinn_odelora.families.ranges import Values
 from pinn_odelora.families.stations import Station
 from pinn_odelora.points import Points
+from pinn_odelora.system import VALUE, values_of
 
 DAMPING = 1e-24
 """μ, for columns of norm 1."""
@@ -122,7 +122,7 @@ class Combination(NamedTuple):
         loss: ½‖r‖² at the points of the steps.
         steps: of Gauss–Newton.
         residuals: r at the points of the estimate, (R,).
-        u: at the probes, (probes, fields).
+        u: at the probes, its fields in the units of the network, (probes, fields).
     """
 
     coefficients: Tensor
@@ -155,7 +155,8 @@ class Combinations:
     ) -> None:
         self.parametric, self.device = parametric, torch.device(device)
         self.steps, self.unseen = (Basis(parametric, p, device=device) for p in (points, unseen))
-        self.probes = Basis(parametric, {VALUE: parametric.probes}, values_of, device)
+        values = lambda problem: values_of(problem, parametric.net)
+        self.probes = Basis(parametric, {VALUE: parametric.probes}, values, device)
         self.stations: list[Station] = []
         self.nets: list[nn.Module] = []
         coupled = [name for name, term in parametric.system.terms.items() if term.coupled]

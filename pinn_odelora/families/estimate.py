@@ -28,10 +28,9 @@ from torch import Tensor, linalg
 
 from pinn_odelora.families.parametric import Parametric, fresh
 from pinn_odelora.families.stations import Station
-from pinn_odelora.formulation import Problem, Term
 from pinn_odelora.linalg.gram import gram
 from pinn_odelora.linearisation import Linearisation, Sweep
-from pinn_odelora.system import System
+from pinn_odelora.system import VALUE, Values
 
 DAMPING = 1e-12
 """λ relative to the largest entry of JᵀJ."""
@@ -42,13 +41,11 @@ SAFETY = 3**0.5
 kovasznay."""
 COMBINED = 1.3
 """The same for a combination; seen on burgers, allen_cahn, reaction, convection and heat_plane."""
-VALUE = "value"
-"""The name of the term whose residual is u itself."""
 
 
 @dataclass(frozen=True)
 class Green:
-    """G of one station, (probes · fields, R)."""
+    """G of one station, (probes · fields, R), for fields in the units of the network."""
 
     operator: Tensor
 
@@ -70,7 +67,8 @@ class Linearised:
         residuals = min(MOST, math.ceil(EACH * parametric.dimension))
         self.points = parametric.points(residuals, seed, "family estimate")
         variables = parametric.objective.sweep.variables
-        self.values = Sweep(_Values(parametric), variables.layers, variables.others)
+        values = Values(parametric.problem, parametric.solution, parametric.system.derivatives)
+        self.values = Sweep(values, variables.layers, variables.others)
 
     def green(self, station: Station) -> Green:
         """Linearise at a station; it is in the network afterwards."""
@@ -97,19 +95,6 @@ def _times_inverse(U: Tensor, J: Tensor) -> Tensor:
     return linalg.solve_triangular(R.mT, U.mT, upper=False).mT @ Q[: len(J)].mT
 
 
-class _Values(System):
-    """The system whose residual is the solution."""
-
-    def __init__(self, parametric: Parametric) -> None:
-        super().__init__(parametric.problem, parametric.solution, derivatives=parametric.system.derivatives)
-        self.terms = values_of(parametric.problem)
-
-
-def values_of(problem: Problem) -> dict[str, Term]:
-    """The term whose residual is the solution, over the whole region."""
-    return {VALUE: Term(problem.region, lambda f: tuple(f.derivative(name, "") for name in problem.fields))}
-
-
 def relative(error: Tensor, u: Tensor) -> float:
-    """‖e‖ / ‖u‖ for e (probes · fields,), component by component, and u (probes, fields)."""
+    """‖e‖ / ‖u‖ for e (probes · fields,), component by component, and u (probes, fields), both in units of fields."""
     return float(linalg.vector_norm(error) / linalg.vector_norm(u).clamp(min=torch.finfo(u.dtype).tiny))

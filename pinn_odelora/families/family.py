@@ -30,6 +30,7 @@ from pinn_odelora.families.sensitivity import Sensitivity, sensitivity
 from pinn_odelora.families.settings import ADAPTER, COMBINATION, FORMS
 from pinn_odelora.families.stations import Station
 from pinn_odelora.formulation import Problem
+from pinn_odelora.nets.scaled import field_units
 from pinn_odelora.rules import null, number, one_of
 from pinn_odelora.threads import threads
 
@@ -106,6 +107,11 @@ class Family:
     @property
     def ranges(self) -> dict[str, tuple[float, float]]:
         return {interval.name: (interval.low, interval.high) for interval in self.space.intervals}
+
+    @property
+    def centres(self) -> tuple[float, ...]:
+        """Of the fields in the units of the network, from which errors are relative; zero without units."""
+        return tuple(unit.shift for unit in field_units(self.parametric.net, self.problem.fields).values())
 
     @property
     def bytes(self) -> int:

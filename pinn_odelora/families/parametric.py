@@ -29,6 +29,7 @@ from pinn_odelora.lowrank.targets import check_rank, linear_targets, put_factors
 from pinn_odelora.lowrank.wiring import Wiring
 from pinn_odelora.manifolds.variables import Variable, frames_of, variable
 from pinn_odelora.nets import check_network, copied, few_inputs
+from pinn_odelora.nets.scaled import in_field_units
 from pinn_odelora.objective import Objective
 from pinn_odelora.optim.groups import pairs_of, parameters, single_tensors
 from pinn_odelora.points import Points
@@ -183,8 +184,8 @@ class Parametric:
 
     @torch.no_grad()
     def function(self) -> Tensor:
-        """u at the probes, (points, fields)."""
-        return self.solution(self.probes)
+        """u at the probes, its fields in the units of the network, (points, fields)."""
+        return in_field_units(self.net, self.solution(self.probes))
 
     def points(self, residuals: int, seed: int, purpose: str) -> dict[str, Points]:
         """Evenly drawn points of about so many residuals, float64; inner points are four fifths where there are

@@ -16,7 +16,7 @@ from pinn_odelora.derivatives.field import Field
 from pinn_odelora.errors import InputError
 from pinn_odelora.formulation import Problem, Term
 from pinn_odelora.scaling.find import declared_alone, find, input_names
-from pinn_odelora.units import Scales, Unit
+from pinn_odelora.units import NATURAL, Scales, Unit
 
 ROWS = "rows_"
 """The beginning of the names of the buffers with the sizes of residuals."""
@@ -69,6 +69,22 @@ class Scaled(nn.Module):
     def of_fields(self, u: Tensor) -> Tensor:
         """The fields in their units, (N, fields)."""
         return (u - self.fields_shift) / self.fields_size
+
+
+def field_units(net: nn.Module, fields: Iterable[str]) -> dict[str, Unit]:
+    """The unit of each field by a network; natural where it has none."""
+    scaled = units_inside(net)
+    return dict.fromkeys(fields, NATURAL) if scaled is None else dict(scaled.scales.fields)
+
+
+def in_field_units(net: nn.Module, u: Tensor) -> Tensor:
+    """(u_j - c_j) / s_j with the units of the fields that a network has, (N, fields); u itself without any.
+
+    Relative errors are of fields in their units,  ‖(u - u*) / s‖ / ‖(u* - c) / s‖ , so that neither a field that is
+    large in the user's units nor one far from zero hides the others, or its own variation.
+    """
+    scaled = units_inside(net)
+    return u if scaled is None else scaled.of_fields(u)
 
 
 def in_own_units(name: str, term: Term, net: Scaled) -> Term:

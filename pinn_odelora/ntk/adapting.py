@@ -33,7 +33,7 @@ from pinn_odelora.lowrank.targets import check_rank, linear_targets
 from pinn_odelora.lowrank.wiring import Wiring
 from pinn_odelora.metrics import relative_l2
 from pinn_odelora.nets import check_network, copied, few_inputs
-from pinn_odelora.nets.scaled import own_name
+from pinn_odelora.nets.scaled import in_field_units, own_name
 from pinn_odelora.ntk.linearise import linearised
 from pinn_odelora.ntk.model import Delta, ranks
 from pinn_odelora.ntk.training import LinearisedRun, check_method
@@ -226,4 +226,6 @@ def _errors(problem: Problem, net: nn.Module, delta: Delta, test: int, derivativ
     around = Linearisation(Sweep(system, layers), {"u": points})
     shaped = lambda u: u.unflatten(0, (len(problem.fields), points.number)).mT
     before, after = shaped(around.r), shaped(around.r + around.matvec(delta))
-    return relative_l2(before, reference), relative_l2(after, reference)
+    reference = None if reference is None else in_field_units(net, reference)
+    before, after = (relative_l2(in_field_units(net, u), reference) for u in (before, after))
+    return before, after

@@ -31,6 +31,7 @@ from pinn_odelora.gradient import residual_vector_of
 from pinn_odelora.measurements import measured_term
 from pinn_odelora.metrics import relative_l2
 from pinn_odelora.nets import MLP, Scaled, check_network, copied, in_units
+from pinn_odelora.nets.scaled import in_field_units
 from pinn_odelora.pretraining import cache, stages
 from pinn_odelora.rules import check, number, one_of, whole
 from pinn_odelora.system import Solution, System, draw_points
@@ -192,14 +193,12 @@ def unseen_error(system: System, seed: int) -> Callable[[], float]:
     """
     p = system.problem.region.sample(2048, lambda n, d: sobol(n, d, seed=stream("pretraining error", seed)))
     p = p.to(next(system.solution.parameters()))
-    reference = system.problem.known_reference(p)
-    net = system.solution.net
+    reference, net = system.problem.known_reference(p), system.solution.net
+    reference = None if reference is None else in_field_units(net, reference)
 
     @torch.no_grad()
     def error() -> float:
-        if reference is None or not isinstance(net, Scaled):
-            return relative_l2(system.solution(p), reference)
-        return relative_l2(net.of_fields(system.solution(p)), net.of_fields(reference))
+        return relative_l2(in_field_units(net, system.solution(p)), reference)
 
     return error
 
@@ -296,12 +295,12 @@ def _assess(
         loss = float(system.loss(points).total)
     about = error
     known = "" if math.isnan(error) else f"relative L2 {error:.2e}, "
-    if (
-        math.isnan(error)
-        and origin == "trained"
-        and (guess := error_estimate(system, settings.seed).rel_l2) is not None
-    ):
-        about, known = guess, f"relative L2 error about {guess:.0e}, "
+    if math.isnan(error) and origin == "trained":
+        estimate = error_estimate(system, settings.seed)
+        if (guess := estimate.rel_l2) is not None:
+            about, known = guess, f"relative L2 error about {guess:.0e}, "
+        elif estimate.uncertain:
+            known = "error uncertain, "
     say(f"Pretrained network ({origin}): {known}loss {loss:.2e} at the source parameter.")
     if about > WRONG:
         free = free_constants(system)
