@@ -14,10 +14,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 
+from pinn_odelora import manifest
 from pinn_odelora.adaptation import Adaptation
-from pinn_odelora.files import replacing
 from pinn_odelora.lightning.module import ODELoRAModule
 from pinn_odelora.loop import Row
+from pinn_odelora.manifest import MANIFEST
 
 
 class Saver(L.Callback):
@@ -46,7 +47,7 @@ class Saver(L.Callback):
 
     def save(self, trainer: L.Trainer, module: ODELoRAModule) -> None:
         if trainer.is_global_zero:
-            with replacing(self.path) as temporary:
+            with manifest.exchanging(self.path.parent / MANIFEST, self.path.name) as temporary:
                 trainer.save_checkpoint(temporary)
         else:  # it takes part, and writes nothing
             trainer.save_checkpoint(self.path)

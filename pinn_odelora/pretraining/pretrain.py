@@ -5,7 +5,6 @@ Training here is Adam and then natural gradient or L-BFGS, on all weights, float
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
@@ -18,12 +17,12 @@ import torch
 from numpy.typing import ArrayLike
 from torch import nn
 
+from pinn_odelora import manifest
 from pinn_odelora.budget import Budget
 from pinn_odelora.checkpoints import load_network, save_network
 from pinn_odelora.checks.evaluation import check_reference
 from pinn_odelora.error_estimate import error_estimate
 from pinn_odelora.errors import InputError
-from pinn_odelora.files import write_json
 from pinn_odelora.formulation import Problem, Term
 from pinn_odelora.geometry import sobol, stream
 from pinn_odelora.gradient import residual_vector_of
@@ -237,9 +236,8 @@ def pretrained(
     key = cache.key(problem, net, settings)
     place = None if key is None else cache.place(kept, key)
     file = None if place is None else place / f"{type(problem).__name__.lower()}-{key}.safetensors"
-    if file is not None and file.exists() and (facts := file.with_suffix(".json")).exists():
-        load_network(net, file)
-        return _assess(system, settings, json.loads(facts.read_text(encoding="utf-8"))["seconds"], "cache", say)
+    if file is not None and (seconds := _cached(net, file, say)) is not None:
+        return _assess(system, settings, seconds, "cache", say)
     kept_for = "the result is not kept" if file is None else "the result is kept for the next run"
     if key is not None and file is None:
         kept_for += (
@@ -252,10 +250,42 @@ def pretrained(
     if not all(bool(torch.isfinite(p).all()) for p in net.parameters()):
         raise InputError("Pretraining ended in NaN or infinite weights; choose a smaller pretrain.adam_lr.")
     if file is not None:
-        save_network(net, file, {"problem": repr(problem)})
-        # Written last: an entry without its facts is none.
-        write_json(file.with_suffix(".json"), {"seconds": seconds})
+        _keep(net, problem, file, seconds, say)
     return _assess(system, settings, seconds, "trained", say)
+
+
+def _cached(net: nn.Module, file: Path, say: Callable[[str], None]) -> float | None:
+    """Give a network the weights of an entry of the cache; the seconds that they took, None where there is no entry.
+
+    One that is damaged is none, and is trained and written again.
+    """
+    facts = file.with_suffix(".json")
+    if not (file.exists() and facts.exists()):
+        return None
+    try:
+        entry = manifest.read(facts)
+        seconds = number(least=0).check("seconds", entry.facts.get("seconds"))
+        if file.name not in entry.files:
+            raise InputError(f"{facts} has no digest of {file.name}.")
+        manifest.check(facts, file.name)
+        load_network(net, file)
+        return float(seconds)
+    except InputError as error:
+        say(f"A pretrained network in the cache is damaged, and is trained again: {error}")
+        return None
+
+
+def _keep(net: nn.Module, problem: Problem, file: Path, seconds: float, say: Callable[[str], None]) -> None:
+    """An entry of the cache: the network, and then its digest with the facts, without which it is none."""
+    damaged = file.exists()
+    try:
+        save_network(net, file, {"problem": repr(problem)})
+        manifest.write(file.with_suffix(".json"), [file.name], {"seconds": seconds})
+    except InputError as error:
+        # A folder that can be written was asked for before, but for one that seemed to have the network.
+        if not damaged:
+            raise
+        say(f"It is not kept: {error}")
 
 
 def _assess(

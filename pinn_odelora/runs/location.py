@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pinn_odelora.arguments import given
 from pinn_odelora.errors import InputError
+from pinn_odelora.runs import trust
 from pinn_odelora.runs.folder import CONFIG, START, STATE
 
 
@@ -19,8 +20,8 @@ def check_free(folder: Path) -> None:
     """
     if any(os.path.exists(folder / name) for name in (CONFIG, START, STATE)):
         raise InputError(
-            f"The output folder {folder} already holds a run; continue it with {given('resume', folder)}, "
-            "or give another output_dir."
+            f"The output folder {folder} already holds a run; continue it with {given('resume', folder)}"
+            f"{trust.argument(folder)}, or give another output_dir."
         )
     existing = next(f for f in (folder, *folder.parents) if os.path.exists(f))
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):

@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from pinn_odelora.arguments import given
 from pinn_odelora.errors import NonFiniteError
+from pinn_odelora.runs import trust
 
 
 def say(text: str) -> None:
@@ -26,7 +27,7 @@ def near(folder: Path) -> Path:
 
 def leave(where: str, folder: Path) -> NoReturn:
     """Say how an interrupted run is continued, and end the program."""
-    say(f"Interrupted {where}; continue with: python train.py {given('resume', near(folder))}")
+    say(f"Interrupted {where}; continue with: python train.py {given('resume', near(folder))}{trust.argument(folder)}")
     raise SystemExit(130)
 
 
