@@ -6,13 +6,10 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from pinn_odelora import manifest
 from pinn_odelora.config.request import Request
 from pinn_odelora.errors import InputError
-from pinn_odelora.manifest import MANIFEST
-from pinn_odelora.runs import trust
-from pinn_odelora.runs.configuration import saved_config
-from pinn_odelora.runs.folder import BASE, CONFIG, FAMILY, PROVENANCE, START, STATE, SUMMARY
+from pinn_odelora.runs.folder import CONFIG, FAMILY, START, STATE, SUMMARY
+from pinn_odelora.runs.reopened import reopened
 
 RUNS = Path("runs")
 """Where runs go that have no ``output_dir``."""
@@ -39,17 +36,13 @@ def resumed(cfg: DictConfig, request: Request) -> DictConfig:
     allowed = request.gives("resume", "trust", *CONTINUABLE)
     if other := [key for key in request.given if key not in allowed]:
         raise InputError(f"{other[0]} cannot change when a run is resumed; allowed: {', '.join(CONTINUABLE)}.")
-    manifest.check(folder / MANIFEST, CONFIG, PROVENANCE, START, BASE, STATE, FAMILY)
-    kept, named = saved_config(folder), trust.trusted(OmegaConf.to_container(cfg).get("trust"))
-    for key in trust.HOMES:
-        trust.check_names(key, OmegaConf.to_container(kept).get(key), named)
+    kept = reopened(folder, OmegaConf.select(cfg, "trust"))
     if (folder / SUMMARY).exists() and not ((folder / STATE).exists() or (folder / FAMILY).exists()):
         raise InputError(f"{folder} is a finished run without {STATE} to continue from; its {CONFIG} can repeat it.")
     with open_dict(kept):
         for key in request.gives(*CONTINUABLE):
             OmegaConf.update(kept, key, OmegaConf.select(cfg, key), merge=False)
         kept.resume = kept.output_dir = str(folder)
-        kept.trust = cfg.trust  # what was typed, and not what the folder says
     return kept
 
 

@@ -55,8 +55,8 @@ class UntrustedError(InputError):
     def __init__(self, key: str, path: str) -> None:
         self.module = path.partition(".")[0]
         super().__init__(
-            f"{key}._target_ is {path}, which a run folder may not call by itself; if you trust {self.module}, add "
-            f"trust={self.module} (--trust {self.module} for predict, family, export and dashboard)."
+            f"{key}._target_ is {path}, which a run folder may not call by itself; if you trust {self.module!r}, add "
+            f"trust={self.module!r} (--trust {self.module} for predict, family, export and dashboard)."
         )
 
 
