@@ -385,11 +385,11 @@ def test_a_run_keeps_the_units_and_is_loaded_and_continued_with_them(compose, ru
     whole.run.conclude(whole.result, whole.facts)
     assert whole.result.summary["scales"]["units"]["t"] == [1800.0, 1800.0]
     assert whole.result.ranks.keys() == {"net.linears.2"}
-    u = po.load(tmp_path / "whole")
+    u = po.load(tmp_path / "whole", trust="test_scales")
     t = np.array([0.0, 1000.0])
     assert u(t) == pytest.approx(whole.result.solution(t), rel=1e-6)
     run(compose(*given, "budget.steps=2", f"output_dir={tmp_path / 'part'}"))
-    cfg = compose(f"resume={tmp_path / 'part'}")
+    cfg = compose(f"resume={tmp_path / 'part'}", "trust=test_scales")
     cfg.budget.steps = 4
     part = run(cfg).adaptation
     for (name, a), b in zip(whole.adaptation.net.named_parameters(), part.net.parameters(), strict=True):
@@ -397,7 +397,7 @@ def test_a_run_keeps_the_units_and_is_loaded_and_continued_with_them(compose, ru
 
     plain = run(compose(*given, "budget.steps=1", "pretrain.scales=false", f"output_dir={tmp_path / 'plain'}"))
     assert not isinstance(plain.adaptation.net, Scaled)
-    again = run(compose(f"resume={tmp_path / 'plain'}")).adaptation
+    again = run(compose(f"resume={tmp_path / 'plain'}", "trust=test_scales")).adaptation
     assert not isinstance(again.net, Scaled)
 
 

@@ -32,7 +32,6 @@ from pinn_odelora.runs.folder import (
     COEFFICIENTS,
     CONFIG,
     FAMILY,
-    OUTCOME,
     PROVENANCE,
     UNKNOWN_FIELDS,
     WEIGHTS,
@@ -42,6 +41,9 @@ from pinn_odelora.runs.trust import check_names, trusted
 
 if TYPE_CHECKING:
     from pinn_odelora.families.family import Family
+
+READ = (PROVENANCE, BASE, ADAPTER, WEIGHTS, COEFFICIENTS, UNKNOWN_FIELDS)
+"""What is read of a run besides its configuration."""
 
 
 def load(
@@ -102,7 +104,9 @@ def family(run: str | Path, *, trust: str | Sequence[str] = ()) -> Family:
     if not (folder / FAMILY).exists():
         raise InputError(f"{folder} holds no family: there is no {FAMILY} in it.")
     problem, net = base(folder, trust=trust)
-    return load_family(folder / FAMILY, net, problem)
+    found = load_family(folder / FAMILY, net, problem)
+    manifest.check(folder / MANIFEST, FAMILY)  # what differs is named before
+    return found
 
 
 def base(
@@ -110,7 +114,7 @@ def base(
 ) -> tuple[Problem, nn.Module]:
     """The problem of a run and the user's network as it was before adaptation; for the arguments see ``load``."""
     configured = () if net is not None and problem is not None else (CONFIG,)
-    manifest.check(folder / MANIFEST, *configured, PROVENANCE, BASE, *OUTCOME[:-2])
+    manifest.check(folder / MANIFEST, *configured, *READ)
     given, modules = net is not None, trusted(trust)
     solved = problem
     if net is None or problem is None:

@@ -19,9 +19,11 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 import pinn_odelora
+from pinn_odelora import manifest
 from pinn_odelora.adapted_solution import AdaptedSolution
 from pinn_odelora.errors import InputError
 from pinn_odelora.loop import Row
+from pinn_odelora.manifest import MANIFEST
 from pinn_odelora.plain_files import read_mapping
 from pinn_odelora.result import Result
 from pinn_odelora.runs.compare import everything, is_aside, leaves
@@ -143,6 +145,7 @@ def of_folder(folder: Path, trust: Sequence[str] = ()) -> Shown:
     Raises:
         InputError: if a file in it is damaged.
     """
+    manifest.check(folder / MANIFEST, CONFIG, SUMMARY, HISTORY)
     try:
         own = everything(folder / CONFIG)
         summary = read_mapping(folder / SUMMARY) if (folder / SUMMARY).exists() else {}

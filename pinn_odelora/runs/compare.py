@@ -14,8 +14,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from pinn_odelora import manifest
 from pinn_odelora.errors import InputError
 from pinn_odelora.files import write_text
+from pinn_odelora.manifest import MANIFEST
 from pinn_odelora.plain_files import read_mapping
 from pinn_odelora.runs.configuration import read_config
 from pinn_odelora.runs.folder import CONFIG, FAMILY, SUMMARY
@@ -68,6 +70,7 @@ def summaries(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
 
 
 def _summary(file: Path) -> dict[str, Any]:
+    manifest.check(file.with_name(MANIFEST), CONFIG, SUMMARY)
     try:
         result = read_mapping(file)
         return {name: result[name] for name in COLUMNS if name not in COMPUTED} | {

@@ -10,8 +10,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from pinn_odelora import manifest
 from pinn_odelora.errors import InputError
-from pinn_odelora.files import write_text
+from pinn_odelora.manifest import MANIFEST
 from pinn_odelora.plain_files import read_yaml_text
 from pinn_odelora.runs.folder import CONFIG
 from pinn_odelora.runs.leader import leaders_folder
@@ -61,7 +62,8 @@ def save_config(cfg: DictConfig, folder: Path) -> None:
         return
     own = {"output_dir": None, "resume": None, "trust": None}
     kept = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True) | own)
-    write_text(folder / CONFIG, OmegaConf.to_yaml(kept))
+    with manifest.exchanging(folder / MANIFEST, CONFIG) as temporary:  # a run that goes on may have a new budget
+        temporary.write_bytes(OmegaConf.to_yaml(kept).encode())
 
 
 def saved_config(folder: Path) -> DictConfig:

@@ -35,7 +35,7 @@ HOMES: Mapping[str, Sequence[str]] = {
     "integrator": ("pinn_odelora.integrators",),
 }
 """The modules of what each group names, with all that are below them."""
-INSIDE = ("pinn_odelora.nets", "pinn_odelora.integrators.tableau", "problems", "torch.nn", "torch.optim")
+INSIDE = ("pinn_odelora.nets", "pinn_odelora.integrators", "problems", "torch.nn", "torch.optim")
 """The modules of what an argument may be."""
 OWN = ("problems",)
 """Modules of the user's, whose functions may be called, too."""
