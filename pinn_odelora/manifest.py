@@ -30,6 +30,8 @@ from pinn_odelora.plain_files import read_mapping
 MANIFEST = "manifest.json"
 """The manifest of a run folder."""
 FORMAT = 1
+ABSENT = ""
+"""In the place of the digest of what was, where nothing was."""
 
 
 class DamagedError(InputError):
@@ -124,8 +126,8 @@ def exchanging(path: Path, name: str) -> Iterator[Path]:
     with replacing(path.parent / name) as temporary:
         yield temporary
         known, there = _rest(path), path.parent / name
-        former = known.files.get(name, ())[-1:] if there.exists() else ()
-        _write(path, {**known.files, name: (*former, _digest(temporary))}, known.facts)
+        former = _digest(there) if there.exists() else ABSENT
+        _write(path, {**known.files, name: (former, _digest(temporary))}, known.facts)
 
 
 def check(path: Path, *names: str) -> None:
@@ -145,6 +147,8 @@ def check(path: Path, *names: str) -> None:
         try:
             present = sha256(path.parent / name) if _inside(name) else None
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and ABSENT in digests:
+                continue
             raise DamagedError(f"{path.parent / name} cannot be read ({error.strerror or error}).") from error
         if present not in digests:
             raise DamagedError(

@@ -30,6 +30,7 @@ from pinn_odelora.nets import MLP
 from pinn_odelora.plain_files import read_json, read_yaml
 from pinn_odelora.runs import trust
 from pinn_odelora.runs.configuration import read_config, saved_config
+from pinn_odelora.runs.reopened import reopened
 
 SENTINEL = "called"
 """A file that every attack here would make in the current folder."""
@@ -352,7 +353,23 @@ def test_a_file_that_never_ends_is_not_read(folder):
             sha256(file)
 
 
-def test_links_and_names_that_leave_the_folder_are_not_followed(folder):
+@pytest.mark.parametrize(
+    "name", [".lock", "history.csv", ".config.yaml.4711", "adapter", "adapter/adapter_config.json"]
+)
+def test_a_run_writes_by_no_link_into_another_folder(name, folder, here):
+    outside = here / "outside"
+    outside.write_text("mine")
+    (folder / "wandb").mkdir()
+    (folder / "latest").symlink_to("wandb")  # as W&B makes them
+    reopened(folder, None)
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).symlink_to(outside)
+    with pytest.raises(InputError, match=rf"{name} is a link to .*outside, but a run that goes on writes into its own"):
+        reopened(folder, None)
+    assert outside.read_text() == "mine"
+
+
+def test_names_that_leave_the_folder_are_not_followed(folder):
     from pinn_odelora.manifest import DamagedError, _write, check
 
     for name in ("../secret", "/etc/passwd", "a/../../b"):

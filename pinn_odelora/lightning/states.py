@@ -82,10 +82,11 @@ def check(saved: Mapping[str, Any], adaptation: Adaptation, names: nn.Module, pa
         InputError: naming what differs.
     """
     try:
+        training = adaptation.training  # with which factors are put into the network
         _has(saved, SAVED, "it")
         _check_weights(saved["state_dict"], names.state_dict(), adaptation)
-        _check_training(saved["adaptation"], adaptation.training)
-        _check_optimizer(saved["optimizer_states"], adaptation.training)
+        _check_training(saved["adaptation"], training)
+        _check_optimizer(saved["optimizer_states"], training)
         _check_settings(saved.get(RUN), settings(adaptation))
     except _OtherError as error:
         raise _refused(path, f"is not that of this run: {error}") from None
