@@ -69,8 +69,9 @@ def test_every_file_that_is_read_again_is_covered(compose, run, tmp_path):
 def test_what_is_written_again_is_covered_again(compose, run, tmp_path):
     folder, path = tmp_path / "run", tmp_path / "run" / MANIFEST
     for steps in (3, 6):
-        given = [f"resume={folder}"] if steps > 3 else ["checkpoint.every=2"]
-        done = run(compose(*given, f"budget.steps={steps}"))
+        cfg = compose(*([f"resume={folder}"] if steps > 3 else ["checkpoint.every=2"]))
+        cfg.budget.steps = steps
+        done = run(cfg)
         if steps > 3:  # until it ends, a run that was finished before may be killed between two of its files
             assert not any(name.startswith(OUTCOME) for name in manifest.read(path).files)
         done.run.conclude(done.result, done.facts)

@@ -58,7 +58,8 @@ CHANGES = {
     ),
     "a foreign memory": (lambda s: s["optimizer_states"][0]["state"].update({77: {}}), "has a memory of 77"),
     "two optimisers": (lambda s: s["optimizer_states"].append({}), "it has not one optimiser"),
-    "another problem": (lambda s: s["run"].update(problem={}), r"its problem\.nu is None, that of the run 0"),
+    "another problem": (lambda s: s["run"].update(problem={}), "its problem is None, that of the run problems.burgers"),
+    "another parameter": (lambda s: s["run"]["problem"].update(nu=7), r"its problem\.nu is 7, that of the run 0"),
     "another method": (lambda s: s["run"]["method"].update(name="lora_gd"), r"its method\.name is lora_gd, that of "),
     "another scheme": (
         lambda s: s["run"]["integrator"].update(_target_="ROS2"),
@@ -74,6 +75,11 @@ CHANGES = {
     "loops of nothing": (lambda s: s["loops"].clear(), "has changed since it was written"),
     "a last digit": (lambda s: s["state_dict"]["solution.net.linears.0.bias"].mul_(1 + 1e-15), "has changed since"),
 }
+
+
+def longer(cfg):
+    cfg.budget.steps = 9
+    return cfg
 
 
 @pytest.fixture
@@ -125,10 +131,10 @@ def test_a_run_goes_on_from_no_other_state(begun, compose, run, tmp_path):
         shutil.copytree(folder, there)
         torch.save(whole, there / STATE)
         with pytest.raises(InputError, match=r"last\.ckpt has changed since it was written, or is damaged"):
-            begin(compose(f"resume={there}", "budget.steps=9"))
+            begin(compose(f"resume={there}"))
         (there / "manifest.json").unlink()  # as one of before, or of somebody else
         with pytest.raises(InputError, match=rf"last\.ckpt, the state to continue from, .*{said}"):
-            run(compose(f"resume={there}", "budget.steps=9"))
+            run(longer(compose(f"resume={there}")))
 
     # One of before may lack a digest, and fail only when a step is taken from it.
     whole = torch.load(folder / STATE, weights_only=True)
@@ -137,4 +143,4 @@ def test_a_run_goes_on_from_no_other_state(begun, compose, run, tmp_path):
     torch.save(whole, folder / STATE)
     (folder / "manifest.json").unlink()
     with pytest.raises(InputError, match=r"is not that of this run: the first step from it fails \(TypeError"):
-        run(compose(f"resume={folder}", "budget.steps=9"))
+        run(longer(compose(f"resume={folder}")))
