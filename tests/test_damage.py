@@ -28,6 +28,12 @@ READERS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def without_pictures(monkeypatch):
+    """Which are not read again, and take most of the time."""
+    monkeypatch.setattr("pinn_odelora.runs.save.save_figures", lambda *_: None)
+
+
 def damaged(content, other, kind, rng):
     """A bit, an end or all of a file exchanged."""
     at = rng.randrange(len(content))

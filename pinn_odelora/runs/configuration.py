@@ -12,6 +12,7 @@ from yaml import YAMLError
 
 from pinn_odelora import manifest
 from pinn_odelora.errors import InputError
+from pinn_odelora.files import write_text
 from pinn_odelora.manifest import MANIFEST
 from pinn_odelora.plain_files import read_yaml_text
 from pinn_odelora.runs.folder import CONFIG
@@ -62,6 +63,9 @@ def save_config(cfg: DictConfig, folder: Path) -> None:
         return
     own = {"output_dir": None, "resume": None, "trust": None}
     kept = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True) | own)
+    if not (folder / MANIFEST).exists():
+        write_text(folder / CONFIG, OmegaConf.to_yaml(kept))
+        return
     with manifest.exchanging(folder / MANIFEST, CONFIG) as temporary:  # a run that goes on may have a new budget
         temporary.write_bytes(OmegaConf.to_yaml(kept).encode())
 
