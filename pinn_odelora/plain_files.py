@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+PARSER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""That of C where there is one, which is not slow in what is nested."""
 DEPTH = 50
 """Of YAML: lists and maps inside of each other."""
 
@@ -26,7 +28,7 @@ def read_yaml_text(path: Path) -> str:
     text = path.read_text(encoding="utf-8")
     try:
         depth = 0
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        for event in yaml.parse(text, Loader=PARSER):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if isinstance(event, yaml.AliasEvent):
                 raise ValueError("it refers to parts of itself")
