@@ -380,11 +380,15 @@ def test_a_run_writes_by_no_link_into_another_folder(name, folder, here):
     assert outside.read_text() == "mine"
 
 
-def test_names_that_leave_the_folder_are_not_followed(folder):
-    from pinn_odelora.manifest import DamagedError, _write, check
+def test_names_that_leave_the_folder_are_not_followed(here):
+    """Though the file that they lead to has the digest that is listed."""
+    from pinn_odelora.manifest import DamagedError, _write, check, sha256
 
-    for name in ("../secret", "/etc/passwd", "a/../../b"):
-        _write(folder / "manifest.json", {name: ("0",)}, {})
+    folder = here / "run"
+    (folder / "a").mkdir(parents=True)
+    (here / "secret").write_text("mine")
+    for name in ("../secret", str(here / "secret"), "a/../../secret"):
+        _write(folder / "manifest.json", {name: (sha256(here / "secret"),)}, {})
         with pytest.raises(DamagedError):
             check(folder / "manifest.json", name)
 
