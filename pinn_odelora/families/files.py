@@ -32,7 +32,8 @@ from pinn_odelora.threads import threads as limited
 
 FORMAT = 1
 NUMBERS = [f.name for f in dataclasses.fields(Station) if f.name not in ("values", "weights")]
-RULES = {f.name: annotated(get_type_hints(Station)[f.name]) for f in dataclasses.fields(Station) if f.name in NUMBERS}
+KINDS = get_type_hints(Station)
+RULES = {name: whole(0) if KINDS[name] is int else annotated(KINDS[name]) for name in NUMBERS}
 """What each of them may be."""
 
 
