@@ -92,21 +92,21 @@ def predict(args: argparse.Namespace) -> None:
     """Evaluate a run at given points: an .npz with one array for each coordinate."""
     import pinn_odelora
 
-    print(evaluated(pinn_odelora.load(args.run), args.points, args.output))
+    print(evaluated(pinn_odelora.load(args.run, trust=args.trust), args.points, args.output))
 
 
 def evaluated(u: AdaptedSolution, file: Path, out: Path | None) -> Path:
     """Write the values of a solution at the points of a file, beside them unless told where; the path."""
     import numpy as np
 
+    from pinn_odelora.array_files import read_arrays
     from pinn_odelora.files import write_by
 
     coords, fields = u.problem.coords, u.problem.fields
     try:
-        with np.load(file) as archive:
-            points = {name: archive[name] for name in archive.files}
-    except Exception as error:  # A damaged archive can fail in any way.
-        said = str(error).rstrip(".") or type(error).__name__
+        points = read_arrays(file)
+    except (OSError, ValueError) as error:
+        said = str(error).rstrip(".")
         raise InputError(f"{file} cannot be read as an .npz file of named arrays: {said}.") from None
     if missing := [name for name in coords if name not in points]:
         raise InputError(f"{file} has no array {', '.join(missing)}; the coordinates are {', '.join(coords)}.")
@@ -140,7 +140,7 @@ def family(args: argparse.Namespace) -> None:
     if args.adapter and args.form == COMBINATION:
         raise InputError("--adapter writes one adapter, which a combination is not; --form must be adapter or auto.")
     form = ADAPTER if args.adapter else args.form
-    found = load(args.run)
+    found = load(args.run, trust=args.trust)
     if not numbers and not args.page:
         print(str(found).strip("<>"))
     for k in range(numbers):
@@ -201,7 +201,7 @@ def dashboard(args: argparse.Namespace) -> None:
     """Runs on one page: a table with filters, curves, error against step size, solutions side by side."""
     import pinn_odelora
 
-    made = pinn_odelora.dashboard(args.runs, args.output)
+    made = pinn_odelora.dashboard(args.runs, args.output, trust=args.trust)
     for note in made.notes:
         print(note, file=sys.stderr)
     print(f"{args.output}: {made.runs} {'run' if made.runs == 1 else 'runs'}, {made.size / 1e6:.1f} MB")
@@ -216,7 +216,7 @@ def export(args: argparse.Namespace) -> None:
     from pinn_odelora.lowrank.adapter_files import merged_state_dict
 
     out = args.output or args.run / "network.pt"
-    state = merged_state_dict(pinn_odelora.load(args.run).solution.net)
+    state = merged_state_dict(pinn_odelora.load(args.run, trust=args.trust).solution.net)
     write_by(out, lambda file: torch.save(state, file))
     print(out)
 
@@ -286,6 +286,9 @@ def parser() -> argparse.ArgumentParser:
     commands["dashboard"].add_argument("runs", type=Path, nargs="+", help="folders of runs, or above them")
     page = "the file to write: default %(default)s"
     commands["dashboard"].add_argument("-o", "--output", type=Path, default=Path("dashboard.html"), help=page)
+    trusted = "a module of your own that the run may import and call; may be repeated"
+    for name in ("predict", "family", "export", "dashboard"):
+        commands[name].add_argument("--trust", action="append", default=[], metavar="MODULE", help=trusted)
     main.epilog = "\n".join(
         ["usage of the commands:", *(f"  {c.format_usage()[7:].strip()}" for c in commands.values())]
     )

@@ -28,6 +28,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from pinn_odelora.array_files import read_arrays
 from pinn_odelora.derivatives.field import Field
 from pinn_odelora.errors import InputError, unknown
 from pinn_odelora.formulation import Problem, Term
@@ -154,13 +155,12 @@ def _read(path: Path) -> dict[str, NDArray]:
 
 
 def _read_npz(path: Path) -> dict[str, NDArray]:
-    with path.open("rb") as file:
-        try:
-            with np.load(file, allow_pickle=False) as archive:
-                return {name: np.asarray(archive[name]) for name in archive.files}
-        except Exception as error:  # Damaged archives can fail in any way.
-            found = "pickled objects, never loaded" if "Object arrays" in str(error) else "no readable arrays by name"
-            raise InputError(f"{path} holds {found}; write it with numpy.savez(path, x=..., u=...).") from error
+    try:
+        return read_arrays(path)
+    except ValueError as error:
+        unread = f"no readable arrays by name ({error})"
+        found = "pickled objects, never loaded" if "Object arrays" in str(error) else unread
+        raise InputError(f"{path} holds {found}; write it with numpy.savez(path, x=..., u=...).") from error
 
 
 def _read_csv(path: Path) -> dict[str, NDArray]:

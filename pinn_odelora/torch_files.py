@@ -9,6 +9,7 @@ against the bytes that there are, and nothing that the pickle names is imported 
 from __future__ import annotations
 
 import io
+import math
 import re
 import struct
 import sys
@@ -27,6 +28,8 @@ from pinn_odelora.pickles import Made, Name, UnreadableError, read_pickle
 
 MAGIC = 0x1950A86A20F9469CFC6C
 """The first pickle of a file from before torch 1.6."""
+LARGEST = 2**20
+"""Numbers of a tensor that repeats those of its storage, as an expanded one does; else a few bytes could be endless."""
 _DTYPES: Mapping[str, torch.dtype] = {
     "Double": torch.float64,
     "Float": torch.float32,
@@ -209,6 +212,8 @@ def _strided(value: Made) -> Tensor:
         memory = memory.view(_NUMBERS[named])
     if all(sizes) and offset + sum((n - 1) * s for n, s in zip(sizes, strides, strict=True)) >= len(memory):
         raise UnreadableError("it is damaged (its sizes go beyond its bytes)")
+    if math.prod(sizes) > max(len(memory), LARGEST):
+        raise UnreadableError("it is damaged (its sizes repeat its bytes)")
     return memory.as_strided(sizes, strides, offset) if all(sizes) else memory.new_empty(sizes)
 
 

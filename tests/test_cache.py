@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import math
 import os
+import pickle
 import pwd
 import re
 import shutil
@@ -17,6 +18,8 @@ import torch
 from torch import nn
 
 import pinn_odelora
+from pinn_odelora import manifest
+from pinn_odelora.checkpoints import save_network
 from pinn_odelora.errors import InputError
 from pinn_odelora.formulation import Problem, Term, parameter
 from pinn_odelora.geometry import Box
@@ -356,6 +359,70 @@ def test_a_network_is_trained_once_for_each_key_and_always_without_one(cls, kept
     assert known.origin == "trained"
     assert len([*tmp_path.rglob("*.safetensors")]) == (2 if kept else 0)
     assert (tmp_path / "kept").exists() == kept
+
+
+class Touch:
+    """Leaves a trace when it is unpickled."""
+
+    def __reduce__(self):
+        return os.system, ("touch called",)
+
+
+DAMAGE = {
+    "a bit": lambda weights, facts: weights.write_bytes(flipped(weights.read_bytes())),
+    "cut": lambda weights, facts: weights.write_bytes(weights.read_bytes()[:-5]),
+    "empty": lambda weights, facts: weights.write_bytes(b""),
+    "a pickle": lambda weights, facts: weights.write_bytes(pickle.dumps(Touch())),
+    "another network": lambda weights, facts: save_network(MLP(1, 1, width=4, depth=1).double(), weights),
+    "facts cut": lambda weights, facts: facts.write_bytes(facts.read_bytes()[:-9]),
+    "facts of a bit": lambda weights, facts: facts.write_bytes(flipped(facts.read_bytes())),
+    "facts that are no text": lambda weights, facts: facts.write_bytes(b"\xff\xfe{"),
+    "facts of before": lambda weights, facts: facts.write_text('{"seconds": 1.0}'),
+    "facts of nothing": lambda weights, facts: manifest.write(facts, [], {"seconds": 1.0}),
+    "no seconds": lambda weights, facts: manifest.write(facts, [weights.name], {"seconds": "a while"}),
+    "a list": lambda weights, facts: facts.write_text("[" * 9999),
+}
+
+
+def flipped(content):
+    return content[:-12] + bytes([content[-12] ^ 1]) + content[-11:]
+
+
+def trained(folder, said):
+    network, problem = MLP(1, 1, width=3, depth=1).double(), Line(slope=1.0)
+    known = pretrained(System(problem, Solution(problem, network)), Drawn(), kept=folder, say=said.append)
+    assert all(bool((p == 0.125).all()) for p in network.parameters())
+    return known.origin
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_network_is_trained_again_and_one_line_says_so(damage, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = []
+    assert trained(tmp_path / "kept", said) == "trained"
+    assert trained(tmp_path / "kept", said) == "cache"
+    assert not any("damaged" in line for line in said)
+    (weights,) = (tmp_path / "kept").glob("*.safetensors")
+    damage(weights, weights.with_suffix(".json"))
+    assert trained(tmp_path / "kept", said) == "trained"
+    (line,) = [line for line in said if "damaged" in line.partition(":")[0]]
+    assert line.startswith("A pretrained network in the cache is damaged, and is trained again: ")
+    assert trained(tmp_path / "kept", said) == "cache"
+    assert not (tmp_path / "called").exists()
+
+
+def test_a_damaged_network_in_a_folder_that_cannot_be_written_is_trained_and_not_kept(tmp_path, monkeypatch):
+    said = []
+    trained(tmp_path / "kept", said)
+    (weights,) = (tmp_path / "kept").glob("*.safetensors")
+    weights.write_bytes(b"")
+
+    def refused(*_):
+        raise InputError("Cannot write it: Read-only file system.")
+
+    monkeypatch.setattr("pinn_odelora.pretraining.pretrain.save_network", refused)
+    assert trained(tmp_path / "kept", said) == "trained"
+    assert "It is not kept: Cannot write it: Read-only file system." in said
 
 
 # Where it is.

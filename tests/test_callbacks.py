@@ -9,6 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from pinn_odelora import manifest
 from pinn_odelora.budget import Budget, Progress
 from pinn_odelora.errors import InputError
 from pinn_odelora.lightning.callbacks import ProgressLine, Saver
@@ -159,4 +160,5 @@ def test_the_state_is_saved_every_so_many_steps_and_replaced_whole(tmp_path):
     with pytest.raises(InputError, match=r"Cannot write .*last.ckpt: No space left on device"):
         saver.on_train_end(Trainer(fails=True), module)
     assert (tmp_path / "last.ckpt").read_bytes() == before
-    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["last.ckpt", "manifest.json"]
+    manifest.check(tmp_path / "manifest.json", "last.ckpt")  # whose digest is the one of before, beside the next

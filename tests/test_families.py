@@ -1,10 +1,12 @@
 """Families: ranges, guesses, the span of stations, estimates, the path, and files."""
 
+import json
 import math
 from itertools import pairwise
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from scipy.interpolate import CubicSpline
 
@@ -377,6 +379,48 @@ def test_a_family_of_another_network_or_equation_is_refused(family, heat, tmp_pa
         po.load_family(tmp_path / "text", heat, Heat())
     with pytest.raises(po.InputError, match="the ranges there"):
         po.family(heat, Heat(), kappa=(0.05, 0.3), file=path, budget=po.Budget(steps=1))
+
+
+def rewritten(path, change):
+    """The file with another content, and no digest, as files of before have none."""
+    with safetensors.safe_open(path, "pt") as file:
+        content = json.loads(file.metadata()["family"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    del content["sha256"]
+    change(content, tensors)
+    safetensors.torch.save_file(tensors, path, {"family": json.dumps(content)})
+
+
+MALFORMED = {
+    "a counter": lambda content, tensors: content["stations"][0].update(steps=-1),
+    "a word": lambda content, tensors: content["stations"][0].update(loss="small"),
+    "a parameter": lambda content, tensors: content["stations"][0]["values"].update(kappa=None),
+    "no parameters": lambda content, tensors: content["stations"][0].pop("values"),
+    "ranges": lambda content, tensors: content.update(ranges=[{"low": 1}]),
+    "adapters": lambda content, tensors: content.update(lora={"rank": "large"}),
+    "no conditions": lambda content, tensors: content.pop("conditions"),
+    "a grid": lambda content, tensors: content.update(grid=None),
+    "NaN": lambda content, tensors: next(iter(tensors.values())).fill_(math.nan),
+}
+
+
+def test_a_file_that_changed_or_is_malformed_is_refused(family, heat, tmp_path):
+    path = tmp_path / "heat.safetensors"
+    family.save(path)
+    whole = path.read_bytes()
+    digit = whole.index(b'loss\\": ') + len(b'loss\\": ')
+    for place in (digit, len(whole) - 9):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(po.InputError, match="has changed since it was written, or is damaged: its digest is"):
+            po.load_family(path, heat, Heat())
+    for change in MALFORMED.values():
+        path.write_bytes(whole)
+        rewritten(path, change)
+        with pytest.raises(po.InputError, match="is no family of this program"):
+            po.load_family(path, heat, Heat())
+    path.write_bytes(whole)
+    rewritten(path, lambda content, tensors: None)
+    assert len(po.load_family(path, heat, Heat()).stations) == len(family.stations)
 
 
 def test_an_interrupted_family_goes_on_to_the_same_bytes(heat, tmp_path, monkeypatch):

@@ -36,7 +36,15 @@ ROOT = Path(__file__).parents[1]
 SMALL = ["net.width=8", "net.depth=2", "pretrain.adam_steps=30", "pretrain.natural_gradient_steps=40"]
 RANGE = "family.nu=[0.05,0.03]"
 FILES = [
-    *("code", "config.yaml", "family.safetensors", "pretrained.safetensors", "provenance.json", "start.json"),
+    *(
+        "code",
+        "config.yaml",
+        "family.safetensors",
+        "manifest.json",
+        "pretrained.safetensors",
+        "provenance.json",
+        "start.json",
+    ),
     "summary.json",
 ]
 

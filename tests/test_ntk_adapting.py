@@ -24,7 +24,15 @@ from problems.kovasznay import Kovasznay
 
 LINEARISED = ["training.regime=linearised", *SMALL, "net.depth=3"]
 FILES = [
-    *("code", "config.yaml", "history.csv", "network.safetensors", "pretrained.safetensors", "provenance.json"),
+    *(
+        "code",
+        "config.yaml",
+        "history.csv",
+        "manifest.json",
+        "network.safetensors",
+        "pretrained.safetensors",
+        "provenance.json",
+    ),
     *("start.json", "summary.json"),
 ]
 

@@ -167,9 +167,9 @@ def test_loading_resuming_and_comparing_say_it(place, compose, run, capsys):
     from pinn_odelora.config.load import base
 
     with pytest.warns(ChangedWarning, match=r"^numbers.py has changed .* run/code/pde_of_mine/numbers.py\.$"):
-        base(folder)
+        base(folder, trust="pde_of_mine")
     capsys.readouterr()
-    run(begin(compose(f"resume={folder}", "budget.steps=9"))[0])
+    run(begin(compose(f"resume={folder}", "trust=pde_of_mine", "budget.steps=9"))[0])
     assert capsys.readouterr().err.count("numbers.py has changed") == 1
     assert provenance.sentence_on([place]).startswith("numbers.py has changed since the run in run was made")
     provenance.record(place / "other", plate(), MLP(2, 1), [])

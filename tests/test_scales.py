@@ -427,11 +427,11 @@ def test_a_run_keeps_the_units_and_is_loaded_and_continued_with_them(compose, ru
     assert whole.result.ranks.keys() == whole.result.summary["ranks"].keys() == {"linears.2"}
     assert whole.result.history[-1]["lora/linears.2/rank"] == 4
     assert whole.result.summary["layers"].startswith("Adapted: linears.2 (12 x 12) at rank 4; trained whole: linears.4")
-    u = po.load(tmp_path / "whole")
+    u = po.load(tmp_path / "whole", trust="test_scales")
     t = np.array([0.0, 1000.0])
     assert u(t) == pytest.approx(whole.result.solution(t), rel=1e-6)
     run(compose(*given, "budget.steps=2", f"output_dir={tmp_path / 'part'}"))
-    cfg = compose(f"resume={tmp_path / 'part'}")
+    cfg = compose(f"resume={tmp_path / 'part'}", "trust=test_scales")
     cfg.budget.steps = 4
     part = run(cfg).adaptation
     for (name, a), b in zip(whole.adaptation.net.named_parameters(), part.net.parameters(), strict=True):
@@ -439,14 +439,14 @@ def test_a_run_keeps_the_units_and_is_loaded_and_continued_with_them(compose, ru
 
     plain = run(compose(*given, "budget.steps=1", "pretrain.scales=false", f"output_dir={tmp_path / 'plain'}"))
     assert not isinstance(plain.adaptation.net, Scaled)
-    again = run(compose(f"resume={tmp_path / 'plain'}")).adaptation
+    again = run(compose(f"resume={tmp_path / 'plain'}", "trust=test_scales")).adaptation
     assert not isinstance(again.net, Scaled)
 
     monkeypatch.setattr(Cooling, "scales", {"t": 900.0})
     with pytest.warns(ChangedWarning, match=r"^The weights keep .* \(t 1.8e\+03 ± 1.8e\+03\), not .* \(t 900\)"):
-        assert po.load(tmp_path / "whole")(t) == pytest.approx(u(t), rel=1e-12)
+        assert po.load(tmp_path / "whole", trust="test_scales")(t) == pytest.approx(u(t), rel=1e-12)
     capsys.readouterr()
-    run(compose(f"resume={tmp_path / 'part'}"))
+    run(compose(f"resume={tmp_path / 'part'}", "trust=test_scales"))
     assert capsys.readouterr().err.count("The weights keep the units that they were trained in (t 1.8e+03") == 1
 
 

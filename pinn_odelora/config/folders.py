@@ -8,8 +8,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from pinn_odelora.config.request import Request
 from pinn_odelora.errors import InputError
-from pinn_odelora.runs.configuration import saved_config
 from pinn_odelora.runs.folder import CONFIG, FAMILY, START, STATE, SUMMARY
+from pinn_odelora.runs.reopened import reopened
 
 RUNS = Path("runs")
 """Where runs go that have no ``output_dir``."""
@@ -29,13 +29,14 @@ def resumed(cfg: DictConfig, request: Request) -> DictConfig:
     """The configuration kept in the folder ``resume``, with what was given of ``CONTINUABLE`` put into it.
 
     Raises:
-        InputError: if the folder holds no run, or something else was given that a continued run cannot change.
+        InputError: if the folder holds no run, or its configuration names code that was not
+            trusted; or something else was given that a continued run cannot change.
     """
     folder = Path(cfg.resume).expanduser().absolute()
-    allowed = request.gives("resume", *CONTINUABLE)
+    allowed = request.gives("resume", "trust", *CONTINUABLE)
     if other := [key for key in request.given if key not in allowed]:
         raise InputError(f"{other[0]} cannot change when a run is resumed; allowed: {', '.join(CONTINUABLE)}.")
-    kept = saved_config(folder)
+    kept = reopened(folder, OmegaConf.select(cfg, "trust"))
     if (folder / SUMMARY).exists() and not ((folder / STATE).exists() or (folder / FAMILY).exists()):
         raise InputError(f"{folder} is a finished run without {STATE} to continue from; its {CONFIG} can repeat it.")
     with open_dict(kept):

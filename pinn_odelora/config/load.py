@@ -6,9 +6,8 @@ What reads the configuration is imported when it is needed: a caller who gives n
 from __future__ import annotations
 
 import dataclasses
-import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
@@ -16,24 +15,47 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from pinn_odelora import manifest
 from pinn_odelora.adapted_solution import AdaptedSolution
 from pinn_odelora.arguments import given as argument
 from pinn_odelora.checkpoints import Weights, load_network
 from pinn_odelora.errors import ChangedWarning, InputError
 from pinn_odelora.field_networks import FieldNetwork, field_networks
-from pinn_odelora.files import read_text
+from pinn_odelora.files import reason
 from pinn_odelora.formulation import Problem
 from pinn_odelora.lowrank.adapter_files import load_adapter
+from pinn_odelora.manifest import MANIFEST
 from pinn_odelora.nets import check_network, copied, in_units_of
 from pinn_odelora.nets.scaled import kept_units
+from pinn_odelora.plain_files import read_mapping
 from pinn_odelora.runs import provenance
-from pinn_odelora.runs.folder import ADAPTER, BASE, COEFFICIENTS, CONFIG, FAMILY, UNKNOWN_FIELDS, WEIGHTS
+from pinn_odelora.runs.folder import (
+    ADAPTER,
+    BASE,
+    COEFFICIENTS,
+    CONFIG,
+    FAMILY,
+    PROVENANCE,
+    UNKNOWN_FIELDS,
+    WEIGHTS,
+)
+from pinn_odelora.runs.trust import argument as words
+from pinn_odelora.runs.trust import check_names, trusted
 
 if TYPE_CHECKING:
     from pinn_odelora.families.family import Family
 
+READ = (PROVENANCE, BASE, ADAPTER, WEIGHTS, COEFFICIENTS, UNKNOWN_FIELDS)
+"""What is read of a run besides its configuration."""
 
-def load(run: str | Path, net: nn.Module | None = None, problem: Problem | None = None) -> AdaptedSolution:
+
+def load(
+    run: str | Path,
+    net: nn.Module | None = None,
+    problem: Problem | None = None,
+    *,
+    trust: str | Sequence[str] = (),
+) -> AdaptedSolution:
     """The adapted solution of a run folder, on the CPU in double precision.
 
     Args:
@@ -42,10 +64,13 @@ def load(run: str | Path, net: nn.Module | None = None, problem: Problem | None 
             folder cannot build it. Its weights do not matter; it is copied, not changed.
         problem: the problem, where ``config.yaml`` cannot build it, as for one made by ``po.problem``. Coefficients
             that the run has found take the place of its values.
+        trust: modules that ``config.yaml`` in the folder may import and call, beside this package, ``problems`` and
+            the layers of torch: a run folder is data, and what it names is called only if the caller says so.
 
     Raises:
-        InputError: if the folder holds no run, an unfinished one, or one of an earlier version; network or problem
-            must be given; or the network is not of the structure that was adapted.
+        InputError: if the folder holds no run, an unfinished one, or one of an earlier version; a file in it is
+            damaged; network or problem must be given, or their module be trusted; or the network is not of the
+            structure that was adapted.
 
     Warns:
         ChangedWarning: if the source of problem or network, or a file that the run has read, has changed since.
@@ -55,7 +80,7 @@ def load(run: str | Path, net: nn.Module | None = None, problem: Problem | None 
         raise InputError(
             f"{folder} holds a family of solutions; ask for one: python -m pinn_odelora family {quote(str(folder))}"
         )
-    problem, net = base(folder, net, problem)
+    problem, net = base(folder, net, problem, trust)
     if (folder / ADAPTER).exists():
         load_adapter(net, folder / ADAPTER)
     elif (folder / WEIGHTS).exists():
@@ -65,8 +90,12 @@ def load(run: str | Path, net: nn.Module | None = None, problem: Problem | None 
     return AdaptedSolution(problem, net, found_fields(problem, folder / UNKNOWN_FIELDS))
 
 
-def family(run: str | Path) -> Family:
+def family(run: str | Path, *, trust: str | Sequence[str] = ()) -> Family:
     """The family in the folder that ``train.py`` left.
+
+    Args:
+        run: the folder.
+        trust: modules that ``config.yaml`` in it may import and call, see ``load``.
 
     Raises:
         InputError: if the folder holds none, or ``config.yaml`` cannot build its network or problem.
@@ -76,21 +105,30 @@ def family(run: str | Path) -> Family:
     folder = Path(run)
     if not (folder / FAMILY).exists():
         raise InputError(f"{folder} holds no family: there is no {FAMILY} in it.")
-    problem, net = base(folder)
-    return load_family(folder / FAMILY, net, problem)
+    problem, net = base(folder, trust=trust)
+    found = load_family(folder / FAMILY, net, problem)
+    manifest.check(folder / MANIFEST, FAMILY)  # what differs is named before
+    return found
 
 
-def base(folder: Path, net: nn.Module | None = None, problem: Problem | None = None) -> tuple[Problem, nn.Module]:
+def base(
+    folder: Path, net: nn.Module | None = None, problem: Problem | None = None, trust: str | Sequence[str] = ()
+) -> tuple[Problem, nn.Module]:
     """The problem of a run and the user's network as it was before adaptation; for the arguments see ``load``."""
-    given = net is not None
+    configured = () if net is not None and problem is not None else (CONFIG,)
+    manifest.check(folder / MANIFEST, *configured, *READ)
+    given, modules = net is not None, trusted(trust)
     solved = problem
     if net is None or problem is None:
+        from omegaconf import OmegaConf
+
         from pinn_odelora.config.build import network, posed
         from pinn_odelora.runs.configuration import saved_config
 
         cfg = saved_config(folder)
         if problem is None:
             with _building("problem", folder):
+                check_names("problem", OmegaConf.to_container(cfg.problem), modules)
                 problem, solved, _ = posed(cfg)
     problem = with_coefficients(problem, folder)
     if not (folder / BASE).exists():
@@ -102,6 +140,7 @@ def base(folder: Path, net: nn.Module | None = None, problem: Problem | None = N
         weights.load(net)
     else:
         with _building("net", folder):
+            check_names("net", OmegaConf.to_container(cfg.net), modules)
             net = in_units_of(check_network(network(cfg, problem, solved), problem), problem, weights.tensors)
             weights.load(net)
     provenance.warn(folder, problem, net)
@@ -111,7 +150,8 @@ def base(folder: Path, net: nn.Module | None = None, problem: Problem | None = N
 
 
 def _unfinished(folder: Path) -> InputError:
-    return InputError(f"{folder} holds no finished run; continue it with: python train.py {argument('resume', folder)}")
+    command = f"python train.py {argument('resume', folder)}{words(folder)}"
+    return InputError(f"{folder} holds no finished run; continue it with: {command}")
 
 
 def _without_network(folder: Path) -> InputError:
@@ -138,9 +178,10 @@ def with_coefficients(problem: Problem, folder: Path) -> Problem:
     file = folder / COEFFICIENTS
     if not file.exists():
         return problem
-    text = read_text(file)
     try:
-        return dataclasses.replace(problem, **json.loads(text))
+        return dataclasses.replace(problem, **read_mapping(file))
+    except OSError as error:
+        raise InputError(f"Cannot read {file}: {reason(error)}.") from error
     except (ValueError, TypeError) as error:
         raise InputError(f"{file} is damaged, or belongs to another problem ({error}).") from None
 

@@ -26,6 +26,7 @@ RULES: Mapping[str, Rule] = {
     "threads": one_of("auto") | whole(1, 1024),
     "output_dir": path | null,
     "resume": path | null,
+    "trust": text | list_of(text, "modules") | null,
     "data.file": file | null,
     "data.weight": number(above=0),
     "derivatives.engine": text,

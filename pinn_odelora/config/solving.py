@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import mean, median
 from typing import Any
 
+from pinn_odelora import manifest
 from pinn_odelora.checkpoints import save_network
 from pinn_odelora.config.build import KEYS, by_keys
 from pinn_odelora.config.checks import resolved, settings
@@ -20,9 +21,10 @@ from pinn_odelora.families.parametric import Parametric
 from pinn_odelora.files import write_json
 from pinn_odelora.geometry import sobol, stream
 from pinn_odelora.loop import StepRecord
+from pinn_odelora.manifest import MANIFEST
 from pinn_odelora.ntk.adapting import LinearisedResult, adapt_linearised, check_settings
 from pinn_odelora.runs import messages
-from pinn_odelora.runs.folder import FAMILY, HISTORY, SUMMARY, WEIGHTS
+from pinn_odelora.runs.folder import FAMILY, HISTORY, OUTCOME, SUMMARY, WEIGHTS
 from pinn_odelora.runs.history import History
 from pinn_odelora.runs.save import versions
 from pinn_odelora.sampling.settings import Sampling
@@ -79,6 +81,7 @@ class FamilyRun(Run):
                 messages.leave(where, self.folder, made.paused)
             summary = self._summary(made, facts)
         write_json(self.folder / SUMMARY, summary)
+        manifest.add(self.folder / MANIFEST, OUTCOME)
         messages.last_line(outcome(summary), "", self.folder)
 
     def _summary(self, made: Family, facts: dict[str, Any]) -> dict[str, Any]:
@@ -188,6 +191,7 @@ class LinearisedAdaptation(Run):
             )
         save_network(found.net, self.folder / WEIGHTS, {})
         write_json(self.folder / SUMMARY, self._summary(found, facts))
+        manifest.add(self.folder / MANIFEST, OUTCOME)
         messages.last_line(f"{self.cfg.choices.problem}, {built.method.name}, {found!r}", found.failure, self.folder)
 
     def _summary(self, found: LinearisedResult, facts: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ that have not ended are shown as far as they are. What cannot be read is left ou
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,9 +19,12 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 import pinn_odelora
+from pinn_odelora import manifest
 from pinn_odelora.adapted_solution import AdaptedSolution
 from pinn_odelora.errors import InputError
 from pinn_odelora.loop import Row
+from pinn_odelora.manifest import MANIFEST
+from pinn_odelora.plain_files import read_mapping
 from pinn_odelora.result import Result
 from pinn_odelora.runs.compare import everything, is_aside, leaves
 from pinn_odelora.runs.folder import CONFIG, FAMILY, HISTORY, SUMMARY
@@ -89,11 +91,14 @@ IN_ROWS = {
 }
 
 
-def collected(what: Iterable[Result | str | os.PathLike[str]]) -> tuple[list[Shown], list[str]]:
+def collected(
+    what: Iterable[Result | str | os.PathLike[str]], trust: Sequence[str] = ()
+) -> tuple[list[Shown], list[str]]:
     """All runs, and a sentence for each that had to be left out.
 
     Args:
         what: results, folders of runs, and folders above such.
+        trust: modules that runs in folders may call, see ``load``.
 
     Raises:
         InputError: if there is no run at all, or something is neither a result nor a folder.
@@ -104,7 +109,7 @@ def collected(what: Iterable[Result | str | os.PathLike[str]]) -> tuple[list[Sho
         if isinstance(one, Result):
             runs.append(of_result(one, len(runs)))
         elif isinstance(one, str | os.PathLike):
-            _below(Path(one), runs, said)
+            _below(Path(one), runs, said, trust)
         else:
             raise InputError(f"A page shows results and folders of runs, but {type(one).__name__} is neither.")
     if not runs:
@@ -134,15 +139,16 @@ def of_result(result: Result, number: int) -> Shown:
     )
 
 
-def of_folder(folder: Path) -> Shown:
+def of_folder(folder: Path, trust: Sequence[str] = ()) -> Shown:
     """A run of the command line, or one that ``result.save`` left.
 
     Raises:
         InputError: if a file in it is damaged.
     """
+    manifest.check(folder / MANIFEST, CONFIG, SUMMARY, HISTORY)
     try:
         own = everything(folder / CONFIG)
-        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8")) if (folder / SUMMARY).exists() else {}
+        summary = read_mapping(folder / SUMMARY) if (folder / SUMMARY).exists() else {}
         names = ("problem", "method", "integrator")
         about = {name: summary.get(name, _plain(own.get(f"choices.{name}"))) for name in names}
         if not about["problem"] or not about["method"]:
@@ -158,11 +164,11 @@ def of_folder(folder: Path) -> Shown:
         summary,
         [{LINEARISED.get(name, name): x for name, x in row.items()} for row in rows],
         bool(summary),
-        lambda: pinn_odelora.load(folder),
+        lambda: pinn_odelora.load(folder, trust=trust),
     )
 
 
-def _below(folder: Path, runs: list[Shown], said: list[str]) -> None:
+def _below(folder: Path, runs: list[Shown], said: list[str], trust: Sequence[str]) -> None:
     """Add the runs in and below a folder."""
     if not folder.is_dir():
         said.append(f"{folder} is no folder.")
@@ -176,7 +182,7 @@ def _below(folder: Path, runs: list[Shown], said: list[str]) -> None:
             )
             continue
         try:
-            runs.append(of_folder(place))
+            runs.append(of_folder(place, trust))
         except InputError as refused:
             said.append(f"Left out: {refused}")
     if not found:

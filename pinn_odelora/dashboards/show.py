@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from pinn_odelora.document import Document
 from pinn_odelora.errors import InputError
@@ -14,7 +14,11 @@ Run = Result | str | os.PathLike[str]
 
 
 def dashboard(
-    shown: Family | Run | Iterable[Run], path: str | os.PathLike[str] | None = None, *, values: int | None = None
+    shown: Family | Run | Iterable[Run],
+    path: str | os.PathLike[str] | None = None,
+    *,
+    values: int | None = None,
+    trust: Sequence[str] = (),
 ) -> Document:
     """A page that holds all of its data, loads nothing and works without a network; a notebook shows it.
 
@@ -32,6 +36,8 @@ def dashboard(
         path: the file to write; None writes none.
         values: of each parameter of a family, 41 for one and 11 for two unless given; an adapter takes about 0.1 s,
             and more of them leave room for fewer cells.
+        trust: modules of your own that runs in folders may import and call, see ``load``; without them the maps of
+            such runs are left out.
 
     Raises:
         InputError: if the family has more parameters, its problem no box, or ``values`` is not allowed; if there is no
@@ -46,7 +52,7 @@ def dashboard(
     from pinn_odelora.dashboards.collect import collected
     from pinn_odelora.dashboards.page import page
 
-    made = page(*collected([shown] if isinstance(shown, Result | str | os.PathLike) else shown))
+    made = page(*collected([shown] if isinstance(shown, Result | str | os.PathLike) else shown, trust))
     if path is not None:
         made.save(path)
     return made

@@ -12,13 +12,13 @@ import dataclasses
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import safetensors
 import safetensors.torch
 from torch import nn
 
-from pinn_odelora.errors import InputError
+from pinn_odelora.errors import InputError, RefusedValueError
 from pinn_odelora.families.family import Family
 from pinn_odelora.families.parametric import Parametric
 from pinn_odelora.families.ranges import Interval, Ranges
@@ -26,10 +26,15 @@ from pinn_odelora.families.stations import Station
 from pinn_odelora.files import reason, write_bytes
 from pinn_odelora.formulation import Problem
 from pinn_odelora.lowrank.settings import LoRA
+from pinn_odelora.manifest import DamagedError, digest_of
+from pinn_odelora.rules import annotated, null, number, whole
 from pinn_odelora.threads import threads as limited
 
 FORMAT = 1
 NUMBERS = [f.name for f in dataclasses.fields(Station) if f.name not in ("values", "weights")]
+KINDS = get_type_hints(Station)
+RULES = {name: whole(0) if KINDS[name] is int else annotated(KINDS[name]) for name in NUMBERS}
+"""What each of them may be."""
 
 
 def save(family: Family, path: str | Path) -> None:
@@ -39,9 +44,8 @@ def save(family: Family, path: str | Path) -> None:
         InputError: if it cannot be written.
     """
     tensors = {f"{k}/{name}": x for k, s in enumerate(family.stations) for name, x in s.weights.items()}
-    written = json.dumps(
-        _described(family) | {"stations": [_row(s, family.timed) for s in family.stations]}, allow_nan=False
-    )
+    content = _described(family) | {"stations": [_row(s, family.timed) for s in family.stations]}
+    written = json.dumps(content | {"sha256": _digest(content, tensors)}, allow_nan=False)
     # One entry alone: the order of several is not always the same.
     write_bytes(path, safetensors.torch.save(tensors, {"family": written}))
 
@@ -59,9 +63,12 @@ def load_family(path: str | Path, net: nn.Module, problem: Problem, *, threads: 
         InputError: if the file is no family, or of another network or equation.
     """
     content, stations = _read(path)
-    ranges = Ranges(tuple(Interval(**interval) for interval in content["ranges"]))
+    try:
+        ranges, lora = Ranges(tuple(Interval(**x) for x in content["ranges"])), LoRA(**content["lora"])
+    except (TypeError, ValueError) as error:
+        raise _no_family(path) from error
     with limited(threads):
-        parametric = Parametric(net, problem, ranges.names, LoRA(**content["lora"]), content["seed"])
+        parametric = Parametric(net, problem, ranges.names, lora, content["seed"])
         found = Family(parametric, ranges, content["seed"], threads)
         _take(found, path, content, stations)
     return found
@@ -112,26 +119,48 @@ def _read(path: str | Path) -> tuple[dict[str, Any], list[Station]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if content["format"] != FORMAT:
             raise InputError(f"{path} has format {content['format']}, but this version reads format {FORMAT}.")
+        # A file of before has no digest.
+        if content.get("sha256", digest := _digest(content, tensors)) != digest:
+            raise DamagedError(f"{path} has changed since it was written, or is damaged: its digest is another one.")
+        whole(0).check("seed", content["seed"])
+        whole(0).check("grid", content["grid"])
+        (number(least=0) | null).check("seconds", content["seconds"])
         stations = [_station(row, k, tensors) for k, row in enumerate(content["stations"])]
     except FileNotFoundError:
         raise InputError(f"There is no family at {path}.") from None
     except OSError as error:
         raise InputError(f"Cannot read {path}: {reason(error)}.") from error
+    except RefusedValueError as error:
+        raise _no_family(path) from error
     except InputError:
         raise
     except Exception as error:  # A damaged file can fail in any way.
-        raise InputError(f"{path} is no family of this program, or it is damaged.") from error
+        raise _no_family(path) from error
     return content, stations
+
+
+def _no_family(path: str | Path) -> InputError:
+    return InputError(f"{path} is no family of this program, or it is damaged.")
+
+
+def _digest(content: dict[str, Any], tensors: dict[str, Any]) -> str:
+    """Of all that a file holds; only the digest itself is left out."""
+    covered = {name: value for name, value in content.items() if name != "sha256"}
+    return digest_of(json.dumps(covered, sort_keys=True).encode(), safetensors.torch.save(tensors))
 
 
 def _station(row: dict[str, Any], k: int, tensors: dict[str, Any]) -> Station:
     weights = {name.partition("/")[2]: x for name, x in tensors.items() if name.partition("/")[0] == str(k)}
-    numbers = {name: math.nan if row[name] is None else row[name] for name in NUMBERS}
-    return Station(dict(row["values"]), weights, **numbers)
+    numbers = {name: math.nan if row[name] is None else RULES[name].check(name, row[name]) for name in NUMBERS}
+    if not all(bool(x.isfinite().all()) for x in weights.values()):
+        raise ValueError("an adapter holds NaN or infinite values")
+    return Station({name: number().check(name, x) for name, x in row["values"].items()}, weights, **numbers)
 
 
 def _take(family: Family, path: str | Path, content: dict[str, Any], stations: list[Station]) -> None:
     expected = json.loads(json.dumps(_described(family)))
+    if missing := expected.keys() - content.keys():
+        raise InputError(f"{path} is no family of this program: it has no {min(missing)}.")
     if content["network"] != expected["network"]:
         raise InputError(
             f"{path} belongs to another pretrained network: its digest is {content['network']}, that of this network "

@@ -18,10 +18,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 
+from pinn_odelora import manifest
 from pinn_odelora.adaptation import Adaptation
-from pinn_odelora.files import fill, replacing
+from pinn_odelora.files import fill
 from pinn_odelora.lightning.module import ODELoRAModule
 from pinn_odelora.loop import Row
+from pinn_odelora.manifest import MANIFEST
 from pinn_odelora.runs.location import check_there
 from pinn_odelora.wall import elapsed
 
@@ -57,7 +59,7 @@ class Saver(L.Callback):
         with training.room.saving():
             if trainer.is_global_zero:
                 check_there(self.path.parent)
-                with replacing(self.path) as temporary:
+                with manifest.exchanging(self.path.parent / MANIFEST, self.path.name) as temporary:
                     trainer.save_checkpoint(temporary)
             else:  # it takes part, and writes nothing
                 trainer.save_checkpoint(self.path)

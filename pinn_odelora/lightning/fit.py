@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from pinn_odelora.adaptation import Adaptation
 from pinn_odelora.distributed import end
 from pinn_odelora.errors import InputError
-from pinn_odelora.files import reason
+from pinn_odelora.lightning import states
 from pinn_odelora.lightning.callbacks import ProgressLine, Saver, StopOnSignal, WholeFiles
 from pinn_odelora.lightning.module import ODELoRAModule
 from pinn_odelora.lightning.tracking import Tracker
@@ -56,7 +57,7 @@ def fit(
             say(str(plan))
     trained.strategy.checkpoint_io = WholeFiles()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _from_state(state, adaptation, module):
             warnings.filterwarnings("ignore", module="lightning|torch")
             trained.fit(module, ckpt_path=state if state.exists() else None, weights_only=True)
     except SystemExit as left:
@@ -69,6 +70,24 @@ def fit(
     return module
 
 
+@contextmanager
+def _from_state(state: Path, adaptation: Adaptation, module: ODELoRAModule) -> Iterator[None]:
+    """Refuse a state that is not that of the run, or from which not even a first step can be taken."""
+    if not state.exists():
+        yield
+        return
+    saved = states.read(state)
+    states.check(saved, adaptation, module, state)
+    try:
+        yield
+    except InputError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if adaptation.training.progress.step > saved["adaptation"]["progress"]["step"]:
+            raise
+        raise states.unsuitable(state, error) from error
+
+
 def steps_done(folder: Path) -> int:
     """Steps behind the resume state of a folder, 0 without one.
 
@@ -76,18 +95,7 @@ def steps_done(folder: Path) -> int:
         InputError: if the state is damaged.
     """
     state = folder / STATE
-    if not os.path.exists(state):
-        return 0
-    try:
-        saved = torch.load(state, weights_only=True, map_location="cpu")
-        return int(saved["adaptation"]["progress"]["step"])
-    except OSError as error:
-        raise InputError(f"Cannot read {state}, the state to continue from: {reason(error)}.") from error
-    except Exception as error:  # A damaged pickle can fail in any way.
-        raise InputError(
-            f"{state}, the state to continue from, is damaged or of an earlier version ({type(error).__name__}); "
-            "config.yaml beside it repeats the run in another output_dir."
-        ) from error
+    return states.read(state)["adaptation"]["progress"]["step"] if os.path.exists(state) else 0
 
 
 def accelerator(chosen: str, precision: int) -> str:

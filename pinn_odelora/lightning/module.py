@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from pinn_odelora.adaptation import Adaptation
 from pinn_odelora.distributed import ALONE, processes
+from pinn_odelora.lightning import states
 from pinn_odelora.loop import Row, StepRecord
 
 BLOCK = 50
@@ -122,8 +123,10 @@ class ODELoRAModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["adaptation"] = self.adaptation.training.state_dict()
+        states.seal(checkpoint, self.adaptation)  # Lightning has put in all of its own
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        states.check(checkpoint, self.adaptation, self, "The checkpoint")
         # Lightning loads to the CPU, and moves the parameters and the optimiser's state, but not this.
         here = self.trainer.strategy.root_device
         self.adaptation.training.load_state_dict(move_data_to_device(checkpoint["adaptation"], here))

@@ -16,7 +16,6 @@ Biases and whole layers trained besides the factors are saved as they are, under
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -34,6 +33,7 @@ from pinn_odelora.errors import InputError
 from pinn_odelora.files import write_bytes, write_json
 from pinn_odelora.lowrank.layer import Factors, LowRankLinear, adapters
 from pinn_odelora.lowrank.wiring import linear_layers
+from pinn_odelora.plain_files import read_json
 
 WEIGHTS = "adapter_model.safetensors"
 PICKLED = "adapter_model.bin"
@@ -292,7 +292,7 @@ def _read(settings: Path, weights: Path) -> tuple[dict[str, _Adapter], dict[str,
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_bytes())
+        config = read_json(path)
     except OSError as error:
         raise InputError(f"Cannot read the adapter's settings {path}: {error.strerror}.") from error
     except ValueError as error:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,13 +17,13 @@ import torch
 from numpy.typing import ArrayLike
 from torch import nn
 
+from pinn_odelora import manifest
 from pinn_odelora.budget import Budget
 from pinn_odelora.checkpoints import Weights, load_network, save_network
 from pinn_odelora.checks import constants
 from pinn_odelora.checks.evaluation import check_reference
 from pinn_odelora.error_estimate import error_estimate
 from pinn_odelora.errors import InputError, UnwritableError
-from pinn_odelora.files import read_json, write_json
 from pinn_odelora.formulation import Problem, Term
 from pinn_odelora.geometry import sobol, stream
 from pinn_odelora.gradient import residual_vector_of
@@ -245,7 +244,7 @@ def pretrained(
     key = cache.key(problem, net, settings)
     place = None if key is None else cache.place(kept, key)
     file = None if place is None else place / f"{type(problem).__name__.lower()}-{key}.safetensors"
-    if file is not None and (seconds := _taken(net, file, say)) is not None:
+    if file is not None and (seconds := _cached(net, file, say)) is not None:
         return _assess(system, settings, seconds, "cache", say)
     kept_for = "the result is not kept" if file is None else "the result is kept for the next run"
     if key is not None and file is None:
@@ -259,29 +258,38 @@ def pretrained(
     if not all(bool(torch.isfinite(p).all()) for p in net.parameters()):
         raise InputError("Pretraining ended in NaN or infinite weights; choose a smaller pretrain.adam_lr.")
     if file is not None:
-        try:
-            save_network(net, file, {"problem": repr(problem)})
-            # Written last: an entry without its facts is none.
-            write_json(file.with_suffix(".json"), {"seconds": seconds})
-        except UnwritableError as error:  # What took so long to train is not lost for that.
-            say(f"{str(error).rstrip('.')}; the network is not kept for the next run.")
+        _keep(net, problem, file, seconds, say)
     return _assess(system, settings, seconds, "trained", say)
 
 
-def _taken(net: nn.Module, file: Path, say: Callable[[str], None]) -> float | None:
-    """Give a network the weights of an entry of the cache, and return the seconds of its training; None where there is
-    no entry, or one that cannot be read: it is made again.
+def _cached(net: nn.Module, file: Path, say: Callable[[str], None]) -> float | None:
+    """Give a network the weights of an entry of the cache; the seconds that they took, None where there is no entry.
+
+    One that is damaged is none, and is trained and written again.
     """
-    if not os.path.exists(file) or not os.path.exists(facts := file.with_suffix(".json")):
+    facts = file.with_suffix(".json")
+    if not (file.exists() and facts.exists()):
         return None
     try:
-        seconds = float(read_json(facts)["seconds"])
+        entry = manifest.read(facts)
+        seconds = number(least=0).check("seconds", entry.facts.get("seconds"))
+        if file.name not in entry.files:
+            raise InputError(f"{facts} has no digest of {file.name}.")
+        manifest.check(facts, file.name)
         load_network(net, file)
-    except (InputError, KeyError, TypeError, ValueError) as error:
-        said = str(error).rstrip(".") if isinstance(error, InputError) else f"{facts} is damaged"
-        say(f"{said}; this entry of the cache is made again.")
+        return float(seconds)
+    except InputError as error:
+        say(f"A pretrained network in the cache is damaged, and is trained again: {error}")
         return None
-    return seconds
+
+
+def _keep(net: nn.Module, problem: Problem, file: Path, seconds: float, say: Callable[[str], None]) -> None:
+    """An entry of the cache: the network, and then its digest with the facts, without which it is none."""
+    try:
+        save_network(net, file, {"problem": repr(problem)})
+        manifest.write(file.with_suffix(".json"), [file.name], {"seconds": seconds})
+    except UnwritableError as error:  # What took so long to train is not lost for that.
+        say(f"{str(error).rstrip('.')}; the network is not kept for the next run.")
 
 
 def _assess(

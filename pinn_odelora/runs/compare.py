@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -15,8 +14,12 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from pinn_odelora import manifest
 from pinn_odelora.errors import InputError
 from pinn_odelora.files import write_text
+from pinn_odelora.manifest import MANIFEST
+from pinn_odelora.plain_files import read_mapping
+from pinn_odelora.runs.configuration import read_config
 from pinn_odelora.runs.folder import CONFIG, FAMILY, SUMMARY
 
 COLUMNS = (
@@ -68,8 +71,9 @@ def summaries(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
 
 
 def _summary(file: Path) -> dict[str, Any]:
+    manifest.check(file.with_name(MANIFEST), CONFIG, SUMMARY)
     try:
-        result = json.loads(file.read_text(encoding="utf-8"))
+        result = read_mapping(file)
         return {name: result[name] for name in COLUMNS if name not in COMPUTED} | {
             "settings": settings(file.with_name(CONFIG))
         }
@@ -84,7 +88,7 @@ def settings(file: Path) -> dict[str, str]:
 
 def everything(file: Path) -> dict[str, str]:
     """The configuration of a run by full keys."""
-    return dict(leaves(OmegaConf.to_container(OmegaConf.load(file))))
+    return dict(leaves(OmegaConf.to_container(read_config(file))))
 
 
 def is_aside(key: str) -> bool:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
+from pinn_odelora import manifest
 from pinn_odelora.errors import InputError
 from pinn_odelora.files import write_text
+from pinn_odelora.manifest import MANIFEST
+from pinn_odelora.plain_files import read_yaml_text
 from pinn_odelora.runs.folder import CONFIG
 from pinn_odelora.runs.leader import leaders_folder
 
@@ -56,8 +61,13 @@ def save_config(cfg: DictConfig, folder: Path) -> None:
     """
     if leaders_folder() is not None:  # it is what was read
         return
-    kept = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True) | {"output_dir": None, "resume": None})
-    write_text(folder / CONFIG, OmegaConf.to_yaml(kept))
+    own = {"output_dir": None, "resume": None, "trust": None}
+    kept = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True) | own)
+    if not (folder / MANIFEST).exists():
+        write_text(folder / CONFIG, OmegaConf.to_yaml(kept))
+        return
+    with manifest.exchanging(folder / MANIFEST, CONFIG) as temporary:  # a run that goes on may have a new budget
+        temporary.write_bytes(OmegaConf.to_yaml(kept).encode())
 
 
 def saved_config(folder: Path) -> DictConfig:
@@ -67,16 +77,44 @@ def saved_config(folder: Path) -> DictConfig:
         InputError: if the folder holds no run, or that of an earlier version.
     """
     try:
-        kept = OmegaConf.load(folder / CONFIG)
-    except (OSError, yaml.YAMLError, ValueError):
+        kept = read_config(folder / CONFIG)
+    except (OSError, ValueError, OmegaConfBaseException):
         kept = None
     if not OmegaConf.is_dict(kept) or not {"problem", "method", "choices", "output_dir"} <= kept.keys():
         raise InputError(f"{folder} holds no run: there is no {CONFIG} in it that can be read as that of a run.")
+    for key, value in _texts(OmegaConf.to_container(kept)):
+        if "${" in value:
+            raise InputError(
+                f"{folder / CONFIG} holds {value} at {key}, but the configuration of a run has values only."
+            )
     if said := outdated(kept, folder):
         raise InputError(said)
     find_method(kept)
     OmegaConf.set_struct(kept, True)
     return kept
+
+
+def read_config(file: Path) -> Any:
+    """What a configuration file holds; nothing in it is resolved or called.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError, OmegaConfBaseException: if it is no YAML of plain values, or has aliases.
+    """
+    text = read_yaml_text(file)
+    try:
+        return OmegaConf.create(text)
+    except YAMLError as error:
+        raise ValueError(f"it is no YAML of plain values ({type(error).__name__})") from None
+
+
+def _texts(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """All texts in a configuration by their keys."""
+    if isinstance(node, dict | list):
+        for name, inner in node.items() if isinstance(node, dict) else enumerate(node):
+            yield from _texts(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(node, str):
+        yield key, node
 
 
 def find_method(cfg: DictConfig) -> None:

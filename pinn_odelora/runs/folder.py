@@ -25,5 +25,7 @@ UNKNOWN_FIELDS = "unknown_fields.safetensors"
 """The networks of what was found for unknown fields of the equation."""
 PROVENANCE = "provenance.json"
 """Digests of what the run was made of."""
+OUTCOME = (ADAPTER, WEIGHTS, FAMILY, COEFFICIENTS, UNKNOWN_FIELDS, HISTORY, SUMMARY)
+"""What is written again when a run goes on."""
 CODE = "code"
 """Folder of the user's own modules and functions, as they were."""

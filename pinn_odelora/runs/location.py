@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pinn_odelora.arguments import given
 from pinn_odelora.errors import InputError, UnwritableError
+from pinn_odelora.runs import trust
 from pinn_odelora.runs.folder import CONFIG, START, STATE
 
 
@@ -22,7 +23,9 @@ def check_free(folder: Path, typed: bool = True) -> None:
         InputError: with the way to continue that run, on the command line.
     """
     if any(os.path.exists(folder / name) for name in (CONFIG, START, STATE)):
-        advice = f"continue it with {given('resume', folder)}, or give another output_dir" if typed else "give another"
+        advice = "give another"
+        if typed:
+            advice = f"continue it with {given('resume', folder)}{trust.argument(folder)}, or give another output_dir"
         raise InputError(f"The output folder {folder} already holds a run; {advice}.")
     existing = next(f for f in (folder, *folder.parents) if os.path.exists(f))
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):

@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from pinn_odelora.arguments import given
 from pinn_odelora.errors import NonFiniteError, UnwritableError
+from pinn_odelora.runs import trust
 from pinn_odelora.runs.folder import CONFIG
 from pinn_odelora.streams import INTERRUPTED
 
@@ -34,7 +35,7 @@ def near(folder: Path) -> Path:
 def leave(where: str, folder: Path, paused: bool = False) -> NoReturn:
     """Say how a run is continued that was interrupted, or paused before the end of its time, and end the program."""
     why = "Out of time (budget.wall)" if paused else "Interrupted"
-    say(f"{why} {where}; continue with: python train.py {given('resume', near(folder))}")
+    say(f"{why} {where}; continue with: python train.py {given('resume', near(folder))}{trust.argument(folder)}")
     raise SystemExit(CONTINUE if paused else INTERRUPTED)
 
 

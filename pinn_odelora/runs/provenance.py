@@ -31,7 +31,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import yaml
 from torch import nn
 
 import pinn_odelora
@@ -39,6 +38,8 @@ from pinn_odelora.equation import Equation
 from pinn_odelora.errors import ChangedWarning
 from pinn_odelora.files import write_bytes, write_json, write_text
 from pinn_odelora.formulation import Problem
+from pinn_odelora.manifest import sha256
+from pinn_odelora.plain_files import read_mapping, read_yaml
 from pinn_odelora.pretraining.cache import package as sources
 from pinn_odelora.runs.folder import CODE, CONFIG, PROVENANCE, SUMMARY
 from pinn_odelora.runs.messages import near
@@ -89,7 +90,7 @@ def changed(folder: Path, problem: Problem | None = None, net: nn.Module | None 
         problem, net: those that the run is reopened with, whose source can be compared.
     """
     try:
-        kept = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+        kept = read_mapping(folder / PROVENANCE)
         modules, texts, files, packages = (kept[part] for part in ("modules", "source", "files", "packages"))
         found = [
             (Path(now).name, _digest(now), x["sha256"], x["copy"])
@@ -165,8 +166,8 @@ def modules(problem: Problem, net: nn.Module, others: Iterable[str]) -> list[Mod
 def _targets(folder: Path) -> Iterator[str]:
     """The modules of all that the configuration in a folder names, functions that make a network among them."""
     try:
-        waiting = [yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))]
-    except (OSError, yaml.YAMLError):
+        waiting = [read_yaml(folder / CONFIG)]
+    except (OSError, ValueError):
         return
     while waiting:
         part = waiting.pop()
@@ -250,8 +251,8 @@ def _own_digest() -> str:
 
 def _digest(file: Path) -> str | None:
     """None for a file that is not there."""
-    with suppress(OSError), file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+    with suppress(OSError):
+        return sha256(file)
     return None
 
 

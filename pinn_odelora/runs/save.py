@@ -15,6 +15,7 @@ import yaml
 from torch import Tensor
 
 import pinn_odelora
+from pinn_odelora import manifest
 from pinn_odelora.checkpoints import save_tensors
 from pinn_odelora.errors import InputError
 from pinn_odelora.families.settings import Stations
@@ -22,6 +23,7 @@ from pinn_odelora.files import write_by, write_json, write_text
 from pinn_odelora.formulation import Term
 from pinn_odelora.integrators import Tableau, tableau
 from pinn_odelora.lowrank.adapter_files import merged_state_dict
+from pinn_odelora.manifest import MANIFEST
 from pinn_odelora.metrics import known
 from pinn_odelora.naming import integrator_name, snake_case
 from pinn_odelora.nets.scaled import inside
@@ -35,6 +37,8 @@ from pinn_odelora.runs.folder import (
     COEFFICIENTS,
     CONFIG,
     HISTORY,
+    OUTCOME,
+    PROVENANCE,
     START,
     SUMMARY,
     UNKNOWN_FIELDS,
@@ -50,6 +54,7 @@ OTHERS = {
     "threads": "auto",
     "output_dir": None,
     "resume": None,
+    "trust": None,
     "checkpoint": {"every": 100},
     "family": {},
     "stations": dataclasses.asdict(Stations()),
@@ -86,6 +91,7 @@ def _save(result: Outcome, folder: Path) -> None:
     unknown = dict.fromkeys(("pretrain_rel_l2", "pretrain_loss", "pretrain_seconds"))
     facts = {**unknown, "pretrain_origin": "given", "rel_l2_before": known(result.rel_l2_before)}
     write_json(folder / START, facts)
+    manifest.write(folder / MANIFEST, (CONFIG, DATA, PROVENANCE, BASE, START))
     history = History(folder / HISTORY)
     for row in result.history:
         history.append(row)
@@ -95,7 +101,7 @@ def _save(result: Outcome, folder: Path) -> None:
 def save_outcome(
     result: Outcome, folder: Path, facts: dict[str, Any], names: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Weights, coefficients, figures, and the summary, which is written last and returned.
+    """Weights, coefficients, figures, and the summary, which is returned; and the digests of all of them, last.
 
     Args:
         facts: what was known before adaptation, for the summary.
@@ -115,6 +121,7 @@ def save_outcome(
     start = {name: value for name, value in facts.items() if name != "tracking_id"}
     summary = {**result.summary, **(names or {}), **start, "versions": versions()}
     write_json(folder / SUMMARY, summary)
+    manifest.add(folder / MANIFEST, OUTCOME)
     return summary
 
 

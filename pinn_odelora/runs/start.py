@@ -3,25 +3,30 @@ adaptation."""
 
 from __future__ import annotations
 
+import re
 import secrets
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from pinn_odelora import manifest
 from pinn_odelora.adaptation import Adaptation
 from pinn_odelora.checkpoints import Weights, save_network
 from pinn_odelora.errors import InputError, within
-from pinn_odelora.files import read_json, write_json
+from pinn_odelora.files import reason, write_json
 from pinn_odelora.formulation import Problem
+from pinn_odelora.manifest import MANIFEST
 from pinn_odelora.measurements import measured_term
 from pinn_odelora.metrics import known
 from pinn_odelora.nets import Scaled, in_units, in_units_of
 from pinn_odelora.nets.scaled import kept_units
+from pinn_odelora.plain_files import read_mapping
 from pinn_odelora.pretraining import cache
 from pinn_odelora.pretraining.pretrain import Pretraining, pretrained
+from pinn_odelora.rules import null, number
 from pinn_odelora.runs import provenance
-from pinn_odelora.runs.folder import BASE, START
+from pinn_odelora.runs.folder import BASE, CONFIG, OUTCOME, PROVENANCE, START
 from pinn_odelora.runs.leader import first
 from pinn_odelora.runs.messages import leaving, say
 from pinn_odelora.system import Solution, System
@@ -102,6 +107,8 @@ def start(
     if (folder / START).exists():
         if first() and (said := provenance.sentence(folder, source, net)):
             say(said)
+        if first():
+            manifest.leave_out(folder / MANIFEST, OUTCOME)
         if weights is None or Path(weights.path) != folder / BASE:  # another process has pretrained it meanwhile
             weights = Weights(folder / BASE)
         weights.load(net)
@@ -128,6 +135,8 @@ def start(
         "tracking_id": secrets.token_hex(4),
     }
     write_json(folder / START, facts)
+    if first():
+        manifest.write(folder / MANIFEST, (CONFIG, PROVENANCE, BASE, START))
     return facts
 
 
@@ -137,8 +146,16 @@ def facts_of(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: if the file is damaged.
     """
+    file = folder / START
     try:
-        return read_json(folder / START)
-    except InputError as error:
-        said = f"{str(error).rstrip('.')}; config.yaml repeats the run in another output_dir."
+        facts = read_mapping(file)
+        (number(least=0) | null).check("rel_l2_before", facts.get("rel_l2_before", ""))
+        if not re.fullmatch("[0-9a-f]{8}", str(facts.get("tracking_id"))):
+            raise ValueError("it has no tracking_id")
+        return facts
+    except OSError as error:
+        said = f"Cannot read {file}: {reason(error)}; config.yaml repeats the run in another output_dir."
         raise InputError(said) from error
+    except ValueError as error:
+        said = str(error).rstrip(".")
+        raise InputError(f"{file} is damaged ({said}); config.yaml repeats the run in another output_dir.") from None
