@@ -23,9 +23,10 @@ with program():
     sys.exit(7)
 """
 WAITING = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from pinn_odelora.streams import program
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup may have set another
 with program():
     print("ready", flush=True)
     for _ in range(600):
