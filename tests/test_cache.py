@@ -20,7 +20,7 @@ from torch import nn
 import pinn_odelora
 from pinn_odelora import manifest
 from pinn_odelora.checkpoints import save_network
-from pinn_odelora.errors import InputError
+from pinn_odelora.errors import InputError, UnwritableError
 from pinn_odelora.formulation import Problem, Term, parameter
 from pinn_odelora.geometry import Box
 from pinn_odelora.nets import MLP
@@ -418,11 +418,11 @@ def test_a_damaged_network_in_a_folder_that_cannot_be_written_is_trained_and_not
     weights.write_bytes(b"")
 
     def refused(*_):
-        raise InputError("Cannot write it: Read-only file system.")
+        raise UnwritableError("Cannot write it: Read-only file system.")
 
     monkeypatch.setattr("pinn_odelora.pretraining.pretrain.save_network", refused)
     assert trained(tmp_path / "kept", said) == "trained"
-    assert "It is not kept: Cannot write it: Read-only file system." in said
+    assert "Cannot write it: Read-only file system; the network is not kept for the next run." in said
 
 
 # Where it is.
