@@ -4,11 +4,10 @@
                                           [--json examples.json] [--page docs/results/deepxde.md] [--report]
 
 ``FOLDER`` is ``examples`` of a checkout of DeepXDE, which is not part of this project. Every forward and inverse script
-runs in a process of its own, on one thread, up to its first call of ``model.train``: as it is, with lines for
-TensorFlow's functions replaced by those of torch where that is all that is missing. Its model is then trained by
-``po.deepxde.train`` and, from the same weights, by Adam and L-BFGS of DeepXDE as the script has them, each for as many
-seconds of CPU time. The error is the relative L2 error at 10,000 points of the geometry where the script has a
-reference, else that in the script's variables.
+runs in a process of its own, on one thread, twice: with ``po.deepxde.train`` in place of its first call of
+``model.train`` and nothing in place of later ones, and with DeepXDE's Adam and L-BFGS, each for as many seconds of CPU
+time. Lines for TensorFlow's functions are replaced by those of torch where that is all that is missing. The error is
+the relative L2 error at 10,000 points of the geometry where the model has a reference, else what the script prints.
 
 Not counted are scripts with fractional derivatives, integrals, a search of hyper-parameters, networks that DeepXDE does
 not have for torch, and those whose own lines fail under torch, by whoever they are trained.
@@ -17,6 +16,8 @@ not have for torch, and those whose own lines fail under torch, by whoever they 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import os
 import re
@@ -35,8 +36,9 @@ REPLACED = {
 """Lines for TensorFlow by lines for torch."""
 
 
-class Reached(Exception):  # noqa: N818
-    """The first call of ``model.train``."""
+PRINTED = re.compile(r"L2 relative error:?\s*\[?([0-9.eE+-]+)", re.IGNORECASE)
+"""What many scripts print in the end."""
+START, END = "<!-- table -->", "<!-- end of table -->"
 
 
 def source(file):
@@ -47,26 +49,42 @@ def source(file):
     return re.sub(r"^# (import torch)$", r"\1", text, flags=re.MULTILINE)
 
 
-def model_of(file):
-    """The model of a script at its first call of ``train``, with the arguments of the call."""
+def executed(file, train):
+    """Run a script with ``train(model)`` in place of the first ``model.train`` of each model and nothing in place of
+    later ones: its first model, and what it prints; why it failed, if it did after that.
+    """
     import deepxde as dde
 
-    found = {}
+    models, said, failure = [], io.StringIO(), ""
 
-    def train(self, *args, **settings):
-        found.update(model=self, settings=settings | ({"iterations": args[0]} if args else {}))
-        raise Reached
+    def first(model, *_, **__):
+        if model not in models:
+            models.append(model)
+            with contextlib.redirect_stdout(sys.stderr):
+                train(model)
+        return model.losshistory, model.train_state
 
-    own, dde.Model.train = dde.Model.train, train
+    own, dde.Model.train = dde.Model.train, first
     sys.path.insert(0, str(file.parent))
     os.chdir(file.parent)
     try:
-        exec(compile(source(file), str(file), "exec"), {"__name__": "__main__", "__file__": str(file)})
-    except Reached:
-        pass
+        with contextlib.redirect_stdout(said):
+            exec(compile(source(file), str(file), "exec"), {"__name__": "__main__", "__file__": str(file)})
+    except Exception as error:
+        if not models:
+            raise
+        failure = f"{type(error).__name__}: {error}"[:200]
     finally:
         dde.Model.train = own
-    return found["model"], found["settings"]
+    return models[0], said.getvalue(), failure
+
+
+def error_in(model, said):
+    """The error at points of the geometry where the model has a reference, else what the script prints, if it does."""
+    if model.data.soln is not None:
+        return error_of(model)
+    found = PRINTED.findall(said)
+    return float(found[-1]) if found else None
 
 
 def error_of(model):
@@ -83,8 +101,8 @@ def error_of(model):
     return float(np.linalg.norm(values - wanted) / np.linalg.norm(wanted))
 
 
-def theirs(model, seconds):
-    """DeepXDE's Adam as the script has it, for so many seconds of CPU time, the last half by L-BFGS."""
+def adam_and_lbfgs(model, seconds):
+    """DeepXDE's Adam as compiled for half of so many seconds of CPU time, and L-BFGS for the other half."""
     import deepxde as dde
 
     class Until(dde.callbacks.Callback):
@@ -95,55 +113,57 @@ def theirs(model, seconds):
         def on_epoch_end(self):
             self.model.stop_training = time.process_time() > self.end
 
-    begun = time.process_time()
-    model.train(iterations=10**7, display_every=10**6, callbacks=[Until(begun + seconds / 2)], verbose=0)
-    after_adam = error_of(model)
+    train, begun = type(model).train_own, time.process_time()
+    train(model, iterations=10**7, display_every=10**6, callbacks=[Until(begun + seconds / 2)], verbose=0)
     settings = {"loss_weights": model.loss_weights, "external_trainable_variables": model.external_trainable_variables}
     dde.optimizers.set_LBFGS_options(maxiter=200)
     while time.process_time() < begun + seconds:
-        model.compile("L-BFGS", verbose=0, **settings)
         before = model.train_state.step
-        model.train(display_every=10**6, verbose=0)
+        model.compile("L-BFGS", verbose=0, **settings)
+        train(model, display_every=10**6, verbose=0)
         if model.train_state.step == before:
             break
-    return min(filter(None, (after_adam, error_of(model))), default=None)
 
 
 def one(file, seconds):
     """What becomes of a script: a dictionary."""
+    import deepxde as dde
     import torch
 
     import pinn_odelora as po
     from pinn_odelora.errors import InputError
 
     torch.set_num_threads(1)
+    dde.Model.train_own = dde.Model.train
+    found, problems = {}, []
+
+    def ours(model):
+        clock, time.perf_counter = time.perf_counter, time.process_time
+        try:
+            result = po.deepxde.train(model, seconds, log=po.Log(every=10**6, estimate=False))
+        except Exception as failure:  # What is measured here.
+            problems.append(failure)
+            raise
+        finally:
+            time.perf_counter = clock
+        found.update({"steps": result.steps, "loss": result.heldout_loss, "in double": result.rel_l2})
+        found["variables"] = {name: x["estimate"] for name, x in result.coefficients.items()}
+
     try:
-        model, _ = model_of(file)
-    except BaseException as failure:  # Whatever a script does wrong is its own.
-        return {"outcome": "fails by itself", "said": f"{type(failure).__name__}: {failure}"[:200]}
-    start = {name: x.clone() for name, x in model.net.state_dict().items()}
-    values = [v.item() for v in model.external_trainable_variables]
-    clock, time.perf_counter = time.perf_counter, time.process_time
+        model, said, failure = executed(file, ours)
+    except Exception as error:  # Whatever a script does wrong before it trains is its own.
+        return {"outcome": "fails by itself", "said": f"{type(error).__name__}: {error}"[:200]}
+    if problems:
+        refused = isinstance(problems[0], InputError)
+        said = str(problems[0]) if refused else f"{type(problems[0]).__name__}: {problems[0]}"[:200]
+        return {"outcome": "refused" if refused else "failed", "said": said}
+    found |= {"outcome": "runs", "error": error_in(model, said)} | ({"after": failure} if failure else {})
     try:
-        result = po.deepxde.train(model, seconds, log=po.Log(every=10**6, estimate=False))
-    except InputError as refused:
-        return {"outcome": "refused", "said": str(refused)}
-    except Exception as failure:  # What is measured here.
-        return {"outcome": "failed", "said": f"{type(failure).__name__}: {failure}"[:200]}
-    finally:
-        time.perf_counter = clock
-    found = {"outcome": "runs", "error": error_of(model), "in double": result.rel_l2, "steps": result.steps}
-    found |= {"loss": result.heldout_loss, "variables": {k: x["estimate"] for k, x in result.coefficients.items()}}
-    model.net.load_state_dict(start)
-    with torch.no_grad():
-        for variable, value in zip(model.external_trainable_variables, values, strict=True):
-            variable.fill_(value)
-    model.train_state.disregard_best()
-    try:
-        found["theirs"] = theirs(model, seconds)
+        rival, said, _ = executed(file, lambda model: adam_and_lbfgs(model, seconds))
+        found["theirs"] = error_in(rival, said)
+        found["their variables"] = [v.item() for v in rival.external_trainable_variables]
     except Exception as failure:  # A rival that fails is no reason to stop.
         found["theirs said"] = f"{type(failure).__name__}: {failure}"[:200]
-    found["their variables"] = [v.item() for v in model.external_trainable_variables]
     return found
 
 
@@ -167,12 +187,20 @@ def lines(runs):
     return rows
 
 
+def renew(page, rows):
+    """Put the table between its marks."""
+    text = page.read_text(encoding="utf-8")
+    before, after = text[: text.index(START) + len(START)], text[text.index(END) :]
+    page.write_text("\n".join([before, "", *rows, "", after]), encoding="utf-8")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--examples", type=Path, required=True, help="the folder examples of a checkout of DeepXDE")
     parser.add_argument("--names", nargs="+", help="some of the scripts")
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--json", type=Path, default=Path("examples.json"))
+    parser.add_argument("--page", type=Path, help="renew the table of this page")
     parser.add_argument("--report", action="store_true", help="run nothing")
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -193,6 +221,8 @@ def main():
         args.json.write_text(json.dumps(runs, indent=1))
         print(lines({name: runs[name]})[-1], flush=True)
     print("\n".join(lines(runs)))
+    if args.page:
+        renew(args.page, lines(runs))
     outcomes = [run["outcome"] for run in runs.values()]
     return int("failed" in outcomes)
 
