@@ -324,7 +324,7 @@ def test_a_huge_repetition_of_one_number_takes_no_memory(tmp_path):
     claimed(tmp_path / "net", 3, 0, (10**15,), (0,))
     net = nn.Module()
     net.b = nn.Parameter(torch.zeros(3))
-    with pytest.raises(InputError, match=rf"b is \({10**15},\) in the file but \(3,\) in the network"):
+    with pytest.raises(InputError, match=r"it is damaged \(its sizes repeat its bytes\)"):
         load_network(net, tmp_path / "net")
 
 

@@ -774,7 +774,7 @@ def test_the_program_without_an_argument_prints_the_help_of_all_commands(capsys,
     assert out.startswith("usage: python -m pinn_odelora [-h] command ...")
     for name in ("list", "suggest-rank", "predict", "family", "compare", "dashboard", "export", "study"):
         assert f"  python -m pinn_odelora {name} [-h]" in out
-    assert "[-o OUTPUT] run points" in out
+    assert "predict [-h] [-o OUTPUT] [--trust MODULE] run points" in " ".join(out.split())
 
 
 def test_the_list_has_every_problem_and_every_method(capsys):
@@ -790,7 +790,7 @@ def test_the_list_has_every_problem_and_every_method(capsys):
     [
         (
             ["lst"],
-            "Unknown command 'lst' (did you mean 'list'?); allowed: check, compare, dashboard, export, family, ",
+            "Unknown command 'lst' (did you mean 'list'?); allowed: check, compare, dashboard, deepxde, export, ",
         ),
         (["--nothing"], "unrecognized arguments: --nothing"),
         (["predict", "run"], "the following arguments are required: points"),

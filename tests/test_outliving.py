@@ -100,7 +100,9 @@ def waiting(tmp_path, **how):
     (tmp_path / "program.py").write_text(WAITING)
     command = [sys.executable, "program.py", "end"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, cwd=tmp_path, env=environment, text=True, **how)
+    # Whoever runs the tests in the background has Python's children ignore SIGINT.
+    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(command, cwd=tmp_path, env=environment, text=True, preexec_fn=heard, **how)
 
 
 @posix

@@ -12,7 +12,7 @@ from yaml import YAMLError
 
 from pinn_odelora import manifest
 from pinn_odelora.errors import InputError
-from pinn_odelora.files import write_text
+from pinn_odelora.files import fill, write_text
 from pinn_odelora.manifest import MANIFEST
 from pinn_odelora.plain_files import read_yaml_text
 from pinn_odelora.runs.folder import CONFIG
@@ -67,7 +67,7 @@ def save_config(cfg: DictConfig, folder: Path) -> None:
         write_text(folder / CONFIG, OmegaConf.to_yaml(kept))
         return
     with manifest.exchanging(folder / MANIFEST, CONFIG) as temporary:  # a run that goes on may have a new budget
-        temporary.write_bytes(OmegaConf.to_yaml(kept).encode())
+        fill(temporary, OmegaConf.to_yaml(kept).encode())
 
 
 def saved_config(folder: Path) -> DictConfig:
