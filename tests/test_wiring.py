@@ -202,7 +202,7 @@ EXPECTED = {
     pfnn: ("a", "b hidden.0 hidden.1 hidden.2", "out.0 out.1 out.2", ""),
     resnet: ("a", "b c d", "out", ""),
     modified_mlp: ("u v a", "b c", "out", ""),
-    pirate: ("u v a", "b c", "out", ""),
+    pirate: ("", "u v a b c", "out", ""),
     deeponet: (of_mlps(("branch", "trunk"), 0), of_mlps(("branch", "trunk"), 1, 2), "", ""),
     siren: ("0", "2 4", "6", ""),
     shared: ("a", "b", "out", ""),

@@ -12,7 +12,8 @@ output then tells which calls lie on the way to it, and which follow which. A la
 Activations, products, sums, concatenations and skip connections are no layers, and change nothing. Input that reaches
 an inner layer by a skip does not make it a first one. A last layer with more rows than the network has outputs and more
 than half as many rows as columns is as large as a hidden one, and counts as such unless it is a first one, too: trunk
-and branch of a DeepONet end in such layers.
+and branch of a DeepONet end in such layers. So does a first layer with more columns than the network has inputs and
+more than half as many columns as rows, unless it is a last one, too: it takes Fourier features, or an embedding.
 
 The calls do not tell all where the output depends on a linear layer without a call of it in the graph
 (``torch.nn.functional.linear``, ``torch.func`` inside a network). Then, and where there is no input to call the network
@@ -89,7 +90,7 @@ class Wiring:
             unused = [name for name in unseen if name not in uncalled]
             return cls._by_order([name for name in layers if name not in unused], tuple(unused))
         before = {name: {calls[j].layer for i in edges if calls[i].layer == name for j in edges[i]} for name in layers}
-        return cls._by_calls(layers, before, tuple(unseen), output.shape[-1])
+        return cls._by_calls(layers, before, tuple(unseen), (inputs.shape[-1], output.shape[-1]))
 
     @classmethod
     def _by_order(cls, names: list[str], unused: tuple[str, ...] = ()) -> Wiring:
@@ -97,19 +98,27 @@ class Wiring:
 
     @classmethod
     def _by_calls(
-        cls, layers: Mapping[str, nn.Linear], before: Mapping[str, set[str]], unused: tuple[str, ...], outputs: int
+        cls,
+        layers: Mapping[str, nn.Linear],
+        before: Mapping[str, set[str]],
+        unused: tuple[str, ...],
+        sides: tuple[int, int],
     ) -> Wiring:
         used = [name for name in layers if name not in unused]
         first = [name for name in used if not before[name] - {name}]
         last = [name for name in used if not any(name in before[other] for other in used if other != name)]
-        large = {name for name in last if name not in first and _is_large(layers[name], outputs)}
+        inputs, outputs = sides
+        both = {*first} & {*last}
+        large = {name for name in last if name not in both and _is_large(*layers[name].weight.shape, outputs)}
+        large |= {name for name in first if name not in both and _is_large(*layers[name].weight.shape[::-1], inputs)}
         inner = [name for name in used if name in large or name not in (*first, *last)]
-        return cls(tuple(first), tuple(inner), tuple(name for name in last if name not in large), unused)
+        outer = lambda names: tuple(name for name in names if name not in large)
+        return cls(outer(first), tuple(inner), outer(last), unused)
 
 
-def _is_large(layer: nn.Linear, outputs: int) -> bool:
-    m, n = layer.weight.shape
-    return m > outputs and 2 * m > n
+def _is_large(own: int, other: int, network: int) -> bool:
+    """Whether a layer has more rows, or columns, than the network has of its kind, and more than half the others."""
+    return own > network and 2 * own > other
 
 
 @dataclass(frozen=True)
