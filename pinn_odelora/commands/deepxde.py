@@ -9,10 +9,11 @@ value, where that network is adapted by low-rank factors.
 from __future__ import annotations
 
 import ast
+import logging
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,16 +49,32 @@ def run(script: Path, values: Sequence[str], seconds: float, restore: Path | Non
     from pinn_odelora.deepxde import adapt, train
 
     report = lambda result: print(f"pinn_odelora: {result}", flush=True)
-    if not values:
-        execute(script, other, lambda model: report(train(model, seconds)))
-        return
-    weights = pretrained(script, restore, lambda model: report(train(model, seconds)))
+    trained = lambda model: report(train(model, seconds))
+    with progress():
+        if not values:
+            execute(script, other, trained)
+            return
+        weights = pretrained(script, restore, trained)
 
-    def adapted(model: Any) -> None:
-        model.net.load_state_dict(weights)
-        report(adapt(model, seconds, rank=rank))
+        def adapted(model: Any) -> None:
+            model.net.load_state_dict(weights)
+            report(adapt(model, seconds, rank=rank))
 
-    execute(script, other, adapted)
+        execute(script, other, adapted)
+
+
+@contextmanager
+def progress() -> Iterator[None]:
+    """Print what this package logs on the way."""
+    log, lines = logging.getLogger("pinn_odelora"), logging.StreamHandler(sys.stdout)
+    before = log.level
+    log.addHandler(lines)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(lines)
+        log.setLevel(before)
 
 
 def parsed(script: Path) -> ast.Module:
