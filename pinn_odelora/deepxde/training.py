@@ -15,21 +15,36 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from pinn_odelora.adaptation import adapt as adapt_network
 from pinn_odelora.budget import Budget
 from pinn_odelora.deepxde.problem import Posed, posed, regularisation
+from pinn_odelora.errors import InputError
+from pinn_odelora.formulation import Problem
 from pinn_odelora.geometry.deepxde import library
 from pinn_odelora.integrators import LinearlyImplicit
 from pinn_odelora.lowrank.adapter_files import merged_state_dict
+from pinn_odelora.nets import check_network, copied
 from pinn_odelora.optim.methods import full_implicit
-from pinn_odelora.pretraining.pretrain import Pretraining, pretrain
+from pinn_odelora.pretraining import stages
+from pinn_odelora.pretraining.pretrain import unseen_error, without_reference
 from pinn_odelora.result import Result
 from pinn_odelora.rules import number, whole
+from pinn_odelora.system import Solution, System
+from pinn_odelora.threads import threads
 
 log = logging.getLogger(__name__)
+INTERIOR, BOUNDARY, ADAM_LR = 1000, 200, 5e-3
+"""As of ``Pretraining``."""
+MOSTLY, AT_THE_GUESS = 0.85, 0.4
+"""The part of the time before the run that is returned: nearly all, or less where that has to find coefficients."""
 LEAST = 1.0
-"""Seconds that are left for natural gradient, however long Adam took."""
+"""Seconds for each part, however long those before it took."""
+FLOOR = 1e-12
+"""The relative error below which nothing is gained."""
+STEPS = 10_000
+"""Of natural gradient at most, in messages."""
 
 
 def adapt(model: Any, seconds: float = 10.0, *, fields: Sequence[str] | None = None, **settings: Any) -> Result:
@@ -66,7 +81,8 @@ def train(
 ) -> Result:
     """Train the network of a ``deepxde.Model`` from its weights as they are: Adam, then natural gradient.
 
-    All weights are trained, on our points and in double precision; otherwise as ``adapt``.
+    All weights are trained, on our points and in double precision, as ``po.pretrain`` does, and in the last part of the
+    time as ``po.adapt`` does with ``full_implicit``, whose result is returned; otherwise as ``adapt``.
 
     Args:
         model: compiled, see ``problem``; it is changed in place.
@@ -74,27 +90,40 @@ def train(
         fields: names of the network's outputs.
         adam_steps: before natural gradient.
         seed: of the points.
-        settings: those of ``po.adapt``.
+        settings: those of ``po.adapt``; a ``budget`` is that of each part.
 
     Raises:
         InputError: as ``problem`` and ``po.adapt`` do, before anything is trained.
     """
     seconds = number(above=0).check("seconds", seconds)
+    adam_steps = whole(0).check("adam_steps", adam_steps)
     own = posed(model, fields)
     begun = time.perf_counter()
-    first = Pretraining(
-        adam_steps=whole(0).check("adam_steps", adam_steps),
-        second_stage="natural_gradient",
-        natural_gradient_steps=0,
-        scales=False,
-        seed=seed,
-    )
-    net = pretrain(own.problem, model.net, settings=first, say=log.info)
+    net = check_network(copied(model.net), own.problem)
+    # With its guess for an unknown coefficient, which is found afterwards.
+    until = begun + seconds * (AT_THE_GUESS if own.unknown else MOSTLY)
+    with threads(1):
+        _natural_gradient(own.problem.as_source(), net, adam_steps, until, settings.get("budget"), seed)
     left = max(seconds - (time.perf_counter() - begun), LEAST)
     return _finished(model, own, net, left, {"method": full_implicit(LinearlyImplicit()), "seed": seed, **settings})
 
 
-def _finished(model: Any, own: Posed, net: torch.nn.Module, seconds: float, settings: dict[str, Any]) -> Result:
+def _natural_gradient(
+    problem: Problem, net: nn.Module, adam_steps: int, until: float, budget: Budget | None, seed: int
+) -> None:
+    """Train a network in place, as pretraining does, until a time or for a budget."""
+    system = System(problem, Solution(problem, net))
+    first = stages.adam(system, INTERIOR, BOUNDARY, seed, adam_steps, ADAM_LR, log.info)
+    if first.failure is not None:
+        raise InputError(f"Adam failed: {first.failure}")
+    budget = budget or Budget(seconds=max(until - time.perf_counter(), LEAST))
+    stage = stages.natural_gradient(system, INTERIOR, BOUNDARY, seed)
+    error, unseen = unseen_error(system, seed), without_reference(system, seed)
+    stages.follow(stage, budget, STEPS, error, FLOOR, log.info, unseen)
+    system.solution.zero_grad(set_to_none=True)
+
+
+def _finished(model: Any, own: Posed, net: nn.Module, seconds: float, settings: dict[str, Any]) -> Result:
     if kind := regularisation(model):
         log.warning("The %s regularization of the network is left out: it is no part of the equation.", kind)
     settings.setdefault("budget", Budget(seconds=seconds))
