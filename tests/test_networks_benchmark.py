@@ -38,6 +38,7 @@ def test_networks_have_about_as_many_numbers(case):
 def test_ratios_are_those_of_geometric_means_and_misses_need_a_reason(monkeypatch):
     found = {("mlp", "burgers"): 1, ("kan", "burgers"): 4, ("siren", "burgers"): 1}
     assert networks.ratios(RUNS) == pytest.approx(found)
+    monkeypatch.setattr(networks, "REASONS", {})
     assert networks.verdict(RUNS) == ["kan on burgers: 4.0 times the MLP"]
     monkeypatch.setitem(networks.REASONS, ("kan", "burgers"), "its functions are few")
     assert networks.verdict(RUNS) == []
