@@ -235,7 +235,9 @@ def test_the_python_of_the_guide_runs(page, tmp_path, monkeypatch):
         short = block.replace("range(20)", "range(3)").replace("seconds=2", "budget=po.Budget(steps=2)")
         if page in ("conditions", "your-own-data", "torch-residuals", "pina"):
             short = re.sub(
-                r"pretrain\((.*)\)", r"pretrain(\1, settings=po.Pretraining(0, natural_gradient_steps=2, lbfgs_evals=0))", short
+                r"pretrain\((.*)\)",
+                r"pretrain(\1, settings=po.Pretraining(0, natural_gradient_steps=2, lbfgs_evals=0))",
+                short,
             )
         exec(re.sub(r"Budget\([^)]*\)", "Budget(steps=2)", short), found)
     assert len(blocks) >= 1
