@@ -54,6 +54,23 @@ def compose(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def begun(compose, tmp_path):
+    """The folder of a run of Burgers' equation with configuration and pretrained network, and that network."""
+    from omegaconf import OmegaConf
+
+    from pinn_odelora.checkpoints import save_network
+    from pinn_odelora.config.build import network, posed
+
+    cfg, path = compose("problem.nu=0.03"), tmp_path / "run"
+    path.mkdir()
+    OmegaConf.save(cfg, path / "config.yaml")
+    problem, source, _ = posed(cfg)
+    net = network(cfg, problem, source)
+    save_network(net, path / "pretrained.safetensors")
+    return path, net
+
+
+@pytest.fixture
 def run():
     """Build, pretrain and fit as train.py does: ``run(cfg).training``, ``.result``, ``.adaptation``, ``.facts``."""
     from pinn_odelora import config

@@ -13,7 +13,6 @@ from omegaconf import OmegaConf
 
 from pinn_odelora.adapted_solution import AdaptedSolution
 from pinn_odelora.checkpoints import save_network
-from pinn_odelora.config.build import network, posed
 from pinn_odelora.config.load import load
 from pinn_odelora.errors import InputError
 from pinn_odelora.lowrank.adapter_files import save_adapter
@@ -76,14 +75,9 @@ def test_another_number_of_coordinates_is_refused(generator):
 
 
 @pytest.fixture(params=["factors", "weights"])
-def folder(compose, tmp_path, request, generator):
+def folder(begun, request, generator):
     """What a run of each kind leaves, its steps replaced by drawn numbers."""
-    cfg, path = compose("problem.nu=0.03"), tmp_path / "run"
-    path.mkdir()
-    OmegaConf.save(cfg, path / "config.yaml")
-    problem, source, _ = posed(cfg)
-    net = network(cfg, problem, source)
-    save_network(net, path / "pretrained.safetensors")
+    path, net = begun
     if request.param == "factors":
         put_factors(net, linear_targets(net, None), 2, 1.0, pissa, generator)
     with torch.no_grad():

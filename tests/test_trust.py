@@ -24,8 +24,7 @@ from pinn_odelora.__main__ import main
 from pinn_odelora.array_files import read_arrays
 from pinn_odelora.checkpoints import load_network, save_network
 from pinn_odelora.config import begin
-from pinn_odelora.config.build import network, posed
-from pinn_odelora.errors import InputError
+from pinn_odelora.errors import InputError, UnwritableError
 from pinn_odelora.integrators import tableau
 from pinn_odelora.lightning.fit import steps_done
 from pinn_odelora.lowrank.adapter_files import load_adapter
@@ -34,6 +33,7 @@ from pinn_odelora.nets import MLP
 from pinn_odelora.plain_files import read_json, read_yaml
 from pinn_odelora.runs import trust
 from pinn_odelora.runs.configuration import read_config, saved_config
+from pinn_odelora.runs.messages import continuable
 from pinn_odelora.runs.reopened import reopened
 from pinn_odelora.runs.save import described
 from problems.burgers import Burgers
@@ -64,14 +64,9 @@ def here(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def folder(compose, tmp_path, generator):
+def folder(begun):
     """A finished run whose network is as it was, with a configuration to be edited."""
-    cfg, path = compose("problem.nu=0.03"), tmp_path / "run"
-    path.mkdir()
-    OmegaConf.save(cfg, path / "config.yaml")
-    problem, source, _ = posed(cfg)
-    net = network(cfg, problem, source)
-    save_network(net, path / "pretrained.safetensors")
+    path, net = begun
     save_network(net, path / "network.safetensors")
     return path
 
@@ -184,6 +179,9 @@ def test_a_module_that_the_caller_names_is_called(folder, tmp_path, compose, cap
     assert main(command) == 2
     assert "--trust mine_of_ours" in capsys.readouterr().err
     assert main([*command, "--trust", "mine_of_ours"]) == 0
+    how = r"continue with: python train\.py resume=.* trust=mine_of_ours\.?$"
+    with pytest.raises(UnwritableError, match=how), continuable(folder):
+        raise UnwritableError("Cannot write it: No space left on device.")
     kept = begin(compose(f"resume={folder}", "trust=[mine_of_ours]"))[0]
     assert kept.net["_target_"] == "mine_of_ours.Net"
     sys.modules.pop("mine_of_ours")

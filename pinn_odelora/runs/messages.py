@@ -65,7 +65,7 @@ def continuable(folder: Path) -> Iterator[None]:
         except UnwritableError as error:
             if not (folder / CONFIG).is_file():
                 raise
-            how = f"python train.py {given('resume', near(folder))}"
+            how = f"python train.py {given('resume', near(folder))}{trust.argument(folder)}"
             raise UnwritableError(f"{str(error).rstrip('.')}; once that is mended, continue with: {how}") from error
 
 
