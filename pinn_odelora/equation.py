@@ -33,6 +33,7 @@ from torch import Tensor
 from pinn_odelora.checks.evaluation import check_reference
 from pinn_odelora.checks.names import check_apart, check_names
 from pinn_odelora.checks.problem import check_problem
+from pinn_odelora.derivatives.field import Field
 from pinn_odelora.errors import InputError, unknown
 from pinn_odelora.formulation import Network, Parameter, Problem, Term
 from pinn_odelora.geometry import Region
@@ -281,6 +282,40 @@ def _blank(declaration: Declaration) -> Equation:
 
 def _shown(value: Any) -> str:
     return f"unknown, now {value.item():.6g}" if isinstance(value, Tensor) else repr(value)
+
+
+# What equations of other programs have in common.
+
+LETTERS = "xyz", "abcdefghijklmnopqrsvwxyz"
+"""Names of up to three coordinates, and of more; t is time, u a field."""
+
+
+def coordinate_names(number: int) -> tuple[str, ...]:
+    """Names for coordinates that have none.
+
+    Raises:
+        InputError: if there are too many.
+    """
+    letters = LETTERS[number > len(LETTERS[0])]
+    if number > len(letters):
+        raise InputError(f"There are {number} coordinates, but at most {len(letters)} are possible.")
+    return tuple(letters[:number])
+
+
+def field_names(number: int) -> tuple[str, ...]:
+    """Names for fields that have none."""
+    return ("u",) if number == 1 else tuple(f"u{k + 1}" for k in range(number))
+
+
+def taking(names: Sequence[str], rows: Callable[[Field, Mapping[str, Any]], Tensor]) -> Callable[..., Tensor]:
+    """A residual that takes parameters by these names, from one that takes them as a mapping."""
+
+    def residual(f: Field, **values: Any) -> Tensor:
+        return rows(f, values)
+
+    arguments = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in ("f", *names)]
+    residual.__signature__ = inspect.Signature(arguments)  # type: ignore[attr-defined]
+    return residual
 
 
 # What a caller may give.

@@ -10,7 +10,6 @@ conditions with ``input`` and ``target``. PINA is imported when ``problem`` is c
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -21,6 +20,7 @@ from torch import Tensor
 from pinn_odelora.derivatives.field import Field
 from pinn_odelora.derivatives.gradients import Derivatives, Gradients
 from pinn_odelora.equation import problem as equation
+from pinn_odelora.equation import taking
 from pinn_odelora.errors import InputError
 from pinn_odelora.formulation import Problem, Term, parameter
 from pinn_odelora.geometry import Box, Cloud, Region, Uniform
@@ -110,7 +110,7 @@ def _term(name: str, condition: Any, problem: Any, coords: tuple[str, ...], unkn
     else:
         named = condition.domain
         where = _region(problem.domains[named] if isinstance(named, str) else named, labels, coords)
-    return Term(where, _with_parameters(partial(_equation, condition.equation, labels, fields), unknown))
+    return Term(where, taking(unknown, partial(_equation, condition.equation, labels, fields)))
 
 
 def _missed(number: int, f: Field) -> Tensor:
@@ -125,17 +125,6 @@ def _equation(posed: Any, labels: Sequence[str], fields: Sequence[str], f: Field
     with Gradients([known]):
         found = posed.residual(_labelled(known.x, labels), _labelled(known.y, fields), parameters or None)
     return _plain(found).reshape(len(known.x), -1)
-
-
-def _with_parameters(rows: Any, unknown: tuple[str, ...]) -> Any:
-    """A residual that takes the unknown parameters by name."""
-
-    def residual(f: Field, **values: Any) -> Tensor:
-        return rows(f, values)
-
-    arguments = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in ("f", *unknown)]
-    residual.__signature__ = inspect.Signature(arguments)  # type: ignore[attr-defined]
-    return residual
 
 
 def _region(domain: Any, labels: Sequence[str], coords: tuple[str, ...]) -> Region:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from pinn_odelora.derivatives.field import Field
 from pinn_odelora.derivatives.gradients import Derivatives, Gradients
+from pinn_odelora.equation import coordinate_names, field_names
 from pinn_odelora.equation import problem as equation
 from pinn_odelora.errors import InputError, unknown
 from pinn_odelora.formulation import Problem, Term
@@ -36,8 +37,6 @@ Function = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor | Sequence[Tens
 """From a network and points (N, d) to rows (N, k), or a sequence of them, that must vanish."""
 Where = ArrayLike | Tensor | Region
 ONE = "residual"
-LETTERS = "xyz", "abcdefghijklmnopqrsvwyz"
-"""Names of up to three coordinates, and of more."""
 FEW = 32
 """Points up to which every step has all of them."""
 
@@ -74,12 +73,10 @@ def torch_problem(
     rows = {name: _rows(name, where) for name, where in wheres.items()}
     coords = _coordinates(rows)
     regions = {name: _region(x, coords) for name, x in rows.items()}
-    number = _outputs(net, next(iter(regions.values())), coords)
-    fields = ("u",) if number == 1 else tuple(f"u{k + 1}" for k in range(number))
     interior = next((region for region in regions.values() if region.interior), next(iter(regions.values())))
     return equation(
         coords=coords,
-        fields=fields,
+        fields=field_names(_outputs(net, next(iter(regions.values())), coords)),
         region=interior,
         reference=None if reference is None else lambda p: reference(p.rows(coords)),
         scales={},  # the network is the user's own, in units of its own
@@ -113,11 +110,7 @@ def _coordinates(rows: Mapping[str, Tensor | Region]) -> tuple[str, ...]:
     if len(set(numbers.values())) > 1:
         said = ", ".join(f"{name} {k}" for name, k in numbers.items())
         raise InputError(f"The points of all residuals must have as many columns; they have: {said}.")
-    number = next(iter(numbers.values()))
-    letters = LETTERS[number > len(LETTERS[0])]
-    if number > len(letters):
-        raise InputError(f"The points have {number} columns, but at most {len(letters)} are possible.")
-    return tuple(letters[:number])
+    return coordinate_names(next(iter(numbers.values())))
 
 
 def _outputs(net: nn.Module, region: Region, coords: Sequence[str]) -> int:

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +25,7 @@ from pinn_odelora.deepxde.derivatives import answered
 from pinn_odelora.deepxde.regions import coordinates, domain
 from pinn_odelora.deepxde.variables import Substituted, names
 from pinn_odelora.derivatives.field import Field
+from pinn_odelora.equation import field_names, taking
 from pinn_odelora.equation import problem as equation
 from pinn_odelora.errors import InputError
 from pinn_odelora.formulation import Problem, Term, parameter
@@ -151,7 +151,7 @@ def outputs(model: Any, fields: Sequence[str] | None) -> tuple[str, ...]:
     with torch.no_grad():
         number = model.net(torch.as_tensor(model.data.train_x[:2]).to(like)).shape[1]
     if fields is None:
-        return ("u",) if number == 1 else tuple(f"u{k + 1}" for k in range(number))
+        return field_names(number)
     if len(fields) != number:
         raise InputError(f"fields names {len(fields)} outputs, but the network has {number}.")
     return tuple(fields)
@@ -219,14 +219,11 @@ class _Equation:
 def _with_variables(residual: Callable, variables: Sequence[Tensor], unknown: Sequence[str]) -> Callable:
     """A residual that takes the unknown coefficients by name."""
 
-    def rows(f: Field, **values: Any) -> Tensor:
-        pairs = [(v, _number_of(values[name], v)) for v, name in zip(variables, unknown, strict=True)]
-        with Substituted(pairs) if pairs else nullcontext():
+    def rows(f: Field, values: Mapping[str, Any]) -> Tensor:
+        with Substituted((v, _number_of(values[name], v)) for v, name in zip(variables, unknown, strict=True)):
             return residual(f)
 
-    arguments = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in ("f", *unknown)]
-    rows.__signature__ = inspect.Signature(arguments)  # type: ignore[attr-defined]
-    return rows
+    return taking(unknown, rows) if unknown else residual
 
 
 def _number_of(value: Any, variable: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pinn_odelora.equation import coordinate_names
 from pinn_odelora.errors import InputError
 from pinn_odelora.geometry import Box, Cloud, Region
 from pinn_odelora.geometry.deepxde import Shape, library, seeded
@@ -36,10 +37,7 @@ def coordinates(geometry: Any) -> tuple[str, ...]:
         return ("t",)
     if isinstance(geometry, d.GeometryXTime):
         return (*coordinates(geometry.geometry), "t")
-    letters = "xyz" if geometry.dim <= 3 else "abcdefghijklmnopqrsvwxyz"
-    if geometry.dim > len(letters):
-        raise InputError(f"The geometry has {geometry.dim} dimensions, but at most {len(letters)} are possible.")
-    return tuple(letters[: geometry.dim])
+    return coordinate_names(geometry.dim)
 
 
 def domain(geometry: Any) -> Region:

@@ -7,7 +7,6 @@ and the rest of a script go on from there, in DeepXDE's precision; the result ha
 
 from __future__ import annotations
 
-import copy
 import logging
 import time
 from collections.abc import Sequence
@@ -67,7 +66,7 @@ def adapt(model: Any, seconds: float = 10.0, *, fields: Sequence[str] | None = N
         InputError: as ``problem`` and ``po.adapt`` do, before anything is trained.
     """
     own = posed(model, fields)
-    return _finished(model, own, copy.deepcopy(model.net), seconds, settings)
+    return _finished(model, own, model.net, seconds, settings)
 
 
 def train(
