@@ -26,7 +26,9 @@ import sys
 import time
 from pathlib import Path
 
-OMITTED = ("fractional", "HPO", "Volterra", "ide")
+from networks import put
+
+OMITTED = re.compile("fractional|HPO|_IDE$|^ide$")
 KINDS = ("pinn_forward", "pinn_inverse")
 REPLACED = {
     "from deepxde.backend import tf\n": "import torch as tf\n",
@@ -34,11 +36,8 @@ REPLACED = {
     "tf.concat(": "tf.cat(",
 }
 """Lines for TensorFlow by lines for torch."""
-
-
 PRINTED = re.compile(r"L2 relative error:?\s*\[?([0-9.eE+-]+)", re.IGNORECASE)
 """What many scripts print in the end."""
-START, END = "<!-- table -->", "<!-- end of table -->"
 
 
 def source(file):
@@ -88,12 +87,10 @@ def error_in(model, said):
 
 
 def error_of(model):
-    """Relative L2 error at points of the geometry; None without a reference."""
+    """Relative L2 error at points of the geometry."""
     import deepxde as dde
     import numpy as np
 
-    if model.data.soln is None:
-        return None
     np.random.seed(7)
     X = model.data.geom.random_points(10_000).astype(dde.config.real(np))
     values = model.predict(X)
@@ -169,11 +166,7 @@ def one(file, seconds):
 
 def scripts(folder, names):
     every = [file for kind in KINDS for file in sorted((folder / kind).glob("*.py"))]
-    return [
-        f
-        for f in every
-        if not any(f.stem.startswith(o) or o in f.stem for o in OMITTED) and (not names or f.stem in names)
-    ]
+    return [f for f in every if not OMITTED.search(f.stem) and (not names or f.stem in names)]
 
 
 def lines(runs):
@@ -185,13 +178,6 @@ def lines(runs):
             f"| {name} | {outcome} | {shown(run.get('error'))} | {shown(run.get('theirs'))} | {run.get('steps', '')} |"
         )
     return rows
-
-
-def renew(page, rows):
-    """Put the table between its marks."""
-    text = page.read_text(encoding="utf-8")
-    before, after = text[: text.index(START) + len(START)], text[text.index(END) :]
-    page.write_text("\n".join([before, "", *rows, "", after]), encoding="utf-8")
 
 
 def main():
@@ -222,7 +208,7 @@ def main():
         print(lines({name: runs[name]})[-1], flush=True)
     print("\n".join(lines(runs)))
     if args.page:
-        renew(args.page, lines(runs))
+        put(args.page, "\n".join(lines(runs)))
     outcomes = [run["outcome"] for run in runs.values()]
     return int("failed" in outcomes)
 

@@ -183,9 +183,13 @@ def markdown(runs: list[dict]) -> str:
 
 def renew(page: Path, runs: list[dict]) -> None:
     """Put the table in the place of that on a page."""
-    text = page.read_text(encoding="utf-8")
-    before, _, rest = text.partition(START)
-    page.write_text(f"{before}{START}\n\n{markdown(runs)}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+    put(page, markdown(runs))
+
+
+def put(page: Path, table: str) -> None:
+    """Put a table between the marks of a page."""
+    before, _, rest = page.read_text(encoding="utf-8").partition(START)
+    page.write_text(f"{before}{START}\n\n{table}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8")
 
 
 def main() -> int:
