@@ -144,3 +144,9 @@ def test_a_run_goes_on_from_no_other_state(begun, compose, run, tmp_path):
     (folder / "manifest.json").unlink()
     with pytest.raises(InputError, match=r"is not that of this run: the first step from it fails \(TypeError"):
         run(longer(compose(f"resume={folder}")))
+
+
+def test_a_state_that_cannot_be_read_is_told_from_a_damaged_one(tmp_path):
+    (tmp_path / STATE).mkdir()
+    with pytest.raises(InputError, match=r"^Cannot read .*, the state to continue from: Is a directory"):
+        states.read(tmp_path / STATE)

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from pinn_odelora.adaptation import Adaptation
 from pinn_odelora.budget import Progress
 from pinn_odelora.errors import InputError, cause
+from pinn_odelora.files import reason
 from pinn_odelora.loop import Training
 from pinn_odelora.manifest import digest_of
 from pinn_odelora.objective import Evaluation
@@ -51,8 +52,13 @@ def read(path: Path) -> dict[str, Any]:
     """What a file holds, on the CPU; nothing in it is called but what makes tensors.
 
     Raises:
-        InputError: if it is damaged, or no state.
+        InputError: if it cannot be read, is damaged, or no state.
     """
+    try:
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        raise InputError(f"Cannot read {path}, the state to continue from: {reason(error)}.") from error
     try:
         read_torch(path)  # which checks sizes and sums, and calls nothing
         saved = torch.load(path, weights_only=True, map_location="cpu")
