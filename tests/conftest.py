@@ -54,7 +54,7 @@ def compose(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def begun(compose, tmp_path):
+def pretrained_folder(compose, tmp_path):
     """The folder of a run of Burgers' equation with configuration and pretrained network, and that network."""
     from omegaconf import OmegaConf
 

@@ -75,9 +75,9 @@ def test_another_number_of_coordinates_is_refused(generator):
 
 
 @pytest.fixture(params=["factors", "weights"])
-def folder(begun, request, generator):
+def folder(pretrained_folder, request, generator):
     """What a run of each kind leaves, its steps replaced by drawn numbers."""
-    path, net = begun
+    path, net = pretrained_folder
     if request.param == "factors":
         put_factors(net, linear_targets(net, None), 2, 1.0, pissa, generator)
     with torch.no_grad():

@@ -64,9 +64,9 @@ def here(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def folder(begun):
+def folder(pretrained_folder):
     """A finished run whose network is as it was, with a configuration to be edited."""
-    path, net = begun
+    path, net = pretrained_folder
     save_network(net, path / "network.safetensors")
     return path
 
