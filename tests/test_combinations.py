@@ -11,6 +11,7 @@ from torch import Tensor
 
 import pinn_odelora as po
 from pinn_odelora.families.combination import Combinations, CombinedNetwork, gauss_newton
+from pinn_odelora.families.estimate import Unseen
 from pinn_odelora.families.parametric import Parametric
 from pinn_odelora.families.stations import Station
 from pinn_odelora.lowrank.settings import LoRA
@@ -79,11 +80,15 @@ def stations_of(parametric, name, ends, number=3):
     return found
 
 
+def unseen(parametric):
+    return Unseen(parametric.points(70, 0, "b"), parametric.points(30, 0, "c"))
+
+
 @pytest.fixture(params=CASES)
 def made(request):
     problem, name, ends = CASES[request.param]
     parametric = Parametric(mlp(problem, width=7), problem, (name,))
-    combinations = Combinations(parametric, parametric.points(60, 0, "a"), parametric.points(70, 0, "b"))
+    combinations = Combinations(parametric, parametric.points(60, 0, "a"), unseen(parametric))
     combinations.take(stations_of(parametric, name, ends))
     values = [{name: float(x)} for x in np.linspace(*ends, 4)[1:3]]
     c = torch.tensor([[0.7, -0.4, 0.2], [0.1, 1.3, -0.6]], dtype=torch.float64)
@@ -137,7 +142,7 @@ def test_the_probes_of_a_network_in_units_have_fields_in_these(generator):
     net = Scaled(MLP(2, 3, width=6, depth=3, generator=generator), Scales(dict.fromkeys("xy", Unit()), units, units))
     parametric = Parametric(net, problem, ("re",), LoRA(rank=2))
     points = parametric.points(30, 0, "test")
-    combinations = Combinations(parametric, points, points)
+    combinations = Combinations(parametric, points, Unseen(points, points))
     combinations.take([Station({"re": 40.0}, parametric.weights(), 0.0, 0.0, 1, 1, 0.0)])
     (one,) = combinations.find([{"re": 40.0}], [0])
     u = Solution(problem, combinations.network(one.coefficients))(parametric.probes).detach()
@@ -239,7 +244,7 @@ def test_a_network_is_the_sum_of_networks():
 
 def combinations_of(problem, name="nu", ends=(0.1, 0.3)):
     parametric = Parametric(mlp(problem, width=6), problem, (name,))
-    found = Combinations(parametric, parametric.points(40, 0, "a"), parametric.points(40, 0, "b"))
+    found = Combinations(parametric, parametric.points(40, 0, "a"), unseen(parametric))
     found.take(stations_of(parametric, name, ends))
     return found
 

@@ -15,6 +15,7 @@ from pinn_odelora.derivatives.jet import Channels
 from pinn_odelora.derivatives.jets import lifted, seeded
 from pinn_odelora.errors import InputError
 from pinn_odelora.families.combination import Combinations
+from pinn_odelora.families.estimate import Unseen
 from pinn_odelora.families.parametric import Parametric
 from pinn_odelora.families.stations import Station
 from pinn_odelora.formulation import Problem, Term, parameter
@@ -567,7 +568,7 @@ def test_an_ansatz_of_the_network_takes_parameters_and_classes_have_it_too(gener
 def test_a_family_of_such_problems_has_no_combinations(generator):
     parametric = Parametric(MLP(2, 1, width=8, depth=3, generator=generator), rod(), ("k",))
     points = draw_points(parametric.system.terms, 10, 10, seed=0)
-    combinations = Combinations(parametric, points, points)
+    combinations = Combinations(parametric, points, Unseen(points, points))
     assert combinations.reason == "its ansatz takes the network, in which it need not be linear"
     combinations.take([Station({"k": 0.1}, parametric.start, *[0.0] * (len(fields(Station)) - 2))])
     assert len(combinations.stations) == 1

@@ -12,8 +12,8 @@ from scipy.interpolate import CubicSpline
 
 import pinn_odelora as po
 from pinn_odelora.diagnostics import errors
-from pinn_odelora.families import offline
-from pinn_odelora.families.estimate import Linearised, relative
+from pinn_odelora.families import estimate, offline
+from pinn_odelora.families.estimate import DAMPINGS, Linearised, Unseen, green, relative
 from pinn_odelora.families.interpolation import guesses
 from pinn_odelora.families.parametric import Parametric, fresh
 from pinn_odelora.families.ranges import Interval, Ranges
@@ -184,8 +184,76 @@ def test_the_estimate_sees_a_small_displacement_of_the_weights(family):
     nudge = lambda x: 1e-4 * torch.randn(x.shape, generator=generator, dtype=torch.float64)
     parametric.place({name: x + nudge(x) for name, x in station.weights.items()})
     error = (parametric.function() - before).mT.flatten()
-    found = -G.error(residual.residuals() - r0)
+    r = residual.residuals()
+    found = -G.error(Unseen(r.own - r0.own, r.further - r0.further))
     assert torch.linalg.vector_norm(found - error) < 0.05 * torch.linalg.vector_norm(error)
+
+
+def equation(generator, rows=90, coordinates=60, decay=1e-10):
+    """J, J' and U with singular values that fall by so much, as those of a network do."""
+    mixing = torch.linalg.qr(torch.randn(coordinates, coordinates, generator=generator, dtype=torch.float64)).Q
+    falling = torch.logspace(0, np.log10(decay), coordinates, dtype=torch.float64)
+    drawn = lambda n: torch.randn(n, coordinates, generator=generator, dtype=torch.float64) * falling @ mixing.mT
+    # What the network hardly resolves hardly moves r, and u more.
+    functions = torch.randn(20, coordinates, generator=generator, dtype=torch.float64) * falling**0.5 @ mixing.mT
+    return drawn(rows), drawn(rows // 2), functions, mixing
+
+
+def test_the_error_is_that_of_the_coordinates_that_explain_the_residual(generator):
+    J, further, U, mixing = equation(generator)
+    move = mixing[:, :20] @ torch.randn(20, generator=generator, dtype=torch.float64)
+    found = green(J, further, U).error(Unseen(-J @ move, -further @ move))
+    assert torch.linalg.vector_norm(found - U @ move) < 1e-4 * torch.linalg.vector_norm(U @ move)
+
+
+def test_what_is_no_consequence_of_an_error_is_not_taken_for_one(generator):
+    """Noise of a tenth of the residual: undamped it is taken for errors that are a thousand times larger."""
+    J, further, U, mixing = equation(generator)
+    move = mixing[:, 0]
+    noise = [0.1 * torch.randn(len(x), generator=generator, dtype=torch.float64) for x in (J, further)]
+    found = green(J, further, U).error(Unseen(noise[0] - J @ move, noise[1] - further @ move))
+    undamped = U @ torch.linalg.lstsq(J, J @ move - noise[0], driver="gels").solution
+    size = torch.linalg.vector_norm(U @ move)
+    assert size / 3 < torch.linalg.vector_norm(found) < 3 * size
+    assert torch.linalg.vector_norm(undamped - U @ move) > 1e3 * size
+
+
+def test_the_damping_is_the_smallest_that_explains_further_residuals_as_well(generator):
+    J, further, U, mixing = equation(generator)
+    move = mixing @ torch.logspace(0, 4, 60, dtype=torch.float64)
+    noise = lambda x: torch.randn(len(x), generator=generator, dtype=torch.float64)
+    r, beyond = (0.03 * noise(x) - x @ move for x in (J, further))
+    trace, eye = J.square().sum(), torch.eye(J.shape[1], dtype=torch.float64)
+    moves = [-torch.linalg.solve(J.mT @ J + mu * trace * eye, J.mT @ r) for mu in DAMPINGS]
+    left = [float((beyond + further @ move).square().sum()) for move in moves]
+    wanted = next(k for k, x in enumerate(left) if x <= (1 + (2 / len(beyond)) ** 0.5) * min(left))
+    assert 0 < wanted < int(np.argmin(left))  # neither the smallest of all nor the best
+    found = green(J, further, U).error(Unseen(r, beyond))
+    expected = U @ moves[wanted]
+    assert torch.linalg.vector_norm(found - expected) < 1e-4 * torch.linalg.vector_norm(expected)
+
+
+def test_a_member_without_residual_has_no_error_and_one_that_is_not_finite_an_infinite_one(generator):
+    J, further, U, _ = equation(generator)
+    r, beyond = torch.zeros(len(J)).double(), torch.zeros(len(further)).double()
+    operator = green(J, further, U)
+    assert not operator.error(Unseen(r, beyond)).any()
+    assert not operator.error(Unseen(r + float("nan"), beyond)).isfinite().any()
+
+
+def test_random_combinations_of_many_coordinates_give_the_same_estimate(family, monkeypatch):
+    parametric, station = family.parametric, family.stations[0]
+    monkeypatch.setattr(estimate, "COORDINATES", parametric.dimension - 40)
+    few, every = Linearised(parametric, 0), family._linearised
+    assert few.coordinates == parametric.dimension - 40
+    parametric.place(station.weights, {"kappa": 1.1 * station.values["kappa"]})
+    found = []
+    for linearised in (few, every):
+        here = linearised.residuals()
+        operator = linearised.green(station)
+        found.append(relative(operator.error(here), parametric.function()))
+        parametric.place(station.weights, {"kappa": 1.1 * station.values["kappa"]})
+    assert found[0] == pytest.approx(found[1], rel=0.05)
 
 
 def test_estimates_are_near_the_truth(family):

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, linalg, nn
 
 from pinn_odelora.families.basis import At, Basis, spread
+from pinn_odelora.families.estimate import Unseen
 from pinn_odelora.families.parametric import Parametric
 from pinn_odelora.families.ranges import Values
 from pinn_odelora.families.stations import Station
@@ -121,7 +122,7 @@ class Combination(NamedTuple):
         network: their sum of the stations' networks.
         loss: ½‖r‖² at the points of the steps.
         steps: of Gauss–Newton.
-        residuals: r at the points of the estimate, (R,).
+        residuals: at the points of the estimate.
         u: at the probes, its fields in the units of the network, (probes, fields).
     """
 
@@ -129,7 +130,7 @@ class Combination(NamedTuple):
     network: CombinedNetwork
     loss: float
     steps: int
-    residuals: Tensor
+    residuals: Unseen
     u: Tensor
 
 
@@ -150,11 +151,11 @@ class Combinations:
         self,
         parametric: Parametric,
         points: Mapping[str, Points],
-        unseen: Mapping[str, Points],
+        unseen: Unseen,
         device: torch.device | str = "cpu",
     ) -> None:
         self.parametric, self.device = parametric, torch.device(device)
-        self.steps, self.unseen = (Basis(parametric, p, device=device) for p in (points, unseen))
+        self.steps, *self.unseen = (Basis(parametric, p, device=device) for p in (points, *unseen))
         values = lambda problem: values_of(problem, parametric.net)
         self.probes = Basis(parametric, {VALUE: parametric.probes}, values, device)
         self.stations: list[Station] = []
@@ -173,7 +174,7 @@ class Combinations:
             self.parametric.set(station.values)
             self.nets[k : k + 1] = [self.parametric.network(station.weights).requires_grad_(False)]
             self._compare_cutoffs()
-            for basis in () if self.reason else (self.steps, self.unseen, self.probes):
+            for basis in () if self.reason else (self.steps, *self.unseen, self.probes):
                 basis.put(k)
             self.stations[k : k + 1] = [station]
 
@@ -199,12 +200,12 @@ class Combinations:
         everyone = range(len(values))
         start = torch.eye(len(self.stations), dtype=torch.float64, device=self.device)[list(starts)]
         found = gauss_newton(lambda some, c: self.steps.linearised(at(some.tolist()), c), start)
-        r = self.unseen.residuals(at(everyone), found.coefficients)
+        unseen = (basis.residuals(at(everyone), found.coefficients).cpu() for basis in self.unseen)
         u = self.probes.residuals(at(everyone), found.coefficients) * math.sqrt(self.parametric.probes.number / 2)
         fields = len(self.parametric.problem.fields)
         return [
-            Combination(c, self.network(c), float(loss), int(steps), r.cpu(), u.view(fields, -1).mT.cpu())
-            for c, loss, steps, r, u in zip(found.coefficients.cpu(), found.loss, found.steps, r, u, strict=True)
+            Combination(c, self.network(c), float(loss), int(steps), Unseen(*r), u.view(fields, -1).mT.cpu())
+            for c, loss, steps, u, *r in zip(found.coefficients.cpu(), found.loss, found.steps, u, *unseen, strict=True)
         ]
 
     def _at(self, values: Sequence[Values]) -> At:
@@ -221,10 +222,10 @@ class Combinations:
         values = [station.values for station in (self.stations[0], self.stations[-1])]
         c = torch.eye(len(self.stations), dtype=torch.float64, device=self.device)[[0, -1]]
         try:
-            both = self.unseen.residuals(self._at(values), c)
+            both = self.unseen[0].residuals(self._at(values), c)
         except Exception:  # An equation written for numbers can fail on columns in any way.
             return False
-        each = torch.cat([self.unseen.residuals(self._at([v]), x[None]) for v, x in zip(values, c, strict=True)])
+        each = torch.cat([self.unseen[0].residuals(self._at([v]), x[None]) for v, x in zip(values, c, strict=True)])
         return both.shape == each.shape and torch.allclose(both, each, rtol=1e-9, atol=1e-12 * float(each.abs().max()))
 
     def network(self, coefficients: Tensor) -> CombinedNetwork:

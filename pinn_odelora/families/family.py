@@ -23,7 +23,7 @@ from pinn_odelora.errors import InputError, unknown
 from pinn_odelora.families.adapted import Adapted, adapted
 from pinn_odelora.families.answer import Answer
 from pinn_odelora.families.combination import Combination, Combinations
-from pinn_odelora.families.estimate import COMBINED, SAFETY, Green, Linearised, relative
+from pinn_odelora.families.estimate import SAFETY, Green, Linearised, relative
 from pinn_odelora.families.parametric import Parametric, fresh
 from pinn_odelora.families.ranges import Ranges, Values
 from pinn_odelora.families.sensitivity import Sensitivity, sensitivity
@@ -308,7 +308,7 @@ class Family:
         return SAFETY * relative(G.error(self._linearised.residuals()), self.parametric.function())
 
     def _combination_error(self, x: NDArray, found: Combination) -> float:
-        return COMBINED * relative(self._green(self.nearest(x)[0]).error(found.residuals), found.u)
+        return SAFETY * relative(self._green(self.nearest(x)[0]).error(found.residuals), found.u)
 
     def _green(self, k: int) -> Green:
         if k not in self._greens:
