@@ -150,6 +150,37 @@ def test_coordinates_fields_and_residuals_are_found_from_the_problem():
     assert "found from the conditions" in str(flow)
 
 
+def plate(side, nu=0.3, E=210e9, p=100e6, **more):
+    """A quarter of a steel plate under traction, by its displacements in metres: of the order of p side / E."""
+    box = po.Box(x=(0, side), y=(0, side))
+    c, g = E / (1 - nu**2), E / (2 * (1 + nu))
+    tau = lambda f: g * (f.u_y + f.v_x)
+    traction = lambda f: p * torch.cos(math.pi / 2 * f.y / side)
+    return po.problem(
+        coords="xy",
+        fields=("u", "v"),
+        region=box,
+        pde=lambda f: (
+            c * (f.u_xx + nu * f.v_xy) + g * (f.u_yy + f.v_xy),
+            c * (f.v_yy + nu * f.u_xy) + g * (f.v_xx + f.u_xy),
+        ),
+        left=(box.face(x=0.0), lambda f: (f.u, tau(f))),
+        bottom=(box.face(y=0.0), lambda f: (f.v, tau(f))),
+        top=(box.face(y=side), lambda f: (c * (f.v_y + nu * f.u_x), tau(f))),
+        right=(box.face(x=side), lambda f: (c * (f.u_x + nu * f.v_y) - traction(f), tau(f))),
+        **more,
+    )
+
+
+@pytest.mark.parametrize("side", [0.02, 0.1, 0.15, 0.5, 2.0])
+def test_a_traction_tells_the_size_of_displacements_whatever_the_size_of_the_plate(side):
+    """Also where coordinates are of order one and stay as they are."""
+    found = find(plate(side))
+    for unit in found.fields.values():
+        assert 0.1 < unit.size / (100e6 * side / 210e9) < 3
+    assert (found.inputs["x"] == NATURAL) == (side >= 0.2)
+
+
 def test_measured_values_tell_the_size_of_a_field():
     found = find(emsley(), measured_term(paper(), emsley()))
     assert found.fields["D"] == Unit(0.0, 1000.0)
