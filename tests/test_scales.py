@@ -10,6 +10,7 @@ import torch
 import pinn_odelora as po
 from pinn_odelora import diagnostics
 from pinn_odelora.checkpoints import load_network, read_state_dict, save_network, units_of
+from pinn_odelora.checks.constants import free_constants
 from pinn_odelora.derivatives.autograd import AutogradField
 from pinn_odelora.derivatives.jets import JetField
 from pinn_odelora.diagnostics import errors
@@ -179,6 +180,10 @@ def test_a_traction_tells_the_size_of_displacements_whatever_the_size_of_the_pla
     for unit in found.fields.values():
         assert 0.1 < unit.size / (100e6 * side / 210e9) < 3
     assert (found.inputs["x"] == NATURAL) == (side >= 0.2)
+
+
+def test_a_displacement_beside_a_traction_is_no_free_constant():
+    assert free_constants(plate(0.1)) == ()
 
 
 def test_measured_values_tell_the_size_of_a_field():
