@@ -22,6 +22,7 @@ from matplotlib.image import imsave
 
 from pinn_odelora.errors import InputError
 from pinn_odelora.lightning import tracking
+from pinn_odelora.lightning.wandb_files import kept_steps
 from pinn_odelora.runs.history import History
 from pinn_odelora.runs.save import versions
 
@@ -216,6 +217,46 @@ def test_a_resumed_run_keeps_its_id_and_one_line_uploads_all_parts(home, tmp_pat
     line = tracking.sync_line(logger.experiment)
     assert line == "wandb sync 'a run/wandb'"
     assert "Would sync 2 run(s)" in synced(line, tmp_path)
+
+
+KILLED = """
+import os, signal, sys, time
+from pinn_odelora.lightning import tracking
+(logger,) = tracking.make_loggers("wandb", sys.argv[1], project="tests", run_id="abc")
+for step in (0, 10, 20, 30):
+    logger.log_metrics({"loss": 1.0 / (1 + step)}, step=step)
+    logger.experiment.log({"other": step})
+time.sleep(1.0)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_rows_that_a_killed_run_has_sent_are_not_sent_again(home, tmp_path, capfd):
+    folder = tmp_path / "a run"
+    folder.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, folder], env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=120
+    )
+    assert done.returncode == -signal.SIGKILL
+    time.sleep(1.1)  # The names of W&B's folders count in seconds.
+    capfd.readouterr()
+    logger = start(folder, run_id="abc", start=20)
+    for step in (20, 30, 40):
+        logger.log_metrics({"loss": 1.0 / (1 + step)}, step=step)
+    tracking.finish(logger.experiment)
+    rows = [[row["step"] for row in logged(part) if "step" in row] for part in parts(folder, "abc")]
+    assert rows == [[0, 10, 20, 30], [40]]
+    assert capfd.readouterr().err == "W&B is offline: there is no API key; `wandb login` stores one.\n"
+
+
+def test_a_part_that_cannot_be_read_is_named_and_its_rows_come_again(home, tmp_path, capfd):
+    part = tmp_path / "wandb" / "offline-run-20260101_000000-abc" / "run-abc.wandb"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"no record")
+    assert kept_steps(tmp_path, "abc") == frozenset()
+    said = capfd.readouterr().err
+    assert said.startswith("run-abc.wandb of W&B cannot be read (")
+    assert said.count("\n") == 1
 
 
 class Server(BaseHTTPRequestHandler):
