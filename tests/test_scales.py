@@ -522,8 +522,21 @@ def test_the_data_are_fitted_if_what_is_left_is_noise():
 
 def test_an_interval_has_as_many_digits_as_its_width_asks_for():
     x = {"estimate": 1.2345678912, "low": 1.2345677, "high": 1.23456801, "std": 1e-7, "ahead": 0.0, "settled": True}
-    assert _estimate("k", x) == "k = 1.23456789 (95 % interval 1.2345677 to 1.23456801)"
-    assert _estimate("k", x | {"low": 1.0, "high": 1.5}) == "k = 1.23457 (95 % interval 1 to 1.5)"
+    assert _estimate("k", x, True) == "k = 1.23456789 (95 % interval 1.2345677 to 1.23456801)"
+    assert _estimate("k", x | {"low": 1.0, "high": 1.5}, True) == "k = 1.23457 (95 % interval 1 to 1.5)"
+
+
+@pytest.mark.parametrize(
+    ("best", "advice"),
+    [
+        (True, "return the last iterate (points.best_iterate=false) or raise the rank"),
+        (False, "raise the budget or the rank"),
+    ],
+)
+def test_an_estimate_that_is_not_settled_says_what_moves_it(best, advice):
+    x = {"estimate": 2.0, "low": 1.5, "high": 2.5, "std": 0.1, "ahead": -0.25, "settled": False}
+    said = _estimate("k", x, best)
+    assert said == f"k = 2 (95 % interval 1.5 to 2.5; not settled, the next step would add -2.5e-01: {advice})"
 
 
 def test_a_coefficient_without_a_bound_is_measured_in_its_first_guess():
