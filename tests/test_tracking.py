@@ -219,34 +219,17 @@ def test_a_resumed_run_keeps_its_id_and_one_line_uploads_all_parts(home, tmp_pat
     assert "Would sync 2 run(s)" in synced(line, tmp_path)
 
 
-KILLED = """
-import os, signal, sys, time
-from pinn_odelora.lightning import tracking
-(logger,) = tracking.make_loggers("wandb", sys.argv[1], project="tests", run_id="abc")
-for step in (0, 10, 20, 30):
-    logger.log_metrics({"loss": 1.0 / (1 + step)}, step=step)
-    logger.experiment.log({"other": step})
-time.sleep(1.0)
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-def test_rows_that_a_killed_run_has_sent_are_not_sent_again(home, tmp_path, capfd):
-    folder = tmp_path / "a run"
-    folder.mkdir()
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, folder], env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=120
-    )
-    assert done.returncode == -signal.SIGKILL
-    time.sleep(1.1)  # The names of W&B's folders count in seconds.
-    capfd.readouterr()
-    logger = start(folder, run_id="abc", start=20)
-    for step in (20, 30, 40):
-        logger.log_metrics({"loss": 1.0 / (1 + step)}, step=step)
-    tracking.finish(logger.experiment)
-    rows = [[row["step"] for row in logged(part) if "step" in row] for part in parts(folder, "abc")]
-    assert rows == [[0, 10, 20, 30], [40]]
-    assert capfd.readouterr().err == "W&B is offline: there is no API key; `wandb login` stores one.\n"
+def test_rows_that_wandb_has_are_not_sent_again_by_a_continued_run(home, tmp_path, capfd):
+    """The first part went on to step 30; its last saved state is that of step 20."""
+    for steps in ((0, 10, 20, 30), (20, 30, 40)):
+        logger = start(tmp_path, run_id="abc", start=steps[0])
+        for step in steps:
+            logger.log_metrics({"loss": 1.0 / (1 + step)}, step=step)
+        tracking.finish(logger.experiment)
+        # The names of W&B's folders count in seconds.
+        time.sleep(1.1)
+    assert [[row["step"] for row in logged(part)] for part in parts(tmp_path, "abc")] == [[0, 10, 20, 30], [40]]
+    assert capfd.readouterr().err == 2 * "W&B is offline: there is no API key; `wandb login` stores one.\n"
 
 
 def test_a_part_that_cannot_be_read_is_named_and_its_rows_come_again(home, tmp_path, capfd):

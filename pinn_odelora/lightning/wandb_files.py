@@ -1,7 +1,8 @@
 """The steps whose rows W&B has of a run already, by its own reader of its files.
 
 A killed run has sent rows after its last saved state. Continued, it takes these steps again and makes the same rows, of
-which W&B removes none: only a server can rewind a run, and it does not know an offline one.
+which W&B removes none: only a server can rewind a run, and it does not know an offline one. What W&B had not written to
+its files, every 15 seconds, when the run was killed is lost there, and counts as not sent.
 """
 
 from __future__ import annotations
@@ -40,5 +41,12 @@ def _steps(file: Path) -> list[float]:
         rows = [record["history"]["item"] for record in records if record.get("type") == "history"]
         return [row[STEP] for row in rows if STEP in row]
     except (OSError, subprocess.SubprocessError, ValueError, LookupError, TypeError) as error:
-        told(f"{file.name} of W&B cannot be read ({first_line(error)}): rows that it has may come a second time.")
+        told(f"{file.name} of W&B cannot be read ({_short(error)}): rows that it has may come a second time.")
         return []
+
+
+def _short(error: Exception) -> str:
+    """What an error says, without the command that failed."""
+    if isinstance(error, subprocess.CalledProcessError):
+        return f"its reader ended with {error.returncode}"
+    return "its reader takes too long" if isinstance(error, subprocess.TimeoutExpired) else first_line(error)
