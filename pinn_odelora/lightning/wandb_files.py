@@ -17,7 +17,7 @@ from pinn_odelora.lightning.outside import first_line, told
 
 STEP = "step"
 READING = 60.0
-"""Seconds that reading a file may take; a run of 10,000 rows takes one."""
+"""Seconds that reading a file may take."""
 
 
 def kept_steps(folder: Path, run_id: str) -> frozenset[float]:
