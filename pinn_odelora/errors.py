@@ -46,6 +46,10 @@ class NonFiniteError(FloatingPointError):
     """A loss or gradient that is NaN or infinite; the message names the loss term and the layer."""
 
 
+class DomainError(NonFiniteError):
+    """A residual without a value at a finite solution; the message names the term, the point and what it read there."""
+
+
 class ChangedWarning(UserWarning):
     """What a run was made of has changed since."""
 

@@ -20,7 +20,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pinn_odelora.errors import NonFiniteError
+from pinn_odelora.checks.domain import outside_domain
+from pinn_odelora.errors import DomainError, NonFiniteError
 from pinn_odelora.gradient import Gradient, in_pieces, residual_vector_of
 from pinn_odelora.linearisation import Linearisation, Sweep
 from pinn_odelora.lowrank.layer import LowRankLinear, plain_name
@@ -295,15 +296,20 @@ class Objective:
         witness = float(total.detach() + torch.cat([g.reshape(-1) for g in gradients]).sum())
         if not math.isfinite(witness) and not all(bool(torch.isfinite(x).all()) for x in (total, *gradients)):
             self.count += 1
-            raise NonFiniteError(self._diagnosis(terms))
+            raise self._diagnosis(terms)
 
-    def _diagnosis(self, terms: dict[str, Tensor]) -> str:
-        if said := self.system.refused(self.batch.points):
-            return said
+    def _diagnosis(self, terms: dict[str, Tensor]) -> NonFiniteError:
+        system, points = self.system, self.batch.points
+        if said := system.refused(points):
+            return NonFiniteError(said)
         term = next((name for name, x in terms.items() if not bool(torch.isfinite(x))), None)
+        if term and (said := outside_domain(system.problem, term, system.terms[term], system.evaluated, points[term])):
+            return DomainError(said)
         quantity = "value" if term else "gradient"
         term = term or self._term_of_bad_gradient()
-        return f"The {quantity} of loss term {term!r} is NaN or infinite; the first layer concerned: {self._layer()}."
+        return NonFiniteError(
+            f"The {quantity} of loss term {term!r} is NaN or infinite; the first layer concerned: {self._layer()}."
+        )
 
     @torch.enable_grad()
     def _term_of_bad_gradient(self) -> str:

@@ -122,7 +122,8 @@ class Result:
 
     def _found(self) -> list[str]:
         fields = {f"{name}({', '.join(q.coords)})": q.summary() for name, q in self.unknown_fields.items()}
-        estimates = ", ".join(_estimate(name, x) for name, x in self.coefficients.items())
+        best = self.adaptation.training.returns_best
+        estimates = ", ".join(_estimate(name, x, best) for name, x in self.coefficients.items())
         if estimates and (missed := [_missed(name, x) for name, x in self.misfits.items() if not x.fitted]):
             estimates += f" (no interval, since the data are not fitted: {'; '.join(missed)})"
         return [
@@ -212,10 +213,12 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v if math.isfinite(v) else None for k, v in values.items()}
 
 
-def _estimate(name: str, x: Mapping[str, Any]) -> str:
+def _estimate(name: str, x: Mapping[str, Any], best: bool) -> str:
+    """The estimate in words; ``best``: whether it is that of the best iterate, which more steps hardly replace."""
     if None in x.values():
         return f"{name} = {x['estimate']:.6g}"
-    more = "" if x["settled"] else f"; not settled, the next step would add {x['ahead']:.1e}: raise the budget"
+    advice = "return the last iterate (points.best_iterate=false) or raise" if best else "raise the budget or"
+    more = "" if x["settled"] else f"; not settled, the next step would add {x['ahead']:.1e}: {advice} the rank"
     n = _digits(x)
     return f"{name} = {x['estimate']:.{n}g} (95 % interval {x['low']:.{n}g} to {x['high']:.{n}g}{more})"
 

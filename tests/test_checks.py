@@ -394,3 +394,19 @@ def test_each_field_is_looked_at_by_itself():
     assert free_constants(flow, {**flow.loss_terms(), "data": data}) == ()
     with_gauge = po.problem(coords="xy", fields="uvp", region=SQUARE, pde=stokes, walls=walls, gauge=lambda f: f.p)
     assert free_constants(with_gauge) == ()
+
+
+def test_the_units_that_pretraining_finds_are_shown_and_numbers_are_rounded():
+    days = Box(t=(0, 2000))
+    start = (days.face(t=0.0), lambda f: f.u - 500.0)
+    decay = po.problem(
+        coords="t",
+        region=days,
+        E=parameter(210e9, 210e9, above=0),
+        pde=lambda f, E: f.u_t + E / 1e14 * f.u,
+        start=start,
+    )
+    said = {row.what: row.said for row in check(decay).rows}
+    assert said["units for pretraining"].startswith("t 1e+03 ± 1e+03, u 500, residual start ")
+    assert said["parameter E"] == "2.31e+11 in the place of 2.1e+11 makes a difference"
+    assert "units for pretraining" not in {row.what for row in check(Heat()).rows}

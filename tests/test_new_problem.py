@@ -1,12 +1,16 @@
 """The commands new and check: what is written runs at once, and what is wrong ends with 1."""
 
+import shlex
 import sys
+from pathlib import Path
 
 import pytest
 from hydra.utils import instantiate
 
 from pinn_odelora import __main__ as program
 from pinn_odelora.commands.check import meant
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -29,19 +33,22 @@ def elsewhere(tmp_path, monkeypatch):
 def test_a_new_problem_passes_its_checks(options, elsewhere, capsys):
     assert program.main(["new", "my_equation", *options]) == 0
     assert sorted(path.name for path in elsewhere.iterdir()) == ["my_equation.py", "test_my_equation.py"]
-    assert capsys.readouterr().out.splitlines()[-1] == (
-        "Run it:   python train.py problem._target_=my_equation.MyEquation"
-    )
+    last = capsys.readouterr().out.splitlines()[-1]
+    program_, chosen = shlex.split(last.removeprefix("Run it:   python "))
+    assert Path(program_).samefile(ROOT / "train.py"), "this folder has none"
+    assert chosen == "problem._target_=my_equation.MyEquation"
     written = {}
     exec((elsewhere / "test_my_equation.py").read_text(encoding="utf-8"), written)
     written["test_the_contract_holds"]()
 
 
-def test_inside_the_repository_there_is_a_line_of_yaml_too(elsewhere):
+def test_inside_the_repository_there_is_a_line_of_yaml_too(elsewhere, capsys):
     (elsewhere / "problems").mkdir()
     (elsewhere / "problems/__init__.py").touch()
+    (elsewhere / "train.py").touch()
     (elsewhere / "configs/problem").mkdir(parents=True)
     assert program.main(["new", "my_equation"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "Run it:   python train.py problem=my_equation"
     assert (elsewhere / "tests/test_my_equation.py").is_file()
     line = "_target_: problems.my_equation.MyEquation\n"
     assert (elsewhere / "configs/problem/my_equation.yaml").read_text(encoding="utf-8") == line

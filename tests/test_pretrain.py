@@ -310,6 +310,18 @@ def test_adam_that_leaves_the_finite_numbers_is_refused(generator):
         Pretraining(adam_steps=5, adam_lr=1e200).run(system)
 
 
+def test_a_residual_that_leaves_its_domain_is_named_with_the_point_and_what_it_read(generator):
+    """u' = -√(3 + u), u(0) = -3: on its way u is below -3, where the network is finite and the root is not."""
+    line = Box(t=(0, 1))
+    start = (line.face(t=0.0), lambda f: f.u + 3)
+    drain = problem(coords="t", region=line, pde=lambda f: f.u_t + (3 + f.u).sqrt(), start=start)
+    net = MLP(1, 1, width=8, depth=2, generator=generator)
+    said = r"The residual of pde is NaN at t = \S+, though what it asks for is finite there \(u_t = \S+, u = -3\.\d+\)"
+    with pytest.raises(InputError, match=f"^Pretraining by Adam failed: {said}.* Give it values there too") as refused:
+        pretrain(drain, net, settings=Pretraining(adam_steps=300, adam_lr=0.05))
+    assert "adam_lr" not in str(refused.value)
+
+
 def test_points_go_to_the_device_of_the_network(generator):
     """A device without numbers stands in for one that is not here."""
     net, system = small(generator)

@@ -10,6 +10,7 @@ import torch
 import pinn_odelora as po
 from pinn_odelora import diagnostics
 from pinn_odelora.checkpoints import load_network, read_state_dict, save_network, units_of
+from pinn_odelora.checks.constants import free_constants
 from pinn_odelora.derivatives.autograd import AutogradField
 from pinn_odelora.derivatives.jets import JetField
 from pinn_odelora.diagnostics import errors
@@ -148,6 +149,41 @@ def test_coordinates_fields_and_residuals_are_found_from_the_problem():
     assert 50 < ageing.fields["D"].size < 400
     assert str(flow).startswith("Scales: P 1e+05 ± 1")
     assert "found from the conditions" in str(flow)
+
+
+def plate(side, nu=0.3, E=210e9, p=100e6, **more):
+    """A quarter of a steel plate under traction, by its displacements in metres: of the order of p side / E."""
+    box = po.Box(x=(0, side), y=(0, side))
+    c, g = E / (1 - nu**2), E / (2 * (1 + nu))
+    tau = lambda f: g * (f.u_y + f.v_x)
+    traction = lambda f: p * torch.cos(math.pi / 2 * f.y / side)
+    return po.problem(
+        coords="xy",
+        fields=("u", "v"),
+        region=box,
+        pde=lambda f: (
+            c * (f.u_xx + nu * f.v_xy) + g * (f.u_yy + f.v_xy),
+            c * (f.v_yy + nu * f.u_xy) + g * (f.v_xx + f.u_xy),
+        ),
+        left=(box.face(x=0.0), lambda f: (f.u, tau(f))),
+        bottom=(box.face(y=0.0), lambda f: (f.v, tau(f))),
+        top=(box.face(y=side), lambda f: (c * (f.v_y + nu * f.u_x), tau(f))),
+        right=(box.face(x=side), lambda f: (c * (f.u_x + nu * f.v_y) - traction(f), tau(f))),
+        **more,
+    )
+
+
+@pytest.mark.parametrize("side", [0.02, 0.1, 0.15, 0.5, 2.0])
+def test_a_traction_tells_the_size_of_displacements_whatever_the_size_of_the_plate(side):
+    """Also where coordinates are of order one and stay as they are."""
+    found = find(plate(side))
+    for unit in found.fields.values():
+        assert 0.1 < unit.size / (100e6 * side / 210e9) < 3
+    assert (found.inputs["x"] == NATURAL) == (side >= 0.2)
+
+
+def test_a_displacement_beside_a_traction_is_no_free_constant():
+    assert free_constants(plate(0.1)) == ()
 
 
 def test_measured_values_tell_the_size_of_a_field():
@@ -486,8 +522,21 @@ def test_the_data_are_fitted_if_what_is_left_is_noise():
 
 def test_an_interval_has_as_many_digits_as_its_width_asks_for():
     x = {"estimate": 1.2345678912, "low": 1.2345677, "high": 1.23456801, "std": 1e-7, "ahead": 0.0, "settled": True}
-    assert _estimate("k", x) == "k = 1.23456789 (95 % interval 1.2345677 to 1.23456801)"
-    assert _estimate("k", x | {"low": 1.0, "high": 1.5}) == "k = 1.23457 (95 % interval 1 to 1.5)"
+    assert _estimate("k", x, True) == "k = 1.23456789 (95 % interval 1.2345677 to 1.23456801)"
+    assert _estimate("k", x | {"low": 1.0, "high": 1.5}, True) == "k = 1.23457 (95 % interval 1 to 1.5)"
+
+
+@pytest.mark.parametrize(
+    ("best", "advice"),
+    [
+        (True, "return the last iterate (points.best_iterate=false) or raise the rank"),
+        (False, "raise the budget or the rank"),
+    ],
+)
+def test_an_estimate_that_is_not_settled_says_what_moves_it(best, advice):
+    x = {"estimate": 2.0, "low": 1.5, "high": 2.5, "std": 0.1, "ahead": -0.25, "settled": False}
+    said = _estimate("k", x, best)
+    assert said == f"k = 2 (95 % interval 1.5 to 2.5; not settled, the next step would add -2.5e-01: {advice})"
 
 
 def test_a_coefficient_without_a_bound_is_measured_in_its_first_guess():

@@ -22,6 +22,7 @@ from matplotlib.image import imsave
 
 from pinn_odelora.errors import InputError
 from pinn_odelora.lightning import tracking
+from pinn_odelora.lightning.wandb_files import kept_steps
 from pinn_odelora.runs.history import History
 from pinn_odelora.runs.save import versions
 
@@ -216,6 +217,29 @@ def test_a_resumed_run_keeps_its_id_and_one_line_uploads_all_parts(home, tmp_pat
     line = tracking.sync_line(logger.experiment)
     assert line == "wandb sync 'a run/wandb'"
     assert "Would sync 2 run(s)" in synced(line, tmp_path)
+
+
+def test_rows_that_wandb_has_are_not_sent_again_by_a_continued_run(home, tmp_path, capfd):
+    """The first part went on to step 30; its last saved state is that of step 20."""
+    for steps in ((0, 10, 20, 30), (20, 30, 40)):
+        logger = start(tmp_path, run_id="abc", start=steps[0])
+        for step in steps:
+            logger.log_metrics({"loss": 1.0 / (1 + step)}, step=step)
+        tracking.finish(logger.experiment)
+        # The names of W&B's folders count in seconds.
+        time.sleep(1.1)
+    assert [[row["step"] for row in logged(part)] for part in parts(tmp_path, "abc")] == [[0, 10, 20, 30], [40]]
+    assert capfd.readouterr().err == 2 * "W&B is offline: there is no API key; `wandb login` stores one.\n"
+
+
+def test_a_part_that_cannot_be_read_is_named_and_its_rows_come_again(home, tmp_path, capfd):
+    part = tmp_path / "wandb" / "offline-run-20260101_000000-abc" / "run-abc.wandb"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"no record")
+    assert kept_steps(tmp_path, "abc") == frozenset()
+    said = capfd.readouterr().err
+    assert said.startswith("run-abc.wandb of W&B cannot be read (")
+    assert said.count("\n") == 1
 
 
 class Server(BaseHTTPRequestHandler):

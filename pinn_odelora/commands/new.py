@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import keyword
+import os
 import re
+import shlex
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -45,8 +47,18 @@ def run(name: str, coords: str = "xt", fields: tuple[str, ...] = ("u",)) -> list
         print(file)
     chosen = f"problem={name}" if inside else f"problem._target_={module}.{equation.cls}"
     print(f"Check it: python -m pinn_odelora check {name}")
-    print(f"Run it:   python train.py {chosen}")
+    print(f"Run it:   {_command(chosen, equation.cls, module)}")
     return [*files]
+
+
+def _command(chosen: str, cls: str, module: str) -> str:
+    """What runs the problem from the current folder: ``train.py`` there or beside the package, else the call."""
+    if Path("train.py").is_file():
+        return f"python train.py {chosen}"
+    program = Path(__file__).parents[2] / "train.py"
+    if program.is_file():
+        return f"python {shlex.quote(os.fspath(program))} {chosen}"
+    return f"po.adapt(po.pretrain({cls}().at_source()), {cls}()) after from {module} import {cls}"
 
 
 def check_name(name: str, inside: bool) -> None:

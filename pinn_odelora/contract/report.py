@@ -22,6 +22,7 @@ from pinn_odelora.formulation import SOURCE, Problem, Term
 from pinn_odelora.geometry import Box, Union
 from pinn_odelora.nets import MLP
 from pinn_odelora.points import Points
+from pinn_odelora.scaling.find import find
 from pinn_odelora.system import Solution, System
 
 VANISHES = 1e-6
@@ -213,6 +214,8 @@ def _sizes(problem: Problem) -> Iterator[Row]:
         usual = size == 0 or USUAL[0] <= size <= USUAL[1]
         said = f"about {size:.2g}" + ("" if usual else ": far from 1, so that pretraining finds a unit for it")
         yield Row(f"size of {name}", HOLDS if usual else NOTE, said)
+    if not (found := find(problem.as_source())).natural:
+        yield Row("units for pretraining", HOLDS, str(found).removeprefix("Scales: "))
 
 
 def _engines(problem: Problem) -> Iterator[Row]:
@@ -235,13 +238,13 @@ def _engines(problem: Problem) -> Iterator[Row]:
 
 
 def _difference(problem: Problem, solution: Solution, name: str, term: Term) -> float:
-    """Between a residual by jets and by reverse mode, relative to one plus its size."""
+    """Between a residual by jets and by reverse mode, relative to one plus the size of each component."""
     p = some(term.where, 50)
     jets, exact = (
         System(problem, solution, derivatives=engine).engine(name).residual(p).detach()
         for engine in ("jets", "autograd")
     )
-    return float((jets - exact).abs().max() / (1 + exact.abs().max()))
+    return float(((jets - exact).abs().amax(dim=0) / (1 + exact.abs().amax(dim=0))).max())
 
 
 def _parameters(posed: Problem) -> Iterator[Row]:
@@ -252,7 +255,7 @@ def _parameters(posed: Problem) -> Iterator[Row]:
         except InputError as refused:
             yield Row(f"parameter {name}", FAILS, f"at {other!r}: {str(refused).rstrip('.')}")
             continue
-        said = f"{other!r} in the place of {getattr(posed, name)!r} makes a difference"
+        said = f"{_shown(other)} in the place of {_shown(getattr(posed, name))} makes a difference"
         yield Row(
             f"parameter {name}",
             HOLDS if changes else NOTE if other is None else FAILS,
@@ -270,6 +273,10 @@ def _another(posed: Problem, name: str, source: object) -> object:
     if declared.choices:
         return next((word for word in declared.choices if word != value), None)
     return value + 1 if declared.integer else value * 1.1 if value else 0.1
+
+
+def _shown(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else repr(value)
 
 
 def _differ(a: Problem, b: Problem) -> bool:

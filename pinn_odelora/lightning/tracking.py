@@ -15,7 +15,7 @@ import importlib.util
 import logging
 import os
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -23,6 +23,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 
 from pinn_odelora.errors import InputError, unknown
 from pinn_odelora.lightning.outside import Sparing, environment, first_line, homes, spared, told
+from pinn_odelora.lightning.wandb_files import STEP, kept_steps
 
 if TYPE_CHECKING:
     from wandb import Run, Settings
@@ -41,7 +42,7 @@ SUMMARIES = {
 }
 """What the table of runs shows of a metric, where that is not its last value."""
 
-EVALUATIONS, SECONDS, STEP = "cost/gradient_evals", "cost/seconds", "step"
+EVALUATIONS, SECONDS = "cost/gradient_evals", "cost/seconds"
 BY_EVALUATIONS = ("loss", "error", "stability")
 """The sections whose axis is that of evaluations."""
 BY_SECONDS = {
@@ -75,15 +76,23 @@ class Tracker(Protocol):
 
 
 class RunLogger(Sparing, WandbLogger):
-    """Lightning's logger for a run that exists already, on our own axes instead of ``trainer/global_step``."""
+    """Lightning's logger for a run that exists already, on our own axes instead of ``trainer/global_step``.
+
+    Args:
+        kept: steps whose rows W&B has already; they are not sent again.
+        about: what Lightning's logger takes.
+    """
 
     tracker = "W&B"
 
-    def __init__(self, **about: Any) -> None:
+    def __init__(self, kept: Collection[float] = (), **about: Any) -> None:
         super().__init__(**about)
+        self.kept = kept
         self.defined: set[str] = set()
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        if step in self.kept:
+            return
         row = {} if step is None else {STEP: step}
         row |= metrics
         row |= {shown: row[name] for shown, name in BY_SECONDS.items() if name in row and SECONDS in row}
@@ -166,9 +175,10 @@ def make_loggers(
     with environment(**homes(Path(run_dir))):
         if (mode := _mode()) == "disabled":
             return []
+        kept = kept_steps(Path(run_dir), run_id) if run_id else frozenset()
         run = _start(mode, dir=os.fspath(run_dir), id=run_id, config=dict(config or {}), **about)
     run.define_metric(STEP)
-    return [RunLogger(experiment=run, project=project, save_dir=run_dir)]
+    return [RunLogger(kept, experiment=run, project=project, save_dir=run_dir)]
 
 
 def check_installed(kind: str) -> None:

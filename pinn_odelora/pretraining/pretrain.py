@@ -23,7 +23,7 @@ from pinn_odelora.checkpoints import Weights, load_network, save_network
 from pinn_odelora.checks import constants
 from pinn_odelora.checks.evaluation import check_reference
 from pinn_odelora.error_estimate import error_estimate
-from pinn_odelora.errors import InputError, UnwritableError
+from pinn_odelora.errors import DomainError, InputError, UnwritableError
 from pinn_odelora.formulation import Problem, Term
 from pinn_odelora.geometry import sobol, stream
 from pinn_odelora.gradient import residual_vector_of
@@ -108,8 +108,9 @@ class Pretraining:
         points = (self.interior, self.boundary, self.seed)
         first = stages.adam(system, *points, self.adam_steps, self.adam_lr, say)
         if first.failure is not None:
-            said = system.refused(first.objective.batch.points) or f"{first.failure} Choose a smaller adam_lr."
-            raise InputError(f"Pretraining by Adam failed: {said}")
+            said = system.refused(first.objective.batch.points) or str(first.failure)
+            steps = "" if isinstance(first.failure, DomainError) else " Choose a smaller adam_lr."
+            raise InputError(f"Pretraining by Adam failed: {said}{steps}")
         # An error that a constant can make as large as it likes tells nothing of the training.
         error = (lambda: math.nan) if free else unseen_error(system, self.seed)
         unseen = without_reference(system, self.seed)

@@ -4,7 +4,8 @@ A network with inputs and outputs of order one is what initialisations, optimise
 least-squares sum compares its residuals as they stand. Nondimensionalising by hand gives both (Wang, Sankaran, Wang and
 Perdikaris, 2023, arXiv 2308.08468); here it is done by measuring sizes:
 
-* a coordinate has the middle and the half-width of its range over the regions of all terms and the measured points;
+* a coordinate has the middle and the half-width of its range over the regions of all terms and the measured points.
+  The random fields vary over this range, also where the coordinate stays as it is;
 * a field has the size of the values that conditions prescribe, or that were measured, or that the equation asks for
   (``scaling.fields``);
 * a component of a residual has its root mean square under random fields of these sizes. It is divided by it, which is
@@ -40,8 +41,9 @@ def find(problem: Problem, data: Term | None = None) -> Scales:
         InputError: if the scale of a coordinate is declared that is no input of the network, as of a periodic one.
     """
     declared = problem.units()
-    inputs = _inputs(problem, declared, data)
-    trial = Trial(problem, [*inputs.values()])
+    ranges = _ranges(problem, declared, data)
+    inputs = {name: declared.get(name) or _tolerated(unit) for name, unit in ranges.items()}
+    trial = Trial(problem, [declared.get(name) or unit for name, unit in ranges.items()])
     found = Fields(problem, trial, declared, data).found()
     outputs = {name: x.output for name, x in found.items()}
     scaled = any(unit != NATURAL for unit in (*inputs.values(), *outputs.values()))
@@ -94,25 +96,29 @@ def _named(problem: Problem, declared: Mapping[str, Unit]) -> list[str]:
     return names
 
 
-def _inputs(problem: Problem, declared: Mapping[str, Unit], data: Term | None) -> dict[str, Unit]:
+def _ranges(problem: Problem, declared: Mapping[str, Unit], data: Term | None) -> dict[str, Unit]:
+    """Middle and half-width of each input of the network."""
     regions = [problem.region, *(term.where for term in problem.terms().values())]
     clouds = [points_of(region) for region in regions]
     if data is not None:
         clouds.append(points_of(data.where))
     columns = torch.cat([problem.embed(p).detach() for p in clouds]).unbind(dim=1)
     names = _named(problem, declared)
-    return {name: declared.get(name) or _of_range(x) for name, x in zip(names, columns, strict=True)}
+    return {name: _of_range(x) for name, x in zip(names, columns, strict=True)}
 
 
 def _of_range(x: Tensor) -> Unit:
-    """Middle and half-width of the range of values; natural where they are of order one."""
+    """Middle and half-width of the range of values; of a single value, which has no width, one for the latter."""
     low, high = float(x.min()), float(x.max())
-    if max(abs(low), abs(high)) <= TOLERATED and high - low >= 1 / TOLERATED:
-        return NATURAL
     middle, half = rounded((low + high) / 2), rounded((high - low) / 2)
-    if half <= 1e-9 * abs(middle):  # one value, which has no width
-        return Unit(middle, 1.0) if abs(middle) > TOLERATED else NATURAL
+    if half <= 1e-9 * abs(middle):
+        return Unit(middle if abs(middle) > TOLERATED else 0.0, 1.0)
     return Unit(middle if abs(middle) > half / TOLERATED else 0.0, half)
+
+
+def _tolerated(unit: Unit) -> Unit:
+    """The unit of a coordinate with this range: natural where values and width are of order one."""
+    return NATURAL if abs(unit.shift) + unit.size <= TOLERATED and unit.size >= 1 / TOLERATED else unit
 
 
 def _sizes(trial: Trial, term: str, typical: Tensor, tolerated: float) -> tuple[float, ...]:
