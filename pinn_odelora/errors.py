@@ -46,6 +46,10 @@ class NonFiniteError(FloatingPointError):
     """A loss or gradient that is NaN or infinite; the message names the loss term and the layer."""
 
 
+class OutOfTimeError(Exception):
+    """The time on the wall was over before what was to be done; nothing of it is kept."""
+
+
 class ChangedWarning(UserWarning):
     """What a run was made of has changed since."""
 
