@@ -49,6 +49,7 @@ from pinn_odelora.optim.methods import Method, odelora
 from pinn_odelora.points import Points
 from pinn_odelora.result import Result
 from pinn_odelora.rules import null, one_of, whole
+from pinn_odelora.runs import saved_state
 from pinn_odelora.sampling.batch_size import drawn_residuals, sufficient_size
 from pinn_odelora.sampling.sampler import Sampler
 from pinn_odelora.sampling.settings import Sampling
@@ -449,8 +450,8 @@ class Adaptation:
     # Saved and continued.
 
     def state_dict(self) -> dict[str, Any]:
-        """Network, optimiser and policies, as plain tensors and numbers."""
-        state = {
+        """Network, optimiser and policies, as plain tensors and numbers, with the settings of the run and a digest."""
+        saved = {
             "solution": self.solution.state_dict(),
             "optimizer": self.training.optimizer.state_dict(),
             "training": self.training.state_dict(),
@@ -458,12 +459,20 @@ class Adaptation:
             "error_before": self.error_before,
         }
         # What torch gives are the tensors themselves, which the next step changes.
-        return copy.deepcopy(state)
+        saved = copy.deepcopy(saved)
+        saved_state.seal(saved, self)
+        return saved
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a state of a run of the same settings, with the same bits on a CPU."""
+        """Continue from a state of a run of the same settings, with the same bits on a CPU.
+
+        Raises:
+            InputError: naming what differs, if it is the state of another run, or has changed.
+        """
+        training, own = self.training, self.solution.state_dict()
+        refused = lambda said: InputError(f"The state to continue from {said}.")
+        saved_state.check(state, self, saved_state.PLAIN, own, refused)
         state = copy.deepcopy(dict(state))  # torch keeps the tensors that it loads into an optimiser
-        training = self.training
         self.solution.load_state_dict(state["solution"])
         training.optimizer.load_state_dict(state["optimizer"])
         training.load_state_dict(state["training"])

@@ -50,6 +50,10 @@ class DomainError(NonFiniteError):
     """A residual without a value at a finite solution; the message names the term, the point and what it read there."""
 
 
+class OutOfTimeError(Exception):
+    """The time on the wall was over before what was to be done; nothing of it is kept."""
+
+
 class ChangedWarning(UserWarning):
     """What a run was made of has changed since."""
 

@@ -2,8 +2,9 @@
 
 The content goes to a temporary file in the same folder, is flushed to the disk, and takes the place of the old file by
 a rename, which POSIX makes atomic. A reader, or a process that is killed at any moment, therefore sees the old file or
-the new one, never a part of either. Only a log grows in place, by whole lines: a line without its end is of a process
-that was killed meanwhile, and readers drop it.
+the new one, never a part of either. The temporary file is made here and now, and no link is followed to it: in a folder
+that others can write to, its name could be guessed and lead to a file of the user's. Only a log grows in place, by
+whole lines: a line without its end is of a process that was killed meanwhile, and readers drop it.
 
 Nothing else in this package writes files.
 """
@@ -25,13 +26,15 @@ from pinn_odelora.errors import InputError, UnwritableError
 UNFINISHED = ".part"
 """How the names of temporary files end."""
 _BINARY = getattr(os, "O_BINARY", 0)  # Windows would translate line ends
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # and has neither of these two
+_FOLDER = getattr(os, "O_DIRECTORY", 0)
 
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """The path of a temporary file to write, which replaces ``path`` when the block ends without an exception.
 
-    The folder is made if it is missing; the temporary file is removed in any case.
+    The folder is made if it is missing; the temporary file, which is there and empty, is removed in any case.
 
     Raises:
         UnwritableError: if the folder cannot be made, or the file not be written.
@@ -40,9 +43,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _create(temporary)
         yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
+        _sync(temporary, os.O_RDWR | _BINARY | _NO_LINK)
         os.replace(temporary, path)
     except OSError as error:
         raise UnwritableError(f"Cannot write {path}: {reason(error)}.") from error
@@ -51,9 +54,21 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.unlink()
 
 
+def make_folder(path: Path) -> None:
+    """A folder, with those above it, if it is missing.
+
+    Raises:
+        UnwritableError: if it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UnwritableError(f"Cannot make the folder {path}: {reason(error)}.") from error
+
+
 def fill(path: str | os.PathLike[str], content: bytes) -> None:
     """Write a temporary file, which ``replacing`` gave."""
-    _write(path, os.O_CREAT | os.O_TRUNC, content)
+    _write(path, os.O_TRUNC | _NO_LINK, content)
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
@@ -107,6 +122,39 @@ def append_text(path: str | os.PathLike[str], lines: str) -> None:
             raise
     except OSError as error:
         raise UnwritableError(f"Cannot write {path}: {reason(error)}.") from error
+
+
+def flush(path: str | os.PathLike[str]) -> None:
+    """Have the lines of a log, and its name, on the disk when this returns; nothing where there is none.
+
+    Raises:
+        UnwritableError: if they cannot be written there.
+    """
+    try:
+        with suppress(FileNotFoundError):
+            _sync(path, os.O_RDWR | _BINARY)
+            if _FOLDER:
+                _sync(Path(path).parent, os.O_RDONLY | _FOLDER)
+    except OSError as error:
+        raise UnwritableError(f"Cannot write {path}: {reason(error)}.") from error
+
+
+def _create(path: Path) -> None:
+    """An empty file that was not there before."""
+    how = os.O_CREAT | os.O_EXCL | os.O_WRONLY | _NO_LINK
+    try:
+        os.close(os.open(path, how, 0o666))
+    except FileExistsError:  # of a process of this number that was killed, or a link that somebody has put there
+        path.unlink()
+        os.close(os.open(path, how, 0o666))
+
+
+def _sync(path: str | os.PathLike[str], how: int) -> None:
+    file = os.open(path, how)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
 
 
 def _write(path: str | os.PathLike[str], how: int, content: bytes) -> None:

@@ -21,7 +21,7 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from pinn_odelora.errors import InputError
 from pinn_odelora.files import replacing, write_json
@@ -51,9 +51,7 @@ def sha256(path: Path) -> str:
     Raises:
         OSError: if it cannot be read, or is a pipe, a device or a folder, whose content may have no end.
     """
-    with open(path, "rb", opener=_without_waiting) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(errno.EINVAL, "it is no regular file")
+    with _regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -151,10 +149,48 @@ def check(path: Path, *names: str) -> None:
                 continue
             raise DamagedError(f"{path.parent / name} cannot be read ({error.strerror or error}).") from error
         if present not in digests:
-            raise DamagedError(
-                f"{path.parent / name} has changed since it was written, or is damaged: its digest is not the one in "
-                f"{path.name}."
-            )
+            raise _changed(path, name)
+
+
+def read_file(path: Path, name: str) -> bytes | None:
+    """The content of a file, read once: the digest of these very bytes is compared. None where there is no such file.
+
+    Args:
+        path: of the manifest.
+        name: of the file.
+
+    Raises:
+        DamagedError: if it is not as it was written, or is listed and missing.
+        OSError: if it is there and cannot be read.
+    """
+    found = read(path)
+    digests = found.files.get(name) if found else None
+    try:
+        with _regular(path.parent / name) as file:
+            content = file.read()
+    except FileNotFoundError as error:
+        if digests is None or ABSENT in digests:
+            return None
+        raise DamagedError(f"{path.parent / name} cannot be read ({error.strerror or error}).") from error
+    if digests is not None and digest_of(content) not in digests:
+        raise _changed(path, name)
+    return content
+
+
+def _changed(path: Path, name: str) -> DamagedError:
+    return DamagedError(
+        f"{path.parent / name} has changed since it was written, or is damaged: its digest is not the one in "
+        f"{path.name}."
+    )
+
+
+@contextmanager
+def _regular(path: Path) -> Iterator[BinaryIO]:
+    """A file opened for reading, if it is none of those whose content may have no end."""
+    with open(path, "rb", opener=_without_waiting) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file")
+        yield file
 
 
 def _rest(path: Path) -> Manifest:

@@ -74,14 +74,17 @@ class Storage:
         return memory
 
 
-def read_torch(path: str | Path) -> Any:
+def read_torch(file: str | Path | bytes) -> Any:
     """The tree that a file holds: plain values, ``Made`` and ``Name``; ``tensor`` finds the tensors in it.
+
+    Args:
+        file: its path, or its bytes.
 
     Raises:
         UnreadableError: if the file is damaged, or none of the forms above.
         OSError: if it cannot be read.
     """
-    return _read(Path(path).read_bytes())
+    return _read(file if isinstance(file, bytes) else Path(file).read_bytes())
 
 
 def tensor(value: Any) -> Tensor | None:

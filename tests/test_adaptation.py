@@ -1,5 +1,6 @@
 """The Python API: adapt, steps, what they return, leave and refuse, and an adaptation under somebody's own Trainer."""
 
+import copy
 import itertools
 import json
 import math
@@ -222,6 +223,48 @@ def test_a_state_is_not_changed_by_the_steps_that_follow(method):
 
 
 # Files.
+
+
+OTHER_RUNS = {
+    "another seed": ({"seed": 1}, r"its seed is 0, that of the run 1"),
+    "another equation": ({"problem": Heat(kappa=0.7)}, r"its problem is problems\.burgers\.Burgers, that of the run "),
+    "another rank": ({"rank": 2}, r"net\.linears\.1\.start_A is \(3, 12\), in the run \(2, 12\)"),
+    "another method": (
+        {"method": po.methods.lora_gd(po.LinearlyImplicit())},
+        r"its method\.name is odelora, that of the run lora_gd",
+    ),
+    "other points": ({"points": po.Sampling(interior=7)}, r"its points\.interior is \d+, that of the run 7"),
+}
+DAMAGE = {
+    "a weight": lambda s: next(iter(s["solution"].values())).mul_(1 + 1e-12),
+    "a row": lambda s: s["history"].pop(),
+    "a counter": lambda s: s["training"]["progress"].update(step=4),
+}
+
+
+def test_the_state_of_another_run_is_refused_by_what_differs():
+    run = begun(3)
+    list(run)
+    state = run.state_dict()
+    for name, (settings, said) in OTHER_RUNS.items():
+        other = begun(3, **settings)
+        before = {key: x.clone() for key, x in other.solution.state_dict().items()}
+        with pytest.raises(po.InputError, match=rf"^The state to continue from is not that of this run: .*{said}"):
+            other.load_state_dict(state)
+        after = other.solution.state_dict()
+        assert all(torch.equal(x, after[key]) for key, x in before.items() if key in after), name
+    for missing in ("training", "optimizer", "history"):
+        with pytest.raises(po.InputError, match=rf"not that of this run: it has no {missing}\.$"):
+            begun(3).load_state_dict({key: x for key, x in state.items() if key != missing})
+    for change in DAMAGE.values():
+        changed = copy.deepcopy(state)
+        change(changed)
+        with pytest.raises(
+            po.InputError, match=r"^The state to continue from has changed since it was written, or is da"
+        ):
+            begun(3).load_state_dict(changed)
+    # One of before has neither settings nor digest.
+    begun(3).load_state_dict({key: x for key, x in state.items() if key not in ("run", "sha256")})
 
 
 @pytest.fixture

@@ -1,8 +1,10 @@
 """A run says where it stands, on a terminal and in a log, and its state is on the disk whole."""
 
 import io
+import os
 import re
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +15,7 @@ from pinn_odelora import manifest
 from pinn_odelora.budget import Budget, Progress
 from pinn_odelora.errors import InputError
 from pinn_odelora.lightning.callbacks import ProgressLine, Saver
+from pinn_odelora.runs.history import History
 from pinn_odelora.wall import Room
 
 ROW = {
@@ -162,3 +165,20 @@ def test_the_state_is_saved_every_so_many_steps_and_replaced_whole(tmp_path):
     assert (tmp_path / "last.ckpt").read_bytes() == before
     assert sorted(file.name for file in tmp_path.iterdir()) == ["last.ckpt", "manifest.json"]
     manifest.check(tmp_path / "manifest.json", "last.ckpt")  # whose digest is the one of before, beside the next
+
+
+def test_rows_are_on_the_disk_before_the_state_that_counts_them(tmp_path, monkeypatch):
+    """A power failure must not leave a state whose rows are lost; a row by itself is not waited for."""
+    history, done = History(tmp_path / "history.csv"), []
+    history.append({"step": 0})
+    sync, move = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: (done.append(os.fstat(file).st_ino), sync(file)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (done.append(Path(b).name), move(a, b)))
+    history.append({"step": 1})
+    assert done == []
+    saver = Saver(tmp_path / "last.ckpt", every=1)
+    saver.save(Trainer(), SimpleNamespace(adaptation=adaptation()))
+    rows, folder = (place.stat().st_ino for place in (tmp_path / "history.csv", tmp_path))
+    assert done[:2] == [rows, folder]
+    assert done.index("last.ckpt") > 1
+    assert done.count(rows) == 1

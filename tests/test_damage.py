@@ -11,6 +11,7 @@ import pinn_odelora as po
 from pinn_odelora import manifest
 from pinn_odelora.dashboards.collect import of_folder
 from pinn_odelora.errors import InputError
+from pinn_odelora.lightning import states
 from pinn_odelora.manifest import MANIFEST, DamagedError
 from pinn_odelora.runs.compare import summaries
 from pinn_odelora.runs.folder import OUTCOME
@@ -22,7 +23,7 @@ BEFORE = {"config.yaml", "provenance.json", "start.json", "pretrained.safetensor
 AFTER = {"adapter/adapter_config.json", "adapter/adapter_model.safetensors", "history.csv", "summary.json"}
 READERS = {
     "load": (po.load, (BEFORE | AFTER) - {"start.json", "history.csv", "summary.json"}),
-    "resume": (lambda folder: reopened(folder, None), BEFORE | {"last.ckpt"}),
+    "resume": (lambda folder: (reopened(folder, None), states.saved_in(folder)), BEFORE | {"last.ckpt"}),
     "compare": (lambda folder: summaries([folder]), {"config.yaml", "summary.json"}),
     "dashboard": (of_folder, {"config.yaml", "summary.json", "history.csv"}),
 }

@@ -11,8 +11,8 @@ import time
 
 import pytest
 
-from pinn_odelora.errors import InputError
-from pinn_odelora.files import replacing, write_bytes, write_json, write_text
+from pinn_odelora.errors import InputError, UnwritableError
+from pinn_odelora.files import fill, flush, replacing, write_bytes, write_json, write_text
 
 
 def test_what_is_written_is_what_is_read(tmp_path):
@@ -110,3 +110,50 @@ def test_a_process_that_is_killed_leaves_a_whole_file(tmp_path):
 def test_writing_files_needs_neither_torch_nor_anything_else():
     code = "import sys, pinn_odelora.files\nassert not {'torch', 'numpy', 'omegaconf'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_link_with_the_name_of_a_temporary_file_is_not_followed(tmp_path):
+    """Whoever can write to the folder can guess that name, and lead it to a file of the user's."""
+    (tmp_path / "precious").write_bytes(b"mine")
+    for target in ("precious", "nowhere"):
+        (tmp_path / f".file.{os.getpid()}.part").symlink_to(tmp_path / target)
+        write_bytes(tmp_path / "file", target.encode())
+        assert (tmp_path / "file").read_bytes() == target.encode()
+        assert not (tmp_path / "file").is_symlink()
+        assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "precious"]
+    assert (tmp_path / "precious").read_bytes() == b"mine"
+
+
+def test_a_link_that_is_put_there_meanwhile_is_not_followed(tmp_path):
+    (tmp_path / "precious").write_bytes(b"mine")
+
+    def swapped(write):
+        with replacing(tmp_path / "file") as temporary:
+            temporary.unlink()
+            temporary.symlink_to(tmp_path / "precious")
+            write(temporary)
+
+    for write in (lambda temporary: fill(temporary, b"new"), lambda temporary: None):
+        with pytest.raises(UnwritableError, match=r"^Cannot write .*file: Too many levels of symbolic links\.$"):
+            swapped(write)
+    assert [file.name for file in tmp_path.iterdir()] == ["precious"]
+    assert (tmp_path / "precious").read_bytes() == b"mine"
+
+
+def test_a_temporary_file_of_a_killed_process_of_the_same_number_is_in_no_ones_way(tmp_path):
+    (tmp_path / f".file.{os.getpid()}.part").write_bytes(b"a longer half of something")
+    write_bytes(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"new"
+
+
+def test_the_lines_of_a_log_and_its_name_are_put_on_the_disk(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.fstat(file).st_ino))
+    flush(tmp_path / "none")
+    assert synced == []
+    (tmp_path / "log").write_text("a line\n")
+    flush(tmp_path / "log")
+    assert synced == [(tmp_path / "log").stat().st_ino, tmp_path.stat().st_ino]
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UnwritableError, match=r"^Cannot write .*log: No space left on device\.$"):
+        flush(tmp_path / "log")

@@ -19,6 +19,7 @@ from pinn_odelora import config as commandline
 from pinn_odelora import load
 from pinn_odelora.adaptation import Adaptation
 from pinn_odelora.errors import InputError, UnwritableError
+from pinn_odelora.families import offline
 from pinn_odelora.files import UNFINISHED, write_bytes
 from pinn_odelora.runs import figures, history_figure
 from pinn_odelora.runs.alone import LOCK
@@ -154,6 +155,24 @@ def test_a_folder_that_is_gone_is_a_sentence_and_stays_gone(step, ran, tmp_path,
         UnwritableError, match=r"^Cannot write .*(the folder of the run is gone|No such file or dir)"
     ) as e:
         ran(*TINY, f"output_dir={folder}")
+    assert "continue with" not in str(e.value)
+    assert not folder.exists()
+
+
+def test_a_family_whose_folder_is_gone_is_a_sentence_and_the_folder_stays_gone(ran, tmp_path, monkeypatch):
+    folder, real = tmp_path / "run", offline.solve
+    few = [x for x in TINY if not x.startswith(("points", "log.every", "log.heldout", "checkpoint"))]
+
+    def solved(*given, **settings):
+        shutil.rmtree(folder, ignore_errors=True)
+        return real(*given, **settings)
+
+    monkeypatch.setattr(offline, "solve", solved)
+    monkeypatch.setattr(offline, "_lost", lambda station: False)  # of a network that is hardly trained
+    with pytest.raises(
+        UnwritableError, match=r"^Cannot write .*family\.safetensors: its folder is gone, with all"
+    ) as e:
+        ran(*few, "family.kappa=[0.05,0.051]", f"output_dir={folder}")
     assert "continue with" not in str(e.value)
     assert not folder.exists()
 

@@ -2,17 +2,19 @@
 
 import copy
 import math
+import os
 import re
 import shutil
+import sys
 
 import pytest
 import torch
 
-from pinn_odelora.config import begin
 from pinn_odelora.config.build import experiment
 from pinn_odelora.errors import InputError
 from pinn_odelora.lightning import states
 from pinn_odelora.lightning.module import ODELoRAModule
+from pinn_odelora.runs import saved_state
 from pinn_odelora.runs.folder import STATE
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::DeprecationWarning:lightning")
@@ -108,18 +110,18 @@ def test_what_differs_is_named(begun):
         sentence = rf"last, the state to continue from, .*{said}.*; config\.yaml .* in another output_dir\."
         assert re.fullmatch(sentence, refusal(other, module)), (name, refusal(other, module))
     # Those of before have neither.
-    assert refusal({k: v for k, v in whole.items() if k not in (states.RUN, states.DIGEST)}, module) == ""
+    assert refusal({k: v for k, v in whole.items() if k not in (saved_state.RUN, saved_state.DIGEST)}, module) == ""
 
 
 def test_a_digest_depends_on_all_that_is_in_a_state_and_on_no_order():
     whole = {"x": torch.arange(3.0), "y": {"a": 1, "b": [2.5, None]}}
-    assert states.digest(whole) == states.digest({"y": {"b": (2.5, None), "a": 1}, "x": torch.arange(3.0)})
-    assert states.digest(whole) == states.digest({**whole, states.DIGEST: "its own is left out"})
+    assert saved_state.digest(whole) == saved_state.digest({"y": {"b": (2.5, None), "a": 1}, "x": torch.arange(3.0)})
+    assert saved_state.digest(whole) == saved_state.digest({**whole, saved_state.DIGEST: "its own is left out"})
     nested = {"a": [1, [2]], "b": {"c": 0.0}}
     others = ({"a": [1, 2], "b": {"c": 0.0}}, {"a": [1, [2]], "b": {"c": -0.0}}, {"a": [1, [2]], "c": {"b": 0.0}})
-    assert len({states.digest(x) for x in (nested, *others)}) == 4
-    assert states.digest({"x": torch.zeros(2, 3)}) != states.digest({"x": torch.zeros(3, 2)})
-    assert states.digest({"x": torch.zeros(2)}) != states.digest({"x": torch.zeros(2, dtype=torch.int32)})
+    assert len({saved_state.digest(x) for x in (nested, *others)}) == 4
+    assert saved_state.digest({"x": torch.zeros(2, 3)}) != saved_state.digest({"x": torch.zeros(3, 2)})
+    assert saved_state.digest({"x": torch.zeros(2)}) != saved_state.digest({"x": torch.zeros(2, dtype=torch.int32)})
 
 
 def test_a_run_goes_on_from_no_other_state(begun, compose, run, tmp_path):
@@ -131,14 +133,14 @@ def test_a_run_goes_on_from_no_other_state(begun, compose, run, tmp_path):
         shutil.copytree(folder, there)
         torch.save(whole, there / STATE)
         with pytest.raises(InputError, match=r"last\.ckpt has changed since it was written, or is damaged"):
-            begin(compose(f"resume={there}"))
+            run(longer(compose(f"resume={there}")))
         (there / "manifest.json").unlink()  # as one of before, or of somebody else
         with pytest.raises(InputError, match=rf"last\.ckpt, the state to continue from, .*{said}"):
             run(longer(compose(f"resume={there}")))
 
     # One of before may lack a digest, and fail only when a step is taken from it.
     whole = torch.load(folder / STATE, weights_only=True)
-    whole = {name: x for name, x in whole.items() if name not in (states.RUN, states.DIGEST)}
+    whole = {name: x for name, x in whole.items() if name not in (saved_state.RUN, saved_state.DIGEST)}
     whole["optimizer_states"][0]["state"][0]["integrator"]["mu"] = "a word"
     torch.save(whole, folder / STATE)
     (folder / "manifest.json").unlink()
@@ -150,3 +152,48 @@ def test_a_state_that_cannot_be_read_is_told_from_a_damaged_one(tmp_path):
     (tmp_path / STATE).mkdir()
     with pytest.raises(InputError, match=r"^Cannot read .*, the state to continue from: Is a directory"):
         states.read(tmp_path / STATE)
+
+
+def opened(name, what):
+    """How often files of this name are opened while something happens."""
+    seen, watching = [], [True]
+
+    def hook(event, given):  # stays for the life of the process
+        if watching and event == "open" and given[1] is not None:  # without a mode it is the descriptor of another one
+            seen.append(str(given[0]))
+
+    sys.addaudithook(hook)
+    what()
+    watching.clear()
+    return sum(file.endswith(f"/{name}") for file in seen)
+
+
+def test_a_state_is_read_once(begun, compose, run):
+    folder, _ = begun
+    assert opened(STATE, lambda: (folder / STATE).read_bytes()) == 1
+    # Once to go on from it, and once for the digest of what the state at the end takes the place of.
+    assert opened(STATE, lambda: run(longer(compose(f"resume={folder}")))) == 2
+
+
+def test_a_state_that_takes_the_place_of_what_was_read_is_read(begun, tmp_path):
+    folder, _ = begun
+    before = states.saved_in(folder)
+    assert before.steps == 5
+    assert states.saved_in(folder, before) is before
+    whole = copy.deepcopy(before.content)
+    step(whole)["step"] = 4
+    torch.save(whole, tmp_path / "other")
+    os.replace(tmp_path / "other", folder / STATE)  # as another process that ended meanwhile
+    with pytest.raises(InputError, match=r"last\.ckpt has changed since it was written"):
+        states.saved_in(folder, before)
+    (folder / "manifest.json").unlink()
+    assert states.saved_in(folder, before).steps == 4
+    (folder / STATE).unlink()
+    assert states.saved_in(folder, before) is None
+
+
+def test_a_state_that_is_listed_and_missing_is_refused(begun):
+    folder, _ = begun
+    (folder / STATE).unlink()
+    with pytest.raises(InputError, match=r"last\.ckpt cannot be read \(No such file or directory\)"):
+        states.saved_in(folder)

@@ -14,7 +14,9 @@ from pinn_odelora import config as commandline
 from pinn_odelora import wall
 from pinn_odelora.config.build import experiment
 from pinn_odelora.config.running import Run
-from pinn_odelora.errors import RefusedValueError
+from pinn_odelora.errors import InputError, RefusedValueError
+from pinn_odelora.files import write_bytes, write_json
+from pinn_odelora.pretraining import cache
 from pinn_odelora.runs.messages import CONTINUE
 from pinn_odelora.wall import Room, check_ahead, elapsed
 from problems.heat import Heat
@@ -157,6 +159,61 @@ def test_train_py_leaves_with_the_code_to_continue_and_continues(compose, run, t
     assert seconds == sorted({*seconds})
     parameters = [[*done.adaptation.solution.parameters()] for done in (whole, resumed)]
     assert all(torch.equal(a, b) for a, b in zip(*parameters, strict=True))
+
+
+@pytest.mark.parametrize("stage", ["adam_steps", "natural_gradient_steps", "lbfgs_evals"])
+def test_pretraining_that_does_not_end_in_time_leaves_with_the_code_and_begins_again(
+    stage, compose, run, tmp_path, monkeypatch, capsys
+):
+    second = "lbfgs" if stage == "lbfgs_evals" else "natural_gradient"
+    steps = {"adam_steps": 1, "natural_gradient_steps": 0, "lbfgs_evals": 0} | {stage: 200 if second == "lbfgs" else 12}
+    steps = [f"pretrain.{name}={n}" for name, n in steps.items()] + [f"pretrain.second_stage={second}"]
+    common = ["problem=heat", "budget.gradient_evals=null", "budget.steps=2", *steps, "pretrain.target=1e-12"]
+    whole = run(compose(*common, f"output_dir={tmp_path / 'whole'}", f"pretrain.cache={tmp_path / 'a'}"))
+    common += [f"output_dir={tmp_path / 'part'}", f"pretrain.cache={tmp_path / 'b'}"]
+    monkeypatch.setattr(wall, "elapsed", Hand(LATE - 5.5, 1.0))
+    with pytest.raises(SystemExit) as left:
+        run(compose(*common, f"budget.wall={LATE:.0f}"))
+    assert left.value.code == 75
+    few, last = capsys.readouterr().err.splitlines()[-2:]
+    assert few.startswith("Pretraining is not divided: nothing of it is kept, and the ")
+    assert last.startswith("Out of time (budget.wall) before the first step; continue with: python train.py resume=")
+    assert not (tmp_path / "b").exists() or not [*(tmp_path / "b").iterdir()]
+
+    monkeypatch.setattr(wall, "elapsed", elapsed)
+    resume = f"resume={tmp_path / 'part'}"
+    with pytest.raises(
+        RefusedValueError, match=r"^budget\.wall is .*, but it must be at least \d+ or null, since pretrai"
+    ):
+        run(compose(resume))
+    cfg = compose(resume)
+    cfg.budget.wall = None
+    done = run(cfg)
+    parameters = [[*made.adaptation.solution.parameters()] for made in (whole, done)]
+    assert all(torch.equal(a, b) for a, b in zip(*parameters, strict=True))
+    assert done.facts["pretrain_origin"] == "trained"
+
+
+def test_pretraining_begins_again_in_more_time_or_from_the_cache(compose, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    cfg = compose("problem=heat", f"budget.wall={LATE:.0f}", f"output_dir={folder}")
+    for had, refused in ((0.95 * LATE, True), (0.8 * LATE, False)):
+        write_json(folder / "pretraining.json", {"seconds": had})
+        if refused:
+            with pytest.raises(RefusedValueError, match=r"must be at least 10450\d{5} or null"):
+                Run(cfg, folder, experiment(cfg))
+        else:
+            Run(cfg, folder, experiment(cfg))
+    write_json(folder / "pretraining.json", {"seconds": 0.95 * LATE})
+    built = experiment(cfg)
+    key = cache.key(built.source, built.adaptation.net, built.pretraining)
+    write_bytes(tmp_path / "cache" / f"heat-{key}.safetensors", b"")
+    Run(cfg, folder, built)
+    (folder / "pretraining.json").write_text("{}")
+    (tmp_path / "cache" / f"heat-{key}.safetensors").unlink()
+    with pytest.raises(InputError, match=r"pretraining\.json is damaged \(seconds is None"):
+        Run(cfg, folder, experiment(cfg))
 
 
 def test_a_limit_alone_never_finishes_a_run_and_is_refused(compose, tmp_path):

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from pinn_odelora.config.build import Experiment
 from pinn_odelora.config.request import Request
 from pinn_odelora.errors import RefusedValueError
-from pinn_odelora.lightning import fit, tracking
+from pinn_odelora.lightning import fit, states, tracking
 from pinn_odelora.lightning.module import ODELoRAModule
 from pinn_odelora.result import Result
 from pinn_odelora.runs import messages, save, start
@@ -55,7 +55,7 @@ class Run:
             raise RefusedValueError("budget.wall", budget.wall, "given with another limit, at which a run is finished")
         tracking.check_installed(self.cfg.logger.kind)
         fit.trainer(self.trainer)
-        self.done = fit.steps_done(self.folder)
+        self.saved = states.saved_in(self.folder)
         built = self.experiment
         start.check_start(
             self.folder,
@@ -92,7 +92,8 @@ class Run:
         every = self.cfg.checkpoint.every
         messages.say(self.experiment.adaptation.chosen)
         with leading(self.folder, torch.get_num_threads()):
-            module = fit.fit(self.experiment.adaptation, self.folder, self.loggers, self.trainer, every)
+            module = fit.fit(self.experiment.adaptation, self.folder, self.loggers, self.trainer, every, self.saved)
+        self.saved = None  # it may be large, and the run is beyond it
         if not leads:
             raise SystemExit(0)
         return module
@@ -112,7 +113,7 @@ class Run:
             tags=list(cfg.logger.tags),
             config=OmegaConf.to_container(cfg, resolve=True),
             run_id=run_id,
-            start=self.done,
+            start=0 if self.saved is None else self.saved.steps,
         )
 
     def leave(self, module: ODELoRAModule) -> None:

@@ -27,7 +27,7 @@ from scipy.spatial import Delaunay
 from torch import nn
 
 from pinn_odelora.budget import Budget, Progress
-from pinn_odelora.errors import InputError, NonFiniteError
+from pinn_odelora.errors import InputError, NonFiniteError, UnwritableError
 from pinn_odelora.families.adapted import in_span
 from pinn_odelora.families.family import Family
 from pinn_odelora.families.files import continued, save
@@ -35,6 +35,7 @@ from pinn_odelora.families.parametric import Parametric
 from pinn_odelora.families.ranges import Ranges
 from pinn_odelora.families.settings import Stations
 from pinn_odelora.families.stations import Station, solve
+from pinn_odelora.files import make_folder
 from pinn_odelora.formulation import Problem
 from pinn_odelora.lowrank.settings import LoRA
 from pinn_odelora.rules import null, whole
@@ -321,6 +322,13 @@ def _neighbours(x: NDArray) -> list[tuple[int, int]]:
     return sorted(edges)
 
 
+def _kept(made: Family, file: Path) -> None:
+    """Write the stations so far; not into a new folder of the name, where all else would be missing."""
+    if not file.parent.is_dir():
+        raise UnwritableError(f"Cannot write {file}: its folder is gone, with all that it held.")
+    save(made, file)
+
+
 def family(
     net: nn.Module,
     problem: Problem,
@@ -382,7 +390,8 @@ def family(
     made = Family(parametric, space, seed, threads)
     if file is not None:
         continued(made, file)
-    keep = (lambda family: None) if file is None else (lambda family: save(family, file))
+        make_folder(Path(file).parent)
+    keep = (lambda family: None) if file is None else (lambda family: _kept(family, Path(file)))
     limits = budget or Budget(seconds=60.0 if seconds is None else seconds)
     check_ahead(limits.wall)
     made.timed = limits.seconds is not None
@@ -391,5 +400,5 @@ def family(
         construction.run()
     made.paused = construction.paused
     if file is not None:
-        save(made, file)
+        _kept(made, Path(file))
     return made

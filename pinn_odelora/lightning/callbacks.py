@@ -20,10 +20,11 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from pinn_odelora import manifest
 from pinn_odelora.adaptation import Adaptation
-from pinn_odelora.files import fill
+from pinn_odelora.files import fill, flush
 from pinn_odelora.lightning.module import ODELoRAModule
 from pinn_odelora.loop import Row
 from pinn_odelora.manifest import MANIFEST
+from pinn_odelora.runs.folder import HISTORY
 from pinn_odelora.runs.location import check_there
 from pinn_odelora.wall import elapsed
 
@@ -59,6 +60,8 @@ class Saver(L.Callback):
         with training.room.saving():
             if trainer.is_global_zero:
                 check_there(self.path.parent)
+                # Else a power failure could leave a state whose rows are not there, and nothing writes them again.
+                flush(self.path.parent / HISTORY)
                 with manifest.exchanging(self.path.parent / MANIFEST, self.path.name) as temporary:
                     trainer.save_checkpoint(temporary)
             else:  # it takes part, and writes nothing
@@ -68,8 +71,19 @@ class Saver(L.Callback):
 
 class WholeFiles(TorchCheckpointIO):
     """Writes a state where it is told to: Lightning's own way leads through the folder for temporary files, which may
-    be full or on another disk.
+    be full or on another disk. It reads none, as what is in the file is known.
+
+    Args:
+        content: of the state to go on from.
     """
+
+    def __init__(self, content: dict[str, Any] | None = None) -> None:
+        self.content = content
+
+    def load_checkpoint(self, path: str | Path, *arguments: Any, **settings: Any) -> dict[str, Any]:
+        if self.content is None:
+            return super().load_checkpoint(path, *arguments, **settings)
+        return self.content
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         content = io.BytesIO()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from pinn_odelora.errors import InputError
 from pinn_odelora.lightning import states
 from pinn_odelora.lightning.callbacks import ProgressLine, Saver, StopOnSignal, WholeFiles
 from pinn_odelora.lightning.module import ODELoRAModule
+from pinn_odelora.lightning.states import Saved
 from pinn_odelora.lightning.tracking import Tracker
 from pinn_odelora.matrices import UnitMatrices
 from pinn_odelora.result import Result
@@ -34,7 +34,12 @@ SHOWN = 500
 
 
 def fit(
-    adaptation: Adaptation, folder: Path, loggers: Sequence[Logger], settings: Mapping[str, Any], every: int
+    adaptation: Adaptation,
+    folder: Path,
+    loggers: Sequence[Logger],
+    settings: Mapping[str, Any],
+    every: int,
+    saved: Saved | None = None,
 ) -> ODELoRAModule:
     """Run an adaptation, from the saved state of the folder if there is one.
 
@@ -44,22 +49,23 @@ def fit(
         loggers: trackers.
         settings: of Lightning's Trainer.
         every: steps between two saved states.
+        saved: what the folder held before it was this run's alone.
     """
-    state = folder / STATE
+    state, saved = folder / STATE, states.saved_in(folder, saved)
     module = ODELoRAModule(adaptation, every=every)
     line = ProgressLine(adaptation)
     trained = trainer(settings, loggers, [Saver(state, every), StopOnSignal()])
     if trained.is_global_zero:
-        history = History(folder / HISTORY, up_to_step=steps_done(folder) - 1)
+        history = History(folder / HISTORY, up_to_step=(0 if saved is None else saved.steps) - 1)
         adaptation.history[:] = history.rows
         module.listeners += [history.append, line]
         if (plan := adaptation.plan()) is not None and plan.unusual:
             say(str(plan))
-    trained.strategy.checkpoint_io = WholeFiles()
+    trained.strategy.checkpoint_io = WholeFiles(None if saved is None else saved.content)
     try:
-        with warnings.catch_warnings(), _from_state(state, adaptation, module):
+        with warnings.catch_warnings(), _from_state(state, saved, adaptation, module):
             warnings.filterwarnings("ignore", module="lightning|torch")
-            trained.fit(module, ckpt_path=state if state.exists() else None, weights_only=True)
+            trained.fit(module, ckpt_path=None if saved is None else state, weights_only=True)
     except SystemExit as left:
         if isinstance(left.__context__, KeyboardInterrupt):  # which Lightning has made an exit of
             raise KeyboardInterrupt from None
@@ -71,31 +77,21 @@ def fit(
 
 
 @contextmanager
-def _from_state(state: Path, adaptation: Adaptation, module: ODELoRAModule) -> Iterator[None]:
+def _from_state(state: Path, saved: Saved | None, adaptation: Adaptation, module: ODELoRAModule) -> Iterator[None]:
     """Refuse a state that is not that of the run, or from which not even a first step can be taken."""
-    if not state.exists():
+    if saved is None:
         yield
         return
-    saved = states.read(state)
-    states.check(saved, adaptation, module, state)
+    begun = saved.steps
+    states.check(saved.content, adaptation, module, state)
     try:
         yield
     except InputError:
         raise
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        if adaptation.training.progress.step > saved["adaptation"]["progress"]["step"]:
+        if adaptation.training.progress.step > begun:
             raise
         raise states.unsuitable(state, error) from error
-
-
-def steps_done(folder: Path) -> int:
-    """Steps behind the resume state of a folder, 0 without one.
-
-    Raises:
-        InputError: if the state is damaged.
-    """
-    state = folder / STATE
-    return states.read(state)["adaptation"]["progress"]["step"] if os.path.exists(state) else 0
 
 
 def accelerator(chosen: str, precision: int) -> str:

@@ -27,6 +27,7 @@ from pinn_odelora.adaptation import Adaptation
 from pinn_odelora.distributed import ALONE, processes
 from pinn_odelora.lightning import states
 from pinn_odelora.loop import Row, StepRecord
+from pinn_odelora.runs import saved_state
 
 BLOCK = 50
 """Steps handed to Lightning at once."""
@@ -123,7 +124,7 @@ class ODELoRAModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["adaptation"] = self.adaptation.training.state_dict()
-        states.seal(checkpoint, self.adaptation)  # Lightning has put in all of its own
+        saved_state.seal(checkpoint, self.adaptation)  # Lightning has put in all of its own
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         states.check(checkpoint, self.adaptation, self, "The checkpoint")

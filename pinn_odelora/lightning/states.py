@@ -1,85 +1,90 @@
-"""The state to resume from: whether a file holds one, and whether it is that of the run at hand.
+"""The file of the state to resume from: what it holds, and whether that is the state of the run at hand.
 
-Besides what Lightning saves a state has ``run``, the settings that its numbers depend on, and ``sha256``, a digest of
-all that it holds, tensors by their bytes. What is checked before anything is continued, in this order:
-
-    the names and sizes of weights, counters, memories and groups are those that the run has itself
-    ``run`` is what the run would write
-    the digest is that of the content
-
-so that a state of another run is refused by what differs, and one that was changed by the digest. States of before have
-neither of the last two.
+A file is read once: its digest is compared, and its content taken, from the very same bytes. What was read before a run
+had its folder to itself is kept, and read again only if another file has taken its place meanwhile.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import math
-from collections.abc import Iterator, Mapping
+import io
+import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from pinn_odelora import manifest
 from pinn_odelora.adaptation import Adaptation
-from pinn_odelora.budget import Progress
 from pinn_odelora.errors import InputError, cause
 from pinn_odelora.files import reason
-from pinn_odelora.loop import Training
-from pinn_odelora.manifest import digest_of
-from pinn_odelora.objective import Evaluation
+from pinn_odelora.manifest import MANIFEST
 from pinn_odelora.pickles import UnreadableError
-from pinn_odelora.runs.save import described
-from pinn_odelora.sampling.batch_size import AdaptiveBatchSize
-from pinn_odelora.selection.best_iterate import Iterate
-from pinn_odelora.selection.rank import Watch
+from pinn_odelora.runs import saved_state
+from pinn_odelora.runs.folder import STATE
+from pinn_odelora.runs.saved_state import Layout, OtherError, whole
 from pinn_odelora.torch_files import read_torch
 
-SAVED = ("epoch", "global_step", "pytorch-lightning_version", "state_dict", "loops", "optimizer_states", "adaptation")
-"""What every state has."""
-RUN, DIGEST = "run", "sha256"
-RESHAPED = ("lora_A.default.weight", "lora_B.default.weight", "start_A", "start_B")
-"""Tensors whose sizes follow an adaptive rank."""
+LAYOUT = Layout(
+    ("epoch", "global_step", "pytorch-lightning_version", "state_dict", "loops", "optimizer_states", "adaptation"),
+    "state_dict",
+    "adaptation",
+    lambda saved: saved["optimizer_states"],
+)
+"""As Lightning saves it, with the record of the run."""
 
 
-class _OtherError(Exception):
-    """How a state differs from that of the run."""
+class Saved(NamedTuple):
+    """What a file holds, and which file that was."""
+
+    content: dict[str, Any]
+    file: tuple[int, ...]
+
+    @property
+    def steps(self) -> int:
+        """Those behind the state."""
+        return self.content["adaptation"]["progress"]["step"]
+
+
+def saved_in(folder: Path, before: Saved | None = None) -> Saved | None:
+    """The state in the folder of a run; None where there is none.
+
+    Args:
+        folder: of the run.
+        before: what was read there before, which is returned if the file is still that one: each is written beside the
+            last one, and moved to its place.
+
+    Raises:
+        InputError: if it cannot be read, is damaged, or no state.
+    """
+    path = folder / STATE
+    there = os.path.exists(path)
+    # Before it is read: a file that takes its place from here on is another one than what is said here.
+    file = _which(path) if there else ()
+    if before is not None and before.file == file:
+        return before
+    content = _content(path)
+    return None if content is None else Saved(_parsed(content, path), file)
 
 
 def read(path: Path) -> dict[str, Any]:
     """What a file holds, on the CPU; nothing in it is called but what makes tensors.
 
     Raises:
-        InputError: if it cannot be read, is damaged, or no state.
+        InputError: if it does not exist, cannot be read, is damaged, or no state.
     """
-    try:
-        with path.open("rb"):
-            pass
-    except OSError as error:
-        raise InputError(f"Cannot read {path}, the state to continue from: {reason(error)}.") from error
-    try:
-        read_torch(path)  # which checks sizes and sums, and calls nothing
-        saved = torch.load(path, weights_only=True, map_location="cpu")
-        whole(saved["adaptation"]["progress"]["step"])
-        return saved
-    except Exception as error:  # A damaged pickle can fail in any way.
-        said = str(error) if isinstance(error, UnreadableError | _OtherError) else type(error).__name__
-        raise _refused(path, f"is damaged or of an earlier version ({said})") from error
-
-
-def seal(saved: dict[str, Any], adaptation: Adaptation) -> None:
-    """Put the settings of the run and the digest into a state, when all else is in it."""
-    saved[RUN] = settings(adaptation)
-    saved[DIGEST] = digest(saved)
+    content = _content(path)
+    if content is None:
+        raise _unreadable(path, FileNotFoundError(2, os.strerror(2)))
+    return _parsed(content, path)
 
 
 def check(saved: Mapping[str, Any], adaptation: Adaptation, names: nn.Module, path: str | Path) -> None:
     """Refuse a state that is not that of a run.
 
     Args:
-        saved: what ``read`` gave.
+        saved: what was read.
         adaptation: the run, before its first step.
         names: the module whose ``state_dict`` is in it.
         path: where it was read, for the sentence.
@@ -87,19 +92,8 @@ def check(saved: Mapping[str, Any], adaptation: Adaptation, names: nn.Module, pa
     Raises:
         InputError: naming what differs.
     """
-    try:
-        training = adaptation.training  # with which factors are put into the network
-        _has(saved, SAVED, "it")
-        _check_weights(saved["state_dict"], names.state_dict(), adaptation)
-        _check_training(saved["adaptation"], training)
-        _check_optimizer(saved["optimizer_states"], training)
-        _check_settings(saved.get(RUN), settings(adaptation))
-    except _OtherError as error:
-        raise _refused(path, f"is not that of this run: {error}") from None
-    except (TypeError, ValueError, LookupError, AttributeError) as error:
-        raise _refused(path, f"is not that of this run ({cause(error)})") from error
-    if saved.get(DIGEST, expected := digest(saved)) != expected:
-        raise _refused(path, "has changed since it was written, or is damaged: its digest is another one")
+    _ = adaptation.training  # with which factors are put into the network
+    saved_state.check(saved, adaptation, LAYOUT, names.state_dict(), lambda said: _refused(path, said))
 
 
 def unsuitable(path: str | Path, error: Exception) -> InputError:
@@ -107,177 +101,37 @@ def unsuitable(path: str | Path, error: Exception) -> InputError:
     return _refused(path, f"is not that of this run: the first step from it fails ({cause(error)})")
 
 
-def settings(adaptation: Adaptation) -> dict[str, Any]:
-    """The settings that the numbers of a run depend on, and how far it goes not among them, as plain values."""
-    run, method = adaptation, adaptation.method
-    problem = {name: x for name, x in described(run.problem).items() if name not in run.unknown}
-    found = {
-        "problem": problem,
-        "method": {"name": method.name, **method.settings},
-        "integrator": None if method.integrator is None else described(method.integrator),
-        **{name: dataclasses.asdict(getattr(run, name)) for name in ("lora", "points", "weighting")},
-        "unknown": [*run.unknown],
-        "seed": run.seed,
-        "precision": run.precision,
-    }
-    return json.loads(json.dumps(found, default=str))
+def _which(path: Path) -> tuple[int, ...]:
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def digest(saved: Mapping[str, Any]) -> str:
-    """Of all that a state holds but its digest."""
-    return digest_of(*_parts({name: value for name, value in saved.items() if name != DIGEST}))
+def _content(path: Path) -> bytes | None:
+    try:
+        return manifest.read_file(path.parent / MANIFEST, path.name)
+    except OSError as error:
+        raise _unreadable(path, error) from error
 
 
-def whole(value: Any) -> int:
-    """A counter."""
-    if type(value) is not int or value < -1:
-        raise _OtherError(f"a counter in it is {value!r}")
-    return value
+def _parsed(content: bytes, path: Path) -> dict[str, Any]:
+    try:
+        read_torch(content)  # which checks sizes and sums, and calls nothing
+        saved = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+        whole(saved["adaptation"]["progress"]["step"])
+        return saved
+    except Exception as error:  # A damaged pickle can fail in any way.
+        said = str(error) if isinstance(error, UnreadableError | OtherError) else type(error).__name__
+        raise _refused(path, f"is damaged or of an earlier version ({said})") from error
+
+
+def _unreadable(path: Path, error: OSError) -> InputError:
+    return InputError(f"Cannot read {path}, the state to continue from: {reason(error)}.")
 
 
 def _refused(path: str | Path, said: str) -> InputError:
     return InputError(
         f"{path}, the state to continue from, {said}; config.yaml beside it repeats the run in another output_dir."
     )
-
-
-# What a state has.
-
-
-def _has(found: Any, names: Any, where: str) -> None:
-    """Whether a map has exactly, or of a whole state at least, these names."""
-    if not isinstance(found, Mapping):
-        raise _OtherError(f"{where} is {type(found).__name__} in place of names with values")
-    if missing := [name for name in names if name not in found]:
-        raise _OtherError(f"{where} has no {missing[0]}")
-    if where != "it" and (surplus := [name for name in found if name not in names]):
-        raise _OtherError(f"{where} has {surplus[0]}, which that of the run has not")
-
-
-def _check_weights(found: Any, own: Mapping[str, Tensor], adaptation: Adaptation) -> None:
-    _has(found, own, "its network")
-    for name, like in own.items():
-        x = found[name]
-        if not isinstance(x, Tensor) or x.dtype != like.dtype:
-            raise _OtherError(f"{name} is {_kind(x)}, in the run {like.dtype}")
-        follows = adaptation.adaptive is not None and name.endswith(RESHAPED) and x.ndim == like.ndim
-        if x.shape != like.shape and not follows:
-            raise _OtherError(f"{name} is {tuple(x.shape)}, in the run {tuple(like.shape)}")
-        if not x.isfinite().all():
-            raise _OtherError(f"{name} holds NaN or infinite values")
-
-
-def _check_training(found: Any, own: Training) -> None:
-    expected = own.state_dict()
-    _has(found, expected, "its record of the run")
-    _check_fields(Progress, found["progress"], "progress")
-    _check_fields(AdaptiveBatchSize, found["batch_size"], "batch_size")
-    _has(found["best"], expected["best"], "best")
-    for name, iterate in found["best"].items():
-        _check_fields(Iterate, iterate, name)
-        _check_tensors(iterate["parameters"], own, f"parameters of {name}", empty=True)
-    for name in ("ranks", "loss_weights"):
-        if (found[name] is None) != (expected[name] is None):
-            raise _OtherError(f"it has {'no ' if found[name] is None else ''}{name}")
-    if expected["ranks"] is not None:
-        _has(found["ranks"], expected["ranks"], "ranks")
-        for name, watch in found["ranks"].items():
-            _check_fields(Watch, watch, f"ranks of {name}")
-    if expected["loss_weights"] is not None:
-        _has(found["loss_weights"], expected["loss_weights"], "loss_weights")
-        multipliers = found["loss_weights"]["multipliers"]
-        _has(multipliers, expected["loss_weights"]["multipliers"] or multipliers, "multipliers")
-    if (last := found["evaluation"]) is not None:
-        _has(last, Evaluation._fields, "evaluation")
-        for name in ("parameters", "gradients"):
-            _check_tensors(last[name], own, f"{name} of its evaluation")
-        _has(last["weights"], own.objective.layers, "weights of its evaluation")
-    for name in ("draw", "considered"):
-        whole(found[name])
-
-
-def _check_fields(cls: type, found: Any, where: str) -> None:
-    """Names and types of what a dataclass was saved as; counters are not negative."""
-    kinds = get_type_hints(cls)
-    _has(found, kinds, where)
-    for name, kind in kinds.items():
-        value = found[name]
-        numbers = {int: int, float: int | float, bool: bool, float | None: int | float | None}.get(kind, object)
-        wrong = isinstance(value, bool) != (kind is bool) and kind in (int, float, bool)
-        if wrong or not isinstance(value, numbers) or (kind is int and value < 0):
-            raise _OtherError(f"{name} of {where} is {_kind(value)}")
-
-
-def _check_tensors(found: Any, own: Training, where: str, empty: bool = False) -> None:
-    """One tensor for each that is trained, of its size but for adaptive ranks."""
-    if empty and found == []:
-        return
-    like = own.objective.parameters
-    if not isinstance(found, list) or len(found) != len(like):
-        raise _OtherError(f"it has {len(found)} {where}, the run {len(like)}")
-    for x, p in zip(found, like, strict=True):
-        if not isinstance(x, Tensor) or x.ndim != p.ndim or (own.ranks is None and x.shape != p.shape):
-            raise _OtherError(f"one of the {where} is {_kind(x)}, in the run {tuple(p.shape)}")
-
-
-def _check_optimizer(found: Any, own: Training) -> None:
-    if not isinstance(found, list) or len(found) != 1:
-        raise _OtherError("it has not one optimiser")
-    _has(found[0], ("state", "param_groups"), "its optimiser")
-    groups = own.optimizer.state_dict()["param_groups"]
-    if len(found[0]["param_groups"]) != len(groups):
-        raise _OtherError(f"its optimiser has {len(found[0]['param_groups'])} groups, that of the run {len(groups)}")
-    for group, like in zip(found[0]["param_groups"], groups, strict=True):
-        if missing := [name for name in like if name not in group]:
-            raise _OtherError(f"its optimiser has no {missing[0]}")
-        if len(group["params"]) != len(like["params"]) or group.get("name") != like.get("name"):
-            raise _OtherError("its optimiser has other groups")
-    places = {k for group in groups for k in group["params"]}
-    if other := [k for k in found[0]["state"] if k not in places]:
-        raise _OtherError(f"its optimiser has a memory of {other[0]!r}, which the run does not train")
-
-
-def _check_settings(found: Any, own: Mapping[str, Any]) -> None:
-    if found is None:  # of an earlier version
-        return
-    theirs, ours = dict(_flat(found)), dict(_flat(own))
-    for name in (*ours, *theirs):
-        if (there := theirs.get(name)) != (here := ours.get(name)):
-            raise _OtherError(f"its {name} is {there}, that of the run {here}")
-
-
-def _flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if not isinstance(node, Mapping):
-        yield prefix.replace("._target_", ""), node
-        return
-    for name, inner in node.items():
-        yield from _flat(inner, f"{prefix}.{name}".strip("."))
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f"{tuple(value.shape)} of {value.dtype}"
-    return repr(value) if isinstance(value, int | float | str | None) else type(value).__name__
-
-
-# Bytes.
-
-
-def _parts(value: Any) -> Iterator[bytes]:
-    if isinstance(value, Tensor):
-        yield f"{value.dtype} {tuple(value.shape)} ".encode()
-        yield value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-    elif isinstance(value, Mapping):
-        for name in sorted(value, key=repr):
-            yield f"{{{name!r}: ".encode()
-            yield from _parts(value[name])
-        yield b"}"
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            yield b"["
-            yield from _parts(inner)
-        yield b"]"
-    elif value is None or isinstance(value, bool | int | float | str):
-        yield (repr(value) if not (isinstance(value, float) and math.isnan(value)) else "nan").encode()
-    else:
-        yield type(value).__name__.encode()

@@ -72,6 +72,11 @@ def place(chosen: Path | None, key: str) -> Path | None:
     return None
 
 
+def holds(chosen: Path | None, key: str | None) -> bool:
+    """Whether there is a network of this key, in the folder that was chosen or in the user's."""
+    return key is not None and (kept := place(chosen, key)) is not None and _holds(kept, key)
+
+
 def _holds(kept: Path, key: str) -> bool:
     return kept.is_dir() and any(kept.glob(f"*-{key}.safetensors"))
 

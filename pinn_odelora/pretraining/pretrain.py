@@ -23,10 +23,11 @@ from pinn_odelora.checkpoints import Weights, load_network, save_network
 from pinn_odelora.checks import constants
 from pinn_odelora.checks.evaluation import check_reference
 from pinn_odelora.error_estimate import error_estimate
-from pinn_odelora.errors import DomainError, InputError, UnwritableError
+from pinn_odelora.errors import DomainError, InputError, OutOfTimeError, UnwritableError
 from pinn_odelora.formulation import Problem, Term
 from pinn_odelora.geometry import sobol, stream
 from pinn_odelora.gradient import residual_vector_of
+from pinn_odelora.loop import Training
 from pinn_odelora.measurements import measured_term
 from pinn_odelora.metrics import relative_l2
 from pinn_odelora.nets import MLP, Scaled, check_network, copied, in_units
@@ -95,18 +96,25 @@ class Pretraining:
         check(self, natural_gradient_steps=whole(0), lbfgs_evals=whole(0), interior=whole(1), boundary=whole(1))
         check(self, seed=whole(0, 2**32 - 1), scales=one_of(True, False))
 
-    def run(self, system: System, say: Callable[[str], None] = log.info) -> None:
+    def run(self, system: System, say: Callable[[str], None] = log.info, wall: float | None = None) -> None:
         """Train the network of a system in place, with a message now and then.
+
+        Args:
+            system: its solution is trained.
+            say: takes messages.
+            wall: seconds since the start of the process at which it ends unfinished, see ``Budget.wall``.
 
         Raises:
             InputError: if Adam leaves the finite numbers.
+            OutOfTimeError: if the time on the wall is over before.
         """
         check_reference(system.problem)
         free = free_constants(system)
         if free:
             say(f"{constants.said(free)}.")
         points = (self.interior, self.boundary, self.seed)
-        first = stages.adam(system, *points, self.adam_steps, self.adam_lr, say)
+        first = stages.adam(system, *points, self.adam_steps, self.adam_lr, say, wall)
+        _check_time(first)
         if first.failure is not None:
             said = system.refused(first.objective.batch.points) or str(first.failure)
             steps = "" if isinstance(first.failure, DomainError) else " Choose a smaller adam_lr."
@@ -114,15 +122,21 @@ class Pretraining:
         # An error that a constant can make as large as it likes tells nothing of the training.
         error = (lambda: math.nan) if free else unseen_error(system, self.seed)
         unseen = without_reference(system, self.seed)
-        done = self.second_stage != "lbfgs" and self._natural_gradient(system, error, say, unseen)
+        done = self.second_stage != "lbfgs" and self._natural_gradient(system, error, say, unseen, wall)
         if not done and self.lbfgs_evals:
             stage = stages.lbfgs(system, *points)
-            budget = Budget(gradient_evals=self.lbfgs_evals)
+            budget = Budget(gradient_evals=self.lbfgs_evals, wall=wall)
             stages.follow(stage, budget, self.lbfgs_evals, error, self.target, say, unseen)
+            _check_time(stage.training)
         system.solution.zero_grad(set_to_none=True)
 
     def _natural_gradient(
-        self, system: System, error: Callable[[], float], say: Callable[[str], None], unseen: stages.Unseen
+        self,
+        system: System,
+        error: Callable[[], float],
+        say: Callable[[str], None],
+        unseen: stages.Unseen,
+        wall: float | None,
     ) -> bool:
         """Whether it was the stage to take, and has not ended in numbers that are not finite."""
         if not self.natural_gradient_steps:
@@ -131,12 +145,18 @@ class Pretraining:
         if self.second_stage == "auto" and (reason := stages.unsuitable(stage)):
             say(f"L-BFGS follows, since {reason}.")
             return False
-        budget = Budget(steps=self.natural_gradient_steps)
+        budget = Budget(steps=self.natural_gradient_steps, wall=wall)
         stages.follow(stage, budget, self.natural_gradient_steps, error, self.target, say, unseen)
+        _check_time(stage.training)
         if stage.training.failure is not None:
             say(f"Natural gradient ends: {stage.training.failure}")
             return self.second_stage == "natural_gradient"
         return True
+
+
+def _check_time(training: Training) -> None:
+    if training.paused:
+        raise OutOfTimeError
 
 
 def pretrain(
@@ -225,6 +245,7 @@ def pretrained(
     checkpoint: Weights | None = None,
     kept: Path | None = None,
     say: Callable[[str], None] = log.info,
+    wall: float | None = None,
 ) -> Pretrained:
     """Put pretrained weights into the network of a system: from a checkpoint, from the cache, or by training.
 
@@ -234,9 +255,11 @@ def pretrained(
         checkpoint: the user's own weights.
         kept: folder of the cache; the default is the user's cache folder.
         say: takes messages on the way.
+        wall: see ``Pretraining.run``.
 
     Raises:
         InputError: if the checkpoint does not fit the network, or training gave no finite network.
+        OutOfTimeError: if the time on the wall is over before.
     """
     problem, net = system.problem, system.solution.net
     if checkpoint is not None:
@@ -254,7 +277,7 @@ def pretrained(
         )
     say(f"Pretraining {type(problem).__name__} at the source parameter; {kept_for}.")
     start = time.perf_counter()
-    settings.run(system, say)
+    settings.run(system, say, wall)
     seconds = time.perf_counter() - start
     if not all(bool(torch.isfinite(p).all()) for p in net.parameters()):
         raise InputError("Pretraining ended in NaN or infinite weights; choose a smaller pretrain.adam_lr.")

@@ -99,12 +99,21 @@ def _training(system: System, method: Method, points: Sampling, seed: int) -> Tr
     return Training(Objective(system, parameters(groups), {}), method, method.optimizer(groups), sampler)
 
 
-def adam(system: System, interior: int, boundary: int, seed: int, steps: int, lr: float, say: Message) -> Training:
-    """All steps, on fixed points."""
+def adam(
+    system: System,
+    interior: int,
+    boundary: int,
+    seed: int,
+    steps: int,
+    lr: float,
+    say: Message,
+    wall: float | None = None,
+) -> Training:
+    """All steps, on fixed points; fewer, and ``paused`` is set, where the time on the ``wall`` is over before."""
     points = Sampling.fixed(interior, boundary)
     training = training_of(system, lambda groups: torch.optim.Adam(parameters(groups), lr=lr), points, seed)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(training.optimizer, max(steps, 1))
-    for record in loop.steps(training, Budget(steps=steps)) if steps else ():
+    for record in loop.steps(training, Budget(steps=steps, wall=wall)) if steps else ():
         schedule.step()
         done = record.step + 1
         if done % max(steps // 10, 1) == 0:

@@ -13,7 +13,7 @@ from pinn_odelora import manifest
 from pinn_odelora.errors import InputError
 from pinn_odelora.manifest import MANIFEST
 from pinn_odelora.runs.configuration import saved_config
-from pinn_odelora.runs.folder import ADAPTER, BASE, CONFIG, FAMILY, PROVENANCE, START, STATE
+from pinn_odelora.runs.folder import ADAPTER, BASE, CONFIG, FAMILY, PROVENANCE, START
 from pinn_odelora.runs.trust import HOMES, check_names, trusted
 
 
@@ -25,7 +25,7 @@ def reopened(folder: Path, trust: Any) -> DictConfig:
             configuration names code that is not trusted.
     """
     _check_links(folder)
-    manifest.check(folder / MANIFEST, CONFIG, PROVENANCE, START, BASE, STATE, FAMILY)
+    manifest.check(folder / MANIFEST, CONFIG, PROVENANCE, START, BASE, FAMILY)  # and the state when it is read
     kept = saved_config(folder)
     named, parts = OmegaConf.to_container(trust) if OmegaConf.is_config(trust) else trust, OmegaConf.to_container(kept)
     for key in HOMES:

@@ -3,6 +3,7 @@ adaptation."""
 
 from __future__ import annotations
 
+import math
 import re
 import secrets
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import nn
 from pinn_odelora import manifest
 from pinn_odelora.adaptation import Adaptation
 from pinn_odelora.checkpoints import Weights, save_network
-from pinn_odelora.errors import InputError, within
+from pinn_odelora.errors import InputError, OutOfTimeError, RefusedValueError, within
 from pinn_odelora.files import reason, write_json
 from pinn_odelora.formulation import Problem
 from pinn_odelora.manifest import MANIFEST
@@ -26,10 +27,14 @@ from pinn_odelora.pretraining import cache
 from pinn_odelora.pretraining.pretrain import Pretraining, pretrained
 from pinn_odelora.rules import null, number
 from pinn_odelora.runs import provenance
-from pinn_odelora.runs.folder import BASE, CONFIG, OUTCOME, PROVENANCE, START
+from pinn_odelora.runs.folder import BASE, CONFIG, OUTCOME, PROVENANCE, START, UNFINISHED
 from pinn_odelora.runs.leader import first
-from pinn_odelora.runs.messages import leaving, say
+from pinn_odelora.runs.messages import leave, leaving, say
 from pinn_odelora.system import Solution, System
+from pinn_odelora.wall import elapsed
+
+MORE = 1.1
+"""So many times what did not suffice for pretraining it must have to begin again."""
 
 
 def weights_at_start(folder: str | None, checkpoint: str | None, part: str | None = None) -> Weights | None:
@@ -82,7 +87,8 @@ def check_start(
     """Refuse, before anything is trained or written, what would end a run after pretraining.
 
     Raises:
-        InputError: for a damaged run to continue, a checkpoint that does not fit, a cache that cannot be written.
+        InputError: for a damaged run to continue, a checkpoint that does not fit, a cache that cannot be written, and
+            a time in which pretraining did not come to its end before.
     """
     if (folder / START).is_file():
         facts_of(folder)
@@ -90,7 +96,10 @@ def check_start(
         with within("pretrain"):
             weights.load(adaptation.net)
     else:
-        cache.check_writable(kept, cache.key(source, adaptation.net, settings))
+        key = cache.key(source, adaptation.net, settings)
+        cache.check_writable(kept, key)
+        if not cache.holds(kept, key):
+            _check_time(folder, adaptation.budget.wall)
 
 
 def start(
@@ -121,9 +130,15 @@ def start(
     net.to(device)
     if isinstance(net, Scaled):
         say(str(net.scales))
+    wall, begun = adaptation.budget.wall, elapsed()
     # There is no step yet to end after.
     with leaving("before the first step", folder):
-        network = pretrained(System(source, Solution(source, net)), settings, weights, kept, say)
+        try:
+            network = pretrained(System(source, Solution(source, net)), settings, weights, kept, say, wall)
+        except OutOfTimeError:
+            write_json(folder / UNFINISHED, {"seconds": (had := wall - begun)})
+            say(f"Pretraining is not divided: nothing of it is kept, and the {had:.0f} s that it had are too few.")
+            leave("before the first step", folder, paused=True)
     net.to("cpu")
     save_network(net, folder / BASE, {"problem": repr(source)})
     facts = {
@@ -138,6 +153,21 @@ def start(
     if first():
         manifest.write(folder / MANIFEST, (CONFIG, PROVENANCE, BASE, START))
     return facts
+
+
+def _check_time(folder: Path, wall: float | None) -> None:
+    """Refuse to begin pretraining again in a time that did not suffice: a scheduler would repeat that for ever."""
+    if wall is None or not (folder / UNFINISHED).is_file():
+        return
+    try:
+        had = number(above=0).check("seconds", read_mapping(folder / UNFINISHED).get("seconds"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder / UNFINISHED} is damaged ({str(error).rstrip('.')}): remove it.") from None
+    if wall - elapsed() < (needed := MORE * had):
+        allowed = (
+            f"at least {math.ceil(needed + elapsed()) + 1} or null, since pretraining, which is not divided, did not "
+        )
+        raise RefusedValueError("budget.wall", wall, f"{allowed}end in the {had:.0f} s that it had before")
 
 
 def facts_of(folder: Path) -> dict[str, Any]:
