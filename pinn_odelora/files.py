@@ -168,8 +168,8 @@ def _write(path: str | os.PathLike[str], how: int, content: bytes) -> None:
 
 
 def discard_unfinished(folder: Path) -> None:
-    """Remove temporary files that killed processes have left in a folder and those in it; nobody may write there."""
-    for file in (*folder.glob(f".*{UNFINISHED}"), *folder.glob(f"*/.*{UNFINISHED}")):
+    """Remove temporary files that killed processes have left in a folder and all below it; nobody may write there."""
+    for file in [*folder.rglob(f".*{UNFINISHED}")]:  # code/ has packages inside of it
         if re.fullmatch(r"\..+\.\d+", file.stem):
             with suppress(OSError):
                 file.unlink()

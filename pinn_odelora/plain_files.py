@@ -23,7 +23,7 @@ def read_yaml_text(path: Path) -> str:
 
     Raises:
         OSError: if it cannot be read.
-        ValueError: if it is not YAML in UTF-8, or has aliases.
+        ValueError: if it is not YAML in UTF-8, or has aliases or tags.
     """
     text = path.read_text(encoding="utf-8")
     try:
@@ -32,6 +32,8 @@ def read_yaml_text(path: Path) -> str:
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if isinstance(event, yaml.AliasEvent):
                 raise ValueError("it refers to parts of itself")
+            if getattr(event, "tag", None) is not None:
+                raise ValueError("it has tags")  # which may call things, or fail in any way: !!int ''
             if depth > DEPTH:
                 raise ValueError("it is nested too deeply")
     except yaml.YAMLError as error:
@@ -44,7 +46,7 @@ def read_yaml(path: Path) -> Any:
 
     Raises:
         OSError: if it cannot be read.
-        ValueError: if it is not YAML, or has aliases or tags of other than plain values.
+        ValueError: if it is not YAML, or has aliases or tags.
     """
     try:
         return yaml.safe_load(read_yaml_text(path))

@@ -110,6 +110,8 @@ AXIS = POLAR["region"].face(r=0.0)
         (terms(pde=lambda f: f.u_t - f.u_xx[:, 0]), "The residual of pde has as many columns as there are points"),
         (terms(pde=lambda f: diffusion(f).detach().numpy()), "The residual of pde gives an array of NumPy at 8"),
         (terms(pde=lambda f: 0.0), "The residual of pde gives a float at 8 points"),
+        (terms(pde=lambda f: diffusion(f) > 0), "The residual of pde gives numbers of kind bool, but they must be "),
+        (terms(pde=lambda f: 1j * diffusion(f)), "The residual of pde gives numbers of kind complex128, but they"),
         (terms(pde=lambda f: diffusion(f).detach()), "The residual of pde does not depend on the network"),
         (terms(pde=diffusion, ic=lambda f: 2 * f.x), "The residual of ic asks nothing of the solution"),
         (
@@ -185,6 +187,7 @@ def test_a_kink_at_a_periodic_seam_is_refused_where_the_equation_differentiates_
             lambda self, p: p.x[:, 0],
             "reference gives a tensor of shape (8,) at 8 points, but it must have shape (8, 1).",
         ),
+        (lambda self, p: 1j * p.x, "reference gives numbers of kind complex128, but they must be real and of floating"),
         (lambda self, p: torch.log(p.x - 0.5), "reference is NaN at x = 0.4452, t = 0.3003."),
         (lambda self, p: p.y, "reference cannot be evaluated: these points have no column 'y'"),
     ],

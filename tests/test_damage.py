@@ -1,11 +1,13 @@
 """A run finds each of its files that is no longer as it was written, and names it, whoever reads it next."""
 
+import json
 import random
 import re
 import shutil
 
 import numpy as np
 import pytest
+import yaml
 
 import pinn_odelora as po
 from pinn_odelora import manifest
@@ -13,7 +15,7 @@ from pinn_odelora.dashboards.collect import of_folder
 from pinn_odelora.errors import InputError
 from pinn_odelora.lightning import states
 from pinn_odelora.manifest import MANIFEST, DamagedError
-from pinn_odelora.runs.compare import summaries
+from pinn_odelora.runs.compare import COLUMNS, COMPUTED, summaries
 from pinn_odelora.runs.folder import OUTCOME
 from pinn_odelora.runs.reopened import reopened
 
@@ -96,3 +98,41 @@ def test_a_run_made_in_python_is_covered(tmp_path):
     po.load(tmp_path / "run")
     shutil.copytree(tmp_path / "run", tmp_path / "copy")
     po.load(tmp_path / "copy")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("net", None, r"config\.yaml is not that of a run: it has no net\."),
+        ("integrator", None, r"config\.yaml is not that of a run: it has no integrator\."),
+        ("points", [1], r"config\.yaml is damaged: Index 'rows' \(str\) is not an int\."),
+        ("method", [{"_target_": "x"}], r"holds no run|is damaged"),
+        ("seed", "!!int ''", r"there is no config\.yaml in it that can be read as that of a run"),
+        ("seed", "!!timestamp x", r"there is no config\.yaml in it that can be read as that of a run"),
+    ],
+)
+def test_a_configuration_that_is_well_formed_and_wrong_is_a_sentence(key, value, sentence, pretrained_folder):
+    folder, _ = pretrained_folder
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    del config[key]
+    added = f"{key}: {value if isinstance(value, str) else json.dumps(value)}\n" if value is not None else ""
+    (folder / "config.yaml").write_text(yaml.safe_dump(config) + added)
+    with pytest.raises(InputError, match=sentence):
+        reopened(folder, None)
+
+
+def test_a_trainer_without_an_accelerator_has_the_one_there_is(compose, run):
+    cfg = compose("budget.steps=1", "~trainer.accelerator")
+    assert run(cfg).progress.step == 1
+
+
+@pytest.mark.parametrize(("name", "value"), [("seconds", [1]), ("rel_l2", -1.0), ("method", {}), ("diverged", "no")])
+def test_a_summary_that_is_well_formed_and_wrong_is_a_sentence(name, value, pretrained_folder):
+    folder, _ = pretrained_folder
+    right = dict.fromkeys((column for column in COLUMNS if column not in COMPUTED), 1.0)
+    right |= {"problem": "burgers", "method": "odelora", "integrator": None, "diverged": False, "rel_l2": None}
+    (folder / "summary.json").write_text(json.dumps(right))
+    assert summaries([folder])[0]["seconds"] == 1.0
+    (folder / "summary.json").write_text(json.dumps(right | {name: value}))
+    with pytest.raises(InputError, match=r"are not those of a run \(RefusedValueError\)"):
+        summaries([folder])

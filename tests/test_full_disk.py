@@ -2,36 +2,23 @@
 continued ends with the bits of one that was never disturbed.
 """
 
-import errno
-import json
-import os
 import random
 import shutil
 from pathlib import Path
 
 import hydra
 import pytest
-import torch
-from safetensors.torch import load_file
+from robustness.disk import Disk, full
+from robustness.runs import TINY, at_step, content, difference, outcome, without_pictures
 
 import train
 from pinn_odelora import config as commandline
 from pinn_odelora import load
-from pinn_odelora.adaptation import Adaptation
 from pinn_odelora.errors import InputError, UnwritableError
 from pinn_odelora.families import offline
-from pinn_odelora.files import UNFINISHED, write_bytes
-from pinn_odelora.runs import figures, history_figure
-from pinn_odelora.runs.alone import LOCK
-from pinn_odelora.runs.history import History
+from pinn_odelora.files import UNFINISHED
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-TINY = [
-    *("problem=heat", "net.width=4", "net.depth=2", "lora.rank=2", "logger=csv", "trainer.accelerator=cpu"),
-    *("points=fresh", "points.interior=8", "points.boundary=4", "budget.gradient_evals=null", "budget.steps=7"),
-    *("pretrain.adam_steps=1", "pretrain.natural_gradient_steps=0", "pretrain.interior=20", "pretrain.boundary=5"),
-    *("log.test=8", "log.heldout=8", "log.every=2", "checkpoint.every=3"),
-]
 WRITES = 20
 """Of the run above, at least: settings, network, cache, rows, states and outcome."""
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::DeprecationWarning:lightning")
@@ -41,8 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore
 def ran(tmp_path, monkeypatch):
     """``ran(*arguments)``: train.py in this process, with pictures that take no time to draw."""
     monkeypatch.setenv("PINN_ODELORA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(figures, "solution_figure", lambda problem, solution, path, **_: write_bytes(path, b"picture"))
-    monkeypatch.setattr(history_figure, "history_figure", lambda rows, path: write_bytes(path, b"picture"))
+    without_pictures(monkeypatch.setattr)
 
     def run(*arguments):
         commandline.register()
@@ -53,46 +39,6 @@ def ran(tmp_path, monkeypatch):
     return run
 
 
-class Disk:
-    """Counts what is asked of a disk to keep, and takes half of the nth, or none of it; what lay in a folder then."""
-
-    def __init__(self, monkeypatch, folder, refused=0):
-        self.folder, self.refused, self.asked, self.then = folder, refused, 0, None
-        monkeypatch.setattr(os, "write", self.of(os.write, lambda do, file, data: do(file, data[: len(data) // 2])))
-        monkeypatch.setattr(os, "fsync", self.of(os.fsync))
-        monkeypatch.setattr(os, "replace", self.of(os.replace))
-
-    def of(self, do, half=lambda *_: None):
-        def asked(*given):
-            self.asked += 1
-            if self.asked != self.refused:
-                return do(*given)
-            self.then = content(self.folder)
-            half(do, *given)
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-        return asked
-
-
-def content(folder):
-    """All files of a folder, but the lock and temporary ones."""
-    files = (file for file in folder.rglob("*") if file.is_file() and file.name != LOCK)
-    return {str(file): file.read_bytes() for file in files if file.suffix != UNFINISHED}
-
-
-def outcome(folder):
-    """Everything that a run leaves and that does not tell times."""
-    weights = load_file(folder / "adapter" / "adapter_model.safetensors")
-    rows = [{k: str(v) for k, v in row.items() if k != "cost/seconds"} for row in History(folder / "history.csv").rows]
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    timed = ("seconds", "pretrain_seconds", "pretrain_origin")
-    return weights, rows, {name: value for name, value in summary.items() if name not in timed}
-
-
-def same(a, b):
-    return a[0].keys() == b[0].keys() and all(torch.equal(a[0][k], b[0][k]) for k in a[0]) and a[1:] == b[1:]
-
-
 def refused_at(positions, ran, tmp_path):
     """Runs whose nth write finds no space, each continued; returns how many said so."""
     ran(*TINY, f"output_dir={tmp_path / 'whole'}")
@@ -101,19 +47,20 @@ def refused_at(positions, ran, tmp_path):
         folder = tmp_path / f"part{n}"
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("PINN_ODELORA_CACHE", str(tmp_path / f"cache{n}"))
-            disk = Disk(patch, folder, refused=n)
+            then = []
+            Disk(patch.setattr, n, lambda folder=folder, then=then: (then.append(content(folder)), full()))
             sentence = refusal(ran, *TINY, f"output_dir={folder}")
             if sentence:
                 said += 1
                 begun = (folder / "config.yaml").exists()
                 assert "No space left on device" in sentence, n
                 assert ("continue with: python train.py resume=" in sentence) == begun, n
-                assert content(folder) == disk.then, f"write {n} changed what was there before"
-            assert disk.then is not None, "there are not so many writes"
+                assert [content(folder)] == then, f"write {n} changed what was there before"
+            assert then, "there are not so many writes"
             assert not [*folder.rglob(f"*{UNFINISHED}")], n
         if not (folder / "summary.json").exists():
             ran(f"resume={folder}") if (folder / "config.yaml").exists() else ran(*TINY, f"output_dir={folder}")
-        assert same(outcome(folder), whole), n
+        assert not difference(outcome(folder), whole), n
         assert load(folder) is not None
     return said
 
@@ -129,28 +76,15 @@ def refusal(ran, *arguments):
 
 def number_of_writes(ran, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
-        disk = Disk(patch, tmp_path)
+        disk = Disk(patch.setattr)
         ran(*TINY, f"output_dir={tmp_path / 'counted'}")
     return disk.asked
-
-
-def at_step(number, act, patch):
-    """Have something happen while a run takes a step."""
-    records = Adaptation.__iter__
-
-    def acted(adaptation):
-        for record in records(adaptation):
-            if record.step == number:
-                act()
-            yield record
-
-    patch.setattr(Adaptation, "__iter__", acted)
 
 
 @pytest.mark.parametrize("step", [2, 5], ids=["before a row", "before a state"])
 def test_a_folder_that_is_gone_is_a_sentence_and_stays_gone(step, ran, tmp_path, monkeypatch):
     folder = tmp_path / "run"
-    at_step(step, lambda: shutil.rmtree(folder), monkeypatch)
+    at_step(step, lambda: shutil.rmtree(folder), monkeypatch.setattr)
     with pytest.raises(
         UnwritableError, match=r"^Cannot write .*(the folder of the run is gone|No such file or dir)"
     ) as e:
@@ -180,7 +114,7 @@ def test_a_family_whose_folder_is_gone_is_a_sentence_and_the_folder_stays_gone(r
 def test_without_its_working_folder_a_run_is_finished(ran, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    at_step(3, (tmp_path / "here").rmdir, monkeypatch)
+    at_step(3, (tmp_path / "here").rmdir, monkeypatch.setattr)
     ran(*TINY, f"output_dir={tmp_path / 'run'}")
     assert load(tmp_path / "run") is not None
 

@@ -352,3 +352,15 @@ def test_layer_normalisation_has_its_true_derivatives(generator):
 def test_what_makes_no_network_is_a_sentence(make, sentence):
     with pytest.raises(InputError, match=sentence):
         make()
+
+
+@pytest.mark.parametrize(
+    ("layer", "said"),
+    [
+        (lambda: torch.nn.LazyLinear(4), r"0\.weight of the network has no values before its layer is called"),
+        (lambda: torch.nn.Linear(2, 4, device="meta"), r"0\.weight of the network has no values on the device meta"),
+    ],
+)
+def test_weights_without_values_are_a_sentence(layer, said):
+    with pytest.raises(InputError, match=said):
+        nets.check_network(torch.nn.Sequential(layer(), torch.nn.Tanh(), torch.nn.Linear(4, 1)), Burgers())

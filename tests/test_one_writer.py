@@ -188,9 +188,11 @@ def test_a_torn_last_line_is_dropped(tmp_path):
 
 def test_what_killed_processes_leave_is_removed_and_nothing_else(tmp_path):
     (tmp_path / "adapter").mkdir()
+    (tmp_path / "code" / "problems").mkdir(parents=True)
     kept = [tmp_path / ".hidden.part", tmp_path / "a.1.part", tmp_path / ".lock"]
     for file in (*kept, tmp_path / ".last.ckpt.123.part", tmp_path / "adapter" / ".w.safetensors.7.part"):
         file.touch()
+    (tmp_path / "code" / "problems" / ".heat.py.7.part").touch()
     with replacing(tmp_path / "x") as temporary:
         temporary.touch()
         discard_unfinished(tmp_path)

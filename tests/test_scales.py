@@ -693,9 +693,42 @@ def test_what_a_residual_refuses_is_told_apart_from_what_it_cannot_do():
     trial = Trial(p, [NATURAL])
     wavy = trial.solution(torch.zeros(1), torch.ones(1), waves(1, 1, 0))
     assert trial.rows("pde", points_of(region), wavy) is None
+    for unreal in (lambda f: f.u_t > 0, lambda f: 1j * f.u):  # of which the checks say what is wrong
+        assert find(Slip(residual=unreal)) is not None
+        assert Trial(Slip(residual=unreal), [NATURAL]).rows("pde", points_of(region), wavy) is None
     slip = Trial(Slip(residual=lambda f: f.v_t), [NATURAL])
     with pytest.raises(InputError, match=r"^The residual of pde cannot be evaluated: the solution has no 'v_t'"):
         slip.rows("pde", points_of(region), wavy)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SlipOfAnsatz(Slip):
+    """An ansatz with a slip: its residual is right."""
+
+    supports, internal = ("hard",), ("role", "residual", "g_and_m")
+    enforced = ("ic",)
+    g_and_m: object
+
+    def terms(self):
+        return {**super().terms(), "ic": Term(self.region.face(t=0.0), lambda f: f.u)}
+
+    def ansatz(self, p):
+        return self.g_and_m(p)
+
+
+@pytest.mark.parametrize(
+    ("ansatz", "sentence"),
+    [
+        (lambda p: p.t, "ansatz gives a tensor of shape"),
+        (lambda p: (0 * p.t, p.t, 0), "ansatz gives a tuple"),
+        (lambda p: (0 * p.t, 0), "ansatz"),
+        (lambda p: (0 * p.y, p.t), "ansatz cannot be evaluated: these points have no column 'y'"),
+        (lambda p: None, "ansatz gives nothing"),
+    ],
+)
+def test_a_slip_of_the_ansatz_is_a_sentence_before_sizes_are_found_of_it(ansatz, sentence):
+    with pytest.raises(InputError, match=f"^{sentence}"):
+        find(SlipOfAnsatz(residual=lambda f: f.u_t + f.u, g_and_m=ansatz))
 
 
 @pytest.mark.parametrize("prefix", ["", "model."])

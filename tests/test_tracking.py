@@ -481,16 +481,62 @@ def test_a_store_of_mlflow_that_fails_ends_no_run_and_one_that_does_not_exist_is
     assert (tmp_path / "shared.db").exists()
     assert not (tmp_path / "run").exists()
 
+    limits = []
+
     def fails(*_, **__):
+        limits.append(os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT"))
         raise ConnectionResetError("Connection lost")
 
-    monkeypatch.setattr(tracker.experiment, "log_batch", fails)
+    for name in ("log_batch", "log_dict", "set_terminated"):
+        monkeypatch.setattr(tracker.experiment, name, fails)
     for row in ROWS:
         tracker.log_metrics(row, step=int(row["step"]))
     assert capsys.readouterr().err == "MLflow did not take metrics any more (ConnectionResetError: Connection lost).\n"
+    tracker.publish({"loss": 1.0}, {}, ["x"], [[0.0]])
+    tracker.end()
+    assert limits == ["20"] * 3, "it is not waited for at any of these"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "unheard-of:///place")
     with pytest.raises(InputError, match=r"MLflow's store unheard-of:///place cannot be used: "):
         tracking.make_loggers("mlflow", tmp_path, project="p")
+
+
+def test_a_service_of_wandb_that_has_died_is_forgotten(monkeypatch, capsys):
+    import wandb
+
+    class Run:
+        def __init__(self, error):
+            self.error = error
+
+        def finish(self, exit_code):
+            raise self.error
+
+    torn_down = []
+    monkeypatch.setattr(wandb, "teardown", lambda: torn_down.append(1) or 1 / 0)
+    tracking.finish(Run(ConnectionResetError("Connection lost")))
+    assert torn_down == [1]
+    assert capsys.readouterr().err == "W&B did not take the end of the run (ConnectionResetError: Connection lost).\n"
+    tracking.finish(Run(wandb.Error("No")))
+    assert torn_down == [1], "it runs, and may have other runs"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_server_of_mlflow_that_does_not_answer_is_not_waited_for(tmp_path, monkeypatch):
+    pytest.importorskip("mlflow")
+    from pinn_odelora.lightning import mlflow
+
+    limits = [name for name in os.environ if name.startswith("MLFLOW_HTTP")]
+    for name in limits:
+        monkeypatch.delenv(name)
+    monkeypatch.setitem(mlflow.LIMITS, "MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # the user's own choice stays
+    with create_server(("127.0.0.1", 0)) as mute:
+        address = f"http://127.0.0.1:{mute.getsockname()[1]}"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        begun = time.monotonic()
+        with pytest.raises(InputError, match=rf"MLflow's store {address} cannot be used: .*timed out"):
+            tracking.make_loggers("mlflow", tmp_path, project="p")
+    assert time.monotonic() - begun < 60
+    assert "MLFLOW_HTTP_REQUEST_TIMEOUT" not in os.environ
 
 
 @pytest.mark.filterwarnings("ignore")

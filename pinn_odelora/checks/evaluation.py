@@ -192,7 +192,7 @@ def columns(what: str, r: Any, n: int) -> Tensor:
     """A residual as one tensor (n, components).
 
     Raises:
-        InputError: if it gives anything but a column, or several.
+        InputError: if it gives anything but a column of real numbers, or several.
     """
     several = isinstance(r, tuple | list)
     if several and not r:
@@ -203,6 +203,7 @@ def columns(what: str, r: Any, n: int) -> Tensor:
                 f"{what} gives {described(column)} at {n} points, but it must give a column of shape ({n}, 1), or a "
                 "tuple of columns."
             )
+        check_real(what, column)
     return torch.cat(tuple(r), dim=1) if several else r
 
 
@@ -308,6 +309,18 @@ def check_values(what: str, values: Any, n: int, fields: int) -> None:
         raise InputError(
             f"{what} gives {described(values)} at {n} points, but it must have shape ({n}, {fields}){advice}."
         )
+    check_real(what, values)
+
+
+def check_real(what: str, values: Tensor) -> None:
+    """Values are real numbers of floating point.
+
+    Raises:
+        InputError: if they are complex numbers, whole ones, or true and false.
+    """
+    if not values.is_floating_point():
+        kind = str(values.dtype).removeprefix("torch.")
+        raise InputError(f"{what} gives numbers of kind {kind}, but they must be real and of floating point.")
 
 
 @contextmanager

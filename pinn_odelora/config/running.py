@@ -48,7 +48,7 @@ class Run:
         self.kept = None if pretrain.cache is None else Path(pretrain.cache)
         self.trainer = {
             **OmegaConf.to_container(self.cfg.trainer, resolve=True),
-            "accelerator": fit.accelerator(self.cfg.trainer.accelerator, self.cfg.precision),
+            "accelerator": fit.accelerator(self.cfg.trainer.get("accelerator", "auto"), self.cfg.precision),
         }
         budget = self.experiment.adaptation.budget
         if not self.cfg.family and budget.wall is not None and not budget.ends:

@@ -2,8 +2,8 @@
 
 With ``MLFLOW_TRACKING_URI`` in the environment the run goes to that store instead, which can hold many. Metrics have
 the names of ``history.csv`` and its steps. MLflow's makers are told nothing, and when the store fails in the middle of
-a run, the run goes on without it. It cannot take back what it has: rows that a killed run had sent after its last saved
-state are not sent again when they are made again.
+a run, the run goes on without it; a server that does not answer is waited for less than a minute. It cannot take back
+what it has: rows that a killed run had sent after its last saved state are not sent again when they are made again.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ TAG = "pinn_odelora.run"
 """Of a run in the store: our own id of it, by which a continued run is found."""
 SERVED = ("http:", "https:", "databricks")
 """Stores with a page of their own."""
+LIMITS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "20", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+"""Seconds for an answer, and how often a request is repeated; MLflow's own are 120 and 7, a quarter of an hour."""
 CHANGING = ("budget.", "checkpoint.", "log.", "logger.", "output_dir", "resume", "stations.")
 """Keys that a continued run may change: MLflow refuses a second value of a parameter."""
 
@@ -85,6 +87,10 @@ class Tracked(Sparing, MLFlowLogger):
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         if step is None or step not in self.sent:
+            self._log(metrics, step)
+
+    def _log(self, metrics: Mapping[str, float], step: int | None) -> None:
+        with environment(**LIMITS):
             self.send(lambda: super(Tracked, self).log_metrics(metrics, step))
 
     def publish(
@@ -96,15 +102,15 @@ class Tracked(Sparing, MLFlowLogger):
     ) -> None:
         """Add the figures of the summary as metrics, the pictures and the final table as files."""
         figures = {f"summary/{key}": float(x) for key, x in summary.items() if isinstance(x, int | float)}
-        self.send(lambda: super(Tracked, self).log_metrics(figures, int(summary.get("steps", 0))))
-        with spared("MLflow", "the figures"):
+        self._log(figures, int(summary.get("steps", 0)))
+        with spared("MLflow", "the figures"), environment(**LIMITS):
             for path in images.values():
                 self.experiment.log_artifact(self.run_id, os.fspath(path), "figures")
             table = {name: [row[k] for row in rows] for k, name in enumerate(columns)}
             self.experiment.log_dict(self.run_id, table, "final/points.json")
 
     def finalize(self, status: str = "success") -> None:
-        with spared("MLflow", "the end of the run"):
+        with spared("MLflow", "the end of the run"), environment(**LIMITS):
             super().finalize(status)
 
     def end(self, failed: bool = False) -> str:
@@ -134,7 +140,7 @@ def _continued(store: str, project: str, run_id: str) -> str | None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """No report to MLflow's makers, and no word of its libraries on the tables that they make."""
-    with environment(MLFLOW_DISABLE_TELEMETRY="true"), warnings.catch_warnings():
+    with environment(MLFLOW_DISABLE_TELEMETRY="true", **LIMITS), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import mlflow  # noqa: F401  it sets the levels of its own logs
 

@@ -16,6 +16,7 @@ import logging
 import os
 import shlex
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -313,8 +314,16 @@ def _folder(run: Run) -> str:
 
 def finish(run: Run, failed: bool = False) -> None:
     """End the run, so that another can follow in this process; if the rest cannot be uploaded in time, say how to."""
+    import wandb
+
     with spared("W&B", "the end of the run"):
         try:
             run.finish(exit_code=int(failed))
         except TimeoutError:
             told(f"W&B did not take everything; for the rest: wandb sync --include-online {_folder(run)}")
+        except wandb.Error:
+            raise
+        except Exception:  # W&B's service has ended: its own words on that are not to be the last ones
+            with suppress(Exception):
+                wandb.teardown()
+            raise

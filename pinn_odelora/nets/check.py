@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from pinn_odelora.errors import InputError, cause
 from pinn_odelora.formulation import Problem
@@ -25,8 +26,8 @@ def check_network(net: nn.Module, problem: Problem) -> nn.Module:
         problem: determines the number of inputs and of fields.
 
     Raises:
-        InputError: if it is not a torch module, has spectral norm, cannot be called with such inputs, or returns
-            another shape.
+        InputError: if it is not a torch module, has spectral norm or weights without values, cannot be called with such
+            inputs, or returns another shape.
     """
     if not isinstance(net, nn.Module):
         raise InputError(f"the network is a {type(net).__name__}, not a torch module.")
@@ -34,6 +35,9 @@ def check_network(net: nn.Module, problem: Problem) -> nn.Module:
     fold(net)
     net = in_declared_units(net, problem)
     for name, x in net.state_dict().items():
+        if is_lazy(x) or x.is_meta:
+            where = "on the device meta" if x.is_meta else "before its layer is called, as in a LazyLinear"
+            raise InputError(f"{name} of the network has no values {where}; make it with its size, on the CPU.")
         if not x.isfinite().all():
             raise InputError(f"{name} of the network holds values that are NaN or infinite.")
     x = few_inputs(problem)

@@ -19,6 +19,7 @@ from pinn_odelora.errors import InputError
 from pinn_odelora.files import write_text
 from pinn_odelora.manifest import MANIFEST
 from pinn_odelora.plain_files import read_mapping
+from pinn_odelora.rules import boolean, null, number, text
 from pinn_odelora.runs.configuration import read_config
 from pinn_odelora.runs.folder import CONFIG, FAMILY, SUMMARY
 
@@ -39,6 +40,13 @@ COLUMNS = (
 )
 
 COMPUTED = ("settings", "runs", "spread")
+
+RULES = {
+    **dict.fromkeys(("problem", "method", "integrator"), text | null),
+    **dict.fromkeys(("rel_l2_before", "rel_l2"), number(least=0) | null),
+    "diverged": boolean,
+}
+"""What the columns of a run may be that are not just numbers."""
 
 ASIDE = (
     "seed",
@@ -74,9 +82,10 @@ def _summary(file: Path) -> dict[str, Any]:
     manifest.check(file.with_name(MANIFEST), CONFIG, SUMMARY)
     try:
         result = read_mapping(file)
-        return {name: result[name] for name in COLUMNS if name not in COMPUTED} | {
-            "settings": settings(file.with_name(CONFIG))
-        }
+        found = {name: result[name] for name in COLUMNS if name not in COMPUTED}
+        for name, value in found.items():
+            RULES.get(name, number() | null).check(name, value)
+        return found | {"settings": settings(file.with_name(CONFIG))}
     except (OSError, ValueError, KeyError, TypeError, YAMLError, OmegaConfBaseException) as error:
         raise InputError(f"{file} and {CONFIG} beside it are not those of a run ({type(error).__name__}).") from error
 

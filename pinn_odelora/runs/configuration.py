@@ -74,7 +74,7 @@ def saved_config(folder: Path) -> DictConfig:
     """The configuration of the run in a folder; it takes no new keys.
 
     Raises:
-        InputError: if the folder holds no run, or that of an earlier version.
+        InputError: if the folder holds no run, or that of an earlier version, or something else at one of its keys.
     """
     try:
         kept = read_config(folder / CONFIG)
@@ -87,9 +87,13 @@ def saved_config(folder: Path) -> DictConfig:
             raise InputError(
                 f"{folder / CONFIG} holds {value} at {key}, but the configuration of a run has values only."
             )
-    if said := outdated(kept, folder):
+    try:
+        said = outdated(kept, folder)
+        find_method(kept)
+    except OmegaConfBaseException as error:  # a list in the place of names with values
+        raise InputError(f"{folder / CONFIG} is damaged: {str(error).partition(chr(10))[0].rstrip('.')}.") from None
+    if said:
         raise InputError(said)
-    find_method(kept)
     OmegaConf.set_struct(kept, True)
     return kept
 
@@ -99,7 +103,7 @@ def read_config(file: Path) -> Any:
 
     Raises:
         OSError: if it cannot be read.
-        ValueError, OmegaConfBaseException: if it is no YAML of plain values, or has aliases.
+        ValueError, OmegaConfBaseException: if it is no YAML of plain values, or has aliases or tags.
     """
     text = read_yaml_text(file)
     try:

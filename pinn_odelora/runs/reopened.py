@@ -28,6 +28,8 @@ def reopened(folder: Path, trust: Any) -> DictConfig:
     manifest.check(folder / MANIFEST, CONFIG, PROVENANCE, START, BASE, FAMILY)  # and the state when it is read
     kept = saved_config(folder)
     named, parts = OmegaConf.to_container(trust) if OmegaConf.is_config(trust) else trust, OmegaConf.to_container(kept)
+    if missing := [key for key in HOMES if key not in parts]:
+        raise InputError(f"{folder / CONFIG} is not that of a run: it has no {missing[0]}.")
     for key in HOMES:
         check_names(key, parts.get(key), trusted(named))
     with open_dict(kept):

@@ -23,6 +23,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from pinn_odelora.checks.ansatz import check_ansatz
 from pinn_odelora.errors import InputError
 from pinn_odelora.formulation import Problem, Term
 from pinn_odelora.scaling.fields import Fields
@@ -38,8 +39,11 @@ def find(problem: Problem, data: Term | None = None) -> Scales:
         data: the term of measured values, with columns ``measured_<field>``.
 
     Raises:
-        InputError: if the scale of a coordinate is declared that is no input of the network, as of a periodic one.
+        InputError: if the scale of a coordinate is declared that is no input of the network, as of a periodic one; or
+            the ansatz is wrong, see ``checks``.
     """
+    if problem.conditions == "hard":
+        check_ansatz(problem)
     declared = problem.units()
     ranges = _ranges(problem, declared, data)
     inputs = {name: declared.get(name) or _tolerated(unit) for name, unit in ranges.items()}

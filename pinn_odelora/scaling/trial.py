@@ -80,13 +80,13 @@ class Trial:
         """
         declared = self.problem.unknown_fields()
         read = extended(solution, declared) if declared else solution
-        field = AutogradField(read, p, self.problem.readable, self.problem.coords)
         with evaluating(f"The residual of {name}"), torch.enable_grad():
             try:
-                r = self.terms[name].rows(field)
+                r = self.terms[name].rows(AutogradField(read, p, self.problem.readable, self.problem.coords))
             except REFUSED:
                 return None
-        return r if isinstance(r, Tensor) and r.ndim == 2 and len(r) == p.number else None
+        columns = isinstance(r, Tensor) and r.ndim == 2 and len(r) == p.number
+        return r if columns and r.is_floating_point() else None
 
     def sizes(self, name: str, base: Tensor, amplitudes: Tensor) -> Tensor | None:
         """The root mean square of each component of a term over all trials, (components,); None as for ``rows``."""
