@@ -65,6 +65,27 @@ def test_the_batch_stays_below_the_interpolation_threshold_where_a_sufficient_on
     assert size_after(size, [2.3], largest=largest, sufficient=800) == 2 * size  # P not known
 
 
+@pytest.mark.parametrize(
+    ("gaps", "dimension", "largest", "expected"),
+    [
+        ([4.1] * 17, 1769, 4000, 4000),
+        ([3.9] * 17, 1769, 4000, 800),
+        ([4.1] * 16, 1769, 4000, 800),  # fifteen steps of its own, and the last one before
+        ([1e9] + [3.9] * 16, 1769, 4000, 800),  # the first gap is that of the smaller batch
+        ([2.0, 7.9] * 9, 1769, 4000, 800),  # the mean is a little less than log 4
+        ([2.0, 8.1] * 9, 1769, 4000, 4000),
+        ([1.2] * 17 + [99.0] * 40, 1769, 4000, 800),  # once and for all
+        ([4.1] * 17, 1600, 16000, 3200),  # the first that is past the peak
+        ([4.1] * 17, 2390, 4000, 4000),
+        ([4.1] * 17, 2410, 4000, 800),  # 4,000 would leave as large a gap
+    ],
+)
+def test_a_batch_below_the_threshold_is_left_where_its_first_steps_do_not_carry_over_to_other_points(
+    gaps, dimension, largest, expected
+):
+    assert size_after(800, gaps, largest=largest, dimension=dimension, sufficient=800) == expected
+
+
 @pytest.mark.parametrize("first", [125, 1000, None])
 def test_the_sufficient_batch_is_the_smallest_with_eight_hundred_points_inside(first):
     for problem, each in ((Burgers(conditions="soft"), {}), (Kovasznay(), {"pde": 3, "bc": 2})):

@@ -26,6 +26,12 @@ others: the peak of double descent (Belkin, Hsu, Ma and Mandal, 2019, arXiv 1812
     most P/2: smaller batches see too little of an equation, and with larger ones errors at equal seconds were larger.
     The number 800 was chosen on the problems of the race (docs/results/defaults.md).
 
+Whether it is sufficient for the network at hand, its first 16 steps tell. A network that varies much between the points
+that it interpolates, such as one on Fourier features, has a large gap there and makes no progress, however long it
+stays. So the batch leaves for one of at least 2 P residuals, or the largest, where the mean of g over these steps, all
+with the same weight, is above log 4, and a least-squares fit at the largest batch would have less: R_max > 5P/3. The
+4 was chosen on Allen-Cahn with three networks (docs/results/defaults.md).
+
 Sample sizes chosen by a test on the sample itself are known from stochastic optimisation (Byrd, Chin, Nocedal and Wu,
 2012, Math. Program. 134); this test is our own, since it needs a step that is judged on its own points.
 """
@@ -43,6 +49,10 @@ FACTOR = 2
 LEAST_GAP = math.log(1.5)
 SUFFICIENT = 800
 """Interior points of the smallest sufficient batch."""
+TRIED = 16
+"""Steps after which a batch that stays is sufficient, or not."""
+MOST_GAP = math.log(4)
+"""Mean gap of these steps above which it is not."""
 
 
 def drawn_residuals(terms: Mapping[str, Term], components: Mapping[str, int], interior: int, boundary: int) -> int:
@@ -73,6 +83,18 @@ def enlarged(size: int, largest: int, sufficient: int, dimension: int) -> int:
     return smallest if smallest < twice and under_determined(smallest, dimension) else twice
 
 
+def noise_gap(size: int, dimension: int) -> float:
+    """log (R + P)/(R - P), the gap of a least-squares fit of P numbers to R residuals of noise; infinite up to P."""
+    return math.log((size + dimension) / (size - dimension)) if size > dimension else math.inf
+
+
+def beyond(size: int, largest: int, dimension: int) -> int:
+    """The residuals doubled until a step with so many coordinates is past the peak, or the largest batch."""
+    while size < min(2 * dimension, largest):
+        size *= FACTOR
+    return min(size, largest)
+
+
 def serves(dimension: int, largest: int, sufficient: int, residuals_each: float) -> bool:
     """Whether batches suffice for steps with so many coordinates: the largest has ``residuals_each`` for each of them,
     or the smallest sufficient one is under-determined with at most four coordinates for each residual.
@@ -94,6 +116,7 @@ class AdaptiveBatchSize:
         size: R; 0 before it is set.
         gap, progress: g and f; f is None before the second step.
         began, ended: of the last step, the loss on its own points at both ends; None where it is not known.
+        tried, excess: steps at a batch that stays below the peak, at most 17, and their gaps but the first, summed.
     """
 
     size: int = 0
@@ -101,6 +124,8 @@ class AdaptiveBatchSize:
     progress: float | None = None
     began: float | None = None
     ended: float | None = None
+    tried: int = 0
+    excess: float = 0.0
 
     def update(
         self,
@@ -131,10 +156,13 @@ class AdaptiveBatchSize:
         if ended is None:
             self.size = largest
         elif self._known(began, measured):
-            self.gap = (self.gap + math.log((began - measured) / (self.ended - measured))) / 2
+            gap = math.log((began - measured) / (self.ended - measured))
+            self.gap = (self.gap + gap) / 2
             progress = math.log(self.began / began)
             self.progress = progress if self.progress is None else (3 * self.progress + progress) / 4
-            if self.gap > max(LEAST_GAP, 2 * (price - 1) * self.progress):
+            if enlarged(self.size, largest, sufficient, dimension) == self.size < largest:
+                self._try(gap, largest, dimension)
+            elif self.gap > max(LEAST_GAP, 2 * (price - 1) * self.progress):
                 self.enlarge(largest, sufficient, dimension)
         self.began, self.ended = now, ended
 
@@ -145,6 +173,15 @@ class AdaptiveBatchSize:
             return False
         self.size, self.gap = size, 0.0
         return True
+
+    def _try(self, gap: float, largest: int, dimension: int) -> None:
+        """Count a step at a batch that stays, and leave that where it is not sufficient."""
+        if self.tried > TRIED:
+            return
+        self.excess += gap if self.tried else 0.0  # the first gap is still that of the smaller batch
+        self.tried += 1
+        if self.tried == TRIED + 1 and self.excess > TRIED * MOST_GAP > TRIED * noise_gap(largest, dimension):
+            self.size, self.gap = beyond(self.size, largest, dimension), 0.0
 
     def _known(self, began: float, measured: float) -> bool:
         """Whether all three losses are known and have a logarithm, also without the part that stays."""
