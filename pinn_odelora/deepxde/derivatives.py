@@ -38,7 +38,7 @@ class Matrices:
             gradients = [self.derivatives.by_reverse_mode([ys[:, a].sum()]) for a in which]
             return torch.cat([g[:, along] for g in gradients], dim=1)
         asked = [Column(known[a].field, known[a].along + coords[b]) for a in which for b in along]
-        return self.derivatives.rows(asked)
+        return self.derivatives.row(asked)
 
     def hessian(self, ys: Any, xs: Tensor, component: int = 0, i: int = 0, j: int = 0) -> Tensor:
         """∂²y_component/∂x_i∂x_j, (N, 1)."""
