@@ -63,6 +63,17 @@ def by_columns(net, X):
     return u_t + u * u_x - u_xx / 10 + v, u_xt * v_x
 
 
+def by_vectors(net, X):
+    """With coordinates, values and derivatives as vectors (N,), chosen in other ways than by slices."""
+    x, t = (column.clone().requires_grad_() for column in X.unbind(1))
+    u, v = net(torch.stack([x, t], dim=1)).T
+    u_x, u_t = grad(u.sum(), (x, t), create_graph=True)
+    (u_xx,) = grad(u_x, [x], ones(u), create_graph=True)
+    (u_xt,) = grad(u_x, [t], ones(u), create_graph=True)
+    (v_x,) = grad(v, x, ones(v), create_graph=True)
+    return u_t + u * u_x - u_xx / 10 + v, u_xt * v_x
+
+
 def known(f):
     return f.u1_y + f.u1 * f.u1_x - f.u1_xx / 10 + f.u2, f.u1_xy * f.u2_x
 
@@ -78,7 +89,7 @@ def system(problem, network):
     return System(problem, Solution(problem, network))
 
 
-@pytest.mark.parametrize("function", [by_rows, by_sums, by_indices, by_copies, by_columns])
+@pytest.mark.parametrize("function", [by_rows, by_sums, by_indices, by_copies, by_columns, by_vectors])
 def test_rows_and_gradients_are_those_of_the_equation_by_jets(function):
     network = net()
     mine = system(po.torch_problem(network, function, X), network).engine("residual")
@@ -143,13 +154,80 @@ def test_an_expression_is_differentiated_by_reverse_mode():
     assert torch.allclose(mine.residual(Points(x=X[:, :1], y=X[:, 1:])), flux(network, x), atol=1e-13)
 
 
-def test_columns_that_were_written_over_are_no_longer_known():
-    def squared(net, x):
-        u = net(x)
-        v = u[:, :1]
-        v.mul_(2.0)
-        return grad(v, x, ones(v), create_graph=True)[0][:, :1]
+READINGS = {
+    "slice": lambda h: h[:, 0:1],
+    "index": lambda h: h[..., [0]],
+    "vector": lambda h: h[:, 0],
+    "select": lambda h: torch.select(h, 1, 0),
+    "narrow": lambda h: h.narrow(1, 0, 1),
+    "split": lambda h: torch.split(h, 1, dim=1)[0],
+    "twice": lambda h: h[:, [0, 1]][:, :1],
+}
 
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_columns_of_a_gradient_are_asked_for_when_they_are_read(reading):
+    """Burgers' equation needs u, u_x, u_t, u_xx and not u_xt, which stands beside u_xx."""
+
+    def burgers(net, x):
+        u = net(x)
+        (g,) = grad(u, x, ones(u), create_graph=True)
+        (h,) = grad(g[:, :1], x, ones(u), create_graph=True)
+        assert (h.shape, h.dtype, len(h)) == (x.shape, x.dtype, len(x))
+        u_xx = READINGS[reading](h).reshape(-1, 1)
+        return g[:, 1:2] + u * g[:, :1] - u_xx / 50
+
+    network = net(1)
+    mine = system(po.torch_problem(network, burgers, X), network).engine("residual")
+    assert mine.plan is not None
+    assert set(mine.plan.derivatives) == {"x", "y", "xx"}
+    x = X.clone().requires_grad_()
+    assert torch.allclose(mine.residual(Points(x=X[:, :1], y=X[:, 1:])), burgers(network, x), atol=1e-13)
+
+
+def test_gradients_that_are_read_whole_are_whole():
+    def several(net, x):
+        u = net(x)
+        (g,) = grad(u, x, ones(u), create_graph=True)
+        swapped, rows = g[:, [1, 0]], g[x[:, 0] > 0.5]
+        apart = [g, *g.unbind(dim=1), *g.T]
+        return g * swapped, (g**2).sum(dim=1), g + g[::1].flip(1), 0 * u + rows.sum().detach() * 0, *apart
+
+    network = net(1)
+    mine = system(po.torch_problem(network, several, X), network).engine("residual")
+    x = X.clone().requires_grad_()
+    wanted = torch.cat([r.reshape(len(X), -1) for r in several(network, x)], dim=1)
+    assert torch.allclose(mine.residual(Points(x=X[:, :1], y=X[:, 1:])), wanted, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    "write", [lambda g, a: a.mul_(2.0), lambda g, a: g.mul_(2.0), lambda g, a: g.__setitem__((..., 0), 2 * a[:, 0])]
+)
+def test_a_gradient_is_not_read_after_a_column_of_it_was_written_over(write):
+    def doubled(net, x):
+        (g,) = grad(net(x).sum(), x, create_graph=True)
+        write(g, g[:, :1])
+        return g
+
+    with pytest.raises(InputError, match=r"writes into a column of a gradient; it must write into a copy"):
+        system(po.torch_problem(net(1), doubled, X), net(1)).engine("residual")
+
+
+def doubled_values(net, x):
+    u = net(x)
+    v = u[:, :1]
+    v.mul_(2.0)
+    return grad(v, x, ones(v), create_graph=True)[0][:, :1]
+
+
+def doubled_gradients(net, x):
+    (g,) = grad(net(x).sum(), x, create_graph=True)
+    g.mul_(2.0)
+    return grad(g, x, ones(g), create_graph=True)[0][:, :1]
+
+
+@pytest.mark.parametrize("squared", [doubled_values, doubled_gradients])
+def test_columns_that_were_written_over_are_no_longer_known(squared):
     network = net(1)
     mine = system(po.torch_problem(network, squared, X), network).engine("residual")
     x = X.clone().requires_grad_()

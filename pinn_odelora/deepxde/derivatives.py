@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pinn_odelora.deepxde.devices import default_device
 from pinn_odelora.derivatives.field import Field
 from pinn_odelora.derivatives.gradients import Column, Derivatives, Gradients
 from pinn_odelora.errors import InputError
@@ -38,7 +39,7 @@ class Matrices:
             gradients = [self.derivatives.by_reverse_mode([ys[:, a].sum()]) for a in which]
             return torch.cat([g[:, along] for g in gradients], dim=1)
         asked = [Column(known[a].field, known[a].along + coords[b]) for a in which for b in along]
-        return self.derivatives.rows(asked)
+        return self.derivatives.row(asked)
 
     def hessian(self, ys: Any, xs: Tensor, component: int = 0, i: int = 0, j: int = 0) -> Tensor:
         """∂²y_component/∂x_i∂x_j, (N, 1)."""
@@ -51,6 +52,7 @@ def answered(field: Field) -> Iterator[Derivatives]:
     derivatives = Derivatives(field)
     matrices, gradients = Matrices(derivatives), library().gradients
     with (
+        default_device(derivatives.x.device),
         _replaced(gradients.gradients_reverse, matrices),
         _replaced(gradients.gradients_forward, matrices),
         Gradients([derivatives]),
