@@ -19,8 +19,8 @@ from torch import Tensor
 
 from pinn_odelora.derivatives.field import Field
 from pinn_odelora.derivatives.gradients import Derivatives, Gradients
+from pinn_odelora.equation import field_names, taking
 from pinn_odelora.equation import problem as equation
-from pinn_odelora.equation import taking
 from pinn_odelora.errors import InputError
 from pinn_odelora.formulation import Problem, Term, parameter
 from pinn_odelora.geometry import Box, Cloud, Region, Uniform
@@ -28,7 +28,7 @@ from pinn_odelora.geometry import Union as Faces
 from pinn_odelora.points import Points
 
 LETTERS = "xyztabcdefghijklmnopqrsvw"
-"""Names of coordinates whose own have several letters."""
+"""Names of coordinates that have none, or whose own have several letters."""
 
 
 def problem(problem: Any) -> Problem:
@@ -47,11 +47,11 @@ def problem(problem: Any) -> Problem:
     for needed in ("conditions", "domains", "input_variables", "output_variables"):
         if not hasattr(problem, needed):
             raise InputError(f"The problem is a {type(problem).__name__} without {needed}; it must be one of PINA's.")
-    labels, fields = [*problem.input_variables], [*problem.output_variables]
+    labels, fields = _labels(problem, "input"), _labels(problem, "output")
     coords = _letters(labels, fields)
     unknown = dict(getattr(problem, "unknown_parameters", {}))
     terms = {
-        _named(name, {*coords, *fields}): _term(name, condition, problem, coords, tuple(unknown))
+        _named(name, {*coords, *fields}): _term(name, condition, problem, coords, labels, fields, tuple(unknown))
         for name, condition in problem.conditions.items()
     }
     regions = [term.where for term in terms.values()]
@@ -73,6 +73,24 @@ def _named(name: str, taken: set[str]) -> str:
     return f"condition_{name}" if name in {"data", *taken} else name
 
 
+def _labels(problem: Any, side: str) -> list[str]:
+    """Labels of the inputs or of the outputs; x, y, z, … and u, or u1, u2, …, where a problem of data has none."""
+    if (known := getattr(problem, f"{side}_variables")) is not None:
+        return [*known]
+    given = [getattr(c, "input" if side == "input" else "target", None) for c in problem.conditions.values()]
+    given = [x for x in given if isinstance(x, Tensor)]
+    if not given:
+        raise InputError(f"The problem has no {side}_variables, and no condition with {side}s that would tell them.")
+    if labels := getattr(given[0], "labels", None):
+        return [*labels]
+    number = given[0].shape[-1]
+    if side == "output":
+        return [*field_names(number)]
+    if number > len(LETTERS):
+        raise InputError(f"The problem has {number} inputs without labels: give input_variables.")
+    return [*LETTERS[:number]]
+
+
 def _letters(labels: Sequence[str], fields: Sequence[str]) -> tuple[str, ...]:
     """One letter for each coordinate: its label, or the first that is free."""
     taken = {*labels, *fields}
@@ -90,10 +108,20 @@ def _plain(x: Tensor) -> Tensor:
     return x.as_subclass(Tensor)
 
 
-def _term(name: str, condition: Any, problem: Any, coords: tuple[str, ...], unknown: tuple[str, ...]) -> Term:
-    labels, fields = [*problem.input_variables], [*problem.output_variables]
+def _term(
+    name: str,
+    condition: Any,
+    problem: Any,
+    coords: tuple[str, ...],
+    labels: Sequence[str],
+    fields: Sequence[str],
+    unknown: tuple[str, ...],
+) -> Term:
     has = lambda what: getattr(condition, what, None) is not None
     rows = lambda given: _plain(given.extract(labels) if hasattr(given, "extract") else given).detach().double()
+    if has("input") and not isinstance(condition.input, Tensor):
+        kind = type(condition.input).__name__
+        raise InputError(f"The input of condition {name} is a {kind}, not a tensor of points.")
     if has("input") and has("target"):
         points = Points.from_rows(coords, rows(condition.input))
         targets = _plain(condition.target).detach().double().reshape(points.number, -1)

@@ -1,6 +1,7 @@
 """PINA problems: our rows are PINA's residuals, and unknown parameters are found."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -152,9 +153,28 @@ def test_an_unknown_parameter_is_found(pina):
     assert torch.allclose(posed.reference(p)[-1], torch.tensor([math.exp(-1.7)], dtype=torch.float64))
 
 
+def test_a_problem_of_data_alone_needs_no_labels(pina):
+    from pina.problem.zoo import SupervisedProblem
+
+    x = torch.rand(12, 2)
+    posed = po.pina.problem(SupervisedProblem(x, torch.cat([x, 2 * x], dim=1)))
+    assert posed.coords == ("x", "y")
+    assert posed.fields == ("u1", "u2", "u3", "u4")
+    network = net(2, 4)
+    found = System(posed, Solution(posed, network)).engine("condition_data").residual(posed.region.sample(12, None))
+    wanted = network(x.double()) - torch.cat([x, 2 * x], dim=1)
+    assert torch.allclose(found.norm(), wanted.norm())
+    labelled = SupervisedProblem(pina.LabelTensor(x, ["r", "phi"]), pina.LabelTensor(x[:, :1], ["p"]))
+    assert (po.pina.problem(labelled).coords, po.pina.problem(labelled).fields) == (("r", "x"), ("p",))
+
+
 def test_what_is_wrong_is_a_sentence(pina):
     with pytest.raises(InputError, match="a MLP without conditions; it must be one of PINA's"):
         po.pina.problem(net())
+    theirs = flow(pina)
+    theirs.conditions["seen"] = SimpleNamespace(input=["a graph"], target=torch.rand(1, 2))
+    with pytest.raises(InputError, match="input of condition seen is a list, not a tensor of points"):
+        po.pina.problem(theirs)
     theirs = flow(pina)
     theirs.conditions["graph"] = object()
     with pytest.raises(InputError, match="condition graph is a object; possible are"):
