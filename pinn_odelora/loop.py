@@ -143,7 +143,7 @@ class Training:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a saved state; tensors are where the network is."""
         self.progress = Progress(**state["progress"])
-        self.batch_size = AdaptiveBatchSize(**state["batch_size"])
+        self.batch_size = AdaptiveBatchSize.restored(state["batch_size"])
         self.best = BestIterate.loaded(state["best"])
         if self.ranks is not None:
             self.ranks.load(state["ranks"])

@@ -23,6 +23,7 @@ from pinn_odelora.integrators import tableau
 from pinn_odelora.lowrank.layer import LowRankLinear
 from pinn_odelora.runs.compare import compare, summaries
 from pinn_odelora.runs.history import History
+from pinn_odelora.sampling.batch_size import TRIED
 from problems.burgers import Burgers
 from problems.heat import Heat
 from problems.kovasznay import Kovasznay
@@ -189,6 +190,18 @@ def test_a_result_can_be_asked_for_before_the_budget_is_spent():
     result = run.result()
     assert result.steps == 1
     assert [row["step"] for row in result.history] == [0, 1]
+
+
+def test_a_state_without_the_count_of_first_steps_continues_by_the_rule_of_before():
+    run = begun(3)
+    list(run)
+    state = run.state_dict()
+    batch = state["training"]["batch_size"]
+    del batch["tried"], batch["excess"], state["sha256"]
+    continued = begun(3)
+    continued.load_state_dict(state)
+    size = continued.training.batch_size
+    assert (size.tried, size.excess, size.size) == (TRIED + 1, 0.0, batch["size"])
 
 
 @pytest.mark.parametrize("settings", METHODS.values(), ids=METHODS)

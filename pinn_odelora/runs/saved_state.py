@@ -164,7 +164,7 @@ def _check_training(found: Any, own: Training) -> None:
     expected = own.state_dict()
     _has(found, expected, "its record of the run")
     _check_fields(Progress, found["progress"], "progress")
-    _check_fields(AdaptiveBatchSize, found["batch_size"], "batch_size")
+    _check_fields(AdaptiveBatchSize, _with_counts(found["batch_size"]), "batch_size")
     _has(found["best"], expected["best"], "best")
     for name, iterate in found["best"].items():
         _check_fields(Iterate, iterate, name)
@@ -187,6 +187,13 @@ def _check_training(found: Any, own: Training) -> None:
         _has(last["weights"], own.objective.layers, "weights of its evaluation")
     for name in ("draw", "considered"):
         whole(found[name])
+
+
+def _with_counts(batch_size: Any) -> Any:
+    """With the counts that states of before do not have."""
+    if not isinstance(batch_size, Mapping):
+        return batch_size
+    return {name: getattr(AdaptiveBatchSize, name) for name in ("tried", "excess")} | dict(batch_size)
 
 
 def _check_fields(cls: type, found: Any, where: str) -> None:

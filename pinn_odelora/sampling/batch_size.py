@@ -41,6 +41,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from pinn_odelora.formulation import Term
 from pinn_odelora.geometry import Cloud
@@ -173,6 +174,11 @@ class AdaptiveBatchSize:
             return False
         self.size, self.gap = size, 0.0
         return True
+
+    @classmethod
+    def restored(cls, saved: Mapping[str, Any]) -> AdaptiveBatchSize:
+        """As it was saved; a run that was begun before the first steps were counted keeps the rule that it had."""
+        return cls(**{"tried": TRIED + 1} | dict(saved))
 
     def _try(self, gap: float, largest: int, dimension: int) -> None:
         """Count a step at a batch that stays, and leave that where it is not sufficient."""
