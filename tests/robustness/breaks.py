@@ -26,6 +26,7 @@ import sys
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
+from functools import cache
 from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Any
@@ -65,10 +66,16 @@ def core() -> list[str]:
     return sorted(file.relative_to(ROOT).as_posix() for file in files)
 
 
+@cache
+def possible() -> dict[str, tuple[Mutant, ...]]:
+    """All breaks by file."""
+    return {file: tuple(found) for file in core() if (found := mutants(ROOT, file))}
+
+
 def drawn(count: int, seed: int) -> list[Mutant]:
     """As many breaks of one file as of another, or one more; kinds of change as even as a file has them."""
     rng = random.Random(seed)
-    left = {file: found for file in core() if (found := mutants(ROOT, file))}
+    left = {file: [*found] for file, found in possible().items()}
     order, chosen = sorted(left), []
     rng.shuffle(order)
     while len(chosen) < count and left:
