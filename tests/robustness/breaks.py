@@ -206,7 +206,8 @@ def page(results: list[tuple[int, list[Mapping[str, Any]]]]) -> str:
         "",
         "Written by `python -m tests.robustness.breaks --json FILE … --page docs/results/breaks.md`, whose docstring "
         "says how breaks are drawn and tried. *Before*: with the tests as they were when the breaks were drawn; "
-        "*since*: with those written for the survivors.",
+        "*since*: with those written for the survivors. Where no test fails within the limit of seconds a break has "
+        "survived, so that shares are lower bounds.",
         "",
     ]
     for seed, rows in results:
