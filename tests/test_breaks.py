@@ -105,8 +105,9 @@ def test_shares_leave_out_what_changes_nothing(monkeypatch):
     rows += [row(4, "survived", "survived"), row(5, "hang", "hang")]
     monkeypatch.setattr(breaks, "equivalents", lambda: {"pinn_odelora/a.py | x = -4 | y | x = 4 | y": "0 is 0"})
     assert breaks.shares(rows) == (2, 3, 4)
-    said = breaks.summary(rows, 7)
+    said = breaks.summary(rows, 7, 5)
     assert said.startswith("Seed 7: 2 of 4 caught before (50%), 3 after (75%); 1 more changes nothing.")
+    assert breaks.summary(rows, 7, 9).startswith("Seed 7: 5 of 9 tried, 2 of 4 caught")
     caught = [line.rsplit("|", 2)[1].strip() for line in breaks.table(rows)[2:]]
     assert caught == [
         "test_a.py::test_it",
@@ -115,4 +116,4 @@ def test_shares_leave_out_what_changes_nothing(monkeypatch):
         "changes nothing: 0 is 0",
         "taking too long",
     ]
-    assert r"`x = -1 \| y`" in breaks.page([(7, rows)])
+    assert r"`x = -1 \| y`" in breaks.page([(7, rows, 5)])

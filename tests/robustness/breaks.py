@@ -189,17 +189,19 @@ def table(rows: list[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def summary(rows: list[Mapping[str, Any]], seed: int) -> str:
+def summary(rows: list[Mapping[str, Any]], seed: int, count: int) -> str:
+    """Shares and kinds in a sentence; count is that of the draw."""
     before, after, counted = shares(rows)
     kinds = ", ".join(f"{n} {kind}" for kind, n in Counter(row["kind"] for row in rows).most_common())
     none = len(rows) - counted
+    tried = "" if len(rows) == count else f"{len(rows)} of {count} tried, "
     return (
-        f"Seed {seed}: {before} of {counted} caught before ({before / max(counted, 1):.0%}), {after} after "
+        f"Seed {seed}: {tried}{before} of {counted} caught before ({before / max(counted, 1):.0%}), {after} after "
         f"({after / max(counted, 1):.0%}); {none} more {'changes' if none == 1 else 'change'} nothing. Kinds: {kinds}."
     )
 
 
-def page(results: list[tuple[int, list[Mapping[str, Any]]]]) -> str:
+def page(results: list[tuple[int, list[Mapping[str, Any]], int]]) -> str:
     """The page of results for one or more seeds."""
     lines = [
         "# Breaks made on purpose",
@@ -207,11 +209,12 @@ def page(results: list[tuple[int, list[Mapping[str, Any]]]]) -> str:
         "Written by `python -m tests.robustness.breaks --json FILE … --page docs/results/breaks.md`, whose docstring "
         "says how breaks are drawn and tried. *Before*: with the tests as they were when the breaks were drawn; "
         "*since*: with those written for the survivors. Where no test fails within the limit of seconds a break has "
-        "survived, so that shares are lower bounds.",
+        "survived, so that shares are lower bounds. Seed 1 was drawn after the tests for the survivors of seed 0 were "
+        "written, and checks that these are not tailored.",
         "",
     ]
-    for seed, rows in results:
-        lines += [f"## Seed {seed}", "", summary(rows, seed), "", *table(rows), ""]
+    for seed, rows, count in results:
+        lines += [f"## Seed {seed}", "", summary(rows, seed, count), "", *table(rows), ""]
     return "\n".join(lines)
 
 
@@ -236,7 +239,7 @@ def main(arguments: list[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     if asked.page:
         kept = [json.loads(file.read_text(encoding="utf-8")) for file in asked.json]
-        asked.page.write_text(page([(x["seed"], x["rows"]) for x in kept]), encoding="utf-8")
+        asked.page.write_text(page([(x["seed"], x["rows"], x["count"]) for x in kept]), encoding="utf-8")
         return 0
     (file,) = asked.json
     folder = asked.reach or file.with_suffix(".reach")
@@ -245,7 +248,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     rows = run(file, asked.count, asked.seed, records, asked.limit, asked.again, asked.jobs)
     print("\n".join(table(rows)))
-    print(summary(rows, asked.seed))
+    print(summary(rows, asked.seed, asked.count))
     _, after, counted = shares(rows)
     return int(after < TARGET * counted)
 
@@ -265,13 +268,13 @@ def run(
             for n, (mutant, shown) in enumerate(pool.imap_unordered(_tried, open_), start=1):
                 before = rows[mutant.name]["before"] if mutant.name in rows else shown.outcome
                 rows[mutant.name] = _row(mutant, shown, before)
-                _keep(file, seed, [rows[m.name] for m in chosen if m.name in rows])
+                _keep(file, seed, count, [rows[m.name] for m in chosen if m.name in rows])
                 print(f"{n}/{len(open_)} {shown.outcome} {mutant.file}:{mutant.line} {mutant.kind}: {shown.by}",
                       file=sys.stderr, flush=True)  # fmt: skip
             doubtful = _doubtful(rows.values(), copied(Path(folder)), limit)
             for name in [m.name for m in chosen if m.name in rows and rows[m.name]["by"] in doubtful]:
                 print(f"{rows.pop(name)['by']} fails without any break, too", file=sys.stderr)
-        _keep(file, seed, [rows[m.name] for m in chosen if m.name in rows])
+        _keep(file, seed, count, [rows[m.name] for m in chosen if m.name in rows])
     return [rows[m.name] for m in chosen if m.name in rows]
 
 
@@ -312,10 +315,12 @@ def _row(mutant: Mutant, shown: Shown, before: str) -> dict[str, Any]:
     }
 
 
-def _keep(file: Path, seed: int, rows: list[dict[str, Any]]) -> None:
+def _keep(file: Path, seed: int, count: int, rows: list[dict[str, Any]]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f".{file.name}.{os.getpid()}.part")
-    part.write_text(json.dumps({"seed": seed, "rows": rows}, indent=1, ensure_ascii=False), encoding="utf-8")
+    part.write_text(
+        json.dumps({"seed": seed, "count": count, "rows": rows}, indent=1, ensure_ascii=False), encoding="utf-8"
+    )
     part.replace(file)
 
 
