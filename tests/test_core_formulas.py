@@ -137,6 +137,18 @@ def test_a_plan_is_blind_where_no_coefficient_is_a_tensor_at_any_point():
     assert not make(column, (make(number),)).blind
 
 
+def test_the_part_of_order_zero_of_an_operator_has_its_sign():
+    """A u_xx + u_tt - 3 u in one channel, against reverse mode."""
+    box, residual = po.Box(x=(0, 1), t=(0, 1)), lambda f: f.op("u", {"xx": 2.0, "tt": 1.0, "": -3.0})
+    problem = po.problem(name="Shifted", coords="xt", region=box, pde=residual)
+    net = po.MLP(2, 1, width=5, depth=2, generator=torch.Generator().manual_seed(0)).double()
+    by_jets, exact = (System(problem, Solution(problem, net), derivatives=way) for way in ("jets", "autograd"))
+    points = draw_points(by_jets.terms, 9, 5, seed=1)
+    found, expected = (system.residual_vector(points).detach() for system in (by_jets, exact))
+    assert by_jets.engine("pde").plan.carried < 5
+    assert torch.allclose(found, expected, rtol=1e-9)
+
+
 def test_a_residual_without_a_graph_has_the_gradient_zero():
     w = torch.full((2, 3), 0.5, requires_grad=True)
     (g,) = _gradient(torch.ones(4, 1), {w})
