@@ -22,6 +22,7 @@ from matplotlib.image import imsave
 
 from pinn_odelora.errors import InputError
 from pinn_odelora.lightning import tracking
+from pinn_odelora.lightning.outside import in_time
 from pinn_odelora.lightning.wandb_files import kept_steps
 from pinn_odelora.runs.history import History
 from pinn_odelora.runs.save import versions
@@ -500,6 +501,16 @@ def test_a_store_of_mlflow_that_fails_ends_no_run_and_one_that_does_not_exist_is
         tracking.make_loggers("mlflow", tmp_path, project="p")
 
 
+def test_what_takes_too_long_is_left_behind():
+    begun = time.monotonic()
+    with pytest.raises(TimeoutError, match=r"not answered within 0\.1 s"):
+        in_time(0.1, lambda: time.sleep(30))
+    assert time.monotonic() - begun < 20
+    assert in_time(20, lambda: 3) == 3
+    with pytest.raises(ZeroDivisionError):
+        in_time(20, lambda: 1 / 0)
+
+
 def test_a_service_of_wandb_that_has_died_is_forgotten(monkeypatch, capsys):
     import wandb
 
@@ -534,6 +545,10 @@ def test_a_server_of_mlflow_that_does_not_answer_is_not_waited_for(tmp_path, mon
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
         begun = time.monotonic()
         with pytest.raises(InputError, match=rf"MLflow's store {address} cannot be used: .*timed out"):
+            tracking.make_loggers("mlflow", tmp_path, project="p")
+        monkeypatch.setitem(mlflow.LIMITS, "MLFLOW_HTTP_REQUEST_TIMEOUT", "100")  # between two bytes of an answer
+        monkeypatch.setattr(mlflow, "LONGEST", 0.5)
+        with pytest.raises(InputError, match=rf"{address} cannot be used: it has not answered within 0\.5 s\."):
             tracking.make_loggers("mlflow", tmp_path, project="p")
     assert time.monotonic() - begun < 60
     assert "MLFLOW_HTTP_REQUEST_TIMEOUT" not in os.environ

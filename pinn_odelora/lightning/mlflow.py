@@ -12,7 +12,7 @@ import logging
 import os
 import shlex
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from lightning.pytorch.loggers import MLFlowLogger
 
 from pinn_odelora.errors import InputError
-from pinn_odelora.lightning.outside import Sparing, environment, first_line, spared
+from pinn_odelora.lightning.outside import Sparing, environment, first_line, in_time, spared
 
 FOLDER = "mlflow"
 STEP = "step"
@@ -32,6 +32,8 @@ SERVED = ("http:", "https:", "databricks")
 """Stores with a page of their own."""
 LIMITS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "20", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
 """Seconds for an answer, and how often a request is repeated; MLflow's own are 120 and 7, a quarter of an hour."""
+LONGEST = 60.0
+"""Seconds for all that is asked of a server at once."""
 CHANGING = ("budget.", "checkpoint.", "log.", "logger.", "output_dir", "resume", "stations.")
 """Keys that a continued run may change: MLflow refuses a second value of a parameter."""
 
@@ -68,18 +70,22 @@ class Tracked(Sparing, MLFlowLogger):
         self.store = given or f"sqlite:///{place / 'mlflow.db'}"
         if not given:
             place.mkdir(parents=True, exist_ok=True)
+
+        def connect() -> None:
+            super(Tracked, self).__init__(
+                experiment_name=project,
+                run_name=name,
+                tracking_uri=self.store,
+                tags={**tags, TAG: run_id or ""},
+                artifact_location=None if given else (place / "artifacts").as_uri(),
+                run_id=run_id and _continued(self.store, project, run_id),
+            )
+            self.log_hyperparams(_settings(config))
+            self.sent = {m.step for m in self.experiment.get_metric_history(self.run_id, STEP)}
+
         try:
             with _quiet():
-                super().__init__(
-                    experiment_name=project,
-                    run_name=name,
-                    tracking_uri=self.store,
-                    tags={**tags, TAG: run_id or ""},
-                    artifact_location=None if given else (place / "artifacts").as_uri(),
-                    run_id=run_id and _continued(self.store, project, run_id),
-                )
-                self.log_hyperparams(_settings(config))
-                self.sent = {m.step for m in self.experiment.get_metric_history(self.run_id, STEP)}
+                self._asked(connect)
         except Exception as error:  # A store can fail in any way.
             raise InputError(
                 f"MLflow's store {_without_password(self.store)} cannot be used: {first_line(error)}."
@@ -90,8 +96,12 @@ class Tracked(Sparing, MLFlowLogger):
             self._log(metrics, step)
 
     def _log(self, metrics: Mapping[str, float], step: int | None) -> None:
+        self.send(lambda: self._asked(lambda: super(Tracked, self).log_metrics(metrics, step)))
+
+    def _asked(self, call: Callable[[], None]) -> None:
+        """Ask something of the store, which a server has its time for."""
         with environment(**LIMITS):
-            self.send(lambda: super(Tracked, self).log_metrics(metrics, step))
+            in_time(LONGEST, call) if self.store.startswith(SERVED) else call()
 
     def publish(
         self,
@@ -103,15 +113,19 @@ class Tracked(Sparing, MLFlowLogger):
         """Add the figures of the summary as metrics, the pictures and the final table as files."""
         figures = {f"summary/{key}": float(x) for key, x in summary.items() if isinstance(x, int | float)}
         self._log(figures, int(summary.get("steps", 0)))
-        with spared("MLflow", "the figures"), environment(**LIMITS):
+
+        def files() -> None:
             for path in images.values():
                 self.experiment.log_artifact(self.run_id, os.fspath(path), "figures")
             table = {name: [row[k] for row in rows] for k, name in enumerate(columns)}
             self.experiment.log_dict(self.run_id, table, "final/points.json")
 
+        with spared("MLflow", "the figures"):
+            self._asked(files)
+
     def finalize(self, status: str = "success") -> None:
-        with spared("MLflow", "the end of the run"), environment(**LIMITS):
-            super().finalize(status)
+        with spared("MLflow", "the end of the run"):
+            self._asked(lambda: super(Tracked, self).finalize(status))
 
     def end(self, failed: bool = False) -> str:
         """End the run; the server that shows it, or the command that does."""
@@ -140,7 +154,7 @@ def _continued(store: str, project: str, run_id: str) -> str | None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """No report to MLflow's makers, and no word of its libraries on the tables that they make."""
-    with environment(MLFLOW_DISABLE_TELEMETRY="true", **LIMITS), warnings.catch_warnings():
+    with environment(MLFLOW_DISABLE_TELEMETRY="true"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import mlflow  # noqa: F401  it sets the levels of its own logs
 

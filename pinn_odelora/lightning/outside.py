@@ -9,6 +9,10 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -18,6 +22,32 @@ def spared(tracker: str, what: str) -> Iterator[None]:
         yield
     except Exception as error:
         told(f"{tracker} did not take {what} ({type(error).__name__}: {first_line(error)}).")
+
+
+def in_time(seconds: float, call: Callable[[], T]) -> T:
+    """What a call gives. One that takes longer is left behind in a thread, which ends with the process: a server whose
+    answer has no end keeps every limit on the time between two of its bytes.
+
+    Raises:
+        TimeoutError: if it takes longer.
+    """
+    found: list[tuple[Any, BaseException | None]] = []
+
+    def called() -> None:
+        try:
+            found.append((call(), None))
+        except BaseException as error:
+            found.append((None, error))
+
+    thread = Thread(target=called, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not found:
+        raise TimeoutError(f"it has not answered within {seconds:g} s")
+    given, error = found[0]
+    if error is not None:
+        raise error
+    return given
 
 
 class Sparing:

@@ -16,6 +16,7 @@ import sys
 import time
 import traceback
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -61,7 +62,9 @@ def module(kind: str) -> ModuleType:
 
 def numbers(kind: str, args: argparse.Namespace) -> Sequence[int]:
     whole = module(kind)
-    return args.numbers or (whole.QUICK if args.quick else range(whole.COUNT))
+    if args.numbers:
+        return [number for number in args.numbers if number < whole.COUNT]
+    return whole.QUICK if args.quick else range(whole.COUNT)
 
 
 def code() -> str:
@@ -121,8 +124,11 @@ def main(words: Sequence[str] | None = None) -> int:
         shown.add_row(*row)
     Console(width=200).print(shown)
     if args.page:
-        about = {"Seed": args.seed, "states of the code": ", ".join(sorted({r.code for r in found}))}
-        short = [r for r in records.latest(found, args.seed).values() if not r.held]
+        done = records.latest(found, args.seed).values()
+        states = Counter(r.code for r in done)
+        said = ", ".join(f"{number} with {state}" for state, number in states.most_common())
+        about = {"Seed": args.seed, "trials by the digest of the package that they were made with:": said}
+        short = [r for r in done if not r.held]
         args.page.write_text(records.page(rows, short, about), encoding="utf-8")
     return 0 if whole else 1
 

@@ -12,6 +12,9 @@ import safetensors.torch
 import torch
 
 from pinn_odelora.checkpoints import load_network
+from pinn_odelora.errors import InputError
+from pinn_odelora.lowrank.adapter_files import load_adapter
+from pinn_odelora.measurements import read_measurements
 from pinn_odelora.nets import MLP
 
 from . import child
@@ -86,9 +89,19 @@ def _files(folder: Path, name: str, seed: int) -> None:
 
 
 def weights(file: Path) -> child.Call:
+    return _given(lambda net: load_network(net, file))
+
+
+def adapter(folder: Path) -> child.Call:
+    return _given(lambda net: load_adapter(net, folder))
+
+
+def _given(load: Callable[[torch.nn.Module], object]) -> child.Call:
+    """What a network has after it was given something."""
+
     def read() -> str:
         net = network(7)
-        load_network(net, file)
+        load(net)
         return " ".join(x.numpy().tobytes().hex() for x in net.state_dict().values())
 
     return lambda: _said(read)
@@ -96,28 +109,13 @@ def weights(file: Path) -> child.Call:
 
 def data(file: Path) -> child.Call:
     def read() -> str:
-        from pinn_odelora.measurements import read_measurements
-
         points = read_measurements(file, ("x", "t"), ("u",)).where.points
         return " ".join(f"{name} {x.numpy().tobytes().hex()}" for name, x in sorted(points.items()))
 
     return lambda: _said(read)
 
 
-def adapter(folder: Path) -> child.Call:
-    def read() -> str:
-        from pinn_odelora.lowrank.adapter_files import load_adapter
-
-        net = network(7)
-        load_adapter(net, folder)
-        return " ".join(x.numpy().tobytes().hex() for x in net.state_dict().values())
-
-    return lambda: _said(read)
-
-
 def _said(read: Callable[[], str]) -> None:
-    from pinn_odelora.errors import InputError
-
     try:
         print(read())
     except InputError as refused:

@@ -95,7 +95,7 @@ def page(rows: Sequence[Sequence[str]], short: Iterable[Record], about: Mapping[
         "Written by `python -m tests.robustness --full --page docs/results/robustness.md`; what is tried, and how a "
         "single trial is repeated, stands in [CONTRIBUTING](../../CONTRIBUTING.md#the-campaign-of-faults). "
         + "; ".join(f"{name} {value}" for name, value in about.items())
-        + ".",
+        + ". A trial that held is not made again when the package changes.",
         "",
         "| " + " | ".join(HEADER) + " |",
         "|---|---|---:|---:|---:|---|",
