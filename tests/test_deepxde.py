@@ -10,6 +10,7 @@ from test_linearisation import assert_linearises, make
 import pinn_odelora as po
 from pinn_odelora.deepxde.conditions import PARTNER
 from pinn_odelora.deepxde.derivatives import answered
+from pinn_odelora.deepxde.devices import default_device
 from pinn_odelora.deepxde.problem import posed
 from pinn_odelora.deepxde.regions import Filtered, coordinates, domain, with_columns
 from pinn_odelora.derivatives import AutogradField
@@ -18,7 +19,7 @@ from pinn_odelora.geometry import Box, Cloud, sobol
 from pinn_odelora.geometry.deepxde import Shape, library
 from pinn_odelora.lowrank.adapter_files import merged_state_dict
 from pinn_odelora.points import Points
-from pinn_odelora.system import Solution, System
+from pinn_odelora.system import Solution, System, draw_points
 
 
 @pytest.fixture(scope="module")
@@ -245,6 +246,7 @@ def test_gradients_by_torch_are_those_of_the_field(double):
     rows = [engine.residual(p) for engine in engines]
     assert torch.allclose(*rows, atol=1e-12)
     assert engines[1].plan is not None
+    assert engines[1].plan.derivatives == engines[0].plan.derivatives
 
 
 def test_the_gradient_of_a_sum_is_found_by_reverse_mode(double):
@@ -289,6 +291,34 @@ def test_auxiliary_variables_are_those_of_the_points(double):
     p = own.region.sample(5, lambda n, k: sobol(n, k, seed=1))
     found = System(own, Solution(own, model.net)).engine("pde").residual(p)
     assert torch.allclose(found, model.net(p.x) * (1 + p.x**2), atol=1e-14)
+
+
+def test_points_and_rows_are_where_the_network_is_whatever_the_default_device(double, monkeypatch):
+    """DeepXDE makes a GPU torch's default; "meta" stands for one, on which no numbers can be read."""
+    g = edges(double)
+    bcs = [CONDITIONS[name][1](double.icbc, g) for name in ("NeumannBC", "PeriodicBC", "PointSetBC of both")]
+    k = double.Variable(2.0)
+    pde = lambda x, y: double.grad.hessian(y, x, component=0, i=0, j=1) + k * y[:, 1:2] - torch.ones(1)
+    data = double.data.PDE(g, pde, bcs, 9, 40)
+    model = compiled(double, data, network(double, 2, 2), external_trainable_variables=k)
+    monkeypatch.setitem(posed.__globals__, "_number", lambda model: 1)  # DeepXDE's own, on its device
+    torch.set_default_device("meta")
+    try:
+        own = posed(model).problem
+        with default_device("cpu"):  # as for training
+            system = System(own, Solution(own, model.net))
+        p = draw_points(system.terms, 8, 8, 0, purpose="training")
+        rows = {name: system.engine(name).residual(p[name]) for name in system.terms}
+        assert torch.get_default_device().type == "meta"
+    finally:
+        torch.set_default_device(None)
+    assert {x.device.type for x in rows.values()} == {"cpu"}
+    assert {name: tuple(x.shape) for name, x in rows.items()} == {
+        "pde": (8, 1),
+        "bc1": (8, 1),
+        "bc2": (8, 1),
+        "bc3": (7, 2),
+    }
 
 
 # Training and adapting.
@@ -391,6 +421,17 @@ def test_what_is_wrong_is_a_sentence(dde, monkeypatch):
     monkeypatch.setattr(dde.backend, "backend_name", "jax")
     with pytest.raises(InputError, match="backend jax"):
         posed(compiled)
+
+
+@pytest.mark.parametrize("kind", ["l1", "l2"])
+def test_regularization_of_the_network_is_left_out_and_said_to_be(dde, caplog, kind):
+    """With l1 DeepXDE has one loss more, which is not one of the equation."""
+    g = dde.geometry.Interval(0, 1)
+    net = dde.nn.FNN([1, 4, 4, 1], "tanh", "Glorot normal", regularization=[kind, 1e-3])
+    model = compiled(dde, dde.data.PDE(g, nothing, [], num_domain=5), net)
+    assert set(posed(model).problem.terms()) == {"pde"}
+    po.deepxde.adapt(model, rank=1, budget=po.Budget(gradient_evals=2), log=QUICK)
+    assert f"The {kind} regularization of the network is left out" in caplog.text
 
 
 def test_integrals_are_refused(dde):

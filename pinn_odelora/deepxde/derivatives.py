@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pinn_odelora.deepxde.devices import default_device
 from pinn_odelora.derivatives.field import Field
 from pinn_odelora.derivatives.gradients import Column, Derivatives, Gradients
 from pinn_odelora.errors import InputError
@@ -51,6 +52,7 @@ def answered(field: Field) -> Iterator[Derivatives]:
     derivatives = Derivatives(field)
     matrices, gradients = Matrices(derivatives), library().gradients
     with (
+        default_device(derivatives.x.device),
         _replaced(gradients.gradients_reverse, matrices),
         _replaced(gradients.gradients_forward, matrices),
         Gradients([derivatives]),

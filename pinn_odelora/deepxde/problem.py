@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from pinn_odelora.deepxde.conditions import array, term
 from pinn_odelora.deepxde.derivatives import answered
+from pinn_odelora.deepxde.devices import default_device
 from pinn_odelora.deepxde.regions import coordinates, domain
 from pinn_odelora.deepxde.variables import Substituted, names
 from pinn_odelora.derivatives.field import Field
@@ -67,27 +68,28 @@ def posed(model: Any, fields: Sequence[str] | None = None) -> Posed:
     coords, fields = coordinates(data.geom), outputs(model, fields)
     read = [f for f in (data.pde, *(getattr(bc, "func", None) for bc in data.bcs)) if f is not None]
     unknown = tuple(names(variables, read, {*coords, *fields, *dir(Problem), PDE}))
-    terms = {
-        name: t._replace(residual=_with_variables(t.residual, variables, unknown))
-        for name, t in _terms(model, fields, measured=bool(variables)).items()
-    }
-    made = equation(
-        coords=coords,
-        fields=fields,
-        region=domain(data.geom),
-        reference=None if data.soln is None else _reference(data.soln, coords, len(fields)),
-        scales={},  # the network is the user's own, in units of its own
-        name="DeepXDE",
-        **{name: parameter(v.item(), v.item()) for name, v in zip(unknown, variables, strict=True)},
-        **terms,
-    )
+    weights = _weights(model)
+    with default_device("cpu"):
+        terms = {
+            name: t._replace(residual=_with_variables(t.residual, variables, unknown))
+            for name, t in _terms(model, weights, fields, measured=bool(variables)).items()
+        }
+        made = equation(
+            coords=coords,
+            fields=fields,
+            region=domain(data.geom),
+            reference=None if data.soln is None else _reference(data.soln, coords, len(fields)),
+            scales={},  # the network is the user's own, in units of its own
+            name="DeepXDE",
+            **{name: parameter(v.item(), v.item()) for name, v in zip(unknown, variables, strict=True)},
+            **terms,
+        )
     return Posed(made, unknown)
 
 
-def _terms(model: Any, fields: Sequence[str], measured: bool) -> dict[str, Term]:
+def _terms(model: Any, weights: Sequence[float], fields: Sequence[str], measured: bool) -> dict[str, Term]:
     """The losses of weight above zero, by the names of their terms."""
     data = model.data
-    weights = _weights(model)
     own, others = weights[: len(weights) - len(data.bcs)], weights[len(weights) - len(data.bcs) :]
     found = {PDE: Term(domain(data.geom), _Equation(data, own), max(own))} if any(own) else {}
     for k, (bc, w) in enumerate(zip(data.bcs, others, strict=True), 1):
@@ -149,7 +151,7 @@ def outputs(model: Any, fields: Sequence[str] | None) -> tuple[str, ...]:
     """Names of the network's outputs, which are counted at a few points."""
     like = next(model.net.parameters())
     with torch.no_grad():
-        number = model.net(torch.as_tensor(model.data.train_x[:2]).to(like)).shape[1]
+        number = model.net(like.new_tensor(model.data.train_x[:2])).shape[1]
     if fields is None:
         return field_names(number)
     if len(fields) != number:
@@ -227,7 +229,8 @@ def _with_variables(residual: Callable, variables: Sequence[Tensor], unknown: Se
 
 
 def _number_of(value: Any, variable: Tensor) -> Tensor:
-    value = value if isinstance(value, Tensor) else torch.tensor(float(value), dtype=torch.float64)
+    if not isinstance(value, Tensor):
+        value = torch.tensor(float(value), dtype=torch.float64, device=variable.device)
     return value.reshape(variable.shape)
 
 

@@ -141,4 +141,5 @@ def _sources(geometry: Any) -> list[Callable[[int], NDArray]]:
 
 
 def _double(X: NDArray) -> Tensor:
-    return torch.tensor(np.asarray(X, dtype=float))
+    # DeepXDE makes a GPU torch's default, but points come from the CPU.
+    return torch.tensor(np.asarray(X, dtype=float), device="cpu")

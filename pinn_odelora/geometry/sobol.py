@@ -44,7 +44,7 @@ def sobol(n: int, d: int, seed: int, draw: int = 0) -> Tensor:
         draw: of the rotation; fixed points use a single draw, fresh ones count up.
     """
     if d == 0:
-        return torch.empty(n, 0, dtype=torch.float64)
+        return torch.empty(n, 0, dtype=torch.float64, device="cpu")
     generator = torch.Generator().manual_seed((seed * _MIX + draw) % 2**63)
-    shift = torch.rand(1, d, generator=generator, dtype=torch.float64)
+    shift = torch.rand(1, d, generator=generator, dtype=torch.float64, device="cpu")
     return (_scrambled(n, d, seed) + shift) % 1.0
