@@ -91,6 +91,16 @@ def test_bad_input_is_one_sentence(script, capsys, arguments, said):
     assert said in capsys.readouterr().err
 
 
+def test_a_call_for_no_iterations_is_deepxdes_own(script):
+    """It tells the losses that a script weighs its terms by."""
+    script.write_text(SCRIPT.replace("    model.train(iterations=STEPS)\n", "    model.train(0)\n" * 2))
+    trained = []
+    command.execute(script, command.parsed(script), trained.append)
+    (model,) = trained
+    assert model.losshistory.steps == [0, 0]
+    assert model.train_state.step == 0
+
+
 def test_a_script_that_never_trains_or_never_ends_is_told(tmp_path):
     file = tmp_path / "script.py"
     file.write_text("import deepxde\n")

@@ -161,7 +161,6 @@ READINGS = {
     "select": lambda h: torch.select(h, 1, 0),
     "narrow": lambda h: h.narrow(1, 0, 1),
     "split": lambda h: torch.split(h, 1, dim=1)[0],
-    "twice": lambda h: h[:, [0, 1]][:, :1],
 }
 
 

@@ -1,7 +1,8 @@
 """python -m pinn_odelora deepxde SCRIPT.py: a DeepXDE script as it is, with our training in place of its own.
 
 The script runs with ``deepxde.Model.train`` exchanged. Its first call trains the model by natural gradient, later ones
-return at once: they would go on from a network that is trained. With ``--set Re=40`` the script runs twice: up to its
+return at once: they would go on from a network that is trained. A call for no iterations, ``train(0)``, which gives the
+losses of the network as it is, is DeepXDE's own. With ``--set Re=40`` the script runs twice: up to its
 first call of ``train`` as it is, which trains the network, or takes the weights of ``--restore``; and with the other
 value, where that network is adapted by low-rank factors.
 """
@@ -167,7 +168,9 @@ def execute(script: Path, tree: ast.Module, first: Training) -> None:
     calls: dict[int, int] = {}
     kept = []
 
-    def train(model: Any, *_: Any, **__: Any) -> tuple[Any, Any]:
+    def train(model: Any, *args: Any, **settings: Any) -> tuple[Any, Any]:
+        if settings.get("iterations", next(iter(args), None)) == 0:
+            return own(model, *args, **settings)
         calls[id(model)] = calls.get(id(model), 0) + 1
         if calls[id(model)] == 1:
             kept.append(model)  # alive, so that its id remains its own

@@ -7,7 +7,7 @@ user's functions have that of the points as theirs, on which they put the tensor
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 import torch
 
@@ -15,7 +15,14 @@ import torch
 @contextmanager
 def default_device(device: str | torch.device) -> Iterator[None]:
     """Another default device meanwhile."""
-    device = torch.device(device)
-    same = torch.get_default_device().type == device.type
-    with nullcontext() if same else device:  # setting it adds overhead to every call
+    before = torch.get_default_device()
+    if before.type == torch.device(device).type:  # setting it adds overhead to every call
         yield
+        return
+    torch.set_default_device(device)
+    try:
+        yield
+    finally:
+        torch.set_default_device(None)
+        if torch.get_default_device() != before:
+            torch.set_default_device(before)

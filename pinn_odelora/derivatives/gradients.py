@@ -185,12 +185,15 @@ class Row(Tensor):
         return found
 
     def chosen(self, function: Callable, *args: Any, **kwargs: Any) -> Any:
-        """What a function of ``CHOOSING`` gives; several columns, or parts, are read in their turn."""
+        """What a function of ``CHOOSING`` gives; of several parts each is read in its turn.
+
+        A single part is read at once: PINA makes tensors of its own class of it, past ``__torch_function__``.
+        """
         taken = function(places(self), *args, **kwargs)
         parts = [whole_columns(_matrix(part), self.shape) for part in several(taken)]
         if None in parts:
             return function(self.whole(), *args, **kwargs)
-        make = self.known.row if isinstance(taken, Tensor) else partial(Row.of, self.known)
+        make = self.known.rows if isinstance(taken, Tensor) else partial(Row.of, self.known)
         found = [make([self.columns[k] for k in part]) for part in parts if part is not None]
         self.parts += [(part, 0 if isinstance(part, Row) else part._version) for part in found]
         shaped = [x if x.shape == part.shape else x[:, 0] for x, part in zip(found, several(taken), strict=True)]
@@ -262,7 +265,8 @@ class Gradients(TorchFunctionMode):
                 places = [known.place(x) for x in xs]
                 if all(place is not None for place in places):
                     found = known.gradient(outputs, None if weights is None else several(weights))
-                    parts = [found[:, place] for place in places]
+                    all_of_them = slice(0, len(known.coords))
+                    parts = [found if place == all_of_them else found[:, place] for place in places]
                     return tuple(part if x.ndim == 2 else part[:, 0] for part, x in zip(parts, xs, strict=True))
         found = function(*args, **kwargs)
         for known in self.derivatives:
