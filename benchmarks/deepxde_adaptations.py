@@ -46,7 +46,7 @@ from deepxde_examples import source
 from networks import put
 from numpy.typing import NDArray
 
-KIND, PHASES = "pinn_forward", ("theirs", "source", "adapt", "train")
+KIND, PARTS = "pinn_forward", ("theirs", "source", "adapt", "train")
 WANTED, POINTS, POINT_SEED = 20.0, 10_000, 7
 FIRST = {"adapt": (0.25, 1.5), "train": (2.0, 2.0)}
 """Seconds of the first attempt, and the factor from one to the next."""
@@ -193,18 +193,18 @@ def trained_source(file: Path, seconds: float, weights: Path) -> dict[str, Any]:
     return {"seconds": time.process_time() - begun, "loss": result.heldout_loss}
 
 
-def until(wanted: float, phase: str, cap: float, attempt: Callable[[float], dict[str, Any]]) -> dict[str, Any]:
+def until(wanted: float, part: str, cap: float, attempt: Callable[[float], dict[str, Any]]) -> dict[str, Any]:
     """Attempts of more and more seconds, until one has the error that is wanted or has spent the cap."""
-    seconds, factor = FIRST[phase]
+    seconds, factor = FIRST[part]
     tried: list[dict[str, Any]] = []
     while not tried or (tried[-1]["error"] > wanted and seconds <= cap):
         tried.append(attempt(seconds))
-        print(phase, tried[-1], file=sys.stderr, flush=True)
+        print(part, tried[-1], file=sys.stderr, flush=True)
         seconds *= factor
     return {**tried[-1], "reached": tried[-1]["error"] <= wanted, "tried": [[x["seconds"], x["error"]] for x in tried]}
 
 
-def attempts(phase: str, file: Path, change: Change, weights: Path, wanted: float, cap: float) -> dict[str, Any]:
+def attempts(part: str, file: Path, change: Change, weights: Path, wanted: float, cap: float) -> dict[str, Any]:
     """Seconds to the error that is wanted."""
     import torch
 
@@ -212,15 +212,15 @@ def attempts(phase: str, file: Path, change: Change, weights: Path, wanted: floa
 
     def attempt(seconds: float) -> dict[str, Any]:
         model = built(file, change)
-        if phase == "adapt":
+        if part == "adapt":
             model.net.load_state_dict(torch.load(weights))
         before = error(model, change.reference)
         begun = time.process_time()
-        result = (po.deepxde.adapt if phase == "adapt" else po.deepxde.train)(model, seconds, **settings())
+        result = (po.deepxde.adapt if part == "adapt" else po.deepxde.train)(model, seconds, **settings())
         spent = time.process_time() - begun
         return {"seconds": spent, "error": error(model, change.reference), "before": before, "steps": result.steps}
 
-    return until(wanted, phase, cap, attempt)
+    return until(wanted, part, cap, attempt)
 
 
 def measured(file: Path, runs: Path, given: argparse.Namespace) -> None:
@@ -231,25 +231,25 @@ def measured(file: Path, runs: Path, given: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     change, kept, weights = CHANGES[file.stem], runs / f"{file.stem}.json", runs / f"{file.stem}.pt"
     found = json.loads(kept.read_text()) if kept.exists() else {}
-    for phase in (phase for phase in PHASES if phase in given.phases and phase not in found):
-        if phase == "theirs":
-            found[phase] = theirs(file, change, given.cap)
-        elif phase == "source":
-            found[phase] = trained_source(file, given.source, weights)
+    for part in (part for part in PARTS if part in given.parts and part not in found):
+        if part == "theirs":
+            found[part] = theirs(file, change, given.cap)
+        elif part == "source":
+            found[part] = trained_source(file, given.source, weights)
         else:
             limit = min(given.cap, found["theirs"]["seconds"])
-            found[phase] = attempts(phase, file, change, weights, found["theirs"]["error"], limit)
+            found[part] = attempts(part, file, change, weights, found["theirs"]["error"], limit)
         kept.write_text(json.dumps(found, indent=1))
-        print(f"{file.stem} {phase} {json.dumps(found[phase])}", file=sys.stderr, flush=True)
+        print(f"{file.stem} {part} {json.dumps(found[part])}", file=sys.stderr, flush=True)
 
 
 # The table.
 
 
-def ratio(run: Mapping[str, Any], phase: str) -> float:
-    """How many times fewer seconds; 0 where the error was not reached, nor failed to be."""
-    reached = run.get(phase, {}).get("reached")
-    return run["theirs"]["seconds"] / run[phase]["seconds"] if reached else 0.0
+def ratio(run: Mapping[str, Any], part: str) -> float:
+    """How many times fewer seconds; 0 where the error was not reached."""
+    reached = run.get(part, {}).get("reached")
+    return run["theirs"]["seconds"] / run[part]["seconds"] if reached else 0.0
 
 
 HEAD = [
@@ -271,9 +271,9 @@ def row(name: str, run: Mapping[str, Any]) -> list[str]:
     mark = "*" if theirs["capped"] else ""
     cells = [name, CHANGES[name].what, f"{theirs['error']:.1e}", f"{theirs['seconds']:.0f}{mark}"]
     cells += [f"{adapt['before']:.1e}", f"{adapt['error']:.1e}"]
-    for phase in ("adapt", "train"):
-        spent = run.get(phase)
-        known = ["", ""] if spent is None else [f"{spent['seconds']:.2g}", f"{ratio(run, phase):.0f}"]
+    for part in ("adapt", "train"):
+        spent = run.get(part)
+        known = ["", ""] if spent is None else [f"{spent['seconds']:.2g}", f"{ratio(run, part):.0f}"]
         cells += known if spent is None or spent["reached"] else [f"> {spent['seconds']:.0f}", "not reached"]
     return cells
 
@@ -283,15 +283,15 @@ def whole(runs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def medians(runs: Mapping[str, Any]) -> dict[str, float]:
-    """The median ratio of each phase, over the scripts that have it."""
-    ratios = {phase: [ratio(run, phase) for run in whole(runs).values() if phase in run] for phase in FIRST}
-    return {phase: statistics.median(x) for phase, x in ratios.items() if x}
+    """The median ratio of each part, over the scripts that have it."""
+    ratios = {part: [ratio(run, part) for run in whole(runs).values() if part in run] for part in FIRST}
+    return {part: statistics.median(x) for part, x in ratios.items() if x}
 
 
 def markdown(runs: Mapping[str, Any]) -> str:
     table = [HEAD, ["---"] * len(HEAD), *(row(name, run) for name, run in whole(runs).items())]
     found = medians(runs)
-    said = ", ".join(f"{found[phase]:.0f} times fewer seconds by `{phase}`" for phase in FIRST if phase in found)
+    said = ", ".join(f"{found[part]:.0f} times fewer seconds by `{part}`" for part in FIRST if part in found)
     return "\n".join(f"| {' | '.join(line)} |" for line in table) + f"\n\nMedians: {said}."
 
 
@@ -306,7 +306,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--examples", type=Path, help="the folder examples of a checkout of DeepXDE")
     parser.add_argument("--names", nargs="+", choices=CHANGES, default=[*CHANGES])
-    parser.add_argument("--phases", nargs="+", choices=PHASES, default=PHASES)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--cap", type=float, default=300.0, help="seconds of a measurement")
     parser.add_argument("--source", type=float, default=30.0, help="seconds of training the network that is adapted")
     parser.add_argument("--runs", type=Path, default=Path("adaptations"), help="folder of what is measured")

@@ -93,7 +93,7 @@ def ours(case: Case, seconds: float) -> dict[str, Any]:
     net = po.pretrain(posed, network(posed.inputs, len(posed.fields), case.period), settings=first)
 
     def stepped(net: nn.Module, problem: Any, until: float, unknown: list[str]) -> Any:
-        budget = po.Budget(seconds=max(1.0, begun + until - time.process_time()))
+        budget = po.Budget(seconds=max(0.1, begun + until - time.process_time()))
         method = po.methods.full_implicit(po.LinearlyImplicit())
         log = po.Log(every=10**6, estimate=False)
         run = po.steps(net, problem, method=method, budget=budget, log=log, unknown=unknown, seed=SEED)

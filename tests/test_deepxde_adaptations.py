@@ -68,7 +68,7 @@ def test_a_script_is_changed_or_as_it_is(script):
 
 def test_both_sides_are_measured_and_nothing_twice(script, tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark.time, "perf_counter", benchmark.time.perf_counter)  # put back afterwards
-    given = Namespace(phases=("theirs", "source", "adapt"), cap=20.0, source=1.0)
+    given = Namespace(parts=("theirs", "source", "adapt"), cap=20.0, source=1.0)
     benchmark.measured(script, tmp_path, given)
     run = benchmark.json.loads((tmp_path / "decay.json").read_text())
     assert run["theirs"]["iterations"] > 300

@@ -32,10 +32,10 @@ def test_references_of_our_own_solve_their_equations():
 def test_both_sides_solve_a_problem_with_and_without_unknowns():
     supervised = benchmark.CASES["SupervisedProblem"]
     for side in (benchmark.ours, benchmark.theirs):
-        found = side(supervised, 1.0)
-        assert found["error"] < 1.0
+        found = side(supervised, 0.3)
+        assert found["error"] < 2.0
         assert found["found"] == {}
-    inverse = benchmark.measured("InversePoisson2DSquareProblem", 1.0)
+    inverse = benchmark.measured("InversePoisson2DSquareProblem", 0.3)
     assert inverse["outcome"] == "runs"
     assert {*inverse["ours"]["found"]} == {*inverse["theirs"]["found"]} == {"mu1", "mu2"}
 
