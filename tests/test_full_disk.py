@@ -48,7 +48,7 @@ def refused_at(positions, ran, tmp_path):
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("PINN_ODELORA_CACHE", str(tmp_path / f"cache{n}"))
             then = []
-            Disk(patch.setattr, n, lambda folder=folder, then=then: (then.append(content(folder)), full()))
+            Disk(patch.setattr, n, full, lambda folder=folder, then=then: then.append(content(folder)))
             sentence = refusal(ran, *TINY, f"output_dir={folder}")
             if sentence:
                 said += 1

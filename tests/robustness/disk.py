@@ -18,13 +18,20 @@ class Disk:
         put: ``put(os, name, function)`` exchanges a function, as ``setattr`` and pytest's ``monkeypatch.setattr`` do.
         at: the number of the write; 0 only counts.
         then: what happens.
+        first: what happens before half of it is taken.
 
     Attributes:
         asked: how many there were.
     """
 
-    def __init__(self, put: Callable[[Any, str, Any], object], at: int = 0, then: Callable[[], object] = lambda: None):
-        self.at, self.then, self.asked = at, then, 0
+    def __init__(
+        self,
+        put: Callable[[Any, str, Any], object],
+        at: int = 0,
+        then: Callable[[], object] = lambda: None,
+        first: Callable[[], object] = lambda: None,
+    ):
+        self.at, self.then, self.first, self.asked = at, then, first, 0
         for name in WRITERS:
             put(os, name, self._of(getattr(os, name), half=name == "write"))
 
@@ -33,6 +40,7 @@ class Disk:
             self.asked += 1
             if self.asked != self.at:
                 return do(*given)
+            self.first()
             if half:
                 file, data = given
                 do(file, data[: len(data) // 2])
