@@ -339,7 +339,7 @@ class Drawn:
     seed: int = 0
     made = []  # noqa: RUF012
 
-    def run(self, system, say):
+    def run(self, system, say, wall):
         self.made.append(1)
         with torch.no_grad():
             for p in system.solution.net.parameters():

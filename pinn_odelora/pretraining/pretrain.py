@@ -116,9 +116,9 @@ class Pretraining:
         first = stages.adam(system, *points, self.adam_steps, self.adam_lr, say, wall)
         _check_time(first)
         if first.failure is not None:
-            said = system.refused(first.objective.batch.points) or str(first.failure)
-            steps = "" if isinstance(first.failure, DomainError) else " Choose a smaller adam_lr."
-            raise InputError(f"Pretraining by Adam failed: {said}{steps}")
+            refused = system.refused(first.objective.batch.points)
+            advice = "" if refused or isinstance(first.failure, DomainError) else " Choose a smaller adam_lr."
+            raise InputError(f"Pretraining by Adam failed: {refused or first.failure}{advice}")
         # An error that a constant can make as large as it likes tells nothing of the training.
         error = (lambda: math.nan) if free else unseen_error(system, self.seed)
         unseen = without_reference(system, self.seed)
