@@ -66,6 +66,7 @@ def test_a_script_is_changed_or_as_it_is(script):
         benchmark.built(script, change._replace(text={"nowhere": ""}))
 
 
+@pytest.mark.slow
 def test_both_sides_are_measured_and_nothing_twice(script, tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark.time, "perf_counter", benchmark.time.perf_counter)  # put back afterwards
     given = Namespace(parts=("theirs", "source", "adapt"), cap=20.0, source=1.0)

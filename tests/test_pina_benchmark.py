@@ -29,6 +29,7 @@ def test_references_of_our_own_solve_their_equations():
     assert torch.allclose(second[2], second[0] + second[1], atol=1e-9)
 
 
+@pytest.mark.slow
 def test_both_sides_solve_a_problem_with_and_without_unknowns():
     supervised = benchmark.CASES["SupervisedProblem"]
     for side in (benchmark.ours, benchmark.theirs):

@@ -49,10 +49,12 @@ def test_the_pair_follows_the_three_matrices_exactly(start, landing):
         generator = torch.Generator().manual_seed(0)
         X = linalg.qr(torch.randn(7, 3, generator=generator, dtype=torch.float64)).Q
     plain = Plain(product, X, M @ R.mT, Y, landing)
+    # From zero X and Y have no gradient at first, and Adam divides what rounding leaves of it by its ε of 1e-8.
+    bound = 1e-9 if start == "zero" else 1e-10
     for _ in range(20):
         optimizer.step(product.closure)
         plain.step()
-        assert torch.allclose(product.weight(), plain.weight().detach(), rtol=0, atol=1e-10)
+        assert torch.allclose(product.weight(), plain.weight().detach(), rtol=0, atol=bound)
     assert float(plain.T.detach().norm()) > 0.1
 
 

@@ -26,7 +26,7 @@ from pinn_odelora.checkpoints import load_network, save_network
 from pinn_odelora.config import begin
 from pinn_odelora.errors import InputError, UnwritableError
 from pinn_odelora.integrators import tableau
-from pinn_odelora.lightning.fit import steps_done
+from pinn_odelora.lightning.states import saved_in
 from pinn_odelora.lowrank.adapter_files import load_adapter
 from pinn_odelora.measurements import read_measurements
 from pinn_odelora.nets import MLP
@@ -292,7 +292,7 @@ def test_no_file_of_weights_is_executed(content, folder, tmp_path):
         load_adapter(MLP(2, 1), tmp_path)
     (tmp_path / "last.ckpt").write_bytes(content)
     with pytest.raises(InputError, match=r"last\.ckpt, the state to continue from, is damaged"):
-        steps_done(tmp_path)
+        saved_in(tmp_path)
     (tmp_path / "family.safetensors").write_bytes(content)
     with pytest.raises(InputError, match="no family of this program, or it is damaged"):
         po.load_family(tmp_path / "family.safetensors", MLP(2, 1), po.load(folder).problem)
