@@ -10,13 +10,12 @@ from test_linearisation import assert_linearises, make
 import pinn_odelora as po
 from pinn_odelora.deepxde.conditions import PARTNER
 from pinn_odelora.deepxde.derivatives import answered
-from pinn_odelora.deepxde.devices import default_device
 from pinn_odelora.deepxde.problem import posed
 from pinn_odelora.deepxde.regions import Filtered, coordinates, domain, with_columns
 from pinn_odelora.derivatives import AutogradField
 from pinn_odelora.errors import InputError
 from pinn_odelora.geometry import Box, Cloud, sobol
-from pinn_odelora.geometry.deepxde import Shape, library
+from pinn_odelora.geometry.deepxde import Shape, default_device, library
 from pinn_odelora.lowrank.adapter_files import merged_state_dict
 from pinn_odelora.points import Points
 from pinn_odelora.system import Solution, System, draw_points

@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pinn_odelora.deepxde.devices import default_device
 from pinn_odelora.derivatives.field import Field
 from pinn_odelora.derivatives.gradients import Column, Derivatives, Gradients
 from pinn_odelora.errors import InputError
-from pinn_odelora.geometry.deepxde import library
+from pinn_odelora.geometry.deepxde import default_device, library
 
 
 class Matrices:

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from pinn_odelora.deepxde.conditions import array, term
 from pinn_odelora.deepxde.derivatives import answered
-from pinn_odelora.deepxde.devices import default_device
 from pinn_odelora.deepxde.regions import coordinates, domain
 from pinn_odelora.deepxde.variables import Substituted, names
 from pinn_odelora.derivatives.field import Field
@@ -30,7 +29,7 @@ from pinn_odelora.equation import field_names, taking
 from pinn_odelora.equation import problem as equation
 from pinn_odelora.errors import InputError
 from pinn_odelora.formulation import Problem, Term, parameter
-from pinn_odelora.geometry.deepxde import library
+from pinn_odelora.geometry.deepxde import default_device, library
 from pinn_odelora.points import Points
 
 PDE = "pde"

@@ -18,11 +18,10 @@ from torch import nn
 
 from pinn_odelora.adaptation import adapt as adapt_network
 from pinn_odelora.budget import Budget
-from pinn_odelora.deepxde.devices import default_device
 from pinn_odelora.deepxde.problem import Posed, posed, regularisation
 from pinn_odelora.errors import InputError
 from pinn_odelora.formulation import Problem
-from pinn_odelora.geometry.deepxde import library
+from pinn_odelora.geometry.deepxde import default_device, library
 from pinn_odelora.integrators import LinearlyImplicit
 from pinn_odelora.lowrank.adapter_files import merged_state_dict
 from pinn_odelora.nets import check_network, copied

@@ -72,10 +72,32 @@ def _undisturbed() -> Iterator[None]:
         np.random.set_state(states[1])
         torch.set_rng_state(states[2])
         torch.set_default_dtype(dtype)
-        # Unset the default device if it was unset: one set to the CPU adds overhead to every call.
-        torch.set_default_device(None)
-        if torch.get_default_device() != device:
-            torch.set_default_device(device)
+        _back_to(device)
+
+
+def _back_to(device: torch.device) -> None:
+    """Make a device the default again; where it is torch's own, unset: setting it adds overhead to every call."""
+    torch.set_default_device(None)
+    if torch.get_default_device() != device:
+        torch.set_default_device(device)
+
+
+@contextmanager
+def default_device(device: str | torch.device) -> Iterator[None]:
+    """Another default device meanwhile: DeepXDE makes a GPU torch's default where there is one.
+
+    Points come from the CPU and go where the network is, so that this package computes with the CPU as the default; the
+    user's functions have that of the points as theirs, on which they put the tensors that they make.
+    """
+    before = torch.get_default_device()
+    if before.type == torch.device(device).type:
+        yield
+        return
+    torch.set_default_device(device)
+    try:
+        yield
+    finally:
+        _back_to(before)
 
 
 @contextmanager
