@@ -112,24 +112,6 @@ def exchange(together):
     return gathered, together.summed([own, own.double()[0]]), flags, together.clock()
 
 
-def single(_, folder):
-    """Every case in one process, as fresh as the two are, whatever other tests leave behind."""
-    torch.set_num_threads(1)
-    found = {}
-    for name, settings in CASES.items():
-        run = adaptation(**settings())
-        found[name] = (result(run), run.training.progress.gradient_evals)
-    torch.save(found, f"{folder}/alone")
-
-
-@pytest.fixture(scope="module")
-def one(tmp_path_factory):
-    """What one process has found."""
-    folder = tmp_path_factory.mktemp("one")
-    multiprocessing.spawn(single, (str(folder),), 1)
-    return torch.load(folder / "alone")
-
-
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     """What each of two processes has found."""
@@ -139,8 +121,9 @@ def two(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_two_processes_equal_one(one, two, name):
-    expected, evals = one[name]
+def test_two_processes_equal_one(two, name):
+    alone = adaptation(**CASES[name]())
+    expected, evals = result(alone), alone.training.progress.gradient_evals
     (first, first_evals, _), (second, second_evals, _) = (found[name] for found in two)
     assert first_evals == second_evals == evals
     assert first.keys() == expected.keys()

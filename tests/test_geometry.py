@@ -29,6 +29,19 @@ def test_sobol_depends_on_seed_and_draw_alone():
     assert all(float((first - other).abs().max()) > 0.1 for other in others)
 
 
+@pytest.mark.parametrize("d", [1, 2, 3])
+def test_sobol_has_the_same_bits_in_any_default_precision(d):
+    """DeepXDE makes 64 bits torch's default, in which torch makes the first point."""
+    expected = sobol(9, d, seed=17)
+    kept = sys.modules[sobol.__module__]._scrambled
+    kept.cache_clear()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(sobol(9, d, seed=17), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_sobol_leaves_the_global_generator_alone():
     state = torch.get_rng_state()
     sobol(123, 2, seed=11)
