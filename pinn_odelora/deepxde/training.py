@@ -26,7 +26,7 @@ from pinn_odelora.integrators import LinearlyImplicit
 from pinn_odelora.lowrank.adapter_files import merged_state_dict
 from pinn_odelora.nets import check_network, copied
 from pinn_odelora.optim.methods import full_implicit
-from pinn_odelora.pretraining import alternation, stages
+from pinn_odelora.pretraining import stages
 from pinn_odelora.pretraining.pretrain import unseen_error, without_reference
 from pinn_odelora.result import Result
 from pinn_odelora.rules import number, whole
@@ -42,6 +42,8 @@ LEAST = 1.0
 """Seconds for each part, however long those before it took."""
 FLOOR = 1e-12
 """The relative error below which nothing is gained."""
+STEPS = 10_000
+"""Of natural gradient at most, in messages."""
 
 
 def adapt(model: Any, seconds: float = 10.0, *, fields: Sequence[str] | None = None, **settings: Any) -> Result:
@@ -78,9 +80,8 @@ def train(
 ) -> Result:
     """Train the network of a ``deepxde.Model`` from its weights as they are: Adam, then natural gradient.
 
-    All weights are trained, on our points and in double precision, as ``po.pretrain`` does, with L-BFGS in turns where
-    natural gradient stands still, and in the last part of the time as ``po.adapt`` does with ``full_implicit``, whose
-    result is returned; otherwise as ``adapt``.
+    All weights are trained, on our points and in double precision, as ``po.pretrain`` does, and in the last part of the
+    time as ``po.adapt`` does with ``full_implicit``, whose result is returned; otherwise as ``adapt``.
 
     Args:
         model: compiled, see ``problem``; it is changed in place.
@@ -88,7 +89,7 @@ def train(
         fields: names of the network's outputs.
         adam_steps: before natural gradient.
         seed: of the points.
-        settings: those of ``po.adapt``; a ``budget`` is that of each part, natural gradient alone in the first.
+        settings: those of ``po.adapt``; a ``budget`` is that of each part.
 
     Raises:
         InputError: as ``problem`` and ``po.adapt`` do, before anything is trained.
@@ -99,32 +100,25 @@ def train(
     begun = time.perf_counter()
     net = check_network(copied(model.net), own.problem)
     # With its guess for an unknown coefficient, which is found afterwards.
-    part = seconds * (AT_THE_GUESS if own.unknown else MOSTLY)
+    until = begun + seconds * (AT_THE_GUESS if own.unknown else MOSTLY)
     with threads(1), default_device("cpu"):
-        _pretrained(own.problem.as_source(), net, adam_steps, part, settings.get("budget"), seed)
+        _natural_gradient(own.problem.as_source(), net, adam_steps, until, settings.get("budget"), seed)
     left = max(seconds - (time.perf_counter() - begun), LEAST)
     return _finished(model, own, net, left, {"method": full_implicit(LinearlyImplicit()), "seed": seed, **settings})
 
 
-def _pretrained(
-    problem: Problem, net: nn.Module, adam_steps: int, seconds: float, budget: Budget | None, seed: int
+def _natural_gradient(
+    problem: Problem, net: nn.Module, adam_steps: int, until: float, budget: Budget | None, seed: int
 ) -> None:
-    """Train a network in place, as pretraining does, for so many seconds, or for a budget of natural gradient."""
-    until = time.perf_counter() + seconds
-    system, points = System(problem, Solution(problem, net)), (INTERIOR, BOUNDARY, seed)
-    first = stages.adam(system, *points, adam_steps, ADAM_LR, log.info)
+    """Train a network in place, as pretraining does, until a time or for a budget."""
+    system = System(problem, Solution(problem, net))
+    first = stages.adam(system, INTERIOR, BOUNDARY, seed, adam_steps, ADAM_LR, log.info)
     if first.failure is not None:
         raise InputError(f"Adam failed: {first.failure}")
+    budget = budget or Budget(seconds=max(until - time.perf_counter(), LEAST))
+    stage = stages.natural_gradient(system, INTERIOR, BOUNDARY, seed)
     error, unseen = unseen_error(system, seed), without_reference(system, seed)
-    natural, lbfgs = stages.natural_gradient(system, *points), lambda: stages.lbfgs(system, *points)
-    left = max(until - time.perf_counter(), LEAST)
-    if budget is not None:
-        stages.follow(natural, budget, stages.MANY, error, FLOOR, log.info, unseen)
-    elif reason := stages.unsuitable(natural):
-        log.info("L-BFGS follows, since %s.", reason)
-        stages.follow(lbfgs(), Budget(seconds=left), stages.MANY, error, FLOOR, log.info, unseen)
-    else:
-        alternation.train(system, natural, lbfgs, left, error, FLOOR, log.info, unseen)
+    stages.follow(stage, budget, STEPS, error, FLOOR, log.info, unseen)
     system.solution.zero_grad(set_to_none=True)
 
 
@@ -132,8 +126,7 @@ def _finished(model: Any, own: Posed, net: nn.Module, seconds: float, settings: 
     if kind := regularisation(model):
         log.warning("The %s regularization of the network is left out: it is no part of the equation.", kind)
     settings.setdefault("budget", Budget(seconds=seconds))
-    with default_device("cpu"):
-        result = adapt_network(net, own.problem, unknown=own.unknown, **settings)
+    result = adapt_network(net, own.problem, unknown=own.unknown, **settings)
     _put(model, own, result)
     return result
 

@@ -45,8 +45,6 @@ RESIDUAL, FIRST = 0.3, 125
 """As of ``points=residual``: the part of the points that follows the residual, and the first batch, in residuals."""
 STANDSTILL = 4
 """The part of the patience after which steps on few points get more of them."""
-MANY = 10_000
-"""Steps of a stage that has no number of them, in messages."""
 ALONE = 32
 """Trained numbers that the tape does not tell of beyond which a Jacobian is too expensive: each takes a reverse
 sweep."""
@@ -186,7 +184,7 @@ def follow(
         unseen: what is looked at where there is no reference, and the loss in messages; the loss of the steps if
             absent.
     """
-    spent = reported = at = stage.cost(stage.training)
+    spent = reported = at = 0
     now = error()
     known = not math.isnan(now)
     best = now if known else math.inf
