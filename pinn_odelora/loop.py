@@ -25,7 +25,7 @@ from pinn_odelora.integrators import Report
 from pinn_odelora.objective import Batch, Evaluation, Objective, Snapshot
 from pinn_odelora.optim.methods import Method
 from pinn_odelora.points import Points
-from pinn_odelora.sampling.batch_size import AdaptiveBatchSize, price, serves
+from pinn_odelora.sampling.batch_size import AdaptiveBatchSize, completed, price, serves
 from pinn_odelora.sampling.sampler import Sampler
 from pinn_odelora.selection.best_iterate import ROUND, SMALL, BestIterate
 from pinn_odelora.selection.rank import RankAdaptation
@@ -143,7 +143,7 @@ class Training:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a saved state; tensors are where the network is."""
         self.progress = Progress(**state["progress"])
-        self.batch_size = AdaptiveBatchSize.restored(state["batch_size"])
+        self.batch_size = AdaptiveBatchSize(**completed(state["batch_size"]))
         self.best = BestIterate.loaded(state["best"])
         if self.ranks is not None:
             self.ranks.load(state["ranks"])

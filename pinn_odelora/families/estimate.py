@@ -16,7 +16,7 @@ points, of which δ knows nothing. What of them remains, ‖r' + J' δ‖², is 
 deviation of √(2/n): of all μ for which it is as small as the smallest up to that, the smallest μ is taken, since
 damping makes e smaller (the rule of one standard error, Breiman et al., 1984, towards the side that is safe here).
 
-Wide networks have thousands of coordinates, but J falls below 1e-7 of its norm after some four hundred directions.
+Networks have a thousand coordinates and more, but J falls below 1e-7 of its norm after some four hundred directions.
 ``COORDINATES`` random combinations of the coordinates span these (Halko, Martinsson and Tropp, 2011, arXiv 0909.4061).
 
 What an adapter cannot represent is not seen. Estimates are ‖e‖ / ‖u‖ times a safety factor. Ratios to the true error

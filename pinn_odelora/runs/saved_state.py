@@ -29,7 +29,7 @@ from pinn_odelora.manifest import digest_of
 from pinn_odelora.objective import Evaluation
 from pinn_odelora.runs.ended import EndedRun
 from pinn_odelora.runs.save import described
-from pinn_odelora.sampling.batch_size import AdaptiveBatchSize
+from pinn_odelora.sampling.batch_size import AdaptiveBatchSize, completed
 from pinn_odelora.selection.best_iterate import Iterate
 from pinn_odelora.selection.rank import Watch
 
@@ -164,7 +164,7 @@ def _check_training(found: Any, own: Training) -> None:
     expected = own.state_dict()
     _has(found, expected, "its record of the run")
     _check_fields(Progress, found["progress"], "progress")
-    _check_fields(AdaptiveBatchSize, _with_counts(found["batch_size"]), "batch_size")
+    _check_fields(AdaptiveBatchSize, completed(found["batch_size"]), "batch_size")
     _has(found["best"], expected["best"], "best")
     for name, iterate in found["best"].items():
         _check_fields(Iterate, iterate, name)
@@ -187,13 +187,6 @@ def _check_training(found: Any, own: Training) -> None:
         _has(last["weights"], own.objective.layers, "weights of its evaluation")
     for name in ("draw", "considered"):
         whole(found[name])
-
-
-def _with_counts(batch_size: Any) -> Any:
-    """With the counts that states of before do not have."""
-    if not isinstance(batch_size, Mapping):
-        return batch_size
-    return {name: getattr(AdaptiveBatchSize, name) for name in ("tried", "excess")} | dict(batch_size)
 
 
 def _check_fields(cls: type, found: Any, where: str) -> None:

@@ -96,6 +96,13 @@ def beyond(size: int, largest: int, dimension: int) -> int:
     return min(size, largest)
 
 
+def completed(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Saved fields of an ``AdaptiveBatchSize`` with those that were not there before the first steps were counted: such
+    a run keeps the rule that it had.
+    """
+    return {"tried": TRIED + 1, "excess": 0.0} | dict(saved)
+
+
 def serves(dimension: int, largest: int, sufficient: int, residuals_each: float) -> bool:
     """Whether batches suffice for steps with so many coordinates: the largest has ``residuals_each`` for each of them,
     or the smallest sufficient one is under-determined with at most four coordinates for each residual.
@@ -174,11 +181,6 @@ class AdaptiveBatchSize:
             return False
         self.size, self.gap = size, 0.0
         return True
-
-    @classmethod
-    def restored(cls, saved: Mapping[str, Any]) -> AdaptiveBatchSize:
-        """As it was saved; a run that was begun before the first steps were counted keeps the rule that it had."""
-        return cls(**{"tried": TRIED + 1} | dict(saved))
 
     def _try(self, gap: float, largest: int, dimension: int) -> None:
         """Count a step at a batch that stays, and leave that where it is not sufficient."""
