@@ -115,7 +115,7 @@ def adapted(name: str, case: str, seed: int, seconds: float) -> dict[str, object
     net, pretraining = pretrained(name, case)
     budget, log = po.Budget(seconds=seconds), po.Log(every=10**6)
     run = po.steps(net, CASES[case].target(), budget=budget, log=log, seed=seed, device="cpu")
-    engines = {"jets" if run.system.engine(term).plan else "reverse mode" for term in run.system.terms}
+    engines = {"jets" if run.system.engine(term).by_rows.plan else "reverse mode" for term in run.system.terms}
     run.training.clock = time.process_time
     _ = [*run]
     result = run.result()

@@ -106,7 +106,7 @@ def ours(case: Case, seconds: float) -> dict[str, Any]:
         net = stepped(net, posed.as_source(), AT_THE_GUESS * seconds, []).net
     run = stepped(net, posed, seconds, unknown)
     spent, result = time.process_time() - begun, run.result()
-    engines = {"jets" if run.system.engine(term).plan else "reverse mode" for term in run.system.terms}
+    engines = {"jets" if run.system.engine(term).by_rows.plan else "reverse mode" for term in run.system.terms}
     found = {name: x["estimate"] for name, x in result.coefficients.items()}
     solved = lambda x: result.net(x.to(next(result.net.parameters())))
     return {

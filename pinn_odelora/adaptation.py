@@ -253,6 +253,8 @@ class Adaptation:
     def chosen(self) -> str:
         """Two lines: which layers are adapted, at which rank, and how derivatives are found."""
         engines = {name: self.system.engine(name) for name in self.system.terms}
+        if self.method.linearises:
+            engines = {name: engine.by_rows for name, engine in engines.items()}
         return f"{self._layers_chosen()}\n{chosen.derivatives_line(engines)}"
 
     def _layers_chosen(self) -> str:

@@ -366,6 +366,20 @@ def test_a_network_without_jet_rules_has_the_same_linearisation(activation, chun
     assert_near(a.columns(frames), a.columns() @ basis)
 
 
+def test_jets_that_cost_more_than_a_gradient_still_give_the_rows_at_once(generator):
+    """u_t + c u_x by single derivatives: three channels of jets against two products of reverse mode."""
+    term = Term(LINEAR, lambda f: f.u_t + 0.7 * f.u_x + f.u**2, 1.7)
+    case = make(weighted(Burgers(conditions="soft")), generator, extra={"advection": term}, derivatives="auto")
+    engine = case.system.engine("advection")
+    assert engine.plan is None
+    assert (engine.products, engine.by_rows.products) == (2, 3)
+    assert "reverse mode needs 2 products a layer, jets 3" in engine.reason
+    assert not engine.by_rows.reason
+    a = case.linearised()
+    assert a._sweep.paired("advection")
+    assert_linearises(a, *case.dense(), generator)
+
+
 class Transposed(Net):
     """The first layer is a product of matrices; the last is a linear layer, and more."""
 

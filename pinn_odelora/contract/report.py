@@ -224,7 +224,7 @@ def _engines(problem: Problem) -> Iterator[Row]:
     automatic = System(problem, solution)
     for name, term in problem.loss_terms().items():
         try:
-            engine = automatic.engine(name)
+            engine = automatic.engine(name).by_rows
         except InputError as refused:
             yield Row(f"derivatives in {name}", FAILS, str(refused).rstrip("."))
             continue

@@ -43,6 +43,7 @@ class Engine:
         reason: why there is no plan.
         order: of the highest derivative.
         reverse: products of a point with a hidden weight by nested reverse mode.
+        dearer: the plan of jets that apply, but cost more than reverse mode does.
     """
 
     solution: Solved
@@ -53,6 +54,14 @@ class Engine:
     reason: str = ""
     order: int = 0
     reverse: int = 1
+    dearer: Plan | None = None
+
+    @property
+    def by_rows(self) -> Engine:
+        """The engine where every row is differentiated by the weights: jets allow that in one sweep, reverse mode in one
+        for each row, so that jets cost less wherever they apply.
+        """
+        return self if self.dearer is None else replace(self, plan=self.dearer, reason="", dearer=None)
 
     @property
     def products(self) -> int:
@@ -133,10 +142,6 @@ def rehearse(
 def _accepted(name: str, jets: Engine, recorder: Recorder, r: Tensor, engine: str) -> Engine:
     """The jet engine, verified; the reverse-mode one if that is cheaper and the choice is free."""
     assert jets.plan is not None
-    if engine == "auto" and jets.plan.carried > jets.plan.reverse:
-        reason = f"nested reverse mode needs {jets.plan.reverse} products a layer, jets {jets.plan.carried}"
-        log.info("%s: derivatives by nested reverse mode, since %s.", name, reason)
-        return replace(jets, plan=None, reason=reason)
     p = Points({key: x.detach() for key, x in recorder.points.items()})
     with torch.enable_grad():
         tried = jets.residual(p)
@@ -146,6 +151,10 @@ def _accepted(name: str, jets: Engine, recorder: Recorder, r: Tensor, engine: st
     weights = _leaves(r) - _coordinates(recorder)
     if not all(map(_near, _gradient(tried, weights), _gradient(r, weights))):
         raise NoJetRule("the gradient of its residual by jets differs")
+    if engine == "auto" and jets.plan.carried > jets.plan.reverse:
+        reason = f"nested reverse mode needs {jets.plan.reverse} products a layer, jets {jets.plan.carried}"
+        log.info("%s: derivatives by nested reverse mode, since %s.", name, reason)
+        return replace(jets, plan=None, reason=reason, dearer=jets.plan)
     return jets
 
 

@@ -146,7 +146,8 @@ class Sweep:
     def _groups(self, name: str, p: Points, number: int, first: int, start: int, paired: bool) -> list[Group]:
         with self.variables.alive() as W:
             tape: Tape = []
-            residual = self.system.engine(name).residual(p, tape if paired else None)
+            engine = self.system.engine(name)
+            residual = engine.by_rows.residual(p, tape) if paired else engine.residual(p)
             r = self.system.weighted(name, residual, number)
             told = {key: x for key, x in self.variables.others.items() if key not in self._apart.get(name, ())}
             where = places(tape, W, told)
@@ -187,7 +188,7 @@ class Sweep:
 
         A variable other than a layer of which the tape does not tell all is differentiated apart from then on.
         """
-        if self.system.terms[name].coupled or self.system.engine(name).plan is None:
+        if self.system.terms[name].coupled or self.system.engine(name).by_rows.plan is None:
             return False
         few = self.system.sample(name)
         try:
