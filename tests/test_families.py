@@ -17,6 +17,7 @@ from pinn_odelora.families.estimate import DAMPINGS, Linearised, Unseen, green, 
 from pinn_odelora.families.interpolation import guesses
 from pinn_odelora.families.parametric import Parametric, fresh
 from pinn_odelora.families.ranges import Interval, Ranges
+from pinn_odelora.families.sensitivity import sensitivity
 from pinn_odelora.families.span import Span, gauss_newton
 from pinn_odelora.families.stations import Station, distance, solve
 from pinn_odelora.linearisation import Linearisation
@@ -317,6 +318,18 @@ def test_the_derivative_is_that_of_the_solution(family):
     exact = (u(kappa + 1e-5) - u(kappa - 1e-5)) / 2e-5
     found = family.derivative("kappa", kappa=kappa)(x, t)
     assert np.linalg.norm(found - exact) < 0.02 * np.linalg.norm(exact)
+
+
+def test_the_derivative_does_not_depend_on_the_weight_of_the_loss(heat, family):
+    """Its damping is relative to the largest entry of JᵀJ, which has the weight as a factor."""
+    x, t = np.random.default_rng(1).random((2, 40))
+    station, found = family.stations[2], []
+    for weight in (1.0, 1e-6):
+        parametric = Parametric(heat, Heat(weights={"pde": weight}), ("kappa",), family.parametric.lora)
+        points = parametric.points(1000, 0, "test")
+        slope = sensitivity(parametric, dict(station.values), station.weights, "kappa", 1e-4, points)
+        found.append(slope(x, t))
+    np.testing.assert_allclose(found[1], found[0], rtol=0, atol=1e-3 * np.abs(found[0]).max())
 
 
 def test_what_lies_outside_is_refused_unless_asked_for(family):
