@@ -37,6 +37,7 @@ import sys
 import time
 from pathlib import Path
 
+import torch
 from networks import put
 
 TENTH = 0.1
@@ -48,6 +49,8 @@ REPLACED = {
     "tf.concat(": "tf.cat(",
 }
 """Lines for TensorFlow by lines for torch."""
+CHOSEN = {"sin": torch.sin, "cos": torch.cos}
+"""What scripts choose by the backend's name without a choice for torch."""
 PRINTED = re.compile(r"L2 relative error:?\s*\[?([0-9.eE+-]+)", re.IGNORECASE)
 """What many scripts print in the end."""
 
@@ -82,7 +85,8 @@ def executed(file, train):
     os.chdir(file.parent)
     try:
         with contextlib.redirect_stdout(said):
-            exec(compile(source(file), str(file), "exec"), {"__name__": "__main__", "__file__": str(file)})
+            names = {"__name__": "__main__", "__file__": str(file), **CHOSEN}
+            exec(compile(source(file), str(file), "exec"), names)
     except Exception as error:
         if not models:
             raise
