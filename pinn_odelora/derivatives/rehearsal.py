@@ -58,8 +58,9 @@ class Engine:
 
     @property
     def by_rows(self) -> Engine:
-        """The engine where every row is differentiated by the weights: jets allow that in one sweep, reverse mode in one
-        for each row, so that jets cost less wherever they apply.
+        """The engine where every row is differentiated by the weights.
+
+        Jets allow that in one sweep, reverse mode in one for each row, so that jets cost less wherever they apply.
         """
         return self if self.dearer is None else replace(self, plan=self.dearer, reason="", dearer=None)
 
