@@ -49,10 +49,11 @@ REPLACED = {
     "tf.concat(": "tf.cat(",
 }
 """Lines for TensorFlow by lines for torch."""
-CHOSEN = {"sin": torch.sin, "cos": torch.cos}
-"""What scripts choose by the backend's name without a choice for torch."""
-PRINTED = re.compile(r"L2 relative error:?\s*\[?([0-9.eE+-]+)", re.IGNORECASE)
-"""What many scripts print in the end."""
+CHOSEN = {"torch": torch, "sin": torch.sin, "cos": torch.cos}
+"""What scripts choose by the backend's name, some without a choice for torch."""
+PRINTED = re.compile(r"((?:L2 relative|relative L2) error(?: in \w+)?):?\s*\[?([0-9.eE+-]+)", re.IGNORECASE)
+"""What many scripts print in the end, for each field or for all."""
+TORCH, OTHER = "# Backend pytorch", "# Backend "
 
 
 def source(file):
@@ -60,7 +61,12 @@ def source(file):
     for old, new in REPLACED.items():
         text = text.replace(old, new)
     # Some scripts choose their functions by commented lines, those of torch among them.
-    return re.sub(r"^# (import torch)$", r"\1", text, flags=re.MULTILINE)
+    text, chosen = re.sub(r"^# (import torch)$", r"\1", text, flags=re.MULTILINE), False
+    lines = []
+    for line in text.splitlines():
+        chosen = line.startswith(TORCH) or (chosen and line.startswith("# ") and not line.startswith(OTHER))
+        lines.append(line[2:] if chosen and not line.startswith(OTHER) else line)
+    return "\n".join(lines) + "\n"
 
 
 def executed(file, train):
@@ -112,8 +118,8 @@ def error_in(model, said):
     """The error at points of the geometry where the model has a reference, else what the script prints, if it does."""
     if model.data.soln is not None:
         return error_of(model)
-    found = PRINTED.findall(said)
-    return float(found[-1]) if found else None
+    found = {label: float(error) for label, error in PRINTED.findall(said)}  # the last of each
+    return max(found.values(), default=None)
 
 
 def error_of(model):

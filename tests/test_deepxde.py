@@ -403,6 +403,10 @@ def test_what_is_wrong_is_a_sentence(dde, monkeypatch):
         posed(network(dde, 1))
     with pytest.raises(InputError, match=r"fields names 2 outputs, but the network has 1"):
         po.deepxde.problem(compiled(dde, data, network(dde, 1)), fields=["u", "v"])
+    widened = network(dde, 1)
+    widened.apply_feature_transform(lambda x: torch.cat([x, x.sin()], dim=1))
+    with pytest.raises(InputError, match=r"network cannot be called at points of shape \(2, 1\): RuntimeError: mat1"):
+        posed(compiled(dde, data, widened))
     nowhere = dde.icbc.DirichletBC(g, lambda x: 0, lambda x, on: False)
     with pytest.raises(InputError, match=r"condition 1 \(DirichletBC\) holds on no point"):
         posed(compiled(dde, dde.data.PDE(g, nothing, [nowhere], 5, 2), network(dde, 1)))

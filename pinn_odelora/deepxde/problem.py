@@ -27,7 +27,7 @@ from pinn_odelora.deepxde.variables import Substituted, names
 from pinn_odelora.derivatives.field import Field
 from pinn_odelora.equation import field_names, taking
 from pinn_odelora.equation import problem as equation
-from pinn_odelora.errors import InputError
+from pinn_odelora.errors import InputError, cause
 from pinn_odelora.formulation import Problem, Term, parameter
 from pinn_odelora.geometry.deepxde import default_device, library
 from pinn_odelora.points import Points
@@ -148,9 +148,12 @@ def _losses(model: Any) -> list[Callable]:
 
 def outputs(model: Any, fields: Sequence[str] | None) -> tuple[str, ...]:
     """Names of the network's outputs, which are counted at a few points."""
-    like = next(model.net.parameters())
-    with torch.no_grad():
-        number = model.net(like.new_tensor(model.data.train_x[:2])).shape[1]
+    few = next(model.net.parameters()).new_tensor(model.data.train_x[:2])
+    try:
+        with torch.no_grad():
+            number = model.net(few).shape[1]
+    except Exception as error:  # Somebody else's network and transforms can fail in any way.
+        raise InputError(f"The network cannot be called at points of shape {(*few.shape,)}: {cause(error)}.") from error
     if fields is None:
         return field_names(number)
     if len(fields) != number:
