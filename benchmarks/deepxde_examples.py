@@ -243,6 +243,19 @@ def lines(runs):
     return rows
 
 
+def unknowns(runs):
+    """The values found for the unknowns of inverse scripts, where there are any."""
+    rows = ["| script | found | DeepXDE | its own length |", "|---|---|---|---|"]
+    shown = lambda values: ", ".join(f"{x:.5g}" for x in values or ())
+    for name, run in sorted(runs.items()):
+        if run.get("variables"):
+            named = ", ".join(f"{key} {x:.5g}" for key, x in run["variables"].items())
+            rows.append(
+                f"| {name} | {named} | {shown(run.get('theirs variables'))} | {shown(run.get('full variables'))} |"
+            )
+    return rows if len(rows) > 2 else []
+
+
 def verdict(runs):
     """What is reached of the targets, a sentence, and whether it is all."""
     both = {name: run for name, run in sorted(runs.items()) if run.get("error") and run.get("theirs")}
@@ -305,10 +318,11 @@ def main():
             args.json.write_text(json.dumps(runs, indent=1))
             print(lines({name: runs[name]})[-1], flush=True)
     runs = read(args.json)
-    (said, reached), table = verdict(runs), "\n".join(lines(runs))
-    print(f"{table}\n\n{said}")
+    said, reached = verdict(runs)
+    report = "\n\n".join(filter(None, ("\n".join(lines(runs)), "\n".join(unknowns(runs)), said)))
+    print(report)
     if args.page:
-        put(args.page, f"{table}\n\n{said}")
+        put(args.page, report)
     return int(not reached)
 
 
