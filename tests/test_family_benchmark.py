@@ -376,6 +376,8 @@ def test_a_run_of_every_kind_has_what_the_report_reads(tmp_path, monkeypatch):
     assert "| heat, kappa from 0.05 to 0.3 (log)" in written
     assert "| heat | combination |" in written
     assert "## As one adapter" in written
+    if commit := command.commit():  # there is none outside of a repository
+        assert f"Families by commit, seed 0: {commit[:7]}." in written
 
 
 def test_budgets_are_cpu_seconds_while_families_are_measured():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from racing.verdict import Verdict
 
 from answering.cases import CASES
-from answering.plan import Plan
+from answering.plan import FAMILY, Plan
 from answering.results import Contest, Results
 from answering.roster import PREPARERS, RIVALS, SOLVERS
 
@@ -37,6 +37,7 @@ def page(results: Results, judged: list[Verdict], plan: Plan) -> str:
             *(f"| {verdict.target} | {verdict.found} | {verdict.state} |" for verdict in judged),
             "",
             *absent(results, plan),
+            *commits(results),
         ]
     )
 
@@ -147,6 +148,16 @@ def preparers(results: Results, names: list[str]) -> list[str]:
 
 def table(head, rows) -> list[str]:
     return [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(f"| {' | '.join(cells)} |" for cells in rows)]
+
+
+def commits(results: Results) -> list[str]:
+    """By which code the families of each seed were made, since a report may hold runs of several."""
+    made: dict[int, set[str]] = {}
+    for run in results.runs:
+        if run["what"] == FAMILY and (commit := run.get("versions", {}).get("commit")):
+            made.setdefault(run["seed"], set()).add(commit[:7])
+    said = "; ".join(f"seed {seed}: {', '.join(sorted(made[seed]))}" for seed in sorted(made))
+    return [f"Families by commit, {said}.", ""] if made else []
 
 
 def absent(results: Results, plan: Plan) -> list[str]:
