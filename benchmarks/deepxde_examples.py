@@ -53,6 +53,8 @@ CHOSEN = {"torch": torch, "sin": torch.sin, "cos": torch.cos}
 """What scripts choose by the backend's name, some without a choice for torch."""
 PRINTED = re.compile(r"((?:L2 relative|relative L2) error(?: in \w+)?):?\s*\[?([0-9.eE+-]+)", re.IGNORECASE)
 """What many scripts print in the end, for each field or for all."""
+LBFGS_STEP = 1.25
+"""Evaluations of an iteration of L-BFGS with its line search, where Adam has one."""
 TORCH, OTHER = "# Backend pytorch", "# Backend "
 
 
@@ -152,9 +154,10 @@ def adam_and_lbfgs(model, seconds, train):
     begun = time.process_time()
     train(model, iterations=10**7, display_every=10**6, callbacks=[until(begun + seconds / 2)], verbose=0)
     settings = {"loss_weights": model.loss_weights, "external_trainable_variables": model.external_trainable_variables}
-    dde.optimizers.set_LBFGS_options(maxiter=200)
-    while time.process_time() < begun + seconds:
+    each = LBFGS_STEP * (time.process_time() - begun) / max(model.train_state.step, 1)
+    while (left := begun + seconds - time.process_time()) > 0:
         before = model.train_state.step
+        dde.optimizers.set_LBFGS_options(maxiter=max(1, min(200, round(left / each))))
         model.compile("L-BFGS", verbose=0, **settings)
         train(model, display_every=10**6, verbose=0)
         if model.train_state.step == before:
