@@ -53,6 +53,8 @@ CHOSEN = {"torch": torch, "sin": torch.sin, "cos": torch.cos}
 """What scripts choose by the backend's name, some without a choice for torch."""
 PRINTED = re.compile(r"((?:L2 relative|relative L2) error(?: in \w+)?):?\s*\[?([0-9.eE+-]+)", re.IGNORECASE)
 """What many scripts print in the end, for each field or for all."""
+LATER = 50
+"""Calls of ``model.train`` after the first, of which none does anything, that a script may make."""
 LBFGS_STEP = 1.25
 """Evaluations of an iteration of L-BFGS with its line search, where Adam has one."""
 TORCH, OTHER = "# Backend pytorch", "# Backend "
@@ -105,13 +107,20 @@ def executed(file, train):
 
 
 def once(train):
-    """A training in place of the first call for each model, and nothing in place of later ones."""
-    trained = []
+    """A training in place of the first call for each model, and nothing in place of later ones.
+
+    A script that trains until something is reached would never end: it is ended after a while.
+    """
+    trained, later = [], []
 
     def first(model, *_, **__):
-        if model not in trained:
-            trained.append(model)
-            train(model)
+        if model in trained:
+            later.append(model)
+            if len(later) > LATER:
+                raise RuntimeError("the script trains again and again")
+            return
+        trained.append(model)
+        train(model)
 
     return first
 

@@ -71,6 +71,16 @@ def test_a_script_runs_with_another_training_in_place_of_its_own(script, monkeyp
     assert benchmark.error_in(model, "") is None
 
 
+def test_a_script_that_trains_until_something_is_reached_is_ended():
+    trained = []
+    train = benchmark.once(trained.append)
+    train("a", iterations=3)
+    with pytest.raises(RuntimeError, match="again and again"):
+        while True:
+            train("a")
+    assert trained == ["a"]
+
+
 def test_what_is_reached_is_told_by_scripts_with_both_errors():
     runs = {
         "pinn_forward/a": {"outcome": "runs", "error": 1e-6, "theirs": 1e-3, "steps": 9, "full": 1e-4, "capped": True},
