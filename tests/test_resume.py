@@ -137,6 +137,7 @@ def compare(whole, parts):
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
+@pytest.mark.slow  # the campaign of tests/robustness kills runs by default, too
 def test_a_killed_run_ends_with_the_same_bits(tmp_path):
     kill_and_resume(2, tmp_path, seed=0)
 

@@ -43,7 +43,7 @@ class Engine:
         reason: why there is no plan.
         order: of the highest derivative.
         reverse: products of a point with a hidden weight by nested reverse mode.
-        dearer: the plan of jets that apply, but cost more than reverse mode does.
+        expensive: the plan of jets that apply, but cost more than reverse mode does.
     """
 
     solution: Solved
@@ -54,7 +54,7 @@ class Engine:
     reason: str = ""
     order: int = 0
     reverse: int = 1
-    dearer: Plan | None = None
+    expensive: Plan | None = None
 
     @property
     def by_rows(self) -> Engine:
@@ -62,7 +62,7 @@ class Engine:
 
         Jets allow that in one sweep, reverse mode in one for each row, so that jets cost less wherever they apply.
         """
-        return self if self.dearer is None else replace(self, plan=self.dearer, reason="", dearer=None)
+        return self if self.expensive is None else replace(self, plan=self.expensive, reason="", expensive=None)
 
     @property
     def products(self) -> int:
@@ -155,7 +155,7 @@ def _accepted(name: str, jets: Engine, recorder: Recorder, r: Tensor, engine: st
     if engine == "auto" and jets.plan.carried > jets.plan.reverse:
         reason = f"nested reverse mode needs {jets.plan.reverse} products a layer, jets {jets.plan.carried}"
         log.info("%s: derivatives by nested reverse mode, since %s.", name, reason)
-        return replace(jets, plan=None, reason=reason, dearer=jets.plan)
+        return replace(jets, plan=None, reason=reason, expensive=jets.plan)
     return jets
 
 
