@@ -1,6 +1,7 @@
 """DeepXDE models as they are: our rows are DeepXDE's errors, condition by condition and with their derivatives."""
 
 import copy
+import logging
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from pinn_odelora.geometry import Box, Cloud, sobol
 from pinn_odelora.geometry.deepxde import Shape, default_device, library
 from pinn_odelora.lowrank.adapter_files import merged_state_dict
 from pinn_odelora.points import Points
+from pinn_odelora.pretraining import stages
 from pinn_odelora.system import Solution, System, draw_points
 
 
@@ -339,6 +341,37 @@ def decay(dde, rate, width=10, variable=None):
 
 
 QUICK = po.Log(test=128, heldout=64, every=1000)
+
+
+@pytest.mark.parametrize("trained", [po.deepxde.train, po.deepxde.adapt])
+def test_training_computes_on_the_cpu_whatever_the_default_device(trained, dde, monkeypatch):
+    """The default device is still that of before afterwards."""
+    model, devices = decay(dde, 1.3), set()
+    monkeypatch.setitem(posed.__globals__, "_number", lambda model: 1)  # DeepXDE's own, on its device
+
+    def adapted(*args, **settings):
+        devices.add(torch.get_default_device().type)
+        return adapt_network(*args, **settings)
+
+    adapt_network = trained.__globals__["adapt_network"]
+    monkeypatch.setitem(trained.__globals__, "adapt_network", adapted)
+    monkeypatch.setitem(trained.__globals__, "_put", lambda *_: None)  # predicts, on DeepXDE's device
+    torch.set_default_device("meta")
+    try:
+        result = trained(model, 1.0, budget=po.Budget(steps=2), log=QUICK)
+        assert torch.get_default_device().type == "meta"
+    finally:
+        torch.set_default_device(None)
+    assert devices == {"cpu"}
+    assert result.rel_l2 < 1
+
+
+def test_a_model_that_natural_gradient_does_not_suit_is_trained_by_lbfgs(dde, monkeypatch, caplog):
+    monkeypatch.setattr(stages, "unsuitable", lambda stage: "of a reason")
+    with caplog.at_level(logging.INFO, "pinn_odelora"):
+        result = po.deepxde.train(decay(dde, 1.3), 2.0, budget=po.Budget(gradient_evals=40), log=QUICK)
+    assert "L-BFGS follows, since of a reason." in caplog.text
+    assert result.rel_l2 < 1e-2
 
 
 def test_a_model_is_trained_and_then_adapted_and_goes_on_with_the_weights(dde):

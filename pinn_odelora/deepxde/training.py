@@ -102,21 +102,26 @@ def train(
     # With its guess for an unknown coefficient, which is found afterwards.
     until = begun + seconds * (AT_THE_GUESS if own.unknown else MOSTLY)
     with threads(1), default_device("cpu"):
-        _natural_gradient(own.problem.as_source(), net, adam_steps, until, settings.get("budget"), seed)
+        _pretrained(own.problem.as_source(), net, adam_steps, until, settings.get("budget"), seed)
     left = max(seconds - (time.perf_counter() - begun), LEAST)
     return _finished(model, own, net, left, {"method": full_implicit(LinearlyImplicit()), "seed": seed, **settings})
 
 
-def _natural_gradient(
+def _pretrained(
     problem: Problem, net: nn.Module, adam_steps: int, until: float, budget: Budget | None, seed: int
 ) -> None:
-    """Train a network in place, as pretraining does, until a time or for a budget."""
+    """Train a network in place, as pretraining does, until a time or for a budget: by L-BFGS where a Jacobian is too
+    expensive for natural gradient.
+    """
     system = System(problem, Solution(problem, net))
     first = stages.adam(system, INTERIOR, BOUNDARY, seed, adam_steps, ADAM_LR, log.info)
     if first.failure is not None:
         raise InputError(f"Adam failed: {first.failure}")
     budget = budget or Budget(seconds=max(until - time.perf_counter(), LEAST))
     stage = stages.natural_gradient(system, INTERIOR, BOUNDARY, seed)
+    if reason := stages.unsuitable(stage):
+        log.info("L-BFGS follows, since %s.", reason)
+        stage = stages.lbfgs(system, INTERIOR, BOUNDARY, seed)
     error, unseen = unseen_error(system, seed), without_reference(system, seed)
     stages.follow(stage, budget, STEPS, error, FLOOR, log.info, unseen)
     system.solution.zero_grad(set_to_none=True)
@@ -126,7 +131,8 @@ def _finished(model: Any, own: Posed, net: nn.Module, seconds: float, settings: 
     if kind := regularisation(model):
         log.warning("The %s regularization of the network is left out: it is no part of the equation.", kind)
     settings.setdefault("budget", Budget(seconds=seconds))
-    result = adapt_network(net, own.problem, unknown=own.unknown, **settings)
+    with default_device("cpu"):
+        result = adapt_network(net, own.problem, unknown=own.unknown, **settings)
     _put(model, own, result)
     return result
 
