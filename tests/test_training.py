@@ -42,7 +42,13 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore
 
 INTEGRATED = [name for name in METHODS if "integrator" in signature(getattr(methods, name)).parameters]
 # Rivals by themselves, on every problem and from every start, are in test_rivals_contract.py.
-PAIRS = [(problem, method) for problem in PROBLEMS for method in METHODS if method in INTEGRATED or problem == "heat"]
+# Every problem with the default and every method on one problem; the other pairs take a minute together.
+PAIRS = [
+    pytest.param(problem, method, marks=() if problem == "heat" or method == "odelora" else pytest.mark.slow)
+    for problem in PROBLEMS
+    for method in METHODS
+    if method in INTEGRATED or problem == "heat"
+]
 
 
 @pytest.mark.parametrize(("problem", "method"), PAIRS)
