@@ -3,15 +3,17 @@
 Adam, its learning rate falling by a cosine, finds the neighbourhood; from there the second stage has a long way to go
 down a narrow valley:
 
-* natural gradient: linearly implicit steps of the gradient flow of all weights with the second-order correction, on
-  fresh points whose number adapts (``sampling.batch_size``). Few, expensive steps, tens to a hundred; their linear
-  algebra is that of the residuals, so that the width hardly matters;
+* natural gradient: linearly implicit steps of the gradient flow of all weights with the second-order correction and
+  momentum, on fresh points whose number adapts (``sampling.batch_size``). Few, expensive steps, tens to a hundred;
+  their linear algebra is that of the residuals, so that the width hardly matters. Before the waves of an indefinite
+  operator lies a plateau, where steps are short and alike: momentum crosses it in a fifth of them;
 * L-BFGS on fixed points, one gradient an evaluation, thousands of them: for networks whose Jacobian does not follow
   from one reverse sweep, or does not fit the memory.
 
 Each is a run of the one loop (``loop``). The second stage ends at the target, at its budget, where it cannot go on, or
-when the error has not fallen by a tenth for a while. Where there is no reference that is the loss at points that no
-step has, and the target is compared with an estimate of the error (``error_estimate``), now and then.
+when neither the error nor the loss at points that no step has has fallen by a tenth for a while: on a plateau the loss
+falls first. Where there is no reference the target is compared with an estimate of the error (``error_estimate``), now
+and then.
 
 Steps on few points can undo each other while they hardly move, so that the gap stays too small for the batch to grow
 (``sampling.batch_size``): a standstill that is none of the solution. After a quarter of the while the batch is
@@ -70,7 +72,7 @@ class Stage:
     Attributes:
         name: for messages.
         training: what the steps change.
-        patience: cost within which the error has to fall by a tenth.
+        patience: cost within which the error or the loss has to fall by a tenth.
         every: cost between two messages.
         cost: of a run so far, in the units of its budget.
     """
@@ -145,8 +147,7 @@ def natural_gradient(system: System, interior: int, boundary: int, seed: int) ->
         initial_batch_size=FIRST,
         best_iterate=False,
     )
-    # From scratch momentum gains little: seconds to the target are the same within a third on six problems.
-    training = _training(system, full_implicit(LinearlyImplicit(momentum=0.0)), points, seed)
+    training = _training(system, full_implicit(LinearlyImplicit()), points, seed)
     return Stage("Natural gradient", training, 40, 20, lambda training: training.progress.step)
 
 
@@ -181,8 +182,8 @@ def follow(
         error: relative L2 error; NaN without a reference.
         target: the error that ends it.
         say: takes messages.
-        unseen: what is looked at where there is no reference, and the loss in messages; the loss of the steps if
-            absent.
+        unseen: the loss that has to fall and is in messages, that of the steps if absent, and the estimate where
+            there is no reference.
     """
     spent = reported = at = 0
     now = error()
@@ -190,17 +191,19 @@ def follow(
     best = now if known else math.inf
     if now <= target:
         return
+    least = None if known else math.inf
     for record in loop.steps(stage.training, budget):
         before, spent = spent, stage.cost(stage.training)
         now = error()
-        figure = now if known else unseen.loss() if unseen else record.loss
-        if figure < 0.9 * best or (spent - at >= stage.patience / STANDSTILL and _more_points(stage.training)):
-            best, at = min(figure, best), spent
+        # Of the iterate that the step has led to, as the error is; record.loss is of the one before.
+        loss = unseen.loss() if unseen else record.loss
+        least = loss if least is None else least
+        falls = loss < 0.9 * least or (known and now < 0.9 * best)
+        if falls or (spent - at >= stage.patience / STANDSTILL and _more_points(stage.training)):
+            best, least, at = min(best, now), min(least, loss), spent
         if spent - reported >= stage.every:
             reported = spent
             guess = unseen.estimate() if unseen and not known else None
-            # Of the iterate that the step has led to, as the error is; record.loss is of the one before.
-            loss = unseen.loss() if unseen else record.loss
             say(f"{stage.name} {spent}/{most}: {_figures(loss, now, guess)}")
             if guess is not None and guess <= target:
                 return
