@@ -426,3 +426,24 @@ def test_a_value_at_one_point_fixes_the_constant():
     assert "constant" not in " ".join(said)
     x = torch.linspace(0, 1, 50, dtype=torch.float64)[:, None]
     assert (net(x) - x).norm() < 2e-4 * x.norm()
+
+
+def test_the_learning_rate_of_adam_falls_by_a_cosine_of_its_steps_or_of_its_time(generator, monkeypatch):
+    rates, own = [], loop.steps
+
+    def steps(training, budget):
+        training.clock = itertools.count().__next__  # a second for each look
+        for record in own(training, budget):
+            rates.append(training.optimizer.param_groups[0]["lr"])
+            yield record
+
+    monkeypatch.setattr(loop, "steps", steps)
+    _, system = small(generator)
+    stages.adam(system, 20, 5, 0, 8, 1e-2, print)
+    expected = [1e-2 * (1 + math.cos(math.pi * k / 8)) / 2 for k in range(8)]
+    assert rates == pytest.approx(expected, abs=1e-9)
+    rates.clear()
+    training = stages.adam(system, 20, 5, 0, 100, 1e-2, print, seconds=4)
+    spent = training.progress.seconds / training.progress.step
+    assert training.progress.step == math.ceil(4 / spent) < 10
+    assert rates[1] == pytest.approx(1e-2 * (1 + math.cos(math.pi * spent / 4)) / 2)

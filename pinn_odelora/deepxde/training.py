@@ -8,6 +8,7 @@ and the rest of a script go on from there, in DeepXDE's precision; the result ha
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -34,8 +35,10 @@ from pinn_odelora.system import Solution, System
 from pinn_odelora.threads import threads
 
 log = logging.getLogger(__name__)
-INTERIOR, BOUNDARY, ADAM_LR = 1000, 200, 5e-3
-"""As of ``Pretraining``."""
+INTERIOR, BOUNDARY, ADAM_LR, WIDTH = 1000, 200, 5e-3, 40
+"""As of ``Pretraining``, whose default network has layers of 40 units."""
+ADAM_PART = 0.1
+"""Of the time, at most."""
 MOSTLY, AT_THE_GUESS = 0.85, 0.4
 """The part of the time before the run that is returned: nearly all, or less where that has to find coefficients."""
 LEAST = 1.0
@@ -87,7 +90,7 @@ def train(
         model: compiled, see ``problem``; it is changed in place.
         seconds: of both together, Adam included.
         fields: names of the network's outputs.
-        adam_steps: before natural gradient.
+        adam_steps: before natural gradient; fewer where they would take more than a tenth of ``seconds``.
         seed: of the points.
         settings: those of ``po.adapt``; a ``budget`` is that of each part.
 
@@ -114,7 +117,8 @@ def _pretrained(
     expensive for natural gradient.
     """
     system = System(problem, Solution(problem, net))
-    first = stages.adam(system, INTERIOR, BOUNDARY, seed, adam_steps, ADAM_LR, log.info)
+    seconds = math.inf if budget else ADAM_PART * max(until - time.perf_counter(), LEAST)
+    first = stages.adam(system, INTERIOR, BOUNDARY, seed, adam_steps, _adam_lr(net), log.info, seconds=seconds)
     if first.failure is not None:
         raise InputError(f"Adam failed: {first.failure}")
     budget = budget or Budget(seconds=max(until - time.perf_counter(), LEAST))
@@ -125,6 +129,12 @@ def _pretrained(
     error, unseen = unseen_error(system, seed), without_reference(system, seed)
     stages.follow(stage, budget, STEPS, error, FLOOR, log.info, unseen)
     system.solution.zero_grad(set_to_none=True)
+
+
+def _adam_lr(net: nn.Module) -> float:
+    """In proportion to 1/width beyond 40 units, as hidden layers ask for (Yang et al., 2022, arXiv 2203.03466)."""
+    widest = max((min(p.shape) for p in net.parameters() if p.ndim == 2), default=WIDTH)
+    return ADAM_LR * min(1.0, WIDTH / widest)
 
 
 def _finished(model: Any, own: Posed, net: nn.Module, seconds: float, settings: dict[str, Any]) -> Result:

@@ -110,14 +110,19 @@ def adam(
     lr: float,
     say: Message,
     wall: float | None = None,
+    seconds: float = math.inf,
 ) -> Training:
-    """All steps, on fixed points; fewer, and ``paused`` is set, where the time on the ``wall`` is over before."""
+    """All steps, on fixed points, or as many as ``seconds`` allow; fewer, and ``paused`` is set, where the time on the
+    ``wall`` is over before.
+    """
     points = Sampling.fixed(interior, boundary)
     training = training_of(system, lambda groups: torch.optim.Adam(parameters(groups), lr=lr), points, seed)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(training.optimizer, max(steps, 1))
-    for record in loop.steps(training, Budget(steps=steps, wall=wall)) if steps else ():
-        schedule.step()
+    limit = None if seconds == math.inf else seconds
+    for record in loop.steps(training, Budget(steps=steps, seconds=limit, wall=wall)) if steps else ():
         done = record.step + 1
+        part = max(done / steps, min(training.progress.seconds / seconds, 1.0))
+        for group in training.optimizer.param_groups:
+            group["lr"] = lr * (1 + math.cos(math.pi * part)) / 2
         if done % max(steps // 10, 1) == 0:
             say(f"Adam {done}/{steps}: loss {record.loss:.2e}")
     return training
