@@ -250,6 +250,72 @@ def test_what_is_carried_on_is_the_whole_step_its_correction_included(generator)
     torch.testing.assert_close(chosen.state.last, chosen.y - y, rtol=1e-10, atol=1e-12)
 
 
+class Bent(LeastSquares):
+    """r = J y - b + κ (u·y)³ v, with u soft and v in the range of stiff directions."""
+
+    def __init__(self, kappa):
+        generator = torch.Generator().manual_seed(3)
+        U, V = (linalg.qr(torch.randn(n, 6, generator=generator, dtype=torch.float64)).Q for n in (9, 6))
+        sigma = torch.tensor([1.0, 0.9, 0.8, 1e-3, 1e-3, 1e-3], dtype=torch.float64)
+        super().__init__(U * sigma @ V.mT, U[:, 3] * 1e-3)
+        self.u, self.v, self.kappa = V[:, 3], U[:, 0], kappa
+
+    def residuals(self, y):
+        return self.J @ y - self.b + self.kappa * (self.u @ y) ** 3 * self.v
+
+    def linearise(self, y):
+        same, rank_one = lambda z: z, torch.outer(self.v, self.u)
+        J = self.J + 3 * self.kappa * (self.u @ y) ** 2 * rank_one
+        return Local(self.residuals(y), J, lambda z: y + z, vector=same, coordinates=same)
+
+
+def test_a_long_soft_step_is_brought_to_the_residuals_that_the_linearisation_promises(monkeypatch):
+    """From y = 0 neither J nor the second derivative tells of the cubic term; the iterations remove it."""
+    flow, y = Bent(kappa=0.05), torch.zeros(6, dtype=torch.float64)
+    promised = lambda mu: half_square_of(flow, stacked_solution(flow.J, flow.b, mu))
+    taken = LinearlyImplicit().step(flow, y, ImplicitState(mu=1e-8))
+    assert taken.report.rejected == 0
+    assert taken.report.loss_after < 1.2 * promised(1e-8) + 0.1 * taken.report.loss
+    # What remains of the soft component is that of the linear problem.
+    assert float(flow.u @ taken.y) == pytest.approx(1e-6 / (1e-6 + 1e-8), rel=1e-3)
+    monkeypatch.setattr(linearly_implicit, "ITERATIONS", 0)
+    without = LinearlyImplicit().step(flow, y, ImplicitState(mu=1e-8))
+    assert without.report.rejected > 3
+    assert float(flow.u @ without.y) < 0.5
+
+
+def half_square_of(flow, y):
+    return float((flow.J @ y - flow.b).square().sum()) / 2
+
+
+def test_iterations_end_where_the_loss_rises_or_the_decrease_is_that_of_the_linearisation():
+    """At most four, and none on residuals that are linear."""
+    calls = []
+
+    class Counted(Bent):
+        def residuals(self, y):
+            calls.append(y)
+            return super().residuals(y)
+
+    y = torch.zeros(6, dtype=torch.float64)
+    LinearlyImplicit().step(Counted(kappa=0.0), y, ImplicitState(mu=1e-8))
+    # Where the step starts, for the second derivative, and at its end.
+    assert len(calls) == 3
+    calls.clear()
+    LinearlyImplicit(h=1e8).step(Counted(kappa=1e3), y, ImplicitState())
+    assert len(calls) <= 3 + linearly_implicit.ITERATIONS + 1
+
+
+def test_damping_stays_above_the_rounding_errors_of_the_gram_matrix():
+    J = torch.diag(torch.tensor([1.0, 1e-3], dtype=torch.float64))
+    flow, y = LeastSquares(J, torch.zeros(2).double()), torch.ones(2, dtype=torch.float64)
+    state = ImplicitState(mu=1e-30)
+    for _ in range(3):
+        y, state, report = LinearlyImplicit(momentum=0.0).step(flow, y, state)
+        assert 1 / report.h >= 10 * torch.finfo(torch.float64).eps
+        assert not report.solver.fallback
+
+
 def test_momentum_moves_soft_directions_faster_and_stiff_ones_as_before():
     """Where h λ = 1e-4, log y falls 1/(1 - β) times as fast a step; where h λ = 1e4, all is gone at once."""
     J = torch.diag(torch.tensor([1e2, 1e-2], dtype=torch.float64))
@@ -408,6 +474,8 @@ def test_the_discarded_part_is_that_of_the_trial_that_is_taken(monkeypatch):
     monkeypatch.setattr(LowRankPair, "move", recording)
     # Both trials are always made, so that the second may be the one that is not taken.
     monkeypatch.setattr(linearly_implicit, "MOSTLY_GONE", 0.0)
+    monkeypatch.setattr(linearly_implicit, "MOSTLY_KEPT", math.inf)
+    monkeypatch.setattr(linearly_implicit, "ITERATIONS", 0)
     last = []
     for seed, h in itertools.product((1, 2, 3), (0.1, 3.0)):
         reached.clear()

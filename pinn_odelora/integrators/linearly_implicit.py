@@ -15,7 +15,19 @@ evaluation of the residuals,
     r_dd = (2/e) ((r(R_y(e d)) - r)/e - J d) ,     a = -½ (JᵀJ + 1/h)⁻¹ Jᵀ r_dd ,     y⁺ = R_y(d + a) ,
 
 and a is the geodesic acceleration of Transtrum and Sethna (2012, arXiv 1201.5885), extended to the manifold by its
-retraction. It is used if ‖a‖ < ¾‖d‖, and if d + a either reduces the loss to less than a quarter or is no worse than d.
+retraction. It is used if ‖a‖ < ¾‖d‖.
+
+What remains is of third order in d, and along the soft directions, in which a step is long, it is what bounds h. Its
+part in the stiff directions can be removed, since there J determines it: with z₀ = d + a and the residual that the
+linearisation promises, r + J d, up to four simplified Newton iterations
+
+    z_{k+1} = z_k - (JᵀJ + 100/h)⁻¹ Jᵀ (r(R_y(z_k)) - (r + J d)) ,     y⁺ = R_y(z_k) ,
+
+bring the residual to that promise. Each takes one evaluation, all of them one more factor, and the iteration ends where
+nine tenths of the predicted decrease are reached or the loss no longer falls. The damping, a hundred times that of the
+step, keeps them out of soft directions, where J changes along the step (docs/results/defaults.md). In the terms of
+continuation d + a is the predictor and this the corrector. The step is d if that has a smaller loss and the corrected
+one less than half of the predicted decrease, and more than a quarter of the loss.
 
 With ``momentum`` β the step is damped towards β times the last one, c = β P_T(d_last + a_last) in the tangent space
 at y:
@@ -31,7 +43,8 @@ momentum is dropped after three rejected trials. With momentum the path is no lo
 for a fixed h, whose purpose is to follow the flow, is β = 0.
 
 h is controlled by the gain ratio: the decrease of the loss over the decrease predicted by the linearisation, both at
-the points of the step.
+the points of the step. It stays below the h at which rounding errors of JᵀJ exceed 1/h: more accurate solvers cost four
+times as much there, and gain nothing at equal seconds (docs/results/defaults.md).
 """
 
 from __future__ import annotations
@@ -50,8 +63,14 @@ from pinn_odelora.rules import below_one, check, null, number, one_of
 TRIALS = 30
 ACCEPTED = 1e-4
 """The smallest gain ratio of an accepted step."""
-MOSTLY_GONE = 0.25
-"""A corrected step that reduces the loss below this fraction is accepted without comparing it with d."""
+MOSTLY_GONE, MOSTLY_KEPT = 0.25, 0.5
+"""A corrected step that reduces the loss below this fraction, or by this part of the predicted decrease, is accepted
+without comparing it with d."""
+ITERATIONS, STIFF, KEPT = 4, 100.0, 0.9
+"""Simplified Newton iterations at most, their damping relative to that of the step, and the part of the predicted
+decrease at which they end."""
+ROOM = 1.1
+"""Of the damping above that for which a factor serves."""
 E = 0.1
 """e, the step of the finite difference for the second derivative, relative to d."""
 MOMENTUM, PATIENCE = 0.7, 3
@@ -75,11 +94,11 @@ class ImplicitState:
 
 @dataclass(frozen=True)
 class LinearlyImplicit:
-    """The linearly implicit Euler scheme with geodesic acceleration and momentum.
+    """The linearly implicit Euler scheme with corrections and momentum.
 
     Args:
         h: the step size in units of flow time; None to control it by the gain ratio.
-        correction: whether to use the second-order correction.
+        correction: whether to use the second-order correction and the iterations after it.
         momentum: β; None for 0.7 if h is controlled, and for 0 if it is fixed. With a fixed h no step is rejected, so
             momentum is never dropped.
         initial_damping: 1/h of the first trial, relative to the largest diagonal entry of JᵀJ.
@@ -134,8 +153,9 @@ class LinearlyImplicit:
         # If J vanishes, there is no natural scale.
         mu, factor = state.mu or self.initial_damping * solver.largest or 1.0, 2.0
         for refused in range(TRIALS):
+            mu = max(mu, ROOM * solver.trusted)
             trial = here.trial(mu, carried if refused < PATIENCE else None)
-            gain = (before - trial.loss) / trial.predicted if trial.predicted > 0 else 0.0
+            gain = here.gain(trial)
             if gain > ACCEPTED:
                 last = local.vector(trial.z) if beta else None
                 return here.step(trial, ImplicitState(mu * _factor(gain), last), 1 / mu, refused)
@@ -153,6 +173,7 @@ class Trial(NamedTuple):
         loss: at y; infinite if it is NaN.
         predicted: the decrease of the loss predicted by the linearisation.
         corrected: whether z contains the second-order correction.
+        r: residuals at y, (R,).
     """
 
     y: Any
@@ -160,6 +181,7 @@ class Trial(NamedTuple):
     loss: float
     predicted: float
     corrected: bool
+    r: Tensor
 
 
 @dataclass
@@ -173,7 +195,7 @@ class _Here:
     correction: bool
 
     def trial(self, mu: float, carried: Tensor | None) -> Trial:
-        """The trial step with damping μ, corrected unless the uncorrected one has a smaller loss."""
+        """The trial step with damping μ, corrected unless that gains little and the plain one has a smaller loss."""
         local, solver = self.local, self.solver
         d = -solver(local.r, mu) if carried is None else carried - solver(local.r + local.J @ carried, mu)
         Jd = local.J @ d
@@ -181,17 +203,33 @@ class _Here:
         a = self.second_order(d, Jd, mu) if self.correction else None
         if a is None:
             return self.at(d, predicted)
-        corrected = self.at(d + a, predicted, corrected=True)
+        corrected = self.iterated(self.at(d + a, predicted, corrected=True), local.r + Jd, STIFF * mu)
         # With such a decrease the uncorrected step need not be evaluated.
-        if corrected.loss < MOSTLY_GONE * self.before:
+        if corrected.loss < MOSTLY_GONE * self.before or self.gain(corrected) > MOSTLY_KEPT:
             return corrected
         return min(corrected, self.at(d, predicted), key=lambda trial: trial.loss)
+
+    def iterated(self, trial: Trial, promised: Tensor, mu: float) -> Trial:
+        """The trial moved towards the point where the residuals are ``promised``, (R,), while its loss falls."""
+        for _ in range(ITERATIONS):
+            if not math.isfinite(trial.loss) or self.gain(trial) > KEPT:
+                break
+            closer = self.at(trial.z - self.solver(trial.r - promised, mu), trial.predicted, corrected=True)
+            if not closer.loss < trial.loss:
+                break
+            trial = closer
+        return trial
+
+    def gain(self, trial: Trial) -> float:
+        """The gain ratio of a trial."""
+        return (self.before - trial.loss) / trial.predicted if trial.predicted > 0 else 0.0
 
     def at(self, z: Tensor, predicted: float, corrected: bool = False) -> Trial:
         """The trial at R_y(z)."""
         y = self.local.retract(z)
-        loss = half_square(self.flow.residuals(y))
-        return Trial(y, z, loss if math.isfinite(loss) else math.inf, predicted, corrected)
+        r = self.flow.residuals(y)
+        loss = half_square(r)
+        return Trial(y, z, loss if math.isfinite(loss) else math.inf, predicted, corrected, r)
 
     def second_order(self, d: Tensor, Jd: Tensor, mu: float) -> Tensor | None:
         """The correction a; None if it is not finite or not small compared with d."""

@@ -110,7 +110,7 @@ class ConjugateGradients:
         self.J = J
         self.tolerance = tolerance
         self.limit = iterations
-        self.largest = float(J.squares().max())
+        self.largest, self.trusted = float(J.squares().max()), 0.0
         self.preconditioner = Nystrom(J, largest)
         self.iterations = 0
 

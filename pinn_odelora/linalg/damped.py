@@ -79,9 +79,11 @@ class Solver(Protocol):
 
     Attributes:
         largest: the largest diagonal entry of JᵀJ.
+        trusted: the least μ for which a Cholesky factor of float64 serves; 0 where none is formed.
     """
 
     largest: float
+    trusted: float
 
     @property
     def used(self) -> SolverUsed | None:
@@ -107,6 +109,7 @@ class Damped:
         self.single = single
         squares = linalg.vector_norm(J, dim=0).square() if formed else J.squares()
         self.trace, self.largest = float(squares.sum()), float(squares.max())
+        self.trusted = TRUSTED * torch.finfo(torch.float64).eps * self.trace
         self._grams: dict[torch.dtype, Tensor] = {} if formed else {torch.float64: J.kernel()}
         self._kept: tuple[float, SolverUsed, tuple[Tensor, ...]] | None = None
 
