@@ -197,7 +197,7 @@ def test_a_state_without_the_count_of_first_steps_continues_by_the_rule_of_befor
     list(run)
     state = run.state_dict()
     batch = state["training"]["batch_size"]
-    del batch["tried"], batch["excess"], state["sha256"]
+    del batch["tried"], batch["excess"], batch["level"], batch["former"], state["sha256"]
     continued = begun(3)
     continued.load_state_dict(state)
     size = continued.training.batch_size

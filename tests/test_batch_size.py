@@ -74,7 +74,6 @@ def test_the_batch_stays_below_the_interpolation_threshold_where_a_sufficient_on
         ([1e9] + [3.9] * 16, 1769, 4000, 800),  # the first gap is that of the smaller batch
         ([2.0, 7.9] * 9, 1769, 4000, 800),  # the mean is a little less than log 4
         ([2.0, 8.1] * 9, 1769, 4000, 4000),
-        ([1.2] * 17 + [99.0] * 40, 1769, 4000, 800),  # once and for all
         ([4.1] * 17, 1600, 16000, 3200),  # the first that is past the peak
         ([4.1] * 17, 2390, 4000, 4000),
         ([4.1] * 17, 2410, 4000, 800),  # 4,000 would leave as large a gap
@@ -84,6 +83,25 @@ def test_a_batch_below_the_threshold_is_left_where_its_first_steps_do_not_carry_
     gaps, dimension, largest, expected
 ):
     assert size_after(800, gaps, largest=largest, dimension=dimension, sufficient=800) == expected
+
+
+@pytest.mark.parametrize(
+    ("gap", "fall", "steps", "dimension", "expected"),
+    [
+        (1.6, 1.0, 33, 1769, 4000),
+        (1.6, 1.0, 32, 1769, 800),  # two times sixteen steps, and one before them
+        (1.4, 1.0, 80, 1769, 800),
+        # c = 1769 · 4000 / 800² = 11.06, so that the gap has to exceed 20.1 times the fall: 1.05²⁰·¹ = 2.67.
+        (2.75, 1.05, 80, 1769, 4000),
+        (2.6, 1.05, 80, 1769, 800),
+        (1.6, 1.0, 80, 2100, 800),  # 4,000 are no more than 2 P
+    ],
+)
+def test_a_batch_below_the_threshold_is_left_where_the_loss_no_longer_falls_by_what_a_larger_one_costs(
+    gap, fall, steps, dimension, expected
+):
+    found = size_after(800, [gap] * steps, fall, largest=4000, dimension=dimension, sufficient=800)
+    assert found == expected
 
 
 @pytest.mark.parametrize("first", [125, 1000, None])

@@ -28,9 +28,16 @@ others: the peak of double descent (Belkin, Hsu, Ma and Mandal, 2019, arXiv 1812
 
 Whether it is sufficient for the network at hand, its first 16 steps tell. A network that varies much between the points
 that it interpolates, such as one on Fourier features, has a large gap there and makes no progress, however long it
-stays. So the batch leaves for one of at least 2 P residuals, or the largest, where the mean of g over these steps, all
-with the same weight, is above log 4, and a least-squares fit at the largest batch would have less: R_max > 5P/3. The
-4 was chosen on Allen-Cahn with three networks (docs/results/defaults.md).
+stays. So the batch leaves for one of R⁺ ≥ 2 P residuals, or the largest, where the mean of g over these steps, all with
+the same weight, is above log 4, and a least-squares fit at the largest batch would have less: R_max > 5P/3. The 4 was
+chosen on Allen-Cahn with three networks (docs/results/defaults.md).
+
+Near the solution no batch below the threshold suffices: what its points do not determine is noise, and the loss comes
+to rest above it. Every further 16 steps decide by the inequality above, with the price c = P R⁺/R² of a step that
+forms a P × P matrix from R⁺ rows where it was an R × R matrix from P columns, and with f the fall of the mean of log L
+from the 16 steps before, for each step:
+
+    the batch leaves for R⁺ ≥ 2 P  where  g > 2 (c - 1) f  and  g > log 1.5 .
 
 Sample sizes chosen by a test on the sample itself are known from stochastic optimisation (Byrd, Chin, Nocedal and Wu,
 2012, Math. Program. 134); this test is our own, since it needs a step that is judged on its own points.
@@ -41,6 +48,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from pinn_odelora.formulation import Term
@@ -51,9 +59,10 @@ LEAST_GAP = math.log(1.5)
 SUFFICIENT = 800
 """Interior points of the smallest sufficient batch."""
 TRIED = 16
-"""Steps after which a batch that stays is sufficient, or not."""
+"""Steps after each of which a batch that stays is sufficient, or not."""
 MOST_GAP = math.log(4)
-"""Mean gap of these steps above which it is not."""
+"""Mean gap of the first of them above which it is not."""
+NO_LEVEL: Mapping[str, float | None] = MappingProxyType({"level": 0.0, "former": None})
 
 
 def drawn_residuals(terms: Mapping[str, Term], components: Mapping[str, int], interior: int, boundary: int) -> int:
@@ -97,10 +106,10 @@ def beyond(size: int, largest: int, dimension: int) -> int:
 
 
 def completed(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """Saved fields of an ``AdaptiveBatchSize`` with those that were not there before the first steps were counted: such
-    a run keeps the rule that it had.
+    """Saved fields of an ``AdaptiveBatchSize`` with those that were not there before all steps were counted: such a run
+    keeps its batch where it stays.
     """
-    return {"tried": TRIED + 1, "excess": 0.0} | dict(saved)
+    return dict(saved) if "level" in saved else {"excess": 0.0} | dict(saved) | {"tried": TRIED + 1, **NO_LEVEL}
 
 
 def serves(dimension: int, largest: int, sufficient: int, residuals_each: float) -> bool:
@@ -124,7 +133,9 @@ class AdaptiveBatchSize:
         size: R; 0 before it is set.
         gap, progress: g and f; f is None before the second step.
         began, ended: of the last step, the loss on its own points at both ends; None where it is not known.
-        tried, excess: steps at a batch that stays below the peak, at most 17, and their gaps but the first, summed.
+        tried, excess, level: steps at a batch that stays below the peak, of the last 16 and one before them, and the
+            means of g and log L over these.
+        former: the mean of log L over the 16 before; None for the first ones.
     """
 
     size: int = 0
@@ -134,6 +145,8 @@ class AdaptiveBatchSize:
     ended: float | None = None
     tried: int = 0
     excess: float = 0.0
+    level: float = 0.0
+    former: float | None = None
 
     def update(
         self,
@@ -169,7 +182,7 @@ class AdaptiveBatchSize:
             progress = math.log(self.began / began)
             self.progress = progress if self.progress is None else (3 * self.progress + progress) / 4
             if enlarged(self.size, largest, sufficient, dimension) == self.size < largest:
-                self._try(gap, largest, dimension)
+                self._try(gap, math.log(began), largest, dimension)
             elif self.gap > max(LEAST_GAP, 2 * (price - 1) * self.progress):
                 self.enlarge(largest, sufficient, dimension)
         self.began, self.ended = now, ended
@@ -182,14 +195,26 @@ class AdaptiveBatchSize:
         self.size, self.gap = size, 0.0
         return True
 
-    def _try(self, gap: float, largest: int, dimension: int) -> None:
-        """Count a step at a batch that stays, and leave that where it is not sufficient."""
+    def _try(self, gap: float, log_loss: float, largest: int, dimension: int) -> None:
+        """Count a step at a batch that stays, and leave that where it is not sufficient, or no longer."""
         if self.tried > TRIED:
             return
-        self.excess += gap if self.tried else 0.0  # the first gap is still that of the smaller batch
+        if self.tried:  # the first gap is still that of the smaller batch
+            self.excess += gap / TRIED
+            self.level += log_loss / TRIED
         self.tried += 1
-        if self.tried == TRIED + 1 and self.excess > TRIED * MOST_GAP > TRIED * noise_gap(largest, dimension):
-            self.size, self.gap = beyond(self.size, largest, dimension), 0.0
+        if self.tried == TRIED + 1:
+            if self._leaves(beyond(self.size, largest, dimension), largest, dimension):
+                self.size, self.gap = beyond(self.size, largest, dimension), 0.0
+            else:
+                self.tried, self.excess, self.level, self.former = 1, 0.0, 0.0, self.level
+
+    def _leaves(self, larger: int, largest: int, dimension: int) -> bool:
+        """Whether the last 16 steps speak for a batch past the peak."""
+        if self.former is None:
+            return self.excess > MOST_GAP > noise_gap(largest, dimension)
+        price, fall = dimension * larger / self.size**2, (self.former - self.level) / TRIED
+        return larger >= 2 * dimension and self.excess > max(LEAST_GAP, 2 * (price - 1) * fall)
 
     def _known(self, began: float, measured: float) -> bool:
         """Whether all three losses are known and have a logarithm, also without the part that stays."""
