@@ -1,0 +1,56 @@
+"""What ``benchmarks/floor.py`` makes of runs."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import floor
+
+
+@pytest.fixture
+def table(tmp_path):
+    """Two seeds of a case by two contenders, and what else is asked for."""
+
+    def write(runs):
+        for (case, who, seed), errors in runs.items():
+            marks = [{"seconds": float(t), "rel_l2": e} for t, e in errors.items()]
+            (tmp_path / f"{case}-{who}-{seed}.json").write_text(json.dumps({"marks": marks}))
+        return floor.medians(tmp_path)
+
+    return write
+
+
+def test_errors_are_medians_over_seeds_at_the_marks_that_all_have(table):
+    found = table({("heat", "now", 20): {10: 1e-5, 60: 1e-6}, ("heat", "now", 21): {10: 3e-5}})
+    assert found == {("heat", "now"): {10: pytest.approx(2e-5)}}
+
+
+def test_each_target_that_is_missed_has_a_sentence(table):
+    slow, fast = {10: 1e-5, 60: 2e-6, 300: 1e-6}, {10: 2e-5, 60: 1.5e-6, 300: 2e-7}
+    found = table({("heat", "former", 20): slow, ("heat", "now", 20): fast, ("heat", "weights", 20): fast})
+    assert floor.short(found) == [
+        "heat: 2.00 times the former error after 10 s",
+        "0.75 times the former error after 60 s in the median, not 0.5",
+        "0.20 times the former error after 300 s in the median, not 0.1",
+        "heat: 2.0e-07 after 300 s, not 1e-07",
+        "all weights have 1.00 times the error after 300 s in the median, not 2.0",
+    ]
+    good = {10: 1e-5, 60: 1e-7, 300: 1e-8}
+    assert floor.short(table({("heat", "now", 20): good, ("heat", "weights", 20): slow})) == []
+
+
+def test_a_stretch_without_a_better_point_is_seen(table):
+    still = {10: 1e-6, 20: 2e-6, 60: 3e-6, 80: 1e-6, 100: 9e-7, 120: 1e-5}
+    assert floor.stretch(still) == 70
+    assert "burgers: no better point for 70 s" in floor.short(table({("burgers", "now", 20): still}))
+
+
+def test_a_row_for_each_code_and_the_medians_of_the_ratios(table):
+    found = table({("heat", "former", 20): {10: 4e-5, 30: 1e-5}, ("heat", "now", 20): {10: 1e-5, 30: 1e-6}})
+    lines = floor.markdown(found).splitlines()
+    assert lines[2].startswith("| heat | former | 4.0e-05 | 1.0e-05 |")
+    assert lines[3] == "| heat | now | 1.0e-05 | 1.0e-06 |  |  |  | 0.25 |  |  |"
+    assert lines[-1] == "Now by former, medians over cases: 0.25 after 10 s (1 cases), 0.1 after 30 s (1 cases)."
