@@ -69,9 +69,8 @@ def test_a_stage_ends_at_its_target_before_it_has_begun_or_later(followed):
 def test_a_standstill_on_few_points_gets_more_of_them_before_it_ends_the_stage(followed):
     sizes = []
     still = followed(itertools.repeat(1.0), patience=8, sizes=sizes)
-    # A quarter of the patience at each size, and all of it at the last one.
-    assert sizes == [125] * 2 + [250] * 2 + [500] * 2 + [1000] * 8
-    assert still == (14, ["Descent 14/100: no further progress"])
+    assert sizes == [125] * 8 + [250] * 8 + [500] * 8 + [1000] * 8
+    assert still == (32, ["Descent 32/100: no further progress"])
     sizes.clear()
     followed(falling(0.8), patience=8, most=20, sizes=sizes)
     assert sizes == [125] * 20

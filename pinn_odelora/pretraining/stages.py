@@ -16,8 +16,9 @@ falls first. Where there is no reference the target is compared with an estimate
 and then.
 
 Steps on few points can undo each other while they hardly move, so that the gap stays too small for the batch to grow
-(``sampling.batch_size``): a standstill that is none of the solution. After a quarter of the while the batch is
-enlarged, and the while begins again, until it is the largest.
+(``sampling.batch_size``): a standstill that is none of the solution. After a while the batch is enlarged, and the while
+begins again, until it is the largest. It is not enlarged sooner, since a plateau is crossed by many steps, and those on
+few points are cheap.
 """
 
 from __future__ import annotations
@@ -45,8 +46,6 @@ ITERATIONS = 20
 """Of L-BFGS between two looks at the error."""
 RESIDUAL, FIRST = 0.3, 125
 """As of ``points=residual``: the part of the points that follows the residual, and the first batch, in residuals."""
-STANDSTILL = 4
-"""The part of the patience after which steps on few points get more of them."""
 ALONE = 32
 """Trained numbers that the tape does not tell of beyond which a Jacobian is too expensive: each takes a reverse
 sweep."""
@@ -204,7 +203,7 @@ def follow(
         loss = unseen.loss() if unseen else record.loss
         least = loss if least is None else least
         falls = loss < 0.9 * least or (known and now < 0.9 * best)
-        if falls or (spent - at >= stage.patience / STANDSTILL and _more_points(stage.training)):
+        if falls or (spent - at >= stage.patience and _more_points(stage.training)):
             best, least, at = min(best, now), min(least, loss), spent
         if spent - reported >= stage.every:
             reported = spent
