@@ -4,6 +4,7 @@ import copy
 import itertools
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import lightning as L
@@ -101,7 +102,9 @@ def test_adapt_leaves_the_given_network_unchanged():
 @pytest.mark.parametrize("method", [None, po.methods.dora()], ids=["product", "dora"])
 def test_an_adaptation_goes_on_from_the_network_of_another(method):
     """Its adapter has become a part of the weights; the network of the first result stays as it was."""
-    settings = SHORT | {"method": method, "budget": po.Budget(steps=7)}
+    # The last iterate: of so few points, and from weights that solve nothing, the best one may be the start.
+    points = replace(POINTS, best_iterate=False)
+    settings = SHORT | {"method": method, "budget": po.Budget(steps=7), "points": points}
     first = po.adapt(network(), Burgers(nu=0.04), **settings)
     x = torch.rand(9, 2, dtype=torch.float64)
     values = first.net(x)

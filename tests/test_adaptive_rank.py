@@ -286,7 +286,7 @@ def test_a_step_that_changes_a_rank_says_how_large_it_was(chart, compose, run):
 @pytest.mark.parametrize(
     "scheme",
     [
-        ["points=residual", "points.initial_batch_size=9", "lora.adaptive.residuals=0.1"],
+        ["points=residual", "points.initial_batch_size=36", "lora.adaptive.residuals=0.1"],
         ["method=lora_gd", "integrator=linearly_implicit", "lora.adaptive.residuals=0.1"],
         ["integrator=heun", "integrator.renew=7", "points=fresh"],
         ["integrator=bogacki_shampine", "method.chart=manifold", "points=fixed"],

@@ -50,7 +50,7 @@ def test_a_script_is_trained_and_goes_on(script, capsys):
     assert sys.path == before
     said = capsys.readouterr().out
     assert said.count("pinn_odelora: ") == 1
-    assert "Adam 100/100: loss " in said
+    assert "full_implicit: relative L2 " in said
     k, rows, error = (float(x) for x in said.split("END ")[1].split())
     assert (k, rows) == (1.0, 1)
     assert error < 1e-3

@@ -474,7 +474,7 @@ def test_the_discarded_part_is_that_of_the_trial_that_is_taken(monkeypatch):
     monkeypatch.setattr(LowRankPair, "move", recording)
     # Both trials are always made, so that the second may be the one that is not taken.
     monkeypatch.setattr(linearly_implicit, "MOSTLY_GONE", 0.0)
-    monkeypatch.setattr(linearly_implicit, "MOSTLY_KEPT", math.inf)
+    monkeypatch.setattr(linearly_implicit, "KEPT", math.inf)
     monkeypatch.setattr(linearly_implicit, "ITERATIONS", 0)
     last = []
     for seed, h in itertools.product((1, 2, 3), (0.1, 3.0)):

@@ -26,8 +26,8 @@ linearisation promises, r + J d, up to four simplified Newton iterations
 bring the residual to that promise. Each takes one evaluation, all of them one more factor, and the iteration ends where
 nine tenths of the predicted decrease are reached or the loss no longer falls. The damping, a hundred times that of the
 step, keeps them out of soft directions, where J changes along the step (docs/results/defaults.md). In the terms of
-continuation d + a is the predictor and this the corrector. The step is d if that has a smaller loss and the corrected
-one less than half of the predicted decrease, and more than a quarter of the loss.
+continuation d + a is the predictor and this the corrector. The step is d if that has a smaller loss, unless iterations
+have reached their end or three quarters of the loss are gone.
 
 With ``momentum`` β the step is damped towards β times the last one, c = β P_T(d_last + a_last) in the tangent space
 at y:
@@ -63,12 +63,11 @@ from pinn_odelora.rules import below_one, check, null, number, one_of
 TRIALS = 30
 ACCEPTED = 1e-4
 """The smallest gain ratio of an accepted step."""
-MOSTLY_GONE, MOSTLY_KEPT = 0.25, 0.5
-"""A corrected step that reduces the loss below this fraction, or by this part of the predicted decrease, is accepted
-without comparing it with d."""
-ITERATIONS, STIFF, KEPT = 4, 100.0, 0.9
-"""Simplified Newton iterations at most, their damping relative to that of the step, and the part of the predicted
-decrease at which they end."""
+MOSTLY_GONE, KEPT = 0.25, 0.9
+"""A corrected step that reduces the loss below this fraction is accepted without comparing it with d, and so is one
+that iterations have brought to this part of the predicted decrease, at which they end."""
+ITERATIONS, STIFF = 4, 100.0
+"""Simplified Newton iterations at most, and their damping relative to that of the step."""
 ROOM = 1.1
 """Of the damping above that for which a factor serves."""
 E = 0.1
@@ -203,9 +202,10 @@ class _Here:
         a = self.second_order(d, Jd, mu) if self.correction else None
         if a is None:
             return self.at(d, predicted)
-        corrected = self.iterated(self.at(d + a, predicted, corrected=True), local.r + Jd, STIFF * mu)
-        # With such a decrease the uncorrected step need not be evaluated.
-        if corrected.loss < MOSTLY_GONE * self.before or self.gain(corrected) > MOSTLY_KEPT:
+        first = self.at(d + a, predicted, corrected=True)
+        corrected = self.iterated(first, local.r + Jd, STIFF * mu)
+        # With such a decrease the uncorrected step need not be evaluated, nor where it had to be brought back so far.
+        if corrected.loss < MOSTLY_GONE * self.before or (corrected is not first and self.gain(corrected) > KEPT):
             return corrected
         return min(corrected, self.at(d, predicted), key=lambda trial: trial.loss)
 
