@@ -308,11 +308,10 @@ def test_answers_found_together_are_those_found_one_by_one(family):  # noqa: F81
 
 
 def test_where_a_combination_solves_worse_than_its_neighbours_the_adapter_is_tried(family, monkeypatch):  # noqa: F811
-    better = family(kappa=0.068, form="adapter")
-    monkeypatch.setattr(family, "loss_beside", lambda x: 0.0)
+    monkeypatch.setattr(family, "loss_beside", lambda x: 0.0)  # which the steps of an adapter aim at, too
     found = family(kappa=0.068)
-    # The adapter tried begins where the combination is, and ends near that of its own start.
-    assert found.error == pytest.approx(min(better.error, family(kappa=0.068, form="combination").error), rel=0.02)
+    better = family(kappa=0.068, form="adapter")
+    assert found.error == min(better.error, family(kappa=0.068, form="combination").error)
 
 
 def test_a_form_that_there_is_not_is_one_sentence(family, monkeypatch):  # noqa: F811
