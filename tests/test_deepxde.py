@@ -13,7 +13,6 @@ from pinn_odelora.deepxde.conditions import PARTNER
 from pinn_odelora.deepxde.derivatives import answered
 from pinn_odelora.deepxde.problem import posed
 from pinn_odelora.deepxde.regions import Filtered, coordinates, domain, with_columns
-from pinn_odelora.deepxde.training import _adam_lr
 from pinn_odelora.derivatives import AutogradField
 from pinn_odelora.errors import InputError
 from pinn_odelora.geometry import Box, Cloud, sobol
@@ -477,9 +476,3 @@ def test_integrals_are_refused(dde):
     model = dde.Model(data, network(dde, 1))
     with pytest.raises(InputError, match=r"dde\.data\.IDE: integrals and fractional"):
         posed(model)
-
-
-@pytest.mark.parametrize(("width", "rate"), [(20, 5e-3), (40, 5e-3), (160, 1.25e-3)])
-def test_adam_takes_shorter_steps_in_wider_networks(width, rate):
-    net = po.MLP(2, 1, width=width, depth=2)
-    assert _adam_lr(net) == pytest.approx(rate)

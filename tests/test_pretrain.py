@@ -34,8 +34,9 @@ from problems.poisson import Poisson
 def followed(monkeypatch):
     """How many steps a made-up stage with these errors takes, and what is reported."""
 
-    def run(errors, losses=None, most=100, patience=5, cost=1, every=10**6, target=1e-3, moves=True, sizes=None):
+    def run(errors, losses=None, most=100, patience=5, cost=1, every=10**6, target=1e-3, moves=True, sizes=None, halve=None):
         training, said = SimpleNamespace(progress=Progress(), stalled=not moves), []
+        training.objective, training.over = SimpleNamespace(), lambda budget: budget.used(training.progress) >= 1
         training.sampler = SimpleNamespace(fresh=sizes is not None, largest=1000, sufficient=1120)
         training.optimizer = SimpleNamespace(report=Report(dimension=4961))
         training.batch_size = AdaptiveBatchSize(125)
@@ -50,7 +51,7 @@ def followed(monkeypatch):
                 yield loop.StepRecord(p.step - 1, next(losses), {}, Report(), p.gradient_evals, 0.0, 1)
 
         monkeypatch.setattr(loop, "steps", steps)
-        stage = Stage("Descent", training, patience, every, lambda training: training.progress.gradient_evals)
+        stage = Stage("Descent", training, patience, every, lambda training: training.progress.gradient_evals, halve)
         follow(stage, Budget(gradient_evals=most), most, lambda: next(errors), target, said.append)
         return training.progress.step, said
 
@@ -446,3 +447,56 @@ def test_the_learning_rate_of_adam_falls_by_a_cosine_of_its_steps_or_of_its_time
     spent = training.progress.seconds / training.progress.step
     assert training.progress.step == math.ceil(4 / spent) < 10
     assert rates[1] == pytest.approx(1e-2 * (1 + math.cos(math.pi * spent / 4)) / 2)
+
+
+# Off a plateau.
+
+
+def test_adam_halves_the_loss_where_a_stage_has_not_brought_it_to_a_quarter(followed):
+    turns = []
+
+    def halve(budget):
+        turns.append(budget)
+        return len(turns) < 2, Progress(gradient_evals=7, seconds=1.5)
+
+    # On the plateau for ever: a turn that halves the loss, one that does not, and none after that.
+    spent, said = followed(itertools.repeat(1.0), patience=1000, most=300, halve=halve)
+    assert [turn.steps for turn in turns] == [stages.TURN] * 2
+    assert said == [f"Descent {stages.TRIAL}/300: goes on where Adam has halved the loss"]
+    assert spent == 300 - 2 * 7  # steps: what the turns take is part of the budget
+    turns.clear()
+    losses = [1.0, *[0.26] * (stages.TRIAL - 2), *itertools.repeat(0.24, 100)]
+    followed(itertools.repeat(1.0), losses, patience=1000, most=100, halve=halve)
+    assert turns == []
+    followed(itertools.repeat(1.0), losses[:-1], patience=1000, most=stages.TRIAL - 1, halve=halve)
+    assert turns == []
+
+
+@pytest.mark.parametrize(("width", "rate"), [(20, 5e-3), (40, 5e-3), (160, 1.25e-3)])
+def test_adam_takes_shorter_steps_in_wider_networks(width, rate):
+    assert stages.adam_lr(MLP(2, 1, width=width, depth=2)) == pytest.approx(rate)
+
+
+def test_a_turn_of_adam_ends_at_half_the_loss_or_leaves_the_network_as_it_was(generator):
+    net, system = small(generator)
+    before = [p.clone() for p in net.parameters()]
+    halved, cost = stages.halve(system, 5, 0, Budget(steps=2))
+    assert not halved
+    assert cost.gradient_evals == cost.step == 2
+    assert all(torch.equal(p, was) for p, was in zip(net.parameters(), before, strict=True))
+    points = draw_points(system.terms, stages.FEW, 5, 3)
+    first = system.loss(points).total.item()
+    halved, cost = stages.halve(system, 5, 0, Budget(steps=500))
+    assert halved
+    assert 5 < cost.step < 500
+    assert 0.4 * first < system.loss(points).total.item() < 0.6 * first  # at other points
+
+
+def test_a_loss_that_rises_is_no_plateau(generator):
+    net, system = small(generator)
+    losses(natural_gradient(system, 300, 60, 0), 40)
+    before = [p.clone() for p in net.parameters()]
+    halved, cost = stages.halve(system, 5, 0, Budget(steps=500))
+    assert not halved
+    assert cost.step < 10
+    assert all(torch.equal(p, was) for p, was in zip(net.parameters(), before, strict=True))

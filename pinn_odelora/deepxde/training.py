@@ -35,8 +35,8 @@ from pinn_odelora.system import Solution, System
 from pinn_odelora.threads import threads
 
 log = logging.getLogger(__name__)
-INTERIOR, BOUNDARY, ADAM_LR, WIDTH = 1000, 200, 5e-3, 40
-"""As of ``Pretraining``, whose default network has layers of 40 units."""
+INTERIOR, BOUNDARY = 1000, 200
+"""As of ``Pretraining``."""
 ADAM_PART = 0.1
 """Of the time, at most."""
 MOSTLY, AT_THE_GUESS = 0.85, 0.4
@@ -118,7 +118,7 @@ def _pretrained(
     """
     system = System(problem, Solution(problem, net))
     seconds = math.inf if budget else ADAM_PART * max(until - time.perf_counter(), LEAST)
-    first = stages.adam(system, INTERIOR, BOUNDARY, seed, adam_steps, _adam_lr(net), log.info, seconds=seconds)
+    first = stages.adam(system, INTERIOR, BOUNDARY, seed, adam_steps, stages.adam_lr(net), log.info, seconds=seconds)
     if first.failure is not None:
         raise InputError(f"Adam failed: {first.failure}")
     budget = budget or Budget(seconds=max(until - time.perf_counter(), LEAST))
@@ -129,12 +129,6 @@ def _pretrained(
     error, unseen = unseen_error(system, seed), without_reference(system, seed)
     stages.follow(stage, budget, STEPS, error, FLOOR, log.info, unseen)
     system.solution.zero_grad(set_to_none=True)
-
-
-def _adam_lr(net: nn.Module) -> float:
-    """In proportion to 1/width beyond 40 units, as hidden layers ask for (Yang et al., 2022, arXiv 2203.03466)."""
-    widest = max((min(p.shape) for p in net.parameters() if p.ndim == 2), default=WIDTH)
-    return ADAM_LR * min(1.0, WIDTH / widest)
 
 
 def _finished(model: Any, own: Posed, net: nn.Module, seconds: float, settings: dict[str, Any]) -> Result:

@@ -19,6 +19,11 @@ Steps on few points can undo each other while they hardly move, so that the gap 
 (``sampling.batch_size``): a standstill that is none of the solution. After a while the batch is enlarged, and the while
 begins again, until it is the largest. It is not enlarged sooner, since a plateau is crossed by many steps, and those on
 few points are cheap.
+
+Where a network has far to go before it has any waves, a plateau is wider than natural gradient gets in a minute: its
+linearisation holds only for steps that hardly change the loss. Adam moves all weights at its own rate, whatever the
+curvature, and leaves such a plateau in hundreds of cheap steps. So natural gradient that has not brought the loss to a
+quarter after ``TRIAL`` steps lets Adam halve it, and goes on from there; what Adam does not halve is undone.
 """
 
 from __future__ import annotations
@@ -28,9 +33,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from pinn_odelora import loop
-from pinn_odelora.budget import Budget
+from pinn_odelora.budget import Budget, Progress
 from pinn_odelora.integrators import LinearlyImplicit
 from pinn_odelora.loop import Training, report_of
 from pinn_odelora.objective import Objective
@@ -46,6 +52,14 @@ ITERATIONS = 20
 """Of L-BFGS between two looks at the error."""
 RESIDUAL, FIRST = 0.3, 125
 """As of ``points=residual``: the part of the points that follows the residual, and the first batch, in residuals."""
+WIDTH, LR = 40, 5e-3
+"""Units of a layer, and the learning rate of Adam up to there."""
+TRIAL, QUARTER = 60, 0.25
+"""Steps in which natural gradient brings the loss down to a quarter, except on a plateau."""
+HALF, RISEN = 0.5, 4.0
+"""The parts of the loss at which a turn of Adam ends, in success or not."""
+TURNS, TURN, FEW = 3, 1000, 400
+"""Turns of Adam at most, and the steps and points of one."""
 ALONE = 32
 """Trained numbers that the tape does not tell of beyond which a Jacobian is too expensive: each takes a reverse
 sweep."""
@@ -74,6 +88,7 @@ class Stage:
         patience: cost within which the error or the loss has to fall by a tenth.
         every: cost between two messages.
         cost: of a run so far, in the units of its budget.
+        halve: the way off a plateau, see ``halve``; None where there is none.
     """
 
     name: str
@@ -81,6 +96,7 @@ class Stage:
     patience: float
     every: int
     cost: Callable[[Training], int]
+    halve: Callable[[Budget], tuple[bool, Progress]] | None = None
 
 
 def training_of(
@@ -127,6 +143,34 @@ def adam(
     return training
 
 
+def adam_lr(net: nn.Module) -> float:
+    """In proportion to 1/width beyond 40 units, as hidden layers ask for (Yang et al., 2022, arXiv 2203.03466)."""
+    widest = max((min(p.shape) for p in net.parameters() if p.ndim == 2), default=WIDTH)
+    return LR * min(1.0, WIDTH / widest)
+
+
+def halve(system: System, boundary: int, seed: int, budget: Budget) -> tuple[bool, Progress]:
+    """Adam, at a constant rate and on few fixed points, until the loss there is half; whether it came to that within
+    the budget, and what it cost. All is as before if it did not: a loss that rises, as from where a network is trained
+    already, is no plateau.
+    """
+    lr, points = adam_lr(system.solution.net), Sampling.fixed(FEW, boundary)
+    training = training_of(system, lambda groups: torch.optim.Adam(parameters(groups), lr=lr), points, seed)
+    trained = training.objective.parameters
+    before = [p.detach().clone() for p in trained]
+    first = math.nan
+    for record in loop.steps(training, budget):
+        first = record.loss if record.step == 0 else first
+        if record.loss < HALF * first:
+            return True, training.progress
+        if record.loss > RISEN * first:
+            break
+    with torch.no_grad():
+        for p, value in zip(trained, before, strict=True):
+            p.copy_(value)
+    return False, training.progress
+
+
 def lbfgs(system: System, interior: int, boundary: int, seed: int) -> Stage:
     """L-BFGS on fixed points; its cost is gradient evaluations, those of line searches included."""
     make = lambda groups: LBFGS(parameters(groups), iterations=ITERATIONS)
@@ -152,7 +196,8 @@ def natural_gradient(system: System, interior: int, boundary: int, seed: int) ->
         best_iterate=False,
     )
     training = _training(system, full_implicit(LinearlyImplicit()), points, seed)
-    return Stage("Natural gradient", training, 40, 20, lambda training: training.progress.step)
+    way = lambda budget: halve(system, boundary, seed, budget)
+    return Stage("Natural gradient", training, 40, 20, lambda training: training.progress.step, way)
 
 
 def unsuitable(stage: Stage) -> str | None:
@@ -196,6 +241,7 @@ def follow(
     if now <= target:
         return
     least = None if known else math.inf
+    plateau = Plateau(stage, budget)
     for record in loop.steps(stage.training, budget):
         before, spent = spent, stage.cost(stage.training)
         now = error()
@@ -213,12 +259,51 @@ def follow(
                 return
         if now <= target:
             return
+        if plateau.crossed(loss):
+            least, at = math.inf, spent
+            say(f"{stage.name} {spent}/{most}: goes on where Adam has halved the loss")
         # A line search of L-BFGS that takes so many evaluations has lost its way.
         if spent - at >= stage.patience or spent - before > 10 * ITERATIONS:
             say(f"{stage.name} {spent}/{most}: no further progress")
             return
     if stage.training.stalled:
         say(f"{stage.name} {spent}/{most}: no further progress")
+
+
+@dataclass
+class Plateau:
+    """Whether a stage has got anywhere, and what takes it off a plateau.
+
+    Attributes:
+        stage, budget: of the run.
+        first: the loss at which its present trial began.
+        since: what it had cost then.
+        turns: of Adam so far.
+        over: whether there is nothing to do any more.
+    """
+
+    stage: Stage
+    budget: Budget
+    first: float = math.nan
+    since: int = 0
+    turns: int = 0
+    over: bool = False
+
+    def crossed(self, loss: float) -> bool:
+        """A step has led to this loss; whether Adam has halved it since."""
+        self.first = loss if math.isnan(self.first) else self.first
+        self.over |= self.stage.halve is None or loss <= QUARTER * self.first
+        training, spent = self.stage.training, self.stage.cost(self.stage.training)
+        if self.over or spent - self.since < TRIAL or training.over(self.budget):
+            return False
+        seconds = self.budget.seconds and (self.budget.seconds - training.progress.seconds) / 2
+        halved, cost = self.stage.halve(Budget(steps=TURN, seconds=seconds, wall=self.budget.wall))
+        training.progress.seconds += cost.seconds
+        training.progress.gradient_evals += cost.gradient_evals
+        training.objective.count = training.progress.gradient_evals
+        self.first, self.since, self.turns = math.nan, spent, self.turns + 1
+        self.over = not halved or self.turns == TURNS
+        return halved
 
 
 def _more_points(training: Training) -> bool:
