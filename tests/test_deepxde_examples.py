@@ -110,3 +110,36 @@ def test_what_is_reached_is_told_by_scripts_with_both_errors():
     assert "Failed: pinn_forward/b." in benchmark.verdict(runs)[0]
     assert not benchmark.verdict(runs)[1]
     assert "nan times" in benchmark.verdict({})[0]
+
+
+def test_lines_that_contradict_their_reference_are_corrected(tmp_path):
+    old, new = benchmark.CORRECTED["Klein_Gordon"]
+    file = tmp_path / "Klein_Gordon.py"
+    file.write_text(f"ic = OperatorBC(geomtime, lambda x, y, _: dde.grad.{old})\n")
+    assert new in benchmark.source(file)
+    assert old not in benchmark.source(file)
+    file.write_text("ic = OperatorBC(geomtime)\n")
+    with pytest.raises(ValueError, match=r"Klein_Gordon\.py no longer has the lines"):
+        benchmark.source(file)
+
+
+def test_the_rival_has_adam_where_a_line_search_would_not_fit_its_time(script, monkeypatch):
+    library().config.set_default_float("float32")
+    monkeypatch.chdir(script.parent)
+    calls = []
+    benchmark.executed(script, lambda model, **settings: calls.append(model))
+    model = calls[0]
+    for each, later in ((0.001, "L-BFGS"), (1.0, "adam")):
+        trained, clock = [], [0.0]
+        monkeypatch.setattr(benchmark.time, "process_time", lambda: clock[0])
+
+        def train(model, each=each, trained=trained, clock=clock, **settings):
+            trained.append(model.opt_name)
+            if "callbacks" in settings:
+                model.train_state.step += round(5 / each)
+            clock[0] += 5
+
+        model.train_state.step = 0
+        model.compile("adam", lr=1e-2, verbose=0)
+        benchmark.adam_and_lbfgs(model, 10, train)
+        assert trained == ["adam", later]
