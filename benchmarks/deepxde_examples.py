@@ -12,9 +12,9 @@ runs in a process of its own, on one thread, for each training:
 * ``full``: what the script says, ended after ``--cap`` seconds of CPU time.
 
 A call ``model.train(0)`` trains nothing, and is left alone. Lines for TensorFlow's functions are replaced by those of
-torch where that is all that is missing, and ``CORRECTED`` has a line of Klein_Gordon without which its reference is no solution. The
-error is the relative L2 error at 10,000 points of the geometry where the
-model has a reference, else what the script prints. What the file of ``--json`` has already is not repeated.
+torch where that is all that is missing, and a line of Klein_Gordon by one with which its reference is a solution. The
+error is the relative L2 error at 10,000 points of the geometry where the model has a reference, else what the script
+prints. What the file of ``--json`` has already is not repeated.
 
 Targets: no script fails here, the error is at most a tenth of that of ``theirs`` in the median, and above it for none.
 Exits with 1 where that is missed.
@@ -170,8 +170,8 @@ def until(end):
 
 
 def adam_and_lbfgs(model, seconds, train):
-    """DeepXDE's Adam as compiled for half of so many seconds of CPU time, and L-BFGS for the other half; Adam again where
-    that might not suffice for one line search.
+    """DeepXDE's Adam as compiled for half of so many seconds of CPU time, and L-BFGS for the other half, or Adam again
+    where that might not suffice for one line search.
     """
     import deepxde as dde
 

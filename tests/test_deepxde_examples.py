@@ -123,23 +123,19 @@ def test_lines_that_contradict_their_reference_are_corrected(tmp_path):
         benchmark.source(file)
 
 
-def test_the_rival_has_adam_where_a_line_search_would_not_fit_its_time(script, monkeypatch):
+@pytest.mark.parametrize(("each", "later"), [(0.001, "L-BFGS"), (1.0, "adam")])
+def test_the_rival_has_adam_where_a_line_search_would_not_fit_its_time(each, later, script, monkeypatch):
     library().config.set_default_float("float32")
     monkeypatch.chdir(script.parent)
-    calls = []
-    benchmark.executed(script, lambda model, **settings: calls.append(model))
-    model = calls[0]
-    for each, later in ((0.001, "L-BFGS"), (1.0, "adam")):
-        trained, clock = [], [0.0]
-        monkeypatch.setattr(benchmark.time, "process_time", lambda: clock[0])
+    model, _, _ = benchmark.executed(script, lambda model, **settings: None)
+    trained, clock = [], [0.0]
+    monkeypatch.setattr(benchmark.time, "process_time", lambda: clock[0])
 
-        def train(model, each=each, trained=trained, clock=clock, **settings):
-            trained.append(model.opt_name)
-            if "callbacks" in settings:
-                model.train_state.step += round(5 / each)
-            clock[0] += 5
+    def train(model, **settings):
+        trained.append(model.opt_name)
+        model.train_state.step += round(5 / each)
+        clock[0] += 5
 
-        model.train_state.step = 0
-        model.compile("adam", lr=1e-2, verbose=0)
-        benchmark.adam_and_lbfgs(model, 10, train)
-        assert trained == ["adam", later]
+    model.train_state.step = 0
+    benchmark.adam_and_lbfgs(model, 10, train)
+    assert trained == ["adam", later]

@@ -34,7 +34,9 @@ from problems.poisson import Poisson
 def followed(monkeypatch):
     """How many steps a made-up stage with these errors takes, and what is reported."""
 
-    def run(errors, losses=None, most=100, patience=5, cost=1, every=10**6, target=1e-3, moves=True, sizes=None, halve=None):
+    def run(
+        errors, losses=None, most=100, patience=5, cost=1, every=10**6, target=1e-3, moves=True, sizes=None, halve=None
+    ):
         training, said = SimpleNamespace(progress=Progress(), stalled=not moves), []
         training.objective, training.over = SimpleNamespace(), lambda budget: budget.used(training.progress) >= 1
         training.sampler = SimpleNamespace(fresh=sizes is not None, largest=1000, sufficient=1120)
