@@ -64,8 +64,8 @@ PRINTED = re.compile(r"((?:L2 relative|relative L2) error(?: in \w+)?):?\s*\[?([
 """What many scripts print in the end, for each field or for all."""
 LATER = 50
 """Calls of ``model.train`` after the first, of which none does anything, that a script may make."""
-LBFGS_STEP, LINE_SEARCH = 1.25, 25
-"""Evaluations of an iteration of L-BFGS with its line search, in the mean and at most, where Adam has one."""
+LINE_SEARCH = 25
+"""Evaluations of an iteration of L-BFGS with its line search at most, where Adam has one."""
 TORCH, OTHER = "# Backend pytorch", "# Backend "
 
 
@@ -179,12 +179,12 @@ def adam_and_lbfgs(model, seconds, train):
     adam = lambda end: train(model, iterations=10**7, display_every=10**6, callbacks=[until(end)], verbose=0)
     adam(begun + seconds / 2)
     settings = {"loss_weights": model.loss_weights, "external_trainable_variables": model.external_trainable_variables}
-    each = LBFGS_STEP * (time.process_time() - begun) / max(model.train_state.step, 1)
-    if LINE_SEARCH * each > seconds / 2:
+    most = LINE_SEARCH * (time.process_time() - begun) / max(model.train_state.step, 1)
+    if most > seconds / 2:
         adam(begun + seconds)
     while (left := begun + seconds - time.process_time()) > 0:
         before = model.train_state.step
-        dde.optimizers.set_LBFGS_options(maxiter=max(1, min(200, round(left / each))))
+        dde.optimizers.set_LBFGS_options(maxiter=max(1, min(200, round(left / most))))
         model.compile("L-BFGS", verbose=0, **settings)
         train(model, display_every=10**6, verbose=0)
         if model.train_state.step == before:

@@ -86,6 +86,22 @@ def test_a_batch_below_the_threshold_is_left_where_its_first_steps_do_not_carry_
 
 
 @pytest.mark.parametrize(
+    ("gap", "fall", "dimension", "expected"),
+    [
+        # c = 5000 · 12800 / 800² = 100, so that the gap has to exceed 198 times the fall: 1.01¹⁹⁸ = 7.17.
+        (7.3, 1.01, 5000, 12800),
+        (7.0, 1.01, 5000, 800),
+        # c = 2000 · 6400 / 800² = 20 is cheap, 2001 is not.
+        (4.1, 1.2, 2000, 6400),
+        (4.1, 1.2, 2001, 800),
+    ],
+)
+def test_a_batch_that_costs_much_more_has_to_pay_from_the_first_on(gap, fall, dimension, expected):
+    found = size_after(800, [gap] * 17, fall, largest=12800, dimension=dimension, sufficient=800)
+    assert found == expected
+
+
+@pytest.mark.parametrize(
     ("gap", "fall", "steps", "dimension", "expected"),
     [
         (1.6, 1.0, 33, 1769, 4000),

@@ -32,13 +32,15 @@ from problems.poisson import Poisson
 
 @pytest.fixture
 def followed(monkeypatch):
-    """How many steps a made-up stage with these errors takes, and what is reported."""
+    """How many steps a made-up stage with these errors takes, what is reported, and which iterate is put back."""
+    restored = []
 
     def run(
         errors, losses=None, most=100, patience=5, cost=1, every=10**6, target=1e-3, moves=True, sizes=None, halve=None
     ):
         training, said = SimpleNamespace(progress=Progress(), stalled=not moves), []
-        training.objective, training.over = SimpleNamespace(), lambda budget: budget.used(training.progress) >= 1
+        training.objective = SimpleNamespace(snapshot=lambda: training.progress.step, restore=restored.append)
+        training.over = lambda budget: budget.used(training.progress) >= 1
         training.sampler = SimpleNamespace(fresh=sizes is not None, largest=1000, sufficient=1120)
         training.optimizer = SimpleNamespace(report=Report(dimension=4961))
         training.batch_size = AdaptiveBatchSize(125)
@@ -57,6 +59,7 @@ def followed(monkeypatch):
         follow(stage, Budget(gradient_evals=most), most, lambda: next(errors), target, said.append)
         return training.progress.step, said
 
+    run.restored = restored
     return run
 
 
@@ -67,6 +70,15 @@ def falling(factor, first=1.0):
 def test_a_stage_ends_at_its_target_before_it_has_begun_or_later(followed):
     assert followed([1e-4]) == (0, [])
     assert followed([1.0, 0.1, 1e-3]) == (2, [])
+
+
+def test_a_stage_leaves_the_best_of_its_iterates(followed):
+    assert followed([9.0, 3.0, 1.0, 2.0, 4.0, 3.0], most=5)[0] == 5
+    assert followed.restored == [2]
+    assert followed([9.0, 3.0, 4.0, 2.0], most=3)[0] == 3
+    assert followed.restored == [2], "the last one is the best"
+    followed(itertools.repeat(math.nan), [5.0, 4.0, 3.0, 6.0], most=4)
+    assert followed.restored == [2, 3], "by the loss where there is no reference"
 
 
 def test_a_standstill_on_few_points_gets_more_of_them_before_it_ends_the_stage(followed):
@@ -279,7 +291,7 @@ def test_natural_gradient_follows_where_the_network_has_the_structure_for_it(mon
 
 def test_l_bfgs_follows_where_the_memory_does_not_suffice(generator):
     _, system = small(generator, width=40)
-    assert "memory" in unsuitable(natural_gradient(system, 100_000, 8, 0))
+    assert "memory" in unsuitable(natural_gradient(system, 400_000, 8, 0))
     assert unsuitable(natural_gradient(system, 1000, 8, 0)) is None
 
 

@@ -39,7 +39,7 @@ from pinn_odelora import loop
 from pinn_odelora.budget import Budget, Progress
 from pinn_odelora.integrators import LinearlyImplicit
 from pinn_odelora.loop import Training, report_of
-from pinn_odelora.objective import Objective
+from pinn_odelora.objective import Objective, Snapshot
 from pinn_odelora.optim.groups import Group, parameters, single_tensors
 from pinn_odelora.optim.methods import Method, full_implicit
 from pinn_odelora.rivals.lbfgs import LBFGS
@@ -50,6 +50,8 @@ from pinn_odelora.system import System
 Message = Callable[[str], None]
 ITERATIONS = 20
 """Of L-BFGS between two looks at the error."""
+MEMORY = 2.0**31
+"""Bytes for the linear algebra of a step of natural gradient: 12,000 residuals of a network with 5,000 weights."""
 RESIDUAL, FIRST = 0.3, 125
 """As of ``points=residual``: the part of the points that follows the residual, and the first batch, in residuals."""
 WIDTH, LR = 40, 5e-3
@@ -195,7 +197,7 @@ def natural_gradient(system: System, interior: int, boundary: int, seed: int) ->
         initial_batch_size=FIRST,
         best_iterate=False,
     )
-    training = _training(system, full_implicit(LinearlyImplicit()), points, seed)
+    training = _training(system, full_implicit(LinearlyImplicit(memory=MEMORY)), points, seed)
     way = lambda budget: halve(system, boundary, seed, budget)
     return Stage("Natural gradient", training, 40, 20, lambda training: training.progress.step, way)
 
@@ -223,23 +225,39 @@ def follow(
     say: Message,
     unseen: Unseen | None = None,
 ) -> None:
-    """Run a stage until it is over.
+    """Run a stage until it is over, and leave the network at the best of its iterates.
 
     Args:
         stage: what runs.
         budget, most: its budget, also as a number in messages.
-        error: relative L2 error; NaN without a reference.
+        error: relative L2 error; NaN without a reference, where the loss tells which iterate is best.
         target: the error that ends it.
         say: takes messages.
         unseen: the loss that has to fall and is in messages, that of the steps if absent, and the estimate where
             there is no reference.
     """
-    spent = reported = at = 0
     now = error()
-    known = not math.isnan(now)
-    best = now if known else math.inf
     if now <= target:
         return
+    kept = Best(stage.training.objective)
+    _run(stage, budget, most, error, now, target, say, unseen, kept)
+    kept.put_back()
+
+
+def _run(
+    stage: Stage,
+    budget: Budget,
+    most: int,
+    error: Callable[[], float],
+    now: float,
+    target: float,
+    say: Message,
+    unseen: Unseen | None,
+    kept: Best,
+) -> None:
+    spent = reported = at = 0
+    known = not math.isnan(now)
+    best = now if known else math.inf
     least = None if known else math.inf
     plateau = Plateau(stage, budget)
     for record in loop.steps(stage.training, budget):
@@ -247,6 +265,7 @@ def follow(
         now = error()
         # Of the iterate that the step has led to, as the error is; record.loss is of the one before.
         loss = unseen.loss() if unseen else record.loss
+        kept.consider(now if known else loss)
         least = loss if least is None else least
         falls = loss < 0.9 * least or (known and now < 0.9 * best)
         if falls or (spent - at >= stage.patience and _more_points(stage.training)):
@@ -268,6 +287,33 @@ def follow(
             return
     if stage.training.stalled:
         say(f"{stage.name} {spent}/{most}: no further progress")
+
+
+@dataclass
+class Best:
+    """The best of some iterates.
+
+    Attributes:
+        objective: of the network.
+        measure, last: of the best one so far, and of the last; the smaller the better.
+        snapshot: of the best one.
+    """
+
+    objective: Objective
+    measure: float = math.inf
+    last: float = math.inf
+    snapshot: Snapshot | None = None
+
+    def consider(self, measure: float) -> None:
+        """The network as it is."""
+        self.last = measure
+        if measure < self.measure:
+            self.measure, self.snapshot = measure, self.objective.snapshot()
+
+    def put_back(self) -> None:
+        """Leave the network there."""
+        if self.snapshot is not None and not self.last <= self.measure:
+            self.objective.restore(self.snapshot)
 
 
 @dataclass

@@ -30,7 +30,8 @@ Whether it is sufficient for the network at hand, its first 16 steps tell. A net
 that it interpolates, such as one on Fourier features, has a large gap there and makes no progress, however long it
 stays. So the batch leaves for one of R⁺ ≥ 2 P residuals, or the largest, where the mean of g over these steps, all with
 the same weight, is above log 4, and a least-squares fit at the largest batch would have less: R_max > 5P/3. The 4 was
-chosen on Allen-Cahn with three networks (docs/results/defaults.md).
+chosen on Allen-Cahn with three networks (docs/results/defaults.md), where the price c below is 11; above 20 the
+inequality there has to hold, too, with the present f.
 
 Near the solution no batch below the threshold suffices: what its points do not determine is noise, and the loss comes
 to rest above it. Every further 16 steps decide by the inequality above, with the price c = P R⁺/R² of a step that
@@ -62,6 +63,8 @@ TRIED = 16
 """Steps after each of which a batch that stays is sufficient, or not."""
 MOST_GAP = math.log(4)
 """Mean gap of the first of them above which it is not."""
+CHEAP = 20.0
+"""The price of a larger batch up to which that decides alone."""
 NO_LEVEL: Mapping[str, float | None] = MappingProxyType({"level": 0.0, "former": None})
 
 
@@ -211,10 +214,11 @@ class AdaptiveBatchSize:
 
     def _leaves(self, larger: int, largest: int, dimension: int) -> bool:
         """Whether the last 16 steps speak for a batch past the peak."""
+        price = dimension * larger / self.size**2
+        pays = lambda fall: self.excess > 2 * (price - 1) * fall
         if self.former is None:
-            return self.excess > MOST_GAP > noise_gap(largest, dimension)
-        price, fall = dimension * larger / self.size**2, (self.former - self.level) / TRIED
-        return larger >= 2 * dimension and self.excess > max(LEAST_GAP, 2 * (price - 1) * fall)
+            return self.excess > MOST_GAP > noise_gap(largest, dimension) and (price <= CHEAP or pays(self.progress))
+        return larger >= 2 * dimension and self.excess > LEAST_GAP and pays((self.former - self.level) / TRIED)
 
     def _known(self, began: float, measured: float) -> bool:
         """Whether all three losses are known and have a logarithm, also without the part that stays."""
