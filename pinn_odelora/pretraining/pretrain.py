@@ -42,6 +42,8 @@ SECOND_STAGES = ("auto", "natural_gradient", "lbfgs")
 CHECKPOINT = "check net.* (activation, inputs), problem.conditions and pretrain.source against how it was trained."
 OWN = "train it for longer where it did not stop by itself (pretrain.natural_gradient_steps, pretrain.lbfgs_evals), or "
 OWN += "choose a wider net, other weights to begin with (pretrain.seed) or a source that is easier (pretrain.source)."
+ADAM_POINTS = 1000
+"""Points of Adam for terms of full dimension at most: it only finds the neighbourhood."""
 WRONG = 0.1
 """A relative error at the source parameter that points to a wrong network or problem."""
 
@@ -71,7 +73,9 @@ class Pretraining:
         lbfgs_evals: gradient evaluations of L-BFGS at most, line searches included.
         target: relative L2 error that ends it before; without a reference the estimated one, see ``error_estimate``.
         interior, boundary: points for terms of full dimension, and for the others; natural gradient takes at most
-            ``interior`` residuals of all terms and components together.
+            ``interior`` residuals of all terms and components together, Adam at most 1,000 points. For errors below
+            1e-6 ``interior`` should be more than twice the number of weights: natural gradient leaves its small batches
+            where they bring it no further.
         seed: of the initial weights and the points.
         scales: whether units are found for what the problem does not declare (``scaling.find``).
 
@@ -113,7 +117,8 @@ class Pretraining:
         if free:
             say(f"{constants.said(free)}.")
         points = (self.interior, self.boundary, self.seed)
-        first = stages.adam(system, *points, self.adam_steps, self.adam_lr, say, wall)
+        few = (min(self.interior, ADAM_POINTS), self.boundary, self.seed)
+        first = stages.adam(system, *few, self.adam_steps, self.adam_lr, say, wall)
         _check_time(first)
         if first.failure is not None:
             refused = system.refused(first.objective.batch.points)
