@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 
 import numpy as np
 import pytest
@@ -476,3 +477,16 @@ def test_integrals_are_refused(dde):
     model = dde.Model(data, network(dde, 1))
     with pytest.raises(InputError, match=r"dde\.data\.IDE: integrals and fractional"):
         posed(model)
+
+
+def test_a_coefficient_that_is_divided_by_stays_positive(dde):
+    g = dde.geometry.TimeDomain(0, 1)
+    k, c, negative = dde.Variable(0.5), dde.Variable(2.0), dde.Variable(-1.0)
+    ode = lambda t, u: dde.grad.jacobian(u, t) + c * u / k + u / negative
+    data = dde.data.PDE(g, ode, [dde.icbc.PointSetBC(np.array([[0.3], [0.7]]), np.ones((2, 1)))], 5, 2)
+    model = dde.Model(data, network(dde, 1))
+    model.compile("adam", lr=1e-3, external_trainable_variables=[k, c, negative])
+    own = posed(model)
+    assert own.unknown == ("k", "c", "negative")
+    least = {name: own.problem.parameters()[name].above for name in own.unknown}
+    assert least == {"k": 0.0, "c": -math.inf, "negative": -math.inf}

@@ -13,13 +13,14 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pinn_odelora.checks.evaluation import Trial, some
 from pinn_odelora.deepxde.conditions import array, term
 from pinn_odelora.deepxde.derivatives import answered
 from pinn_odelora.deepxde.regions import coordinates, domain
@@ -73,17 +74,33 @@ def posed(model: Any, fields: Sequence[str] | None = None) -> Posed:
             name: t._replace(residual=_with_variables(t.residual, variables, unknown))
             for name, t in _terms(model, weights, fields, measured=bool(variables)).items()
         }
-        made = equation(
+        made = lambda least: equation(
             coords=coords,
             fields=fields,
             region=domain(data.geom),
             reference=None if data.soln is None else _reference(data.soln, coords, len(fields)),
             scales={},  # the network is the user's own, in units of its own
             name="DeepXDE",
-            **{name: parameter(v.item(), v.item()) for name, v in zip(unknown, variables, strict=True)},
+            **{
+                name: parameter(v.item(), v.item(), above=least.get(name, -math.inf))
+                for name, v in zip(unknown, variables, strict=True)
+            },
             **terms,
         )
-    return Posed(made, unknown)
+        free = made({})
+        singular = [name for name in unknown if getattr(free, name) > 0 and _singular(free, name)]
+    return Posed(made(dict.fromkeys(singular, 0.0)) if singular else free, unknown)
+
+
+def _singular(free: Problem, name: str) -> bool:
+    """Whether a residual is not finite where this coefficient is zero, so that it cannot change its sign on the way."""
+    problem, like = replace(free, **{name: 0.0}), torch.zeros((), dtype=torch.float64)
+    trial = Trial(problem, like)
+    rows = (term.rows(trial.field(some(term.where, like=like))) for term in problem.loss_terms().values())
+    try:
+        return not all(bool(torch.isfinite(r).all()) for r in rows)
+    except Exception:  # Somebody else's function can fail in any way; checks of the problem report it.
+        return False
 
 
 def _terms(model: Any, weights: Sequence[float], fields: Sequence[str], measured: bool) -> dict[str, Term]:
