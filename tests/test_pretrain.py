@@ -72,13 +72,16 @@ def test_a_stage_ends_at_its_target_before_it_has_begun_or_later(followed):
     assert followed([1.0, 0.1, 1e-3]) == (2, [])
 
 
-def test_a_stage_leaves_the_best_of_its_iterates(followed):
-    assert followed([9.0, 3.0, 1.0, 2.0, 4.0, 3.0], most=5)[0] == 5
-    assert followed.restored == [2]
-    assert followed([9.0, 3.0, 4.0, 2.0], most=3)[0] == 3
-    assert followed.restored == [2], "the last one is the best"
-    followed(itertools.repeat(math.nan), [5.0, 4.0, 3.0, 6.0], most=4)
-    assert followed.restored == [2, 3], "by the loss where there is no reference"
+def test_a_stage_leaves_the_best_of_its_iterates_unless_it_has_reached_its_target(followed):
+    errors = [9.0, 3.0, 1.0, 2.0, 4.0, 3.0]
+    assert followed(errors, [5.0, 4.0, 3.0, 6.0, 7.0], most=5)[0] == 5
+    assert followed.restored == [3]
+    assert followed(errors, [5.0, 4.0, 3.0, 2.0, 1.0], most=5)[0] == 5
+    assert followed.restored == [3], "the last one is the best"
+    assert followed(errors, [5.0, 4.0, 6.0, 7.0], most=5, target=2.0)[0] == 2
+    assert followed.restored == [3]
+    followed(itertools.repeat(math.nan), [5.0, 2.0, 3.0, 6.0], most=4)
+    assert followed.restored == [3, 2]
 
 
 def test_a_standstill_on_few_points_gets_more_of_them_before_it_ends_the_stage(followed):

@@ -225,12 +225,13 @@ def follow(
     say: Message,
     unseen: Unseen | None = None,
 ) -> None:
-    """Run a stage until it is over, and leave the network at the best of its iterates.
+    """Run a stage until it is over, and leave the network where it has reached the target, or else at the iterate with
+    the smallest loss.
 
     Args:
         stage: what runs.
         budget, most: its budget, also as a number in messages.
-        error: relative L2 error; NaN without a reference, where the loss tells which iterate is best.
+        error: relative L2 error; NaN without a reference.
         target: the error that ends it.
         say: takes messages.
         unseen: the loss that has to fall and is in messages, that of the steps if absent, and the estimate where
@@ -240,11 +241,11 @@ def follow(
     if now <= target:
         return
     kept = Best(stage.training.objective)
-    _run(stage, budget, most, error, now, target, say, unseen, kept)
-    kept.put_back()
+    if not _reached(stage, budget, most, error, now, target, say, unseen, kept):
+        kept.put_back()
 
 
-def _run(
+def _reached(
     stage: Stage,
     budget: Budget,
     most: int,
@@ -254,7 +255,8 @@ def _run(
     say: Message,
     unseen: Unseen | None,
     kept: Best,
-) -> None:
+) -> bool:
+    """Run it; whether it has reached the target."""
     spent = reported = at = 0
     known = not math.isnan(now)
     best = now if known else math.inf
@@ -265,7 +267,7 @@ def _run(
         now = error()
         # Of the iterate that the step has led to, as the error is; record.loss is of the one before.
         loss = unseen.loss() if unseen else record.loss
-        kept.consider(now if known else loss)
+        kept.consider(loss)
         least = loss if least is None else least
         falls = loss < 0.9 * least or (known and now < 0.9 * best)
         if falls or (spent - at >= stage.patience and _more_points(stage.training)):
@@ -275,18 +277,19 @@ def _run(
             guess = unseen.estimate() if unseen and not known else None
             say(f"{stage.name} {spent}/{most}: {_figures(loss, now, guess)}")
             if guess is not None and guess <= target:
-                return
+                return True
         if now <= target:
-            return
+            return True
         if plateau.crossed(loss):
             least, at = math.inf, spent
             say(f"{stage.name} {spent}/{most}: goes on where Adam has halved the loss")
         # A line search of L-BFGS that takes so many evaluations has lost its way.
         if spent - at >= stage.patience or spent - before > 10 * ITERATIONS:
             say(f"{stage.name} {spent}/{most}: no further progress")
-            return
+            return False
     if stage.training.stalled:
         say(f"{stage.name} {spent}/{most}: no further progress")
+    return False
 
 
 @dataclass
@@ -295,24 +298,24 @@ class Best:
 
     Attributes:
         objective: of the network.
-        measure, last: of the best one so far, and of the last; the smaller the better.
+        loss, last: of the best one so far, and of the last.
         snapshot: of the best one.
     """
 
     objective: Objective
-    measure: float = math.inf
+    loss: float = math.inf
     last: float = math.inf
     snapshot: Snapshot | None = None
 
-    def consider(self, measure: float) -> None:
+    def consider(self, loss: float) -> None:
         """The network as it is."""
-        self.last = measure
-        if measure < self.measure:
-            self.measure, self.snapshot = measure, self.objective.snapshot()
+        self.last = loss
+        if loss < self.loss:
+            self.loss, self.snapshot = loss, self.objective.snapshot()
 
     def put_back(self) -> None:
         """Leave the network there."""
-        if self.snapshot is not None and not self.last <= self.measure:
+        if self.snapshot is not None and not self.last <= self.loss:
             self.objective.restore(self.snapshot)
 
 
