@@ -24,11 +24,11 @@ import sys
 from pathlib import Path
 
 import torch
+from answering.rivals.scratch import followed
 from answering.trace import Trace, error_at
 from networks import put
 
 import pinn_odelora as po
-from pinn_odelora import loop
 from pinn_odelora.pretraining import stages
 from pinn_odelora.pretraining.pretrain import ADAM_POINTS
 from pinn_odelora.registry import problem_class
@@ -77,11 +77,7 @@ def scratch(problem, least, seed, cap):
     system = System(problem, solution)
     stages.adam(system, ADAM_POINTS, settings.boundary, seed, settings.adam_steps, settings.adam_lr, lambda line: None)
     stage = stages.natural_gradient(system, settings.interior, settings.boundary, seed)
-    stage.training.clock = trace.clock
-    for _ in loop.steps(stage.training, po.Budget(seconds=trace.left)):
-        if trace.look():
-            break
-    return trace.record()
+    return followed(stage, trace).record()
 
 
 def first(marks, level):
