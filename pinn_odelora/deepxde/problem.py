@@ -48,7 +48,8 @@ def problem(model: Any, fields: Sequence[str] | None = None) -> Problem:
     """The problem of a ``deepxde.Model``, PyTorch backend, for ``po.pretrain``, ``po.adapt`` and all else.
 
     Its region is the model's geometry, its coordinates are x, y, z and t. Each ``dde.Variable`` is a parameter of the
-    same name, and can be unknown; each term is named as in ``pinn_odelora.deepxde.problem``.
+    same name, and can be unknown; one that is positive stays so where a residual is infinite at zero. Each term is
+    named as in ``pinn_odelora.deepxde.problem``.
 
     Args:
         model: compiled, so that loss weights and variables are known.
