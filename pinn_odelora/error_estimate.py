@@ -40,6 +40,7 @@ from torch import Tensor, linalg, nn
 
 from pinn_odelora.checks.constants import free_constants
 from pinn_odelora.errors import InputError
+from pinn_odelora.formulation import Term
 from pinn_odelora.geometry import Cloud, sobol, stream
 from pinn_odelora.gradient import in_pieces
 from pinn_odelora.linalg.damped import Damped
@@ -49,7 +50,7 @@ from pinn_odelora.matrices import UnitMatrices
 from pinn_odelora.nets.scaled import in_field_units
 from pinn_odelora.objective import Trained, variables_of
 from pinn_odelora.points import Points
-from pinn_odelora.sampling.residual_sampling import resampled
+from pinn_odelora.sampling.residual_sampling import CANDIDATES, resampled
 from pinn_odelora.system import VALUE, System, Values, draw_points
 
 ROWS = 1000
@@ -59,8 +60,8 @@ FEW = 300
 DAMPINGS = tuple(10.0**-k for k in range(2, 15))
 """μ relative to the trace of J Jᵀ."""
 PROBES = 1024
-CANDIDATES, PART = 4, 0.5
-"""Points inside the region for each that is kept, and the part of those that follows the residual."""
+PART = 0.5
+"""Of the points inside the region: those that follow the residual."""
 NOT_FINITE = "the residual is not finite everywhere"
 AGAIN = 0.5
 """Of the residuals' squares at further points: with more left the error is sought again, from twice the residuals."""
@@ -203,8 +204,7 @@ def _points(system: System, rows: int, seed: int) -> Sequence[dict[str, Points]]
     n = max(10, int(rows / share))
     terms = {name: term.unseen for name, term in system.terms.items()}
     own, further = (
-        _following(system, draw_points(terms, CANDIDATES * n, max(n // 5, 2), seed, purpose=purpose), n, seed)
-        for purpose in ("error estimate", "error estimate, further")
+        _following(system, terms, n, seed, purpose) for purpose in ("error estimate", "error estimate, further")
     )
     for name, p in own.items():
         same = all(torch.equal(x, further[name][key]) for key, x in p.items() if len(x) == len(further[name][key]))
@@ -213,8 +213,9 @@ def _points(system: System, rows: int, seed: int) -> Sequence[dict[str, Points]]
     return own, further
 
 
-def _following(system: System, points: dict[str, Points], n: int, seed: int) -> dict[str, Points]:
-    """n of the points inside the region, a part of them where the residual is large."""
+def _following(system: System, terms: Mapping[str, Term], n: int, seed: int, purpose: str) -> dict[str, Points]:
+    """n points inside the region, a part of them where the residual is large, and a fifth as many on its boundary."""
+    points = draw_points(terms, CANDIDATES * n, max(n // 5, 2), seed, purpose=purpose)
     like, residuals = next(system.solution.parameters()), in_pieces(system)
     generator = torch.Generator().manual_seed(seed)
     of = lambda name: lambda p: residuals({name: p.to(like)})[name]
@@ -223,5 +224,9 @@ def _following(system: System, points: dict[str, Points], n: int, seed: int) -> 
         p = points[name]
         if not term.where.interior or p.number <= n or isinstance(term.where, Cloud):
             continue
-        found[name] = p.part(slice(0, n)) if term.coupled else resampled(p, n, PART, of(name), generator)
+        if term.coupled:
+            found[name] = p.part(slice(0, n))
+            continue
+        more = lambda k, name=name: draw_points({name: terms[name]}, k, 0, seed, purpose=f"{purpose}, {name}")[name]
+        found[name] = resampled(p, n, PART, of(name), generator, more)
     return found

@@ -9,10 +9,11 @@ from pinn_odelora.diagnostics import Reference, test_points
 from pinn_odelora.errors import InputError
 from pinn_odelora.formulation import Term
 from pinn_odelora.geometry import Cloud
+from pinn_odelora.geometry.pool import Pool
 from pinn_odelora.log import Log
 from pinn_odelora.nets import MLP
 from pinn_odelora.points import Points
-from pinn_odelora.sampling.residual_sampling import candidates, effective_sample_size, resampled
+from pinn_odelora.sampling.residual_sampling import effective_sample_size, resampled
 from pinn_odelora.sampling.sampler import Sampler
 from pinn_odelora.sampling.settings import Sampling
 from pinn_odelora.system import Solution, System, draw_points
@@ -91,30 +92,65 @@ def test_the_effective_sample_size_is_that_of_equal_summands():
     assert math.isnan(effective_sample_size(torch.zeros(5)))
 
 
-@pytest.mark.parametrize(("width", "evaluated"), [(0.5, [200]), (0.02, [200, 800])])
-def test_more_candidates_are_evaluated_where_the_effective_sample_size_is_small(width, evaluated, generator):
-    """A layer that holds half of the candidates, and one that holds two of a hundred: four of the first 200."""
+@pytest.mark.parametrize(("width", "asked"), [(0.3, []), (0.005, [10_000])])
+def test_a_thin_layer_has_further_points_at_which_the_residual_is_not_evaluated(width, asked, generator):
+    """One that holds half a hundredth of the candidates would have no other points than these five."""
     x = torch.linspace(0, 1, 1000, dtype=torch.float64)[torch.randperm(1000, generator=generator)][:, None]
-    numbers = []
+    evaluated, further = [], []
 
     def residual(p):
-        numbers.append(p.number)
-        return torch.where(p.x < width, 1.0, 1e-3)
+        evaluated.append(p.number)
+        return torch.where(p.x < width, 1.0, 1e-4)
 
-    p = resampled(Points(x=x), 100, 0.3, residual, generator)
+    def more(k):
+        further.append(k)
+        drawn = torch.rand(k, 1, dtype=torch.float64, generator=generator)
+        drawn[:1000] = x  # these are there already
+        return Points(x=drawn)
+
+    p = resampled(Points(x=x), 500, 0.3, residual, generator, more)
     inside = int((p.x < width).sum())
-    assert numbers == evaluated
-    assert p.number == len(set(p.x[:, 0].tolist())) == 100
-    # Nearly all that there are in the thin layer, and not only those four; half and more of the wide one.
-    assert (inside >= 15) if width < 0.1 else (50 <= inside <= 75)
+    assert evaluated == [1000]
+    assert further == asked
+    assert p.number == len(set(p.x[:, 0].tolist())) == 500
+    # Of 9,000 further points 45 are in the layer, and nearly all of them are taken.
+    assert (35 <= inside <= 65) if width < 0.1 else (180 <= inside <= 300)
+    alone = resampled(Points(x=x), 500, 0.3, residual, generator)
+    assert alone.number == 500
+    assert not width < 0.1 or int((alone.x < width).sum()) == 5
 
 
-def test_candidates_are_bounded_by_what_is_enough_for_all_points():
-    assert [candidates(n, 8000) for n in (10, 400, 800, 801, 4000, 5000)] == [100, 4000, 8000, 8000, 8000, 10000]
+def test_a_further_point_has_the_residual_of_the_nearest_candidate_in_units_of_their_extent(generator):
+    """In t a thousand times longer than in x: the layer lies across x, and nearness in t alone would miss it."""
+    unit = torch.rand(2000, 2, dtype=torch.float64, generator=generator)
+    p = Points(x=unit[:, :1], t=1000 * unit[:, 1:], nx=torch.ones(2000, 1, dtype=torch.float64))
+    residual = lambda p: torch.where((p.x - 0.5).abs() < 0.0015, 1.0, 1e-6)
+    few = int((residual(p) > 0.5).sum())
+
+    def more(k):
+        unit = torch.rand(k, 2, dtype=torch.float64, generator=generator)
+        return Points(x=unit[:, :1], t=1000 * unit[:, 1:], nx=torch.ones(k, 1, dtype=torch.float64))
+
+    taken = resampled(p, 1000, 0.3, residual, generator, more)
+    near = int(((taken.x - 0.5).abs() < 0.02).sum())
+    assert 0 < few < 20
+    assert near > 65
+    assert set(taken) == {"x", "t", "nx"}
+
+
+def test_points_of_a_pool_are_taken_once(generator):
+    pool = Pool(Points(x=torch.rand(150, 1, dtype=torch.float64, generator=generator)))
+    terms = {"pde": Term(pool, lambda u, p: u(p))}
+    points = sampler(terms, 60, 10, residual=0.5)
+    chosen = points.chosen(points.draw(1), lambda p: {"pde": (p["pde"].x > 0.99).double()}).points["pde"]
+    assert len(set(chosen.x[:, 0].tolist())) == chosen.number == 60
+
+
+def test_a_step_draws_twice_as_many_candidates_as_it_keeps():
     points = sampler(Burgers().loss_terms(), 4000, 200, residual=0.3, initial_batch_size=125)
-    for size, drawn in ((125, 1250), (800, 8000), (4000, 8000)):
+    for size in (125, 800, 4000):
         draw = points.draw(3, size)
-        assert (draw.points["pde"].number, draw.kept) == (drawn, size)
+        assert (draw.points["pde"].number, draw.kept) == (2 * size, size)
 
 
 @pytest.mark.parametrize("size", [None, 10_000, 2000])

@@ -17,7 +17,7 @@ from pinn_odelora.geometry import Cloud
 from pinn_odelora.objective import Batch
 from pinn_odelora.points import Points
 from pinn_odelora.sampling.batch_size import drawn_residuals, sufficient_size
-from pinn_odelora.sampling.residual_sampling import AT_ONCE, candidates, resampled
+from pinn_odelora.sampling.residual_sampling import CANDIDATES, resampled
 from pinn_odelora.sampling.settings import Sampling
 from pinn_odelora.system import draw_points
 
@@ -90,8 +90,7 @@ class Sampler:
 
     def _drawn(self, number: int, size: int) -> Batch:
         kept, boundary = self._numbers(size)
-        most = AT_ONCE * self.settings.interior
-        interior = candidates(kept, most) if self.settings.residual else kept
+        interior = CANDIDATES * kept if self.settings.residual else kept
         return Batch(number, self._points(interior, boundary, number), kept)
 
     def _numbers(self, size: int) -> tuple[int, int]:
@@ -108,14 +107,19 @@ class Sampler:
         """The points of a step from its candidates, by the residuals there; the batch itself where none follow them."""
         if not self.settings.residual:
             return batch
-        generator = torch.Generator().manual_seed(batch.number)
+        part, generator = self.settings.residual, torch.Generator().manual_seed(batch.number)
         of = lambda name: lambda p: residuals({name: p})[name]
         found = {
-            name: resampled(p, batch.kept, self.settings.residual, of(name), generator)
+            name: resampled(p, batch.kept, part, of(name), generator, self._further(name, batch.number))
             for name, p in batch.points.items()
             if self.follows(name)
         }
         return Batch(batch.number, {**batch.points, **found}, batch.kept)
+
+    def _further(self, name: str, number: int) -> Callable[[int], Points]:
+        """More points of the region of a term, by how many; others than its candidates."""
+        term = {name: self.terms[name]}
+        return lambda k: draw_points(term, k, 0, self.seed, number, f"training, further, {name}")[name]
 
     def follows(self, name: str) -> bool:
         """Whether points of that term are drawn by their residual: those inside the region that are not measured."""
