@@ -17,9 +17,10 @@ from pinn_odelora.geometry import Box, Cloud
 from pinn_odelora.integrators import Report
 from pinn_odelora.nets import MLP
 from pinn_odelora.points import Points
-from pinn_odelora.pretraining import stages
+from pinn_odelora.pretraining import following, stages
+from pinn_odelora.pretraining.following import Stage, follow
 from pinn_odelora.pretraining.pretrain import Pretraining, _assess, pretrain, unseen_error, without_reference
-from pinn_odelora.pretraining.stages import Stage, follow, natural_gradient, unsuitable
+from pinn_odelora.pretraining.stages import natural_gradient, unsuitable
 from pinn_odelora.sampling.batch_size import AdaptiveBatchSize
 from pinn_odelora.sampling.sampler import Sampler
 from pinn_odelora.sampling.settings import Sampling
@@ -263,7 +264,7 @@ class Mixed(nn.Module):
 def chosen(net, monkeypatch, **settings):
     """The stages after Adam with their budgets, and what is reported."""
     taken, said = [], []
-    monkeypatch.setattr(stages, "follow", lambda stage, budget, most, *_: taken.append((stage.name, most)))
+    monkeypatch.setattr(following, "follow", lambda stage, budget, most, *_: taken.append((stage.name, most)))
     Pretraining(adam_steps=1, interior=40, boundary=8, **settings).run(posed(net, Burgers()), said.append)
     return taken, said[1:]
 
@@ -325,7 +326,7 @@ def test_numbers_that_fail_end_natural_gradient_at_the_last_good_weights(second_
     net, system = small(generator)
     taken, said, good = [], [], []
 
-    def following(stage, *_):
+    def follows(stage, *_):
         taken.append(stage.name)
         if stage.name == "L-BFGS":
             return
@@ -336,7 +337,7 @@ def test_numbers_that_fail_end_natural_gradient_at_the_last_good_weights(second_
                 with torch.no_grad():
                     next(net.parameters()).fill_(math.nan)
 
-    monkeypatch.setattr(stages, "follow", following)
+    monkeypatch.setattr(following, "follow", follows)
     Pretraining(adam_steps=0, interior=60, boundary=10, second_stage=second_stage).run(system, said.append)
     assert taken == then
     assert "NaN or infinite" in said[-1]
@@ -478,14 +479,14 @@ def test_adam_halves_the_loss_where_a_stage_has_not_brought_it_to_a_quarter(foll
 
     # On the plateau for ever: a turn that halves the loss, one that does not, and none after that.
     spent, said = followed(itertools.repeat(1.0), patience=1000, most=300, halve=halve)
-    assert [turn.steps for turn in turns] == [stages.TURN] * 2
-    assert said == [f"Descent {stages.TRIAL}/300: goes on where Adam has halved the loss"]
+    assert [turn.steps for turn in turns] == [following.TURN] * 2
+    assert said == [f"Descent {following.TRIAL}/300: goes on where Adam has halved the loss"]
     assert spent == 300 - 2 * 7  # steps: what the turns take is part of the budget
     turns.clear()
-    losses = [1.0, *[0.26] * (stages.TRIAL - 2), *itertools.repeat(0.24, 100)]
+    losses = [1.0, *[0.26] * (following.TRIAL - 2), *itertools.repeat(0.24, 100)]
     followed(itertools.repeat(1.0), losses, patience=1000, most=100, halve=halve)
     assert turns == []
-    followed(itertools.repeat(1.0), losses[:-1], patience=1000, most=stages.TRIAL - 1, halve=halve)
+    followed(itertools.repeat(1.0), losses[:-1], patience=1000, most=following.TRIAL - 1, halve=halve)
     assert turns == []
 
 

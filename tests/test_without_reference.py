@@ -19,7 +19,7 @@ from pinn_odelora.lightning.fit import final_points
 from pinn_odelora.log import Log
 from pinn_odelora.metrics import known
 from pinn_odelora.nets import KAN, AdaptiveMLP, FactorisedMLP, LayerNormMLP, PirateNet
-from pinn_odelora.pretraining import stages
+from pinn_odelora.pretraining import following
 from pinn_odelora.pretraining.pretrain import CHECKPOINT, Pretraining, _assess, pretrain
 from pinn_odelora.runs.compare import compare
 from pinn_odelora.runs.figures import solution_figure
@@ -305,12 +305,12 @@ def test_the_unseen_loss_decides_where_no_error_is_known():
             seen.step += 1
             yield record
 
-    stage = stages.Stage("Descent", training, patience=6, every=1000, cost=lambda t: t.progress.step)
-    unseen = stages.Unseen(lambda: next(looked), lambda: None)
+    stage = following.Stage("Descent", training, patience=6, every=1000, cost=lambda t: t.progress.step)
+    unseen = following.Unseen(lambda: next(looked), lambda: None)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages.loop, "steps", steps)
+        patch.setattr(following.loop, "steps", steps)
         said = []
-        stages.follow(stage, po.Budget(steps=99), 99, lambda: math.nan, 1e-4, said.append, unseen)
+        following.follow(stage, po.Budget(steps=99), 99, lambda: math.nan, 1e-4, said.append, unseen)
     assert said == ["Descent 8/99: no further progress"]
 
 

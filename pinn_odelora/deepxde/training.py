@@ -27,7 +27,7 @@ from pinn_odelora.integrators import LinearlyImplicit
 from pinn_odelora.lowrank.adapter_files import merged_state_dict
 from pinn_odelora.nets import check_network, copied
 from pinn_odelora.optim.methods import full_implicit
-from pinn_odelora.pretraining import stages
+from pinn_odelora.pretraining import following, stages
 from pinn_odelora.pretraining.pretrain import unseen_error, without_reference
 from pinn_odelora.result import Result
 from pinn_odelora.rules import number, whole
@@ -127,7 +127,7 @@ def _pretrained(
         log.info("L-BFGS follows, since %s.", reason)
         stage = stages.lbfgs(system, INTERIOR, BOUNDARY, seed)
     error, unseen = unseen_error(system, seed), without_reference(system, seed)
-    stages.follow(stage, budget, STEPS, error, FLOOR, log.info, unseen)
+    following.follow(stage, budget, STEPS, error, FLOOR, log.info, unseen)
     system.solution.zero_grad(set_to_none=True)
 
 

@@ -32,7 +32,7 @@ from pinn_odelora.measurements import measured_term
 from pinn_odelora.metrics import relative_l2
 from pinn_odelora.nets import MLP, Scaled, check_network, copied, in_units
 from pinn_odelora.nets.scaled import in_field_units
-from pinn_odelora.pretraining import cache, stages
+from pinn_odelora.pretraining import cache, following, stages
 from pinn_odelora.rules import check, number, one_of, whole
 from pinn_odelora.system import Solution, System, draw_points
 from pinn_odelora.threads import threads as limited
@@ -131,7 +131,7 @@ class Pretraining:
         if not done and self.lbfgs_evals:
             stage = stages.lbfgs(system, *points)
             budget = Budget(gradient_evals=self.lbfgs_evals, wall=wall)
-            stages.follow(stage, budget, self.lbfgs_evals, error, self.target, say, unseen)
+            following.follow(stage, budget, self.lbfgs_evals, error, self.target, say, unseen)
             _check_time(stage.training)
         system.solution.zero_grad(set_to_none=True)
 
@@ -140,7 +140,7 @@ class Pretraining:
         system: System,
         error: Callable[[], float],
         say: Callable[[str], None],
-        unseen: stages.Unseen,
+        unseen: following.Unseen,
         wall: float | None,
     ) -> bool:
         """Whether it was the stage to take, and has not ended in numbers that are not finite."""
@@ -151,7 +151,7 @@ class Pretraining:
             say(f"L-BFGS follows, since {reason}.")
             return False
         budget = Budget(steps=self.natural_gradient_steps, wall=wall)
-        stages.follow(stage, budget, self.natural_gradient_steps, error, self.target, say, unseen)
+        following.follow(stage, budget, self.natural_gradient_steps, error, self.target, say, unseen)
         _check_time(stage.training)
         if stage.training.failure is not None:
             say(f"Natural gradient ends: {stage.training.failure}")
@@ -233,13 +233,13 @@ def free_constants(system: System) -> tuple[str, ...]:
     return constants.free_constants(system.problem, system.terms, next(system.solution.parameters()))
 
 
-def without_reference(system: System, seed: int) -> stages.Unseen:
+def without_reference(system: System, seed: int) -> following.Unseen:
     """What tells how far training is where there is no reference, as functions of the network as it is."""
     terms = {name: term.unseen for name, term in system.terms.items()}
     points = draw_points(terms, 256, 51, seed, purpose="pretraining loss")
     points = {name: p.to(next(system.solution.parameters())) for name, p in points.items()}
     residuals = residual_vector_of(system)
-    return stages.Unseen(
+    return following.Unseen(
         lambda: float(residuals(points).square().sum()) / 2, lambda: error_estimate(system, seed).rel_l2
     )
 

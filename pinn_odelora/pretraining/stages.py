@@ -10,27 +10,16 @@ down a narrow valley:
 * L-BFGS on fixed points, one gradient an evaluation, thousands of them: for networks whose Jacobian does not follow
   from one reverse sweep, or does not fit the memory.
 
-Each is a run of the one loop (``loop``). The second stage ends at the target, at its budget, where it cannot go on, or
-when neither the error nor the loss at points that no step has has fallen by a tenth for a while: on a plateau the loss
-falls first. Where there is no reference the target is compared with an estimate of the error (``error_estimate``), now
-and then.
+Each is followed as ``pretraining.following`` tells.
 
-Steps on few points can undo each other while they hardly move, so that the gap stays too small for the batch to grow
-(``sampling.batch_size``): a standstill that is none of the solution. After a while the batch is enlarged, and the while
-begins again, until it is the largest. It is not enlarged sooner, since a plateau is crossed by many steps, and those on
-few points are cheap.
-
-Where a network has far to go before it has any waves, a plateau is wider than natural gradient gets in a minute: its
-linearisation holds only for steps that hardly change the loss. Adam moves all weights at its own rate, whatever the
-curvature, and leaves such a plateau in hundreds of cheap steps. So natural gradient that has not brought the loss to a
-quarter after ``TRIAL`` steps lets Adam halve it, and goes on from there; what Adam does not halve is undone.
+Off a plateau that is wider than natural gradient gets in a minute, Adam helps: it moves all weights at its own rate,
+whatever the curvature, and halves the loss there in hundreds of cheap steps. What it does not halve is undone.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -38,67 +27,29 @@ from torch import nn
 from pinn_odelora import loop
 from pinn_odelora.budget import Budget, Progress
 from pinn_odelora.integrators import LinearlyImplicit
-from pinn_odelora.loop import Training, report_of
-from pinn_odelora.objective import Objective, Snapshot
+from pinn_odelora.loop import Training
+from pinn_odelora.objective import Objective
 from pinn_odelora.optim.groups import Group, parameters, single_tensors
 from pinn_odelora.optim.methods import Method, full_implicit
+from pinn_odelora.pretraining.following import ITERATIONS, Message, Stage
 from pinn_odelora.rivals.lbfgs import LBFGS
 from pinn_odelora.sampling.sampler import Sampler
 from pinn_odelora.sampling.settings import Sampling
 from pinn_odelora.system import System
 
-Message = Callable[[str], None]
-ITERATIONS = 20
-"""Of L-BFGS between two looks at the error."""
 MEMORY = 2.0**31
 """Bytes for the linear algebra of a step of natural gradient: 12,000 residuals of a network with 5,000 weights."""
 RESIDUAL, FIRST = 0.3, 125
 """As of ``points=residual``: the part of the points that follows the residual, and the first batch, in residuals."""
 WIDTH, LR = 40, 5e-3
 """Units of a layer, and the learning rate of Adam up to there."""
-TRIAL, QUARTER = 60, 0.25
-"""Steps in which natural gradient brings the loss down to a quarter, except on a plateau."""
 HALF, RISEN = 0.5, 4.0
 """The parts of the loss at which a turn of Adam ends, in success or not."""
-TURNS, TURN, FEW = 3, 1000, 400
-"""Turns of Adam at most, and the steps and points of one."""
+FEW = 400
+"""Points of a turn of Adam."""
 ALONE = 32
 """Trained numbers that the tape does not tell of beyond which a Jacobian is too expensive: each takes a reverse
 sweep."""
-
-
-@dataclass(frozen=True)
-class Unseen:
-    """What tells how far training is without a reference.
-
-    Attributes:
-        loss: at points that no step has.
-        estimate: of the relative L2 error; None where there is none.
-    """
-
-    loss: Callable[[], float]
-    estimate: Callable[[], float | None]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage, ready to run.
-
-    Attributes:
-        name: for messages.
-        training: what the steps change.
-        patience: cost within which the error or the loss has to fall by a tenth.
-        every: cost between two messages.
-        cost: of a run so far, in the units of its budget.
-        halve: the way off a plateau, see ``halve``; None where there is none.
-    """
-
-    name: str
-    training: Training
-    patience: float
-    every: int
-    cost: Callable[[Training], int]
-    halve: Callable[[Budget], tuple[bool, Progress]] | None = None
 
 
 def training_of(
@@ -214,157 +165,3 @@ def unsuitable(stage: Stage) -> str | None:
         return f"{alone} numbers are trained neither in linear layers nor as factors or summands"
     form = stage.training.optimizer.plan(stage.training.sampler.largest).form
     return "the linear algebra of a step does not fit the memory" if form == "cg" else None
-
-
-def follow(
-    stage: Stage,
-    budget: Budget,
-    most: int,
-    error: Callable[[], float],
-    target: float,
-    say: Message,
-    unseen: Unseen | None = None,
-) -> None:
-    """Run a stage until it is over, and leave the network where it has reached the target, or else at the iterate with
-    the smallest loss.
-
-    Args:
-        stage: what runs.
-        budget, most: its budget, also as a number in messages.
-        error: relative L2 error; NaN without a reference.
-        target: the error that ends it.
-        say: takes messages.
-        unseen: the loss that has to fall and is in messages, that of the steps if absent, and the estimate where
-            there is no reference.
-    """
-    now = error()
-    if now <= target:
-        return
-    kept = Best(stage.training.objective)
-    if not _reached(stage, budget, most, error, now, target, say, unseen, kept):
-        kept.put_back()
-
-
-def _reached(
-    stage: Stage,
-    budget: Budget,
-    most: int,
-    error: Callable[[], float],
-    now: float,
-    target: float,
-    say: Message,
-    unseen: Unseen | None,
-    kept: Best,
-) -> bool:
-    """Run it; whether it has reached the target."""
-    spent = reported = at = 0
-    known = not math.isnan(now)
-    best = now if known else math.inf
-    least = None if known else math.inf
-    plateau = Plateau(stage, budget)
-    for record in loop.steps(stage.training, budget):
-        before, spent = spent, stage.cost(stage.training)
-        now = error()
-        # Of the iterate that the step has led to, as the error is; record.loss is of the one before.
-        loss = unseen.loss() if unseen else record.loss
-        kept.consider(loss)
-        least = loss if least is None else least
-        falls = loss < 0.9 * least or (known and now < 0.9 * best)
-        if falls or (spent - at >= stage.patience and _more_points(stage.training)):
-            best, least, at = min(best, now), min(least, loss), spent
-        if spent - reported >= stage.every:
-            reported = spent
-            guess = unseen.estimate() if unseen and not known else None
-            say(f"{stage.name} {spent}/{most}: {_figures(loss, now, guess)}")
-            if guess is not None and guess <= target:
-                return True
-        if now <= target:
-            return True
-        if plateau.crossed(loss):
-            least, at = math.inf, spent
-            say(f"{stage.name} {spent}/{most}: goes on where Adam has halved the loss")
-        # A line search of L-BFGS that takes so many evaluations has lost its way.
-        if spent - at >= stage.patience or spent - before > 10 * ITERATIONS:
-            say(f"{stage.name} {spent}/{most}: no further progress")
-            return False
-    if stage.training.stalled:
-        say(f"{stage.name} {spent}/{most}: no further progress")
-    return False
-
-
-@dataclass
-class Best:
-    """The best of some iterates.
-
-    Attributes:
-        objective: of the network.
-        loss, last: of the best one so far, and of the last.
-        snapshot: of the best one.
-    """
-
-    objective: Objective
-    loss: float = math.inf
-    last: float = math.inf
-    snapshot: Snapshot | None = None
-
-    def consider(self, loss: float) -> None:
-        """The network as it is."""
-        self.last = loss
-        if loss < self.loss:
-            self.loss, self.snapshot = loss, self.objective.snapshot()
-
-    def put_back(self) -> None:
-        """Leave the network there."""
-        if self.snapshot is not None and not self.last <= self.loss:
-            self.objective.restore(self.snapshot)
-
-
-@dataclass
-class Plateau:
-    """Whether a stage has got anywhere, and what takes it off a plateau.
-
-    Attributes:
-        stage, budget: of the run.
-        first: the loss at which its present trial began.
-        since: what it had cost then.
-        turns: of Adam so far.
-        over: whether there is nothing to do any more.
-    """
-
-    stage: Stage
-    budget: Budget
-    first: float = math.nan
-    since: int = 0
-    turns: int = 0
-    over: bool = False
-
-    def crossed(self, loss: float) -> bool:
-        """A step has led to this loss; whether Adam has halved it since."""
-        self.first = loss if math.isnan(self.first) else self.first
-        self.over |= self.stage.halve is None or loss <= QUARTER * self.first
-        training, spent = self.stage.training, self.stage.cost(self.stage.training)
-        if self.over or spent - self.since < TRIAL or training.over(self.budget):
-            return False
-        seconds = self.budget.seconds and (self.budget.seconds - training.progress.seconds) / 2
-        halved, cost = self.stage.halve(Budget(steps=TURN, seconds=seconds, wall=self.budget.wall))
-        training.progress.seconds += cost.seconds
-        training.progress.gradient_evals += cost.gradient_evals
-        training.objective.count = training.progress.gradient_evals
-        self.first, self.since, self.turns = math.nan, spent, self.turns + 1
-        self.over = not halved or self.turns == TURNS
-        return halved
-
-
-def _more_points(training: Training) -> bool:
-    """Enlarge the batch, if points are fresh at every step; whether that was possible."""
-    if not (sampler := training.sampler).fresh:
-        return False
-    dimension = report_of(training.optimizer).dimension
-    return training.batch_size.enlarge(sampler.largest, sampler.sufficient, dimension)
-
-
-def _figures(loss: float, error: float, guess: float | None) -> str:
-    known = "" if math.isnan(error) else f", relative L2 {error:.2e}"
-    if guess is not None:
-        known = f", relative L2 error about {guess:.0e}"
-    return f"loss {loss:.2e}{known}"
