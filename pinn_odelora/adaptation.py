@@ -90,7 +90,7 @@ class Adaptation:
         precision: 32 or 64 bits for network, points and factors.
         derivatives: ``auto``, ``jets`` or ``autograd``.
         log: how often, and on how many points, the run is measured.
-        threads: CPU threads of torch for steps and their end; None leaves them as they are.
+        threads: CPU threads for steps and their end; None leaves them as they are.
 
     Raises:
         InputError: one sentence on what does not fit.
@@ -524,7 +524,7 @@ def steps(
         residuals: in its place, functions written for plain torch; ``points`` are then where they must vanish, see
             ``torch_problem``.
         device: where to compute; ``auto`` is a CUDA device where there is one.
-        threads: CPU threads of torch for the work of the run, and no longer; one is fastest for networks of the usual
+        threads: CPU threads for the work of the run, and no longer; one is fastest for networks of the usual
             size. None leaves them as they are.
         settings: as of ``Adaptation``.
 
@@ -568,7 +568,7 @@ def adapt(
         residuals: in its place, functions written for plain torch; ``points`` are then where they must vanish, see
             ``torch_problem``.
         device: where to compute; ``auto`` is a CUDA device where there is one.
-        threads: CPU threads of torch for the work of the run, and no longer; one is fastest for networks of the usual
+        threads: CPU threads for the work of the run, and no longer; one is fastest for networks of the usual
             size. None leaves them as they are.
         settings: as of ``Adaptation``.
 

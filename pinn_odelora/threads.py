@@ -1,4 +1,4 @@
-"""Threads of torch on the CPU, for a while.
+"""Threads of torch, and of the linear algebra of NumPy and SciPy, on the CPU, for a while.
 
 For networks of the usual size, tens to a few hundred units wide, a second thread makes steps slower: their operations
 are too small to be shared. So a step takes one unless it is told otherwise, and leaves the setting as it was.
@@ -8,19 +8,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
+from threadpoolctl import ThreadpoolController
 
 
 @contextmanager
 def threads(number: int | None) -> Iterator[None]:
     """So many threads inside the block, as many as before after it; None leaves them alone."""
-    before = torch.get_num_threads()
-    if number is None or number == before:
+    if number is None:
         yield
         return
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    before = torch.get_num_threads()
+    with _libraries().limit(limits=number, user_api="blas"):
+        # Setting the number costs torch more than asking for it.
+        if number != before:
+            torch.set_num_threads(number)
+        try:
+            yield
+        finally:
+            if number != before:
+                torch.set_num_threads(before)
+
+
+@cache
+def _libraries() -> ThreadpoolController:
+    """Those that are loaded, found once: looking for them takes longer than a step."""
+    return ThreadpoolController()

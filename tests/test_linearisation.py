@@ -21,7 +21,8 @@ from torch.func import functional_call, grad, jacrev, vmap
 from pinn_odelora.errors import InputError
 from pinn_odelora.formulation import Term
 from pinn_odelora.geometry import Box, Cloud
-from pinn_odelora.linalg.gram import gram
+from pinn_odelora.linalg.cholesky import factored, solution
+from pinn_odelora.linalg.gram import fill, gram
 from pinn_odelora.linearisation import Linearisation, Sweep
 from pinn_odelora.lowrank.start import orthonormal
 from pinn_odelora.lowrank.targets import linear_targets, put_factors
@@ -491,6 +492,33 @@ def test_a_memory_budget_is_kept(generator):
 def test_the_gram_matrix_is_the_product(columns, generator):
     J = torch.randn(50, columns, generator=generator, dtype=torch.float64)
     assert_near(gram(J), J.mT @ J, 1e-14)
+    for part in (J.mT, J[3:, : columns // 2 + 1], J[::2], J.float()):
+        found = gram(part)
+        assert found.dtype == part.dtype
+        assert torch.equal(found, found.mT)
+        assert_near(found, part.mT @ part, 1e-14 if part.dtype == J.dtype else 1e-5)
+    out = J.new_empty(columns, columns)
+    fill(J, out)  # as on other devices
+    assert_near(out, J.mT @ J, 1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_cholesky_factor_solves_its_system(dtype, generator):
+    J = torch.randn(60, 41, generator=generator, dtype=dtype)
+    M, b = J.mT @ J + torch.eye(41, dtype=dtype), torch.randn(41, generator=generator, dtype=dtype)
+    kept = b.clone()
+    L = factored(M.clone())
+    near = 1e-12 if dtype == torch.float64 else 1e-4
+    assert_near(L.tril(), torch.linalg.cholesky(M), near)
+    x = solution(L, b)
+    assert x.dtype == L.dtype == dtype
+    assert_near(M @ x, b, near)
+    assert torch.equal(b, kept)
+
+
+def test_a_matrix_that_is_not_positive_definite_has_no_cholesky_factor(generator):
+    J = torch.randn(60, 41, generator=generator, dtype=torch.float64)
+    assert factored(J.mT @ J - 50 * torch.eye(41, dtype=J.dtype)) is None
 
 
 # Refusals.

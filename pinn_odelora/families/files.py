@@ -57,7 +57,7 @@ def load_family(path: str | Path, net: nn.Module, problem: Problem, *, threads: 
         path: what ``family.save`` wrote, or the ``file`` of ``po.family``.
         net: the pretrained network that it was made from.
         problem: its equation.
-        threads: CPU threads of torch for answers; None leaves them as they are.
+        threads: CPU threads for answers; None leaves them as they are.
 
     Raises:
         InputError: if the file is no family, or of another network or equation.

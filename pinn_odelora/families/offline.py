@@ -367,7 +367,7 @@ def family(
         scale: of the parameters, ``log``, ``linear``, or ``auto``, see ``families.ranges``.
         seed: of the points.
         derivatives: ``auto``, ``jets`` or ``autograd``.
-        threads: CPU threads of torch meanwhile, and for answers; None leaves them as they are.
+        threads: CPU threads meanwhile, and for answers; None leaves them as they are.
         file: where stations are kept, each as soon as it is solved; if it exists, the family in it goes on.
         say: takes messages.
         ranges: the ranges by name, for parameters whose name is one of the arguments above.

@@ -24,6 +24,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, linalg
 
+from pinn_odelora.linalg.cholesky import factored, solution
 from pinn_odelora.linalg.gram import gram
 
 TRUSTED = 10.0
@@ -137,8 +138,8 @@ class Damped:
         precisions = [(torch.float32, SINGLE), (torch.float64, TRUSTED)]
         for dtype, margin in precisions if self.single else precisions[1:]:
             if mu > margin * torch.finfo(dtype).eps * self.trace:
-                L, failed = linalg.cholesky_ex(self._gram(mu, dtype))
-                if not bool(failed):
+                L = factored(self._gram(mu, dtype))
+                if L is not None:
                     return SolverUsed(self.form, dtype), (L,)
         if not isinstance(self.J, Tensor):
             return SolverUsed("eigen", torch.float64), tuple(linalg.eigh(self._gram(0.0, torch.float64)))
@@ -196,4 +197,4 @@ def _stacked(J: Tensor, mu: float) -> tuple[Tensor, Tensor]:
 
 def _solve(L: Tensor, b: Tensor) -> Tensor:
     """(L Lᵀ)⁻¹ b in the dtype of b."""
-    return torch.cholesky_solve(b.to(L.dtype)[:, None], L)[:, 0].to(b.dtype)
+    return solution(L, b.to(L.dtype)).to(b.dtype)

@@ -189,7 +189,7 @@ def suggest_rank(
         data, data_weight: measured values that enter the loss, as of ``adapt``.
         seed: of the points.
         derivatives: ``auto``, ``jets`` or ``autograd``.
-        threads: CPU threads of torch meanwhile; None leaves them alone.
+        threads: CPU threads meanwhile; None leaves them alone.
         clock: seconds of work, by which steps are timed; None for the CPU time of one thread, and for the time that
             passes with several.
         say: takes messages on the way.

@@ -184,7 +184,7 @@ def pretrain(
         settings: how it is trained.
         data: measured values of the problem to adapt to, which tell the sizes of fields; see ``adapt``.
         cache: folder of networks trained before, in which this one is looked for and kept; None keeps nothing.
-        threads: CPU threads of torch meanwhile; one is fastest for networks of the usual size. None leaves them alone.
+        threads: CPU threads meanwhile; one is fastest for networks of the usual size. None leaves them alone.
         say: takes messages on the way.
 
     Returns:
