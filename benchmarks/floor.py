@@ -2,7 +2,7 @@
 
     python benchmarks/floor.py --former CHECKOUT [--cases burgers heat] [--seeds 20 21 22] [--seconds 300]
                                [--contenders former now weights] [--cache networks] [--runs floor]
-                               [--page docs/results/floor.md] [--report]
+                               [--record docs/results/floor.jsonl] [--page docs/results/floor.md] [--report]
 
 The fifteen cases of the race and five jumps that are not in it, from the networks of the race, with its clock: the CPU
 time of one thread. Contenders:
@@ -11,8 +11,9 @@ time of one thread. Contenders:
 * ``now``: the default of this code;
 * ``weights``: natural gradient on all weights of this code, with the same points, batches and best iterate.
 
-Every run is a process and a file under ``--runs``, and is not repeated. The error is that of the iterate that the run
-would have returned.
+Every run is a process and a file under ``--runs``. ``--record`` has the errors of all runs so far, a line for each:
+those are not repeated, and new ones are added. After a change of the code take the lines of ``now`` and ``weights``
+out. The error is that of the iterate that the run would have returned.
 
 Targets, on medians over seeds: after 10 s no case above 1.15 times the former; in the median over cases at most half of
 it after 60 s, and a tenth after 300 s; after 300 s at most 1e-7 on five cases and 1e-6 on sharp Burgers; all weights at
@@ -30,7 +31,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
 MARKS = (10, 20, 30, 40, 60, 80, 100, 120, 140, 160, 180, 200, 220, 240, 260, 280, 300)
@@ -49,6 +50,8 @@ AT_MOST, HALF, TENTH, TWICE = 1.15, 0.5, 0.1, 2.0
 FLOORS = {"heat": 1e-7, "poisson": 1e-7, "burgers": 1e-7, "convection": 1e-7, "kovasznay": 1e-7, "burgers_sharp": 1e-6}
 STRETCH = 60
 
+Job = tuple[str, str, int]
+"""Case, contender and seed."""
 Errors = Mapping[float, float]
 Table = Mapping[tuple[str, str], Errors]
 """Medians over seeds by case and contender."""
@@ -71,12 +74,17 @@ def one(case: str, contender: str, seed: int, seconds: float, cache: Path) -> di
     return running.race(entry, seconds)
 
 
-def measured(job: tuple[str, str, int], args: argparse.Namespace) -> None:
+class Run(NamedTuple):
+    """A run for so many seconds, and its errors by seconds."""
+
+    until: float
+    errors: Errors
+
+
+def measured(job: Job, args: argparse.Namespace) -> None:
     """One run in a process of its own, by the code of its contender, kept in its file."""
     case, contender, seed = job
     file = args.runs / f"{case}-{contender}-{seed}.json"
-    if file.exists() and json.loads(file.read_text())["until"] >= args.seconds:
-        return
     code = args.former if contender == "former" else ROOT
     # Without the folder of this file on the path: the race, and its configurations, are those of the code.
     command = [sys.executable, "-P", __file__, "--one", case, contender, str(seed), "--seconds", str(args.seconds)]
@@ -93,13 +101,35 @@ def measured(job: tuple[str, str, int], args: argparse.Namespace) -> None:
     print(file.stem, " ".join(f"{m['rel_l2']:.1e}" for m in found["marks"]), flush=True)
 
 
-def medians(runs: Path) -> dict[tuple[str, str], dict[float, float]]:
-    """Median errors over the seeds that there are, at the marks that all of them have."""
-    found: dict[tuple[str, str], list[dict[float, float]]] = {}
+def known(runs: Path, record: Path | None) -> dict[Job, Run]:
+    """The runs of a record and of a folder; the longer one where both have it."""
+    found: dict[Job, Run] = {}
+    lines = record.read_text().splitlines() if record and record.exists() else []
+    for line in map(json.loads, lines):
+        errors = {float(t): e for t, e in line["errors"].items()}
+        found[line["case"], line["contender"], line["seed"]] = Run(line["until"], errors)
     for file in sorted(runs.glob("*.json")):
-        case, contender, _ = file.stem.rsplit("-", 2)
-        errors = {mark["seconds"]: mark["rel_l2"] for mark in json.loads(file.read_text())["marks"]}
-        found.setdefault((case, contender), []).append(errors)
+        case, contender, seed = file.stem.rsplit("-", 2)
+        run, job = json.loads(file.read_text()), (case, contender, int(seed))
+        if job not in found or run["until"] >= found[job].until:
+            found[job] = Run(run["until"], {mark["seconds"]: mark["rel_l2"] for mark in run["marks"]})
+    return found
+
+
+def keep(record: Path, runs: Mapping[Job, Run]) -> None:
+    """Write a record."""
+    lines = [
+        json.dumps({"case": case, "contender": who, "seed": seed, "until": run.until, "errors": dict(run.errors)})
+        for (case, who, seed), run in sorted(runs.items())
+    ]
+    record.write_text("".join(f"{line}\n" for line in lines))
+
+
+def medians(runs: Mapping[Job, Run]) -> dict[tuple[str, str], dict[float, float]]:
+    """Median errors over the seeds that there are, at the marks that all of them have."""
+    found: dict[tuple[str, str], list[Errors]] = {}
+    for (case, contender, _), run in sorted(runs.items()):
+        found.setdefault((case, contender), []).append(run.errors)
     shared = {key: set.intersection(*(set(each) for each in every)) for key, every in found.items()}
     return {
         key: {t: statistics.median(each[t] for each in every) for t in sorted(shared[key])}
@@ -175,6 +205,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=300.0)
     parser.add_argument("--cache", type=Path, default=Path("networks"), help="folder of pretrained networks")
     parser.add_argument("--runs", type=Path, default=Path("floor"), help="folder of what is measured")
+    parser.add_argument("--record", type=Path, help="file of all runs so far, to be continued")
     parser.add_argument("--page", type=Path, help="renew the table of this page")
     parser.add_argument("--report", action="store_true", help="run nothing")
     parser.add_argument("--one", nargs=3, metavar=("CASE", "CONTENDER", "SEED"), help=argparse.SUPPRESS)
@@ -188,11 +219,14 @@ def main() -> int:
     args.former = args.former and args.former.resolve()
     args.runs.mkdir(parents=True, exist_ok=True)
     cases = args.cases or [*_raced(), *OUTSIDE]
-    for seed in args.seeds:
-        for case in () if args.report else cases:
-            for contender in args.contenders:
-                measured((case, contender, seed), args)
-    table = medians(args.runs)
+    done = known(args.runs, args.record)
+    for job in [] if args.report else [(c, who, seed) for seed in args.seeds for c in cases for who in args.contenders]:
+        if job not in done or done[job].until < args.seconds:
+            measured(job, args)
+    runs = known(args.runs, args.record)
+    if args.record:
+        keep(args.record, runs)
+    table = medians(runs)
     print(markdown(table))
     missing = short(table)
     print("\n".join(missing))

@@ -17,8 +17,8 @@ def table(tmp_path):
     def write(runs):
         for (case, who, seed), errors in runs.items():
             marks = [{"seconds": float(t), "rel_l2": e} for t, e in errors.items()]
-            (tmp_path / f"{case}-{who}-{seed}.json").write_text(json.dumps({"marks": marks}))
-        return floor.medians(tmp_path)
+            (tmp_path / f"{case}-{who}-{seed}.json").write_text(json.dumps({"until": max(errors), "marks": marks}))
+        return floor.medians(floor.known(tmp_path, None))
 
     return write
 
@@ -26,6 +26,28 @@ def table(tmp_path):
 def test_errors_are_medians_over_seeds_at_the_marks_that_all_have(table):
     found = table({("heat", "now", 20): {10: 1e-5, 60: 1e-6}, ("heat", "now", 21): {10: 3e-5}})
     assert found == {("heat", "now"): {10: pytest.approx(2e-5)}}
+
+
+def test_a_record_is_continued_by_new_and_by_longer_runs(tmp_path, monkeypatch, capsys):
+    record, taken = tmp_path / "floor.jsonl", []
+    heat, poisson = ("heat", "now", 20), ("poisson", "now", 20)
+    old = {heat: floor.Run(60, {10.0: 1e-5, 60.0: 1e-6}), poisson: floor.Run(300, {300.0: 1e-9})}
+    floor.keep(record, old)
+    assert floor.known(tmp_path, record) == old
+
+    def measured(job, args):
+        taken.append(job[0])
+        marks = [{"seconds": 10.0, "rel_l2": 2e-5}, {"seconds": 300.0, "rel_l2": 1e-8}]
+        (args.runs / f"{'-'.join(map(str, job))}.json").write_text(json.dumps({"until": 300, "marks": marks}))
+
+    monkeypatch.setattr(floor, "measured", measured)
+    argv = ["floor", "--contenders", "now", "--cases", "heat", "poisson", "--seeds", "20", "--runs", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", [*argv, "--record", str(record)])
+    assert floor.main() == 0
+    assert taken == ["heat"]
+    new = {**old, heat: floor.Run(300, {10.0: 2e-5, 300.0: 1e-8})}
+    assert floor.known(tmp_path / "nowhere", record) == new
+    assert "| heat | now | 2.0e-05 |" in capsys.readouterr().out
 
 
 def test_each_target_that_is_missed_has_a_sentence(table):

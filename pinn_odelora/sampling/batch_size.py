@@ -40,6 +40,10 @@ from the 16 steps before, for each step:
 
     the batch leaves for R⁺ ≥ 2 P  where  g > 2 (c - 1) f  and  g > log 1.5 .
 
+There is no way back. A batch is left when its loss had hardly fallen for 16 steps, so that its noise is near the loss
+at hand, and the loss of the larger batch is below that: to return is to return to the noise. Where that is lower than
+it seemed, since damping held the loss rather than noise, returning gains as much as a half (docs/results/floor.md).
+
 Sample sizes chosen by a test on the sample itself are known from stochastic optimisation (Byrd, Chin, Nocedal and Wu,
 2012, Math. Program. 134); this test is our own, since it needs a step that is judged on its own points.
 """
