@@ -78,7 +78,7 @@ def _extended(p: Points, size: Tensor, more: Points) -> tuple[Points, Tensor]:
     extent[extent == 0] = 1.0
     distance, nearest = (torch.from_numpy(x) for x in KDTree((here / extent).numpy()).query((there / extent).numpy()))
     new = distance > 0
-    joined = Points({name: torch.cat([x, more[name][new.to(x.device)].to(x)]) for name, x in p.items()})
+    joined = Points({name: torch.cat([x, more[name].to(x)[new.to(x.device)]]) for name, x in p.items()})
     return joined, torch.cat([size, size[nearest[new]]])
 
 
