@@ -21,7 +21,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from racing.cases import CASES
 from racing.contenders import Contender
 from racing.plan import Job, finished
@@ -29,6 +28,7 @@ from racing.running import enter, race
 
 from pinn_odelora.files import write_json, write_text
 from pinn_odelora.runs.allocator import keep_freed_memory
+from pinn_odelora.threads import set_threads
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs/results/adaptive_rank.md"
@@ -157,7 +157,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--cache", type=Path, help="folder of the pretrained networks; the user's cache if not given")
     args = parser.parse_args(arguments)
-    torch.set_num_threads(1)
+    set_threads(1)
     keep_freed_memory()
     jobs = [
         Job(CASES[case], contender(rank), seed, args.seconds)

@@ -41,6 +41,8 @@ from pathlib import Path
 import torch
 from networks import put
 
+from pinn_odelora.threads import set_threads
+
 TENTH = 0.1
 OMITTED = re.compile("fractional|HPO|_IDE$|^ide$")
 KINDS = ("pinn_forward", "pinn_inverse")
@@ -330,9 +332,8 @@ def main():
     os.environ |= {"DDE_BACKEND": "pytorch", "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
     if args.one:
         time.perf_counter = time.process_time  # before our own modules are imported, which keep it
-        import torch
 
-        torch.set_num_threads(1)
+        set_threads(1)
         (training,) = args.trainings
         seconds = args.cap if training == "full" else args.seconds
         print("FOUND " + json.dumps(TRAININGS[training](args.one.resolve(), seconds)))

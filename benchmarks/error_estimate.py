@@ -21,14 +21,13 @@ import sys
 import time
 from pathlib import Path
 
-import torch
-
 import pinn_odelora as po
 from pinn_odelora.diagnostics import errors
 from pinn_odelora.error_estimate import error_estimate
 from pinn_odelora.files import write_json
 from pinn_odelora.registry import problem_class
 from pinn_odelora.runs.allocator import keep_freed_memory
+from pinn_odelora.threads import set_threads
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 # A matrix problem is no equation: the estimate is refused there.
@@ -111,7 +110,7 @@ def main():
     parser.add_argument("--cache", type=Path, help="folder of pretrained networks")
     parser.add_argument("--report", action="store_true", help="run nothing")
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    set_threads(1)
     keep_freed_memory()
     runs = json.loads(args.json.read_text())["runs"] if args.json and args.json.exists() else []
     for seed in args.seeds:

@@ -41,6 +41,7 @@ from rich.console import Console
 from pinn_odelora.errors import InputError
 from pinn_odelora.files import write_json, write_text
 from pinn_odelora.runs.allocator import keep_freed_memory
+from pinn_odelora.threads import set_threads
 
 ROOT = Path(__file__).parent.parent
 NONE = "none"
@@ -117,7 +118,7 @@ def main(arguments: list[str] | None = None) -> int:
     packed = args.results.with_suffix(".jsonl.gz")
     if args.resume:
         print(f"{unpack(packed, folder)} runs taken up.")
-    torch.set_num_threads(1)
+    set_threads(1)
     keep_freed_memory()
     with cpu_clock():
         failed = [] if args.report else work(plan, folder)

@@ -34,6 +34,7 @@ from pinn_odelora.pretraining.pretrain import ADAM_POINTS
 from pinn_odelora.registry import problem_class
 from pinn_odelora.runs.allocator import keep_freed_memory
 from pinn_odelora.system import Solution, System
+from pinn_odelora.threads import set_threads
 
 LEVELS = (1e-4, 1e-5, 1e-6, 1e-7)
 LAST = "burgers, ν = 0.01"
@@ -136,7 +137,7 @@ def main():
     parser.add_argument("--page", type=Path, help="renew the table of this page")
     parser.add_argument("--report", action="store_true", help="run nothing")
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    set_threads(1)
     keep_freed_memory()
     runs = json.loads(args.json.read_text()) if args.json.exists() else {}
     for seed in () if args.report else args.seeds:

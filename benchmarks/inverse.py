@@ -38,6 +38,7 @@ from pinn_odelora.files import write_json
 from pinn_odelora.pretraining import cache
 from pinn_odelora.registry import problem_class
 from pinn_odelora.runs.allocator import keep_freed_memory
+from pinn_odelora.threads import set_threads
 
 NUMBER, NOISE = 200, 0.02
 COVERED = WITHIN = 0.9
@@ -148,7 +149,7 @@ def main():
     parser.add_argument("--evals", type=int, default=300)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    set_threads(1)
     keep_freed_memory()
     runs, results = {}, {}
     for name in args.problems:

@@ -47,6 +47,7 @@ from pinn_odelora.manifolds.tangent import Frame
 from pinn_odelora.nets import MLP
 from pinn_odelora.runs.allocator import keep_freed_memory
 from pinn_odelora.system import Solution, System, draw_points
+from pinn_odelora.threads import set_threads
 from problems.burgers import Burgers
 
 POINTS, RANK, DIRECTIONS = 1000, 4, 16
@@ -275,7 +276,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    set_threads(1)
     keep_freed_memory()
     results, short = {}, []
     for width in args.widths:

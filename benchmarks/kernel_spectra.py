@@ -23,7 +23,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import torch
 from loss_weights import CASES, network
 from rich.console import Console
 from rich.table import Table
@@ -31,6 +30,7 @@ from rich.table import Table
 import pinn_odelora as po
 from pinn_odelora.files import write_json
 from pinn_odelora.kernel import ALL, Spectrum
+from pinn_odelora.threads import set_threads
 
 GIBIBYTES = 2.0
 MU = 1e-6
@@ -97,7 +97,7 @@ def main() -> int:
     parser.add_argument("--evals", type=int, default=200)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    torch.set_num_threads(1)
+    set_threads(1)
     names, evals = (["burgers"], 60) if given.quick else ([*CASES], given.evals)
     cases = [around(name, evals) for name in names]
     peak = None if given.quick else memory()

@@ -25,6 +25,7 @@ import pinn_odelora as po
 from pinn_odelora.adaptation import Adaptation  # now: the memory of imports is not that of a step
 from pinn_odelora.linalg import solvers
 from pinn_odelora.runs.allocator import keep_freed_memory
+from pinn_odelora.threads import set_threads
 from problems.burgers import Burgers
 
 WIDTH, RANK, POINTS = 256, 8, 10_000
@@ -66,7 +67,7 @@ def adaptation(width, rank, points, steps):
 
 def measured(width, rank, points, steps):
     """The run, in this process."""
-    torch.set_num_threads(1)
+    set_threads(1)
     keep_freed_memory()
     solvers.ConjugateGradients = Counted
     base, spent, found = peak(), 0.0, []

@@ -46,6 +46,7 @@ from pinn_odelora.files import write_json
 from pinn_odelora.formulation import Problem
 from pinn_odelora.pretraining.cache import folder
 from pinn_odelora.runs.allocator import keep_freed_memory
+from pinn_odelora.threads import set_threads
 from problems.burgers import Burgers
 from problems.helmholtz import Helmholtz
 from problems.kovasznay import Kovasznay
@@ -157,7 +158,7 @@ def main() -> int:
     given = parser.parse_args()
     if given.quick:
         given.cases, given.seeds, given.seconds = ["burgers", "kovasznay"], 1, 1.0
-    torch.set_num_threads(1)
+    set_threads(1)
     keep_freed_memory()
     runs = json.loads(given.json.read_text())["runs"] if given.json and given.json.exists() else []
     label = lambda r: (r["case"], r["method"], r["weighting"], r["seed"], r["seconds"])

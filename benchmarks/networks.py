@@ -25,7 +25,6 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -36,6 +35,7 @@ from pinn_odelora.files import write_json
 from pinn_odelora.formulation import Problem
 from pinn_odelora.pretraining.cache import folder
 from pinn_odelora.runs.allocator import keep_freed_memory
+from pinn_odelora.threads import set_threads
 from problems.allen_cahn import AllenCahn
 from problems.burgers import Burgers
 from problems.kovasznay import Kovasznay
@@ -211,7 +211,7 @@ def main() -> int:
     given = parser.parse_args()
     if given.quick:
         given.networks, given.cases, given.seeds, given.seconds = ["mlp", "modified_mlp"], ["burgers"], 1, 1.0
-    torch.set_num_threads(1)
+    set_threads(1)
     keep_freed_memory()
     runs = json.loads(given.json.read_text())["runs"] if given.json and given.json.exists() else []
     known = {(r["network"], r["case"], r["seed"], r["seconds"]) for r in runs}

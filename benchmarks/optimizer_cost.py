@@ -47,6 +47,7 @@ from pinn_odelora.manifolds.factors import Factors
 from pinn_odelora.manifolds.fixed_rank import rebalance
 from pinn_odelora.optim import ODELoRA
 from pinn_odelora.runs.allocator import keep_freed_memory
+from pinn_odelora.threads import set_threads
 
 SHAPES = ((40, 40, 4), (256, 256, 8), (4096, 4096, 16))
 LAYERS = (1, 24)
@@ -212,7 +213,7 @@ def main():
     args = parser.parse_args()
     if os.environ.get("OMP_NUM_THREADS") != "1":
         parser.error("set OMP_NUM_THREADS=1, which NumPy reads when it is imported")
-    torch.set_num_threads(1)
+    set_threads(1)
     keep_freed_memory()
     results, short = {}, []
     for shape in (shape for shape in SHAPES if shape[0] in args.sizes):

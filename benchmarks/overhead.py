@@ -30,6 +30,7 @@ from pinn_odelora import config
 from pinn_odelora.config.build import experiment
 from pinn_odelora.lightning import fit
 from pinn_odelora.runs.allocator import keep_freed_memory
+from pinn_odelora.threads import set_threads
 
 ROOT = Path(__file__).parent.parent
 PROBLEMS = sorted(path.stem for path in (ROOT / "configs/problem").glob("*.yaml"))
@@ -108,7 +109,7 @@ def main():
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    set_threads(1)
     keep_freed_memory()
     rows = [measure(problem, args.steps, args.device) for problem in args.problems]
     table = Table("problem", "run, ms a step", "bare loop, ms a step", "ratio", "quartile", "quartile")

@@ -41,6 +41,7 @@ import pinn_odelora as po
 from pinn_odelora.errors import InputError
 from pinn_odelora.files import write_json
 from pinn_odelora.geometry import sobol
+from pinn_odelora.threads import set_threads
 
 WIDTH, DEPTH, SEED, POINTS = 30, 3, 0, 10_000
 INSIDE, BESIDE, RATE = 1000, 200, 5e-3
@@ -218,7 +219,7 @@ def main() -> int:
     parser.add_argument("--report", action="store_true", help="run nothing")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
+    set_threads(1)
     runs = json.loads(given.json.read_text()) if given.json.exists() else {}
     for name in () if given.report else given.names:
         if name not in runs:

@@ -26,6 +26,7 @@ from pinn_odelora.pretraining.pretrain import unseen_error
 from pinn_odelora.registry import problem_class
 from pinn_odelora.runs.allocator import keep_freed_memory
 from pinn_odelora.system import System
+from pinn_odelora.threads import set_threads
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 # The network of a matrix problem is built at its source, not trained.
@@ -54,7 +55,7 @@ def main():
     parser.add_argument("--target", type=float, default=1e-4)
     parser.add_argument("--json", type=Path, help="file for the figures")
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    set_threads(1)
     keep_freed_memory()
     table, found = Table("problem", *STAGES, "ratio"), {}
     for problem in args.problems:

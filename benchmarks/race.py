@@ -39,6 +39,7 @@ from rich.console import Console
 
 from pinn_odelora.files import write_json
 from pinn_odelora.runs.allocator import keep_freed_memory
+from pinn_odelora.threads import set_threads
 
 ROOT = Path(__file__).parent.parent
 RUNS = "runs.jsonl.gz"
@@ -101,7 +102,7 @@ def main(arguments=None):
     args = parser.parse_args(arguments)
     if args.resume:
         print(f"{unpack(args.results / RUNS, args.runs)} runs taken up.")
-    torch.set_num_threads(1)
+    set_threads(1)
     keep_freed_memory()
     present = [CONTENDERS[name] for name in args.contenders]
     for contender in present:

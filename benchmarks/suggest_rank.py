@@ -26,7 +26,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from racing.cases import Case
 from racing.contenders import Contender
 from racing.plan import finished
@@ -42,6 +41,7 @@ from pinn_odelora.ntk.rank import suggest_rank
 from pinn_odelora.pretraining.pretrain import pretrained
 from pinn_odelora.runs.allocator import keep_freed_memory
 from pinn_odelora.system import Solution, System
+from pinn_odelora.threads import set_threads
 
 ROOT = Path(__file__).parent.parent
 JUMPS = {
@@ -280,7 +280,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, help="folder of the report")
     parser.add_argument("--cache", type=Path, help="folder of the pretrained networks; the user's cache if not given")
     args = parser.parse_args(arguments)
-    torch.set_num_threads(1)
+    set_threads(1)
     keep_freed_memory()
     folder = args.runs or ROOT / ("runs/suggest_rank_quick" if args.quick else "runs/suggest_rank")
     results = args.results or (folder if args.quick else ROOT / "docs/results")

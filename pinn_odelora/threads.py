@@ -1,4 +1,4 @@
-"""Threads of torch, and of the linear algebra of NumPy and SciPy, on the CPU, for a while.
+"""Threads of torch, and of the linear algebra of NumPy and SciPy, on the CPU.
 
 For networks of the usual size, tens to a few hundred units wide, a second thread makes steps slower: their operations
 are too small to be shared. So a step takes one unless it is told otherwise, and leaves the setting as it was.
@@ -12,6 +12,12 @@ from functools import cache
 
 import torch
 from threadpoolctl import ThreadpoolController
+
+
+def set_threads(number: int) -> None:
+    """So many threads from now on, in this process."""
+    torch.set_num_threads(number)
+    _libraries().limit(limits=number, user_api="blas")
 
 
 @contextmanager

@@ -6,12 +6,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from pinn_odelora.threads import set_threads
+
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
-    torch.set_num_threads(1)
+    set_threads(1)
     torch.set_num_interop_threads(1)
 
 

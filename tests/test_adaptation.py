@@ -27,6 +27,7 @@ from pinn_odelora.lowrank.layer import LowRankLinear
 from pinn_odelora.runs.compare import compare, summaries
 from pinn_odelora.runs.history import History
 from pinn_odelora.sampling.batch_size import TRIED
+from pinn_odelora.threads import set_threads
 from problems.burgers import Burgers
 from problems.heat import Heat
 from problems.kovasznay import Kovasznay
@@ -151,6 +152,18 @@ def test_a_result_tells_errors_of_its_solution():
 
 
 # Left, taken up, saved and continued.
+
+
+def test_a_process_has_the_threads_that_it_is_given():
+    libraries = ThreadpoolController().select(user_api="blas")
+    outside = libraries.limit(limits=2)
+    try:
+        set_threads(3)
+        assert torch.get_num_threads() == 3
+        assert {library["num_threads"] for library in libraries.info()} == {3}
+    finally:
+        outside.restore_original_limits()
+        set_threads(1)
 
 
 @pytest.mark.parametrize("given", [1, 3, None])

@@ -24,6 +24,7 @@ from pinn_odelora.integrators.tableau import EULER, RK4
 from pinn_odelora.lightning.settings import check_trainer
 from pinn_odelora.linearisation.sweep import Sweep
 from pinn_odelora.runs.leader import FOLDER, RANK
+from pinn_odelora.threads import set_threads
 from problems.burgers import Burgers
 from problems.kovasznay import Kovasznay
 
@@ -91,7 +92,7 @@ def result(run):
 
 def worker(rank, folder):
     """Every case in this process of two, and how many points it swept."""
-    torch.set_num_threads(1)
+    set_threads(1)
     place = {"init_method": f"file://{folder}/store", "rank": rank, "world_size": TWO}
     # Processes that disagree wait for each other.
     distributed.init_process_group("gloo", timeout=timedelta(seconds=60), **place)

@@ -21,6 +21,7 @@ from pinn_odelora.runs import messages, save, start
 from pinn_odelora.runs.allocator import keep_freed_memory
 from pinn_odelora.runs.leader import leaders_folder, leading
 from pinn_odelora.runs.unused import note
+from pinn_odelora.threads import set_threads
 
 
 @dataclass
@@ -66,7 +67,7 @@ class Run:
             self.kept,
         )
         # One thread unless told otherwise, since a second one makes steps of small networks slower.
-        torch.set_num_threads(1 if self.cfg.threads == "auto" else self.cfg.threads)
+        set_threads(1 if self.cfg.threads == "auto" else self.cfg.threads)
         keep_freed_memory()
         if said := note(built.adaptation.method, Request.current().given):
             messages.say(said)

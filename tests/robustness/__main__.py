@@ -24,11 +24,11 @@ from types import ModuleType
 
 os.environ.update(OMP_NUM_THREADS="1", MPLBACKEND="agg")  # of networks so small, and before torch is imported
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
 from pinn_odelora.pretraining import cache
+from pinn_odelora.threads import set_threads
 
 from . import child, records
 from .materials import Materials
@@ -92,7 +92,7 @@ def made(args: argparse.Namespace) -> None:
     todo = wanted if args.numbers else records.to_do(records.read(args.file), args.seed, state, wanted)
     if not todo:
         return
-    torch.set_num_threads(1)
+    set_threads(1)
     with child.workplace() as place:
         os.environ["PINN_ODELORA_CACHE"] = str(place / "cache")
         child.warm(program(*asked((), place / "run")), child.command("predict", str(place), "none.npz"))
