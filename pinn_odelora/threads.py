@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
+import scipy.linalg  # noqa: F401 -- its library is found only once it is loaded
 import torch
 from threadpoolctl import ThreadpoolController
 

@@ -4,7 +4,10 @@ import copy
 import itertools
 import json
 import math
+import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -164,6 +167,21 @@ def test_a_process_has_the_threads_that_it_is_given():
     finally:
         outside.restore_original_limits()
         set_threads(1)
+
+
+def test_libraries_that_are_loaded_later_have_the_threads_of_the_process_too():
+    lines = [
+        "from pinn_odelora.threads import set_threads",
+        "set_threads(1)",
+        "import scipy.linalg, pinn_odelora.linalg.damped",
+        "from threadpoolctl import threadpool_info",
+        "print({library['num_threads'] for library in threadpool_info() if library['user_api'] == 'blas'})",
+    ]
+    alone = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], env=alone, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "{1}"
 
 
 @pytest.mark.parametrize("given", [1, 3, None])

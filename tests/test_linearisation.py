@@ -519,6 +519,10 @@ def test_a_cholesky_factor_solves_its_system(dtype, generator):
 def test_a_matrix_that_is_not_positive_definite_has_no_cholesky_factor(generator):
     J = torch.randn(60, 41, generator=generator, dtype=torch.float64)
     assert factored(J.mT @ J - 50 * torch.eye(41, dtype=J.dtype)) is None
+    for i, j in ((0, 0), (20, 3), (40, 40)):
+        M = torch.eye(41, dtype=J.dtype)
+        M[i, j] = M[j, i] = torch.nan
+        assert factored(M) is None
 
 
 # Refusals.

@@ -6,6 +6,8 @@ the solution.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from scipy.linalg import get_lapack_funcs
 from torch import Tensor, linalg
@@ -21,7 +23,8 @@ def factored(M: Tensor) -> Tensor | None:
     a = M.numpy().T  # by columns, as LAPACK takes it without a copy
     (potrf,) = get_lapack_funcs(("potrf",), (a,))
     L, failed = potrf(a, lower=True, clean=False, overwrite_a=True)
-    return None if failed else torch.from_numpy(L)
+    # LAPACK need not notice NaN, which wherever it is comes down to the last entry.
+    return None if failed or math.isnan(L[-1, -1]) else torch.from_numpy(L)
 
 
 def solution(L: Tensor, b: Tensor) -> Tensor:
