@@ -46,8 +46,6 @@ from deepxde_examples import source
 from networks import put
 from numpy.typing import NDArray
 
-from pinn_odelora.threads import set_threads
-
 KIND, PARTS = "pinn_forward", ("theirs", "source", "adapt", "train")
 WANTED, POINTS, POINT_SEED = 20.0, 10_000, 7
 FIRST = {"adapt": (0.25, 1.5), "train": (2.0, 2.0)}
@@ -228,6 +226,7 @@ def attempts(part: str, file: Path, change: Change, weights: Path, wanted: float
 def measured(file: Path, runs: Path, given: argparse.Namespace) -> None:
     """What is missing of the four, each written to the script's file at once."""
     time.perf_counter = time.process_time  # before the loop is imported: budgets are CPU time
+    from pinn_odelora.threads import set_threads
 
     set_threads(1)
     change, kept, weights = CHANGES[file.stem], runs / f"{file.stem}.json", runs / f"{file.stem}.pt"

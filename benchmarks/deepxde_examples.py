@@ -41,8 +41,6 @@ from pathlib import Path
 import torch
 from networks import put
 
-from pinn_odelora.threads import set_threads
-
 TENTH = 0.1
 OMITTED = re.compile("fractional|HPO|_IDE$|^ide$")
 KINDS = ("pinn_forward", "pinn_inverse")
@@ -332,6 +330,7 @@ def main():
     os.environ |= {"DDE_BACKEND": "pytorch", "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
     if args.one:
         time.perf_counter = time.process_time  # before our own modules are imported, which keep it
+        from pinn_odelora.threads import set_threads
 
         set_threads(1)
         (training,) = args.trainings
