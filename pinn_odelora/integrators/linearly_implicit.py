@@ -43,8 +43,16 @@ momentum is dropped after three rejected trials. With momentum the path is no lo
 for a fixed h, whose purpose is to follow the flow, is β = 0.
 
 h is controlled by the gain ratio: the decrease of the loss over the decrease predicted by the linearisation, both at
-the points of the step. It stays below the h at which rounding errors of JᵀJ exceed 1/h: more accurate solvers cost four
-times as much there, and gain nothing at equal seconds (docs/results/defaults.md).
+the points of the step. It stays below the h at which rounding errors of JᵀJ exceed 1/h, and soft directions, with
+eigenvalues of JᵀJ below that 1/h, are then all that is left: along them the loss falls by about a per cent a step.
+There d is the proximal point of the linearised loss at y + c, so that after k steps in a row at the largest h, none of
+them with a rejected trial,
+
+    β_k = k / (k + 3)    where that is above β
+
+makes the iteration the accelerated proximal point method (Güler, 1992, SIAM J. Optim. 2; β_k as in Su, Boyd and Candès,
+2014, arXiv 1503.01243). For a linear r the part of the loss along soft directions falls like 1/k² in place of 1/k, at
+the same cost (docs/results/floor.md).
 """
 
 from __future__ import annotations
@@ -68,12 +76,12 @@ MOSTLY_GONE, KEPT = 0.25, 0.9
 that iterations have brought to this part of the predicted decrease, at which they end."""
 ITERATIONS, STIFF = 4, 100.0
 """Simplified Newton iterations at most, and their damping relative to that of the step."""
-ROOM = 1.1
-"""Of the damping above that for which a factor serves."""
 E = 0.1
 """e, the step of the finite difference for the second derivative, relative to d."""
 MOMENTUM, PATIENCE = 0.7, 3
 """The default β, and the number of rejected trials after which momentum is dropped."""
+DELAY = 3
+"""Of the momentum at the largest h, k / (k + 3)."""
 MEMORY = 2.0**29
 """Default memory for the linear algebra of a step, in bytes."""
 
@@ -85,10 +93,12 @@ class ImplicitState:
     Attributes:
         mu: damping 1/h of the first trial of the next step; None before the first step, and for a fixed h.
         last: the last step as an element of the ambient space, for the momentum; None without momentum.
+        at_least: k, the steps in a row with the least damping and no rejected trial.
     """
 
     mu: float | None = None
     last: Any = None
+    at_least: int = 0
 
 
 @dataclass(frozen=True)
@@ -98,8 +108,9 @@ class LinearlyImplicit:
     Args:
         h: the step size in units of flow time; None to control it by the gain ratio.
         correction: whether to use the second-order correction and the iterations after it.
-        momentum: β; None for 0.7 if h is controlled, and for 0 if it is fixed. With a fixed h no step is rejected, so
-            momentum is never dropped.
+        momentum: β; None for 0 if h is fixed, and if it is controlled for 0.7, which grows towards 1 while h is the
+            largest for which a Cholesky factor serves. With a fixed h no step is rejected, so momentum is never
+            dropped.
         initial_damping: 1/h of the first trial, relative to the largest diagonal entry of JᵀJ.
         memory: bytes available for the linear algebra of a step, see ``linalg.plan``.
         gram_dtype: lowest precision of a factored Gram matrix; float32 is used only where it is accurate enough, see
@@ -143,7 +154,7 @@ class LinearlyImplicit:
             raise FloatingPointError("The residuals where the step starts are not finite.")
         solver = solver_for(local.J, self.gram_dtype == "float32")
         check_jacobian(solver)
-        beta = (MOMENTUM if h is None else 0.0) if self.momentum is None else self.momentum
+        beta = self.momentum_after(state.at_least, h)
         here = _Here(flow, local, solver, before, self.correction)
         carried = None if state.last is None or not beta else beta * local.coordinates(state.last)
         if h is not None:
@@ -152,15 +163,22 @@ class LinearlyImplicit:
         # If J vanishes, there is no natural scale.
         mu, factor = state.mu or self.initial_damping * solver.largest or 1.0, 2.0
         for refused in range(TRIALS):
-            mu = max(mu, ROOM * solver.trusted)
+            mu = max(mu, solver.trusted)
             trial = here.trial(mu, carried if refused < PATIENCE else None)
             gain = here.gain(trial)
             if gain > ACCEPTED:
                 last = local.vector(trial.z) if beta else None
-                return here.step(trial, ImplicitState(mu * _factor(gain), last), 1 / mu, refused)
+                at_least = state.at_least + 1 if mu == solver.trusted and not refused else 0
+                return here.step(trial, ImplicitState(mu * _factor(gain), last, at_least), 1 / mu, refused)
             mu, factor = mu * factor, 2 * factor
         report = Report(1 / mu, before, before, TRIALS, solver=here.solver.used, dimension=local.J.shape[1])
         return Step(y, ImplicitState(here.solver.largest), report)
+
+    def momentum_after(self, at_least: int, h: float | None) -> float:
+        """β of a step after so many at the least damping; ``h`` is None where it is controlled."""
+        if self.momentum is not None:
+            return self.momentum
+        return max(MOMENTUM, at_least / (at_least + DELAY)) if h is None else 0.0
 
 
 class Trial(NamedTuple):

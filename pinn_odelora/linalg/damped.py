@@ -28,7 +28,7 @@ from pinn_odelora.linalg.cholesky import factored, solution
 from pinn_odelora.linalg.gram import gram
 
 TRUSTED = 10.0
-"""A Gram matrix is factored in float64 if μ exceeds ε tr JᵀJ by this factor."""
+"""A Gram matrix is factored in float64 if μ is at least so many times ε tr JᵀJ."""
 SINGLE = 30.0
 """The same for float32; each refinement reduces the residual by about this factor."""
 REFINEMENTS = 8
@@ -137,7 +137,7 @@ class Damped:
     def _factored(self, mu: float) -> tuple[SolverUsed, tuple[Tensor, ...]]:
         precisions = [(torch.float32, SINGLE), (torch.float64, TRUSTED)]
         for dtype, margin in precisions if self.single else precisions[1:]:
-            if mu > margin * torch.finfo(dtype).eps * self.trace:
+            if mu >= margin * torch.finfo(dtype).eps * self.trace:
                 L = factored(self._gram(mu, dtype))
                 if L is not None:
                     return SolverUsed(self.form, dtype), (L,)
