@@ -360,6 +360,53 @@ def test_momentum_is_that_of_the_default_only_where_h_is_free():
     assert torch.equal(default.y, stated.y)
 
 
+LEAST = 10 * torch.finfo(torch.float64).eps
+"""The least damping for a J with tr JᵀJ = 1 and soft directions beside that."""
+
+
+def soft():
+    """Residuals with one stiff direction, and one along which damping allows a 10,000th a step."""
+    J = torch.diag(torch.tensor([1.0, 0.01 * math.sqrt(LEAST)], dtype=torch.float64))
+    return LeastSquares(J, torch.zeros(2).double()), torch.ones(2, dtype=torch.float64)
+
+
+def soft_components(scheme, state, steps=80):
+    """The soft component of every iterate, and the last state."""
+    flow, y = soft()
+    found = [1.0]
+    for _ in range(steps):
+        y, state, _ = scheme.step(flow, y, state)
+        found.append(float(y[1]))
+    return found, state
+
+
+def test_steps_at_the_largest_h_are_those_of_the_accelerated_proximal_point_method():
+    """x' = (x + β (x - x_last)) / (1 + h λ) with β = k / (k + 3) where that is above 0.7."""
+    found, state = soft_components(LinearlyImplicit(), ImplicitState(mu=1e-30))
+    wanted = [1.0, 1.0]  # before the first step, and there
+    for k in range(80):
+        beta = max(0.7, k / (k + 3))
+        wanted.append((wanted[-1] + beta * (wanted[-1] - wanted[-2])) / (1 + 1e-4))
+    torch.testing.assert_close(torch.tensor(found), torch.tensor(wanted[1:]), rtol=1e-9, atol=0)
+    assert state.at_least == 80
+    constant, _ = soft_components(LinearlyImplicit(momentum=0.7), ImplicitState(mu=1e-30))
+    assert -math.log(found[-1]) > 3 * -math.log(constant[-1])
+
+
+def test_momentum_begins_again_after_a_rejected_trial_and_above_the_least_damping():
+    flow, y = soft()
+    scheme = LinearlyImplicit()
+    momenta = [scheme.momentum_after(k, None) for k in (0, 7, 8, 97)]
+    assert momenta == [0.7, 0.7, 8 / 11, 0.97]
+    assert scheme.momentum_after(97, h=0.1) == 0.0
+    assert LinearlyImplicit(momentum=0.7).momentum_after(97, None) == 0.7
+    after = lambda mu, last: scheme.step(flow, y, ImplicitState(mu, last, at_least=50)).state.at_least
+    assert after(1e-30, None) == 51
+    assert after(2 * LEAST, None) == 0
+    uphill = torch.tensor([0.0, 1e10], dtype=torch.float64)
+    assert after(1e-30, uphill) == 0
+
+
 @pytest.mark.parametrize("scheme", [LinearlyImplicit, ROS2])
 def test_the_solver_of_a_step_whose_size_is_chosen_is_reported(scheme):
     net = adapted()
