@@ -92,6 +92,12 @@ def test_the_effective_sample_size_is_that_of_equal_summands():
     assert math.isnan(effective_sample_size(torch.zeros(5)))
 
 
+@pytest.mark.parametrize("scale", [1e-12, 1e12])
+def test_the_effective_sample_size_of_small_and_large_numbers_of_single_precision(scale):
+    size = torch.tensor([1.0, 2.0, 3.0])
+    assert effective_sample_size(scale * size) == pytest.approx(effective_sample_size(size), rel=1e-5)
+
+
 @pytest.mark.parametrize(("width", "asked"), [(0.3, []), (0.005, [10_000])])
 def test_a_thin_layer_has_further_points_at_which_the_residual_is_not_evaluated(width, asked, generator):
     """One that holds half a hundredth of the candidates would have no other points than these five."""

@@ -63,8 +63,8 @@ def resampled(
 
 
 def effective_sample_size(size: Tensor) -> float:
-    """N from |r|, (N,); NaN where all are zero."""
-    loss = size.square()
+    """N from |r|, (N,); NaN where all are zero. In double precision, since |r|⁴ is soon out of the range of another."""
+    loss = size.double().square()
     return float(loss.sum() ** 2 / loss.square().sum())
 
 
