@@ -44,7 +44,7 @@ def followed(monkeypatch):
         training.over = lambda budget: budget.used(training.progress) >= 1
         training.sampler = SimpleNamespace(fresh=sizes is not None, largest=1000, sufficient=1120)
         training.optimizer = SimpleNamespace(report=Report(dimension=4961))
-        training.batch_size = AdaptiveBatchSize(125)
+        training.batch_size = run.batch_size = AdaptiveBatchSize(125, began=2.0, ended=1.0)
         losses, errors = iter(losses or itertools.repeat(1.0)), iter(errors)
 
         def steps(training, budget):
@@ -78,11 +78,12 @@ def test_a_stage_leaves_the_best_of_its_iterates_unless_it_has_reached_its_targe
     assert followed(errors, [5.0, 4.0, 3.0, 6.0, 7.0], most=5)[0] == 5
     assert followed.restored == [3]
     assert followed(errors, [5.0, 4.0, 3.0, 2.0, 1.0], most=5)[0] == 5
-    assert followed.restored == [3], "the last one is the best"
+    # The last one is the best, but after a failure the network may be elsewhere.
+    assert followed.restored == [3, 5]
     assert followed(errors, [5.0, 4.0, 6.0, 7.0], most=5, target=2.0)[0] == 2
-    assert followed.restored == [3]
+    assert followed.restored == [3, 5]
     followed(itertools.repeat(math.nan), [5.0, 2.0, 3.0, 6.0], most=4)
-    assert followed.restored == [3, 2]
+    assert followed.restored == [3, 5, 2]
 
 
 def test_a_standstill_on_few_points_gets_more_of_them_before_it_ends_the_stage(followed):
@@ -482,6 +483,8 @@ def test_adam_halves_the_loss_where_a_stage_has_not_brought_it_to_a_quarter(foll
     assert [turn.steps for turn in turns] == [following.TURN] * 2
     assert said == [f"Descent {following.TRIAL}/300: goes on where Adam has halved the loss"]
     assert spent == 300 - 2 * 7  # steps: what the turns take is part of the budget
+    # What the batch is judged by is not compared across a turn.
+    assert (followed.batch_size.began, followed.batch_size.ended) == (None, None)
     turns.clear()
     losses = [1.0, *[0.26] * (following.TRIAL - 2), *itertools.repeat(0.24, 100)]
     followed(itertools.repeat(1.0), losses, patience=1000, most=100, halve=halve)

@@ -189,24 +189,21 @@ class Best:
 
     Attributes:
         objective: of the network.
-        loss, last: of the best one so far, and of the last.
-        snapshot: of the best one.
+        loss, snapshot: of the best one so far.
     """
 
     objective: Objective
     loss: float = math.inf
-    last: float = math.inf
     snapshot: Snapshot | None = None
 
     def consider(self, loss: float) -> None:
         """The network as it is."""
-        self.last = loss
         if loss < self.loss:
             self.loss, self.snapshot = loss, self.objective.snapshot()
 
     def put_back(self) -> None:
         """Leave the network there."""
-        if self.snapshot is not None and not self.last <= self.loss:
+        if self.snapshot is not None:
             self.objective.restore(self.snapshot)
 
 
@@ -241,6 +238,8 @@ class Plateau:
         training.progress.seconds += cost.seconds
         training.progress.gradient_evals += cost.gradient_evals
         training.objective.count = training.progress.gradient_evals
+        # The next step begins elsewhere than the last one ended: its loss tells neither gap nor progress.
+        training.batch_size.began = training.batch_size.ended = None
         self.first, self.since, self.turns = math.nan, spent, self.turns + 1
         self.over = not halved or self.turns == TURNS
         return halved
