@@ -394,9 +394,10 @@ def test_the_last_step_goes_on_only_where_it_is_no_step_of_the_factors(flow, kep
     group = {"params": [layer.A, layer.B], "scale": SCALE, "name": "one"}
     optimizer = ODELoRA([group], integrator=LinearlyImplicit(), flow=flow)
     last = {"one": normal(M, N, generator=generator)}
-    optimizer.state[layer.A]["integrator"] = {"mu": 1.0, "last": last}
+    optimizer.state[layer.A]["integrator"] = before = {"mu": 1.0, "last": last, "at_least": 9}
     optimizer.rank_changed()
-    assert optimizer.state[layer.A]["integrator"] == {"mu": 1.0, "last": last if kept else None}
+    after = before if kept else {"mu": 1.0, "last": None, "at_least": 0}
+    assert optimizer.state[layer.A]["integrator"] == after
 
 
 def test_the_memory_that_is_said_to_be_needed_is_that_of_the_largest_rank(compose):

@@ -21,6 +21,7 @@ from torch import linalg, nn
 from pinn_odelora.errors import InputError
 from pinn_odelora.flows import balanced_flow, gradient_flow, scaled_flow
 from pinn_odelora.integrators import RKC, ROS2, LinearlyImplicit, RungeKutta, tableau
+from pinn_odelora.integrators.linearly_implicit import ImplicitState
 from pinn_odelora.lowrank.layer import Factors, LowRankLinear
 from pinn_odelora.lowrank.start import orthonormal
 from pinn_odelora.manifolds.factors import balance_defect
@@ -751,6 +752,18 @@ def test_the_state_of_another_integrator_is_refused():
     saved = ODELoRA(at.groups, integrator=RungeKutta(tableau.BOGACKI_SHAMPINE)).state_dict()
     with pytest.raises(InputError, match="another integrator than ROS2"):
         ODELoRA(at.groups, integrator=ROS2()).load_state_dict(saved)
+
+
+def test_a_state_from_before_the_accelerated_steps_goes_on():
+    at = Physics()
+    optimizer = ODELoRA(at.groups, integrator=LinearlyImplicit())
+    optimizer.step(at.objective)
+    saved = copy.deepcopy(optimizer.state_dict())
+    assert saved["state"][0]["integrator"].pop("at_least") == 0
+    resumed = ODELoRA(at.groups, integrator=LinearlyImplicit())
+    resumed.load_state_dict(saved)
+    resumed.step(at.begin())
+    assert resumed.state_dict()["state"][0]["integrator"].keys() == vars(ImplicitState()).keys()
 
 
 @every_scheme

@@ -34,6 +34,7 @@ from pinn_odelora.flows import balanced_flow, gradient_flow, scaled_flow
 from pinn_odelora.flows.start import is_zero
 from pinn_odelora.integrators import Integrator, Report, RungeKutta
 from pinn_odelora.integrators.base import Step, Velocity
+from pinn_odelora.integrators.linearly_implicit import ImplicitState
 from pinn_odelora.integrators.runge_kutta import rk_step
 from pinn_odelora.integrators.tableau import EULER
 from pinn_odelora.linalg.plan import Plan
@@ -68,6 +69,8 @@ GROUPS = "build them by pinn_odelora.factor_pairs(model), or the optimiser by OD
 HALF = (torch.float16, torch.bfloat16)
 WHOLE = (Tensor, nn.Parameter)
 STATE, MASTER, SHAPE = "integrator", "master", "shape"
+LATER = frozenset({"at_least"})
+"""Fields of an integrator's state that earlier versions did not save; those begin with their defaults."""
 
 
 class ODELoRA(Optimizer):
@@ -197,7 +200,7 @@ class ODELoRA(Optimizer):
         if not self.integrator.linearises:
             self._keep(self.integrator.init())
         elif not on_products:
-            self._keep(replace(state, last=None) if hasattr(state, "last") else state)
+            self._keep(replace(state, last=None, at_least=0) if isinstance(state, ImplicitState) else state)
 
     def plan(self, residuals: int, rank: int | None = None) -> Plan | None:
         """The linear algebra that steps with so many residuals will use, with pairs of that rank if it is given; None
@@ -416,8 +419,8 @@ class ODELoRA(Optimizer):
         saved = [[*kept.get(SHAPE, shape)] for kept, shape in zip(state, shapes, strict=True)]
         if saved != shapes:
             raise InputError(f"the state is that of parameters of shapes {saved}, but the optimiser has {shapes}.")
-        integrator = vars(self.integrator.init()).keys()
-        if {*state[0].get(STATE, integrator)} != {*integrator}:
+        integrator = {*vars(self.integrator.init())}
+        if {*state[0].get(STATE, integrator)} | (LATER & integrator) != integrator:
             raise InputError(f"the state is that of another integrator than {type(self.integrator).__name__}.")
 
     def __getstate__(self) -> dict[str, Any]:
