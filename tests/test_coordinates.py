@@ -187,6 +187,26 @@ def test_an_operator_with_a_kernel_is_solved_without_its_matrix(mu, used, genera
     assert S.largest == pytest.approx(float(dense.square().sum(dim=0).max()))
 
 
+def test_a_kernel_of_single_precision_is_trusted_no_further(generator, monkeypatch):
+    """Its smallest eigenvalues are rounding errors, and its eigenvalues are found once."""
+    case = make(PROBLEMS[0], generator)
+    J, dense = Coordinates(case.linearised(), {}), case.dense()[1]
+    rounded = J.kernel().float().double()
+    monkeypatch.setattr(J, "kernel", lambda: rounded)
+    J.dtype = torch.float32
+    S, w = Damped(J), dense @ (dense.mT @ normal(J.shape[0], generator=generator))
+    assert S.trusted == pytest.approx(damped.TRUSTED * torch.finfo(torch.float32).eps * float(dense.square().sum()))
+    S(w, S.trusted)
+    assert not S.used.fallback
+    found = []
+    eigh = linalg.eigh
+    monkeypatch.setattr(linalg, "eigh", lambda M: found.append(M) or eigh(M))
+    for part in (0.9, 0.3):
+        S(w, part * S.trusted)
+        assert S.used == ("eigen", torch.float64)
+    assert len(found) == 1
+
+
 def test_the_eigenvalues_give_the_same_solution_at_any_damping(generator, monkeypatch):
     monkeypatch.setattr(damped, "TRUSTED", 1e30)
     monkeypatch.setattr(damped, "SINGLE", 1e30)

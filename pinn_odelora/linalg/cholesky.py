@@ -17,13 +17,13 @@ def factored(M: Tensor) -> Tensor | None:
     """L (P, P), of which only the lower triangle counts, for M (P, P), which is overwritten; None where M is not
     positive definite in its precision.
     """
+    # LAPACK need not notice NaN, which wherever it is comes down to the last entry.
     if M.device.type != "cpu":
         L, failed = linalg.cholesky_ex(M)
-        return None if bool(failed) else L
+        return None if bool(failed) or bool(L[-1, -1].isnan()) else L
     a = M.numpy().T  # by columns, as LAPACK takes it without a copy
     (potrf,) = get_lapack_funcs(("potrf",), (a,))
     L, failed = potrf(a, lower=True, clean=False, overwrite_a=True)
-    # LAPACK need not notice NaN, which wherever it is comes down to the last entry.
     return None if failed or math.isnan(L[-1, -1]) else torch.from_numpy(L)
 
 

@@ -57,6 +57,10 @@ class Operator(Protocol):
     def kernel(self) -> Tensor:
         """J Jᵀ, (R, R)."""
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which the kernel is computed."""
+
 
 class SolverUsed(NamedTuple):
     """The form of a solution, and the dtype of its factor."""
@@ -99,7 +103,8 @@ class Damped:
     Gram matrices are formed once, and a factor is reused while μ is unchanged.
 
     Args:
-        J: (R, P), float64; or an operator with ``has_kernel``, of which only the kernel, R × R, is formed.
+        J: (R, P), float64; or an operator with ``has_kernel``, of which only the kernel, R × R, is formed, with the
+            rounding errors of its dtype.
         single: whether float32 may be used if it is accurate enough.
     """
 
@@ -110,8 +115,9 @@ class Damped:
         self.single = single
         squares = linalg.vector_norm(J, dim=0).square() if formed else J.squares()
         self.trace, self.largest = float(squares.sum()), float(squares.max())
-        self.trusted = TRUSTED * torch.finfo(torch.float64).eps * self.trace
+        self.trusted = TRUSTED * torch.finfo(J.dtype).eps * self.trace
         self._grams: dict[torch.dtype, Tensor] = {} if formed else {torch.float64: J.kernel()}
+        self._eigen: tuple[Tensor, ...] = ()
         self._kept: tuple[float, SolverUsed, tuple[Tensor, ...]] | None = None
 
     @property
@@ -135,14 +141,15 @@ class Damped:
         return self._outer(_solve(*factors, self._inner(w)))
 
     def _factored(self, mu: float) -> tuple[SolverUsed, tuple[Tensor, ...]]:
-        precisions = [(torch.float32, SINGLE), (torch.float64, TRUSTED)]
-        for dtype, margin in precisions if self.single else precisions[1:]:
-            if mu >= margin * torch.finfo(dtype).eps * self.trace:
+        least = {torch.float32: SINGLE * torch.finfo(torch.float32).eps * self.trace, torch.float64: self.trusted}
+        for dtype in (torch.float32, torch.float64) if self.single else (torch.float64,):
+            if mu >= least[dtype]:
                 L = factored(self._gram(mu, dtype))
                 if L is not None:
                     return SolverUsed(self.form, dtype), (L,)
         if not isinstance(self.J, Tensor):
-            return SolverUsed("eigen", torch.float64), tuple(linalg.eigh(self._gram(0.0, torch.float64)))
+            self._eigen = self._eigen or tuple(linalg.eigh(self._grams[torch.float64]))
+            return SolverUsed("eigen", torch.float64), self._eigen
         if self.form == "normal":
             return SolverUsed("qr", torch.float64), _stacked(self.J, mu)
         U, T = linalg.qr(self.J.mT)
@@ -183,7 +190,7 @@ class Damped:
         for _ in range(REFINEMENTS):
             x = x + _solve(L, residual)
             residual = b - self._product(x, mu)
-            if not float(residual.norm()) > ENOUGH * float(b.norm()):
+            if float(residual.norm()) <= ENOUGH * float(b.norm()):
                 return self._outer(x)
         self.single, self._kept = False, None
         return self(w, mu)

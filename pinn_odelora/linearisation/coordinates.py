@@ -109,6 +109,7 @@ class Coordinates:
         self.restore = restore
         self.has_kernel = kernel and not frames
         self.shape = (linearised.rows, linearised.width(self._lowrank))
+        self.dtype = linearised.r.dtype
         self._kept: list[Part] | None = None
 
     @property
