@@ -407,6 +407,47 @@ def test_momentum_begins_again_after_a_rejected_trial_and_above_the_least_dampin
     assert after(1e-30, uphill) == 0
 
 
+def test_a_trial_step_that_overflows_is_rejected():
+    """Also where the end of a step so long cannot be represented on the manifold."""
+
+    class Bounded(LeastSquares):
+        def linearise(self, y):
+            def retract(z):
+                if float(z.norm()) > 1.5:
+                    raise FloatingPointError("too far")
+                return y + z
+
+            return super().linearise(y)._replace(retract=retract)
+
+    flow = Bounded(torch.eye(3, dtype=torch.float64), torch.full((3,), 10.0, dtype=torch.float64))
+    y = torch.zeros(3, dtype=torch.float64)
+    taken = LinearlyImplicit().step(flow, y, ImplicitState(mu=1.0))
+    assert taken.report.rejected > 0
+    assert 0 < float(taken.y.norm()) <= 1.5
+    with pytest.raises(FloatingPointError, match="too far"):
+        LinearlyImplicit(h=1.0).step(flow, y, ImplicitState())
+
+
+def test_the_solver_reported_is_that_of_the_step_and_not_of_its_corrector():
+    """At 1/h a factor of float64 serves, at 100/h one of float32."""
+    flow, y = Bent(kappa=0.05), torch.zeros(6, dtype=torch.float64)
+    taken = LinearlyImplicit().step(flow, y, ImplicitState(mu=1e-6))
+    assert taken.report.corrected
+    assert taken.report.rejected == 0
+    solver = Damped(flow.J)
+    for mu, dtype in ((1e-6, torch.float64), (1e-4, torch.float32)):
+        solver(flow.b, mu)
+        assert solver.used.dtype == dtype
+    assert taken.report.solver.dtype == torch.float64
+
+
+def test_a_refinement_that_overflows_returns_to_float64(generator):
+    J, w = 1e15 * torch.eye(5, 4, dtype=torch.float64), torch.full((5,), 1e25, dtype=torch.float64)
+    S = Damped(J)
+    torch.testing.assert_close(S(w, 1e29), w[:4] * 1e15 / (1e30 + 1e29), rtol=1e-12, atol=0)
+    assert S.used.dtype == torch.float64
+
+
 @pytest.mark.parametrize("scheme", [LinearlyImplicit, ROS2])
 def test_the_solver_of_a_step_whose_size_is_chosen_is_reported(scheme):
     net = adapted()

@@ -64,7 +64,7 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor
 
 from pinn_odelora.integrators.base import Local, Report, ResidualFlow, Step
-from pinn_odelora.linalg.damped import Solver
+from pinn_odelora.linalg.damped import Solver, SolverUsed
 from pinn_odelora.linalg.solvers import solver_for
 from pinn_odelora.rules import below_one, check, null, number, one_of
 
@@ -164,7 +164,7 @@ class LinearlyImplicit:
         mu, factor = state.mu or self.initial_damping * solver.largest or 1.0, 2.0
         for refused in range(TRIALS):
             mu = max(mu, solver.trusted)
-            trial = here.trial(mu, carried if refused < PATIENCE else None)
+            trial = here.attempt(mu, carried if refused < PATIENCE else None)
             gain = here.gain(trial)
             if gain > ACCEPTED:
                 last = local.vector(trial.z) if beta else None
@@ -191,6 +191,7 @@ class Trial(NamedTuple):
         predicted: the decrease of the loss predicted by the linearisation.
         corrected: whether z contains the second-order correction.
         r: residuals at y, (R,).
+        solver: how d was found; the corrector may have used another.
     """
 
     y: Any
@@ -199,6 +200,7 @@ class Trial(NamedTuple):
     predicted: float
     corrected: bool
     r: Tensor
+    solver: SolverUsed | None = None
 
 
 @dataclass
@@ -212,9 +214,22 @@ class _Here:
     correction: bool
 
     def trial(self, mu: float, carried: Tensor | None) -> Trial:
-        """The trial step with damping μ, corrected unless that gains little and the plain one has a smaller loss."""
+        """The trial step with damping μ."""
         local, solver = self.local, self.solver
         d = -solver(local.r, mu) if carried is None else carried - solver(local.r + local.J @ carried, mu)
+        used = solver.used
+        return self.along(d, mu)._replace(solver=used)
+
+    def attempt(self, mu: float, carried: Tensor | None) -> Trial:
+        """The trial step, of infinite loss where it is so long that numbers overflow."""
+        try:
+            return self.trial(mu, carried)
+        except FloatingPointError:
+            return Trial(None, self.local.r.new_zeros(self.local.J.shape[1]), math.inf, 0.0, False, self.local.r)
+
+    def along(self, d: Tensor, mu: float) -> Trial:
+        """The trial step d, corrected unless that gains little and the plain one has a smaller loss."""
+        local = self.local
         Jd = local.J @ d
         predicted = self.before - half_square(local.r + Jd)
         a = self.second_order(d, Jd, mu) if self.correction else None
@@ -265,7 +280,7 @@ class _Here:
             trial.loss,
             rejected,
             trial.corrected,
-            solver=self.solver.used,
+            solver=trial.solver,
             dimension=self.local.J.shape[1],
         )
         return Step(trial.y, state, report)
