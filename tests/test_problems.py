@@ -323,7 +323,24 @@ def test_burgers_in_fourier_modes(nu):
 def test_allen_cahn_is_as_accurate_as_it_says(d):
     """Against twice the modes and half the step, the kink at t = 0 included."""
     p = AllenCahn.region.sample(4000, lambda n, d: sobol(n, d, seed=9))
-    assert relative_l2(allen_cahn.solve(d)(p.x, p.t), allen_cahn.solve(d, refinement=2)(p.x, p.t)) < AllenCahn.accuracy
+    u, finer = (allen_cahn.solution(d, p.x, p.t, refinement) for refinement in (1, 2))
+    assert relative_l2(u, finer) < AllenCahn.accuracy
+    early = columns(AllenCahn(d=d), np.linspace(0.9, 1, 500), np.full(500, 0.005))
+    u, finer = (allen_cahn.solution(d, early.x, early.t, refinement) for refinement in (1, 2))
+    assert relative_l2(u, finer) < 100 * AllenCahn.accuracy
+
+
+@pytest.mark.parametrize(("d", "t"), [(1e-3, 0.5), (0.3, 0.7)])
+def test_the_heat_equation_for_the_initial_state_of_allen_cahn(d, t):
+    """Against its Fourier series, of which few terms are left by then."""
+    n = 2**14
+    x = 2 * np.arange(n) / n - 1
+    k = np.pi * np.arange(n // 2 + 1)
+    modes = np.fft.rfft(AllenCahn.initial(torch.from_numpy(x)).numpy())
+    wanted = np.fft.irfft(np.exp(-d * k**2 * t) * modes)[::97]
+    points = torch.from_numpy(x[::97, None])
+    found = allen_cahn.diffused(d, points, torch.full_like(points, t))
+    np.testing.assert_allclose(found[:, 0].numpy(), wanted, atol=1e-8)
 
 
 @pytest.mark.parametrize("d", [1e-3, 1e-4])
