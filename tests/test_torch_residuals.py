@@ -154,6 +154,35 @@ def test_an_expression_is_differentiated_by_reverse_mode():
     assert torch.allclose(mine.residual(Points(x=X[:, :1], y=X[:, 1:])), flux(network, x), atol=1e-13)
 
 
+@pytest.mark.parametrize("of", ["torch", "problem"])
+def test_an_equation_in_conservation_form_is_adapted(of):
+    """Its loss at points that no step has is evaluated without gradients, its own derivative of a flux included."""
+
+    def divergence(u, u_x, x):
+        q = (1 + u**2) * u_x
+        return grad(q, x, ones(q), create_graph=True)[0][:, :1]
+
+    def from_torch(net, x):
+        u = net(x)
+        u_x, u_y = grad(u, x, ones(u), create_graph=True)[0].split(1, dim=1)
+        return u_y - divergence(u, u_x, x)
+
+    def written(f, k):
+        flux = (k + f.u**2) * f.u_x
+        return f.u_y - grad(flux, f.x, ones(flux), create_graph=True)[0]
+
+    budget = po.Budget(steps=2)
+    if of == "torch":
+        result = po.adapt(net(1), residuals=from_torch, points=X, rank=2, budget=budget)
+    else:
+        box = po.Box(x=(0, 1), y=(0, 1))
+        ic = (box.face(y=0.0), lambda f: f.u - f.x)
+        problem = po.problem(coords="xy", region=box, k=po.parameter(1.0, 2.0), flow=written, ic=ic)
+        result = po.adapt(net(1), problem, rank=2, budget=budget, points=po.Sampling.even(30, 10))
+    assert not result.diverged
+    assert result.history[-1]["loss"] < result.history[0]["loss"]
+
+
 READINGS = {
     "slice": lambda h: h[:, 0:1],
     "index": lambda h: h[..., [0]],

@@ -87,7 +87,13 @@ class Engine:
 
     def residual(self, p: Points, tape: Tape | None = None) -> Tensor:
         """The residual at p, (N, components); arguments as for ``field``."""
-        return self.rows(self.field(p, tape))
+        if self.plan is not None:
+            return self.rows(self.field(p, tape))
+        wanted = torch.is_grad_enabled()
+        # A residual may differentiate expressions of its own, which need a graph also where the caller wants none.
+        with torch.enable_grad():
+            found = self.rows(self.field(p, tape))
+        return found if wanted else found.detach()
 
 
 def rehearse(

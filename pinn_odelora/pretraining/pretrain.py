@@ -71,7 +71,8 @@ class Pretraining:
             structure for it and the memory suffices, and the other otherwise.
         natural_gradient_steps: steps of natural gradient at most.
         lbfgs_evals: gradient evaluations of L-BFGS at most, line searches included.
-        target: relative L2 error that ends it before; without a reference the estimated one, see ``error_estimate``.
+        target: relative L2 error that ends it before; without a reference, or with one that is less accurate, the
+            estimated one, see ``error_estimate``.
         interior, boundary: points for terms of full dimension, and for the others; natural gradient takes at most
             ``interior`` residuals of all terms and components together, Adam at most 1,000 points. For errors below
             1e-6 ``interior`` should be more than twice the number of weights: natural gradient leaves its small batches
@@ -124,8 +125,10 @@ class Pretraining:
             refused = system.refused(first.objective.batch.points)
             advice = "" if refused or isinstance(first.failure, DomainError) else " Choose a smaller adam_lr."
             raise InputError(f"Pretraining by Adam failed: {refused or first.failure}{advice}")
-        # An error that a constant can make as large as it likes tells nothing of the training.
-        error = (lambda: math.nan) if free else unseen_error(system, self.seed)
+        # An error that a constant can make as large as it likes tells nothing of the training, and nothing of the
+        # target that of a reference which is less accurate itself.
+        blind = free or system.problem.accuracy > self.target
+        error = (lambda: math.nan) if blind else unseen_error(system, self.seed)
         unseen = without_reference(system, self.seed)
         done = self.second_stage != "lbfgs" and self._natural_gradient(system, error, say, unseen, wall)
         if not done and self.lbfgs_evals:
