@@ -17,6 +17,11 @@ degrees of freedom of the sum v = Σ_d v_d is v² / Σ_d (v_d² / ν_d) (Welch, 
 A run may end before it reaches the minimum. The step  -H⁻¹Jᵀr  is the remaining change of the estimate: it widens the
 interval on both sides, and is reported with it.
 
+A coefficient may be one that the residuals leave open, such as one of two of which only the sum matters. What decides
+it then is the damping μ of H = JᵀJ + μ, and the formula above sees no noise in it. The part of coordinate i that is so
+decided is 1 - (H⁻¹JᵀJ)_ii = μ (H⁻¹)_ii, by the resolution matrix of linear inverse theory (Menke, 1989). Where that is
+more than ``OPEN`` the interval is the whole line.
+
 Assumptions: the noise is independent, with mean zero and a variance inversely proportional to the given weights; the
 true solution satisfies the equation and can be represented by the adapted network; the system is linear over the width
 of the interval. At the minimum the interval is then that of Student's t with N_d - tr J_d H⁻¹ J_dᵀ degrees of freedom,
@@ -40,6 +45,10 @@ from pinn_odelora.points import Points
 
 DAMPING = 1e-14
 """Damping of H, relative to its largest diagonal entry, for directions that affect no residual."""
+OPEN = 1e-3
+"""The part of a coefficient left to the damping above which the measurements do not determine it."""
+FREE = 0.1
+"""Degrees of freedom below which there are none but rounding errors."""
 DATA = "data"
 COEFFICIENTS = "coefficients."
 
@@ -49,8 +58,8 @@ class Interval(NamedTuple):
 
     Attributes:
         estimate: the estimate.
-        low, high: the ends of the interval.
-        std: the standard deviation of the estimate.
+        low, high: the ends of the interval; NaN where the fit leaves no measured value to tell the noise by.
+        std: the standard deviation of the estimate; infinite where the measurements do not determine it.
         ahead: the change of the estimate by the next Gauss–Newton step.
     """
 
@@ -63,7 +72,7 @@ class Interval(NamedTuple):
     @property
     def settled(self) -> bool:
         """Whether the accuracy is limited by the measurements and not by the budget of the run."""
-        return abs(self.ahead) < self.std / 2
+        return math.isfinite(self.std) and abs(self.ahead) < self.std / 2
 
 
 class Response(NamedTuple):
@@ -73,11 +82,13 @@ class Response(NamedTuple):
         deviation: ‖row of H⁻¹J_dᵀ‖, the standard deviation of each coordinate for unit noise in the data, (P,).
         used: tr J_d H⁻¹ J_dᵀ, the degrees of freedom used by the fit.
         step: -H⁻¹Jᵀr, the next Gauss–Newton step, (P,).
+        left: the part of each coordinate that the residuals leave open, from 0 to 1, (P,).
     """
 
     deviation: Tensor
     used: float
     step: Tensor
+    left: Tensor
 
 
 def response(J: Tensor, r: Tensor, data: slice) -> Response:
@@ -93,7 +104,9 @@ def response(J: Tensor, r: Tensor, data: slice) -> Response:
     half = linalg.solve_triangular(R.mT, J[data].mT, upper=False)
     whole = linalg.solve_triangular(R, half, upper=True)
     step = linalg.solve_triangular(R, linalg.solve_triangular(R.mT, -(J.mT @ r)[:, None], upper=False), upper=True)
-    return Response(linalg.vector_norm(whole, dim=1), float(half.square().sum()), step[:, 0])
+    inverse = linalg.solve_triangular(R.mT, damping * torch.eye(len(R)).to(R), upper=False)
+    left = linalg.vector_norm(inverse, dim=0).square()
+    return Response(linalg.vector_norm(whole, dim=1), float(half.square().sum()), step[:, 0], left)
 
 
 def coefficient_intervals(
@@ -128,7 +141,7 @@ def coefficient_intervals(
         name.removeprefix(COEFFICIENTS): _interval(
             float(here[name]),
             above[name],
-            math.sqrt(float(variance[i])) * size[name],
+            (math.inf if float(found[0][0].left[i]) > OPEN else math.sqrt(float(variance[i]))) * size[name],
             student(level, float(freedom[i])),
             float(found[0][0].step[i]) * size[name],
         )
@@ -141,7 +154,7 @@ def _noise(J: Tensor, r: Tensor, found: Sequence[tuple[Response, slice]]) -> tup
     parts, freedoms = [], []
     for to_noise, rows in found:
         freedom = int((J[rows] != 0).any(dim=1).sum()) - to_noise.used
-        s = float(r[rows].norm()) / math.sqrt(freedom) if freedom > 0 else math.nan
+        s = float(r[rows].norm()) / math.sqrt(freedom) if freedom > FREE else math.nan
         parts.append((s * to_noise.deviation) ** 2)
         freedoms.append(freedom)
     if len(parts) == 1:

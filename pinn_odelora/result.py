@@ -126,6 +126,11 @@ class Result:
         estimates = ", ".join(_estimate(name, x, best) for name, x in self.coefficients.items())
         if estimates and (missed := [_missed(name, x) for name, x in self.misfits.items() if not x.fitted]):
             estimates += f" (no interval, since the data are not fitted: {'; '.join(missed)})"
+        intervals = self.adaptation.intervals
+        if undetermined := [name for name, x in intervals.items() if math.isinf(x.std)]:
+            estimates += f" (no interval of {' and '.join(undetermined)}, which the measurements do not determine)"
+        elif any(math.isnan(x.std) for x in intervals.values()):
+            estimates += " (no interval, since the fit leaves no measured value to tell the noise by)"
         return [
             *filter(None, [estimates]),
             *(

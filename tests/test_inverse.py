@@ -10,7 +10,7 @@ import torch
 from scipy.integrate import quad
 from torch import linalg
 
-import pinn_odelora
+import pinn_odelora as po
 from pinn_odelora import confidence
 from pinn_odelora.confidence import _interval, coefficient_intervals, response, student
 from pinn_odelora.config.build import experiment, posed
@@ -168,6 +168,45 @@ def test_the_step_ahead_is_told_and_widens_the_interval(steps, generator):
     half = interval.high - interval.estimate
     assert interval.low < expected < interval.high
     assert half > abs(interval.ahead) + 1.9 * interval.std
+
+
+def test_what_the_residuals_leave_open_is_the_part_that_damping_decides(generator):
+    """Where only x + y is seen, half of x and of y; of what is seen, nothing."""
+    J = torch.randn(30, 3, generator=generator, dtype=torch.float64)
+    J[:, 1] = J[:, 0]
+    found = response(J, torch.zeros(30, dtype=torch.float64), slice(0, 20))
+    assert found.left.tolist() == pytest.approx([0.5, 0.5, 0.0], abs=1e-9)
+    J[:, 1] += 1e-2 * torch.randn(30, generator=generator, dtype=torch.float64)
+    assert float(response(J, torch.zeros(30, dtype=torch.float64), slice(0, 20)).left.max()) < 1e-9
+
+
+def decay(rows, **rates):
+    """What is found of the coefficients of u' + (sum of them) u = 0 from noisy values of exp(-3 t)."""
+    line, t = Box(t=(0, 1)), np.linspace(0, 1, 20)
+    u = np.exp(-3 * t) + 0.01 * np.random.default_rng(0).standard_normal(20)
+    where = {name: po.parameter(value, value) for name, value in rates.items()}
+    rate = lambda f, **known: f.u_t + sum(known.values()) * f.u
+    pde = {("a",): lambda f, a: rate(f, a=a), ("a", "b"): lambda f, a, b: rate(f, a=a, b=b)}[tuple(rates)]
+    problem = po.problem(coords="t", region=line, pde=pde, ic=(line.face(t=0.0), lambda f: f.u - 1), **where)
+    net = po.pretrain(problem.at_source(), po.MLP(1, 1, width=10, depth=2))
+    data = {"t": t[rows], "u": u[rows]}
+    budget = po.Budget(gradient_evals=120)
+    return po.adapt(net, problem, data=data, unknown=tuple(rates), rank=4, budget=budget)
+
+
+def test_coefficients_that_only_occur_as_a_sum_have_no_interval():
+    result = decay(slice(None), a=1.0, b=0.5)
+    assert "no interval of a and b, which the measurements do not determine" in str(result)
+    for x in result.coefficients.values():
+        assert (x["low"], x["high"], x["std"], x["settled"]) == (None, None, None, False)
+    assert result.coefficients["a"]["estimate"] + result.coefficients["b"]["estimate"] == pytest.approx(3, abs=0.2)
+
+
+def test_an_interval_needs_a_measured_value_beyond_those_that_are_fitted():
+    assert "95 % interval" in str(decay(slice(None), a=1.0))
+    only = decay(slice(10, 11), a=1.0)
+    assert "no interval, since the fit leaves no measured value to tell the noise by" in str(only)
+    assert only.coefficients["a"]["low"] is None
 
 
 def test_the_interval_covers_the_truth_as_often_as_it_says(generator):
@@ -350,7 +389,7 @@ def test_a_run_finds_logs_and_keeps_a_coefficient(compose, run, measured, tmp_pa
     assert summary["rel_l2"] is None
     assert json.loads((folder / "coefficients.json").read_text()) == {"nu": estimate}
 
-    u = pinn_odelora.load(folder)
+    u = po.load(folder)
     assert u.problem.nu == estimate
     p = Points({"x": torch.tensor([[0.3]]).double(), "t": torch.tensor([[0.4]]).double()})
     # The adapter's file has single precision.
@@ -375,7 +414,7 @@ def test_a_coefficient_of_the_ansatz_is_found_and_loaded(compose, run, measured,
     """Burgers' amplitude stands in the ansatz, so a solution without it would be another function."""
     done = run(compose("problem.amplitude=unknown", measured, "problem.nu=0.05", "budget.steps=3"))
     save_outcome(done.result, tmp_path / "run", done.facts)
-    u = pinn_odelora.load(tmp_path / "run")
+    u = po.load(tmp_path / "run")
     amplitude = done.result.coefficients["amplitude"]["estimate"]
     assert abs(amplitude - 1) > 1e-3
     assert float(u(0.3, 0.0)) == pytest.approx(-amplitude * math.sin(0.3 * math.pi))
