@@ -18,6 +18,7 @@ from pinn_odelora.lowrank.wiring import Wiring
 from pinn_odelora.nets import MLP
 from pinn_odelora.ntk.adapting import adapt_linearised
 from pinn_odelora.selection.initial_rank import initial_rank
+from problems.heat import Heat
 from problems.kovasznay import Kovasznay
 
 W = 6
@@ -500,3 +501,22 @@ def test_defaults_do_as_well_as_hidden_layers_by_name(problem, make, named, boun
     by_name = po.adapt(net, problem(), lora=po.LoRA(targets=named), budget=budget)
     assert default.rel_l2 < 3 * by_name.rel_l2
     assert default.rel_l2 < bound
+
+
+class ByFunction(nn.Module):
+    """A network that takes weight and bias of its hidden layer and never calls it."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.hidden, self.last = nn.Linear(2, 12), nn.Linear(12, 12), nn.Linear(12, 1)
+
+    def forward(self, x):
+        h = torch.tanh(self.first(x))
+        h = torch.tanh(nn.functional.linear(h, self.hidden.weight, self.hidden.bias))
+        return self.last(h.reshape(-1, self.last.in_features))
+
+
+def test_a_network_that_reads_its_layers_is_adapted():
+    result = po.adapt(ByFunction(), Heat(), rank=2, budget=po.Budget(steps=3), points=po.Sampling.even(60, 10))
+    assert result.ranks == {"hidden": 2}
+    assert result.history[-1]["loss"] < result.history[0]["loss"]

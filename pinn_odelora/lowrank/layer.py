@@ -98,6 +98,23 @@ class LowRankLinear(nn.Module):
         """The scale by adapter name, as in PEFT."""
         return {"default": self.scale}
 
+    # As of the layer in whose place this one is, which networks read.
+
+    @property
+    def in_features(self) -> int:
+        """n."""
+        return self.base_layer.in_features
+
+    @property
+    def out_features(self) -> int:
+        """m."""
+        return self.base_layer.out_features
+
+    @property
+    def bias(self) -> Tensor | None:
+        """b, (m,)."""
+        return self.base_layer.bias
+
     def update(self) -> Tensor:
         """The change of the weight, s·(B A − B₀ A₀), (m, n)."""
         return self.scale * (self.B @ self.A - self.start_B @ self.start_A)
