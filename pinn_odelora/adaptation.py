@@ -48,7 +48,7 @@ from pinn_odelora.objective import Objective
 from pinn_odelora.optim.methods import Method, odelora
 from pinn_odelora.points import Points
 from pinn_odelora.result import Result
-from pinn_odelora.rules import null, one_of, whole
+from pinn_odelora.rules import instance_of, null, one_of, whole
 from pinn_odelora.runs import saved_state
 from pinn_odelora.sampling.batch_size import drawn_residuals, sufficient_size
 from pinn_odelora.sampling.sampler import Sampler
@@ -116,6 +116,7 @@ class Adaptation:
         log: Log | None = None,
         threads: int | None = None,
     ) -> None:
+        _check_kinds(problem=problem, lora=lora, method=method, points=points, budget=budget, log=log)
         if rank is not None and lora is not None:
             raise InputError("rank and lora are both given, but rank is short for lora=LoRA(rank=...): give one.")
         self.seed = whole(0, 2**32 - 1).check("seed", seed)
@@ -480,6 +481,22 @@ class Adaptation:
         training.load_state_dict(state["training"])
         self.history = state["history"]
         self._error_before = state["error_before"]
+
+
+KINDS_OF_ARGUMENTS = {
+    "problem": instance_of(Problem, "Burgers(nu=0.02)"),
+    "lora": instance_of(LoRA, "LoRA(rank=8)") | null,
+    "method": instance_of(Method, "methods.lora_adam()") | null,
+    "points": instance_of(Sampling, "Sampling(interior=500)") | null,
+    "budget": instance_of(Budget, "Budget(seconds=10)") | null,
+    "log": instance_of(Log, "Log(every=10)") | null,
+}
+
+
+def _check_kinds(**given: Any) -> None:
+    """Refuse what is no object of its class, such as a name, a number or a class itself."""
+    for name, value in given.items():
+        KINDS_OF_ARGUMENTS[name].check(name, value)
 
 
 def _weighting(kind: str) -> Weighting:

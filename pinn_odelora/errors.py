@@ -35,7 +35,10 @@ class RefusedValueError(InputError):
         super().__init__(name, value, allowed)
 
     def __str__(self) -> str:
-        return f"{self.name} is {self.value!r}, but it must be {self.allowed}."
+        said = repr(self.value)
+        # Networks and arrays fill lines.
+        said = f"of type {type(self.value).__name__}" if "\n" in said else said
+        return f"{self.name} is {said}, but it must be {self.allowed}."
 
 
 class UnwritableError(InputError):

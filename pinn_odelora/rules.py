@@ -98,6 +98,11 @@ def one_of(*choices: Any) -> Rule:
     return _rule(listed, lambda value: any(value == c and type(value) is type(c) for c in choices))
 
 
+def instance_of(kind: type, example: str) -> Rule:
+    """An object of a class, such as the one of the example."""
+    return _rule(f"a {kind.__name__}, such as {example}", lambda value: isinstance(value, kind))
+
+
 def list_of(rule: Rule, plural: str, length: int | None = None) -> Rule:
     """A list or tuple, each entry by the same rule; it is read as a tuple.
 

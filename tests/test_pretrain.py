@@ -12,7 +12,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from pinn_odelora import conditions, loop, problem
 from pinn_odelora.budget import Budget, Progress
 from pinn_odelora.errors import InputError
-from pinn_odelora.formulation import Problem, Term
+from pinn_odelora.formulation import Problem, Term, parameter
 from pinn_odelora.geometry import Box, Cloud
 from pinn_odelora.integrators import Report
 from pinn_odelora.nets import MLP
@@ -491,6 +491,39 @@ def test_adam_halves_the_loss_where_a_stage_has_not_brought_it_to_a_quarter(foll
     assert turns == []
     followed(itertools.repeat(1.0), losses[:-1], patience=1000, most=following.TRIAL - 1, halve=halve)
     assert turns == []
+
+
+def test_what_is_no_problem_and_no_settings_is_refused():
+    with pytest.raises(InputError, match=r"^problem is .*, but it must be a Problem, such as Burgers\(nu=0\.05\)\.$"):
+        pretrain(Burgers)
+    with pytest.raises(InputError, match=r"^settings is \{'target': 0\.1\}, but it must be a Pretraining, such as"):
+        pretrain(Burgers(), settings={"target": 0.1})
+
+
+def test_a_reference_less_accurate_than_the_target_does_not_tell_when_it_is_reached():
+    """Then the error is estimated: else steps go on towards an error that the reference will never have."""
+    box = Box(x=(0, 1), t=(0, 1))
+
+    def wrong(p, k):
+        return 1.003 * torch.exp(-k * math.pi**2 * p.t) * torch.sin(math.pi * p.x)
+
+    heat = problem(
+        coords="xt",
+        region=box,
+        k=parameter(0.1, 0.2),
+        pde=lambda f, k: f.op("u", {"t": 1, "xx": -k}),
+        ic=(box.face(t=0.0), lambda f: f.u - torch.sin(math.pi * f.x)),
+        bc=(box.boundary("x"), lambda f: f.u),
+        reference=wrong,
+        accuracy=1e-2,
+    )
+    said = []
+    net = MLP(2, 1, width=16, depth=3, generator=torch.Generator().manual_seed(0))
+    trained = pretrain(heat.at_source(), net, settings=Pretraining(interior=400, boundary=80), say=said.append)
+    assert "relative L2 error about" in said[-1]
+    assert "no further progress" not in said[-1]
+    p = Points(x=torch.full((1, 1), 0.5).double(), t=torch.full((1, 1), 0.5).double())
+    assert float(trained(p.rows(("x", "t"))).detach()) == pytest.approx(math.exp(-0.05 * math.pi**2), rel=1e-3)
 
 
 @pytest.mark.parametrize(("width", "rate"), [(20, 5e-3), (40, 5e-3), (160, 1.25e-3)])

@@ -33,7 +33,7 @@ from pinn_odelora.metrics import relative_l2
 from pinn_odelora.nets import MLP, Scaled, check_network, copied, in_units
 from pinn_odelora.nets.scaled import in_field_units
 from pinn_odelora.pretraining import cache, following, stages
-from pinn_odelora.rules import check, number, one_of, whole
+from pinn_odelora.rules import check, instance_of, null, number, one_of, whole
 from pinn_odelora.system import Solution, System, draw_points
 from pinn_odelora.threads import threads as limited
 
@@ -196,6 +196,8 @@ def pretrain(
     Raises:
         InputError: if the network does not fit the problem, or training left the finite numbers.
     """
+    instance_of(Problem, "Burgers(nu=0.05)").check("problem", problem)
+    (instance_of(Pretraining, "Pretraining(target=1e-3)") | null).check("settings", settings)
     settings = settings or Pretraining()
     if net is None:
         generator = torch.Generator().manual_seed(settings.seed)
