@@ -56,6 +56,7 @@ LAYERS = (
     ("pinn_odelora/checkpoints", 1),
     ("pinn_odelora/measurements", 1),
     ("pinn_odelora/unknown_fields", 1),
+    ("pinn_odelora/user_modules", 1),
     ("pinn_odelora/field_networks", 1),
     ("pinn_odelora/manifolds", 1),
     ("pinn_odelora/linalg", 1),

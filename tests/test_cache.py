@@ -204,6 +204,7 @@ def test_versions_are_part_of_the_key(monkeypatch):
 SOURCE = """
 import dataclasses
 import torch
+from own_constants import SLOPE
 from pinn_odelora.geometry import Box
 from pinn_odelora.formulation import Problem, Term
 
@@ -213,7 +214,7 @@ class Base(Problem):
     region = Box(x=(0, 1))
     supports = ("soft",)
     def terms(self):
-        return {"pde": Term(self.region, lambda f: f.u_x - 1)}
+        return {"pde": Term(self.region, lambda f: f.u_x - SLOPE)}
 
 class Net(torch.nn.Linear):
     pass
@@ -222,26 +223,27 @@ class Net(torch.nn.Linear):
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    """A user's module, whose base classes stand in another one; both can be edited."""
+    """A user's module, with base classes in another one and their constant in a third; all can be edited."""
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    (tmp_path / "own_constants.py").write_text("SLOPE = 1.0\n")
     (tmp_path / "own_base.py").write_text(SOURCE)
     (tmp_path / "own_problem.py").write_text(
         "import own_base\nclass Mine(own_base.Base):\n    pass\nclass Net(own_base.Net):\n    pass\n"
     )
     yield importlib.import_module("own_problem"), tmp_path
-    for name in ("own_problem", "own_base"):
+    for name in ("own_problem", "own_base", "own_constants"):
         del sys.modules[name]
 
 
-@pytest.mark.parametrize("file", ["own_problem.py", "own_base.py"])
+@pytest.mark.parametrize("file", ["own_problem.py", "own_base.py", "own_constants.py"])
 def test_an_edit_of_the_users_files_gives_another_key(own, file):
     module, folder = own
     linear = module.Net(1, 1, dtype=torch.float64)
     problem = lambda: (cache.key(module.Mine(), net(), Pretraining()), cache.key(Burgers(), linear, Pretraining()))
     before = problem()
     assert None not in before
-    (folder / file).write_text((folder / file).read_text().replace("pass", "pass  # edited"))
+    (folder / file).write_text((folder / file).read_text().replace("pass", "pass  # edited").replace("1.0", "2.0"))
     assert not set(problem()) & set(before)
 
 

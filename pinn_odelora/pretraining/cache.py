@@ -1,15 +1,15 @@
 """Pretrained networks kept between runs, each under a key made of everything that determines it.
 
 The key is a digest of the source problem, the initial network and the settings of pretraining: their values, exactly,
-and the files that define their classes; of the version of torch; and of every Python file of this package. The last is
-coarse, since an edit of the figures, say, makes all kept networks out of date. But a list of the files that take part
-would have to be kept by hand, and one missing from it would silently give a network that the present code would not
-have made. Coarseness costs those who edit the package seconds of training, and nobody else anything.
+and the files that define their classes, with those of the user's that these import; of the version of torch; and of
+every Python file of this package. The last is coarse, since an edit of the figures, say, makes all kept networks out of
+date. But a list of the files that take part would have to be kept by hand, and one missing from it would silently give
+a network that the present code would not have made. Coarseness costs those who edit the package seconds of training,
+and nobody else anything.
 
 A problem or network that cannot be told exactly from another one has no key and is not kept: an equation made of
 functions by ``po.problem``, a class that is defined in no file (in a notebook) or inside a function, values without an
-exact form, such as a lambda, and networks with hooks. What a file of the user's imports from another one, or reads at
-run time, is not seen.
+exact form, such as a lambda, and networks with hooks. What a file of the user's reads at run time is not seen.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from torch import Tensor, nn
 import pinn_odelora
 from pinn_odelora.errors import InputError
 from pinn_odelora.formulation import Problem
+from pinn_odelora.user_modules import file_of, modules
 
 APART = ("builtins", "abc", "typing", "math", "torch", "numpy", "pinn_odelora")
 """Packages whose functions and classes their names determine: by the versions and the digest in the key."""
@@ -123,9 +124,10 @@ def key(problem: Problem, net: nn.Module, settings: Any) -> str | None:
         return None
     try:
         parts = [_exact(problem), _exact(net), _exact(settings)]
-    except _InexactError:
+        files = [_digest(file_of(module).read_bytes()) for module in modules(problem, net, ())]
+    except (_InexactError, OSError):
         return None
-    return _digest(json.dumps([*parts, torch.__version__, np.__version__, package()]).encode())[:16]
+    return _digest(json.dumps([*parts, files, torch.__version__, np.__version__, package()]).encode())[:16]
 
 
 class _InexactError(Exception):

@@ -15,18 +15,15 @@ that it takes from around it. A run without the file was made before there were 
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import importlib.metadata
 import inspect
 import json
 import re
 import sys
-import sysconfig
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from importlib.util import resolve_name
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -43,10 +40,8 @@ from pinn_odelora.plain_files import read_mapping, read_yaml
 from pinn_odelora.pretraining.cache import package as sources
 from pinn_odelora.runs.folder import CODE, CONFIG, PROVENANCE, SUMMARY
 from pinn_odelora.runs.messages import near
+from pinn_odelora.user_modules import MAIN, file_of, installed, modules
 
-MAIN = "__main__"
-"""The module of a script or notebook, which may do much else besides defining a class."""
-OWN = Path(pinn_odelora.__file__).parent
 APART = ("torch",)
 """Packages whose versions every summary has."""
 
@@ -64,7 +59,7 @@ def record(folder: Path, problem: Problem, net: nn.Module, files: Iterable[str |
     """
     kept: dict[str, dict[str, Any]] = {"modules": {}, "source": {}, "files": {}, "packages": {}}
     for module in modules(problem, net, _targets(folder)):
-        path = _file(module)
+        path = file_of(module)
         copy = f"{CODE}/{'/'.join(_place(module, path))}"
         write_bytes(folder / copy, path.read_bytes())
         kept["modules"][module.__name__] = {"path": str(path), "sha256": _digest(path), "copy": copy}
@@ -95,7 +90,7 @@ def changed(folder: Path, problem: Problem | None = None, net: nn.Module | None 
         found = [
             (Path(now).name, _digest(now), x["sha256"], x["copy"])
             for name, x in modules.items()
-            if (now := _file(sys.modules.get(name)) or Path(x["path"]))
+            if (now := file_of(sys.modules.get(name)) or Path(x["path"]))
         ]
         found += [(Path(name).name, _digest(Path(name)), x["sha256"], None) for name, x in files.items()]
         present = source(problem, net)
@@ -150,19 +145,6 @@ def _has_changed(names: Mapping[str, Any]) -> str:
 # Code.
 
 
-def modules(problem: Problem, net: nn.Module, others: Iterable[str]) -> list[ModuleType]:
-    """The user's own modules that define the classes of problem and network, the others, and what all these import."""
-    classes = [*type(problem).__mro__, *(cls for part in net.modules() for cls in type(part).__mro__)]
-    waiting = [*others, *(cls.__module__ for cls in classes if cls.__module__ != MAIN)]
-    found: dict[str, ModuleType] = {}
-    while waiting:
-        module = sys.modules.get(name := waiting.pop())
-        if name not in found and module is not None and (file := _file(module)) and not _installed(file):
-            found[name] = module
-            waiting += [name.rpartition(".")[0], *_imported(file, module)]
-    return [found[name] for name in sorted(found)]
-
-
 def _targets(folder: Path) -> Iterator[str]:
     """The modules of all that the configuration in a folder names, functions that make a network among them."""
     try:
@@ -177,19 +159,6 @@ def _targets(folder: Path) -> Iterator[str]:
             while name and name not in sys.modules:
                 name = name.rpartition(".")[0]
             yield name
-
-
-def _imported(file: Path, module: ModuleType) -> Iterator[str]:
-    """The names of what a module may import: modules, or what is in them."""
-    with suppress(SyntaxError, ValueError, OSError):
-        for node in ast.walk(ast.parse(file.read_bytes())):
-            if isinstance(node, ast.Import):
-                yield from (alias.name for alias in node.names)
-            elif isinstance(node, ast.ImportFrom):
-                name = "." * node.level + (node.module or "")
-                with suppress(ImportError):
-                    base = resolve_name(name, module.__package__) if node.level else name
-                    yield from [base, *(f"{base}.{alias.name}" for alias in node.names)]
 
 
 def source(problem: Problem | None, net: nn.Module | None) -> dict[str, str]:
@@ -217,23 +186,11 @@ def _place(module: ModuleType, path: Path) -> tuple[str, ...]:
     return (*above, last, path.name) if path.stem == "__init__" else (*above, path.name)
 
 
-def _file(module: ModuleType | None) -> Path | None:
-    """The source of a module."""
-    found = getattr(module, "__file__", None)
-    return Path(found) if found and found.endswith(".py") else None
-
-
-def _installed(file: Path) -> bool:
-    places = [Path(sysconfig.get_paths()[name]) for name in ("stdlib", "platstdlib")]
-    packages = {"site-packages", "dist-packages"} & {*file.parts}
-    return bool(packages) or any(file.is_relative_to(place) for place in (OWN, *places))
-
-
 def _package(cls: type) -> str | None:
     """The installed package that defines a class."""
     top = cls.__module__.partition(".")[0]
-    file = _file(sys.modules.get(cls.__module__))
-    return top if file is not None and _installed(file) and top not in APART else None
+    file = file_of(sys.modules.get(cls.__module__))
+    return top if file is not None and installed(file) and top not in APART else None
 
 
 def _version(package: str) -> str | None:
