@@ -440,6 +440,17 @@ def test_a_saved_family_gives_the_same_answers(family, heat, tmp_path):
     assert found.ranges == family.ranges
 
 
+class Backwards(Heat):
+    """Under the name of the heat equation another one."""
+
+    def terms(self):
+        pde = super().terms()["pde"]
+        return super().terms() | {"pde": pde._replace(residual=lambda f: f.op("u", {"t": -1, "xx": -self.kappa}))}
+
+
+Backwards.__name__ = "Heat"
+
+
 def test_a_family_of_another_network_or_equation_is_refused(family, heat, tmp_path):
     path = tmp_path / "heat.safetensors"
     family.save(path)
@@ -456,6 +467,8 @@ def test_a_family_of_another_network_or_equation_is_refused(family, heat, tmp_pa
                 pde=lambda f, kappa: f.u_t - kappa * f.u_xx,
             ),
         )
+    with pytest.raises(po.InputError, match="is of another equation: the pretrained network has a loss of"):
+        po.load_family(path, heat, Backwards())
     with pytest.raises(po.InputError, match="There is no family at"):
         po.load_family(tmp_path / "none", heat, Heat())
     (tmp_path / "text").write_text("hello")
@@ -484,6 +497,7 @@ MALFORMED = {
     "adapters": lambda content, tensors: content.update(lora={"rank": "large"}),
     "no conditions": lambda content, tensors: content.pop("conditions"),
     "a grid": lambda content, tensors: content.update(grid=None),
+    "losses": lambda content, tensors: content.update(losses="none"),
     "NaN": lambda content, tensors: next(iter(tensors.values())).fill_(math.nan),
 }
 
@@ -503,7 +517,7 @@ def test_a_file_that_changed_or_is_malformed_is_refused(family, heat, tmp_path):
         with pytest.raises(po.InputError, match="is no family of this program"):
             po.load_family(path, heat, Heat())
     path.write_bytes(whole)
-    rewritten(path, lambda content, tensors: None)
+    rewritten(path, lambda content, tensors: content.pop("losses"))  # of an earlier version
     assert len(po.load_family(path, heat, Heat()).stations) == len(family.stations)
 
 

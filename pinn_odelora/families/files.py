@@ -2,8 +2,9 @@
 
 Tensors are named ``<station>/<parameter>``. The metadata's entry ``family`` is JSON: a digest of the pretrained
 network, the problem with its other parameters, the ranges, the adapter's settings, and for every station its
-parameters, loss, estimates and cost. Times are kept where the budget was one of time; without them the same work gives
-the same bytes.
+parameters, loss, estimates and cost. An equation made of functions has no name of its own: what tells it from another
+one is the loss of the pretrained network at both ends of the ranges, at points that are always the same. Times are kept
+where the budget was one of time; without them the same work gives the same bytes.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, get_type_hints
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import nn
 
 from pinn_odelora.errors import InputError, RefusedValueError
@@ -27,10 +29,12 @@ from pinn_odelora.files import reason, write_bytes
 from pinn_odelora.formulation import Problem
 from pinn_odelora.lowrank.settings import LoRA
 from pinn_odelora.manifest import DamagedError, digest_of
-from pinn_odelora.rules import annotated, null, number, whole
+from pinn_odelora.rules import annotated, list_of, null, number, whole
 from pinn_odelora.threads import threads as limited
 
 FORMAT = 1
+POINTS, CLOSE = 400, 1e-6
+"""Residuals by which an equation is told from another one, and the relative difference of their losses on machines."""
 NUMBERS = [f.name for f in dataclasses.fields(Station) if f.name not in ("values", "weights")]
 KINDS = get_type_hints(Station)
 RULES = {name: whole(0) if KINDS[name] is int else annotated(KINDS[name]) for name in NUMBERS}
@@ -101,7 +105,21 @@ def _described(family: Family) -> dict[str, Any]:
         "seed": family.seed,
         "grid": family.grid,
         "seconds": family.seconds if family.timed else None,
+        "losses": _losses(family),
     }
+
+
+def _losses(family: Family) -> list[float | None]:
+    """Of the pretrained network, by the equations at both ends of the ranges; None for one that is not finite."""
+    parametric, found = family.parametric, []
+    points = parametric.points(POINTS, 0, "family file")
+    for end in ("low", "high"):
+        values = {interval.name: getattr(interval, end) for interval in family.space.intervals}
+        parametric.place(parametric.start, values)
+        with torch.no_grad():
+            loss = float(parametric.residual_vector(points).square().sum()) / 2
+        found.append(loss if math.isfinite(loss) else None)
+    return found
 
 
 def _row(station: Station, timed: bool) -> dict[str, Any]:
@@ -125,6 +143,8 @@ def _read(path: str | Path) -> tuple[dict[str, Any], list[Station]]:
         whole(0).check("seed", content["seed"])
         whole(0).check("grid", content["grid"])
         (number(least=0) | null).check("seconds", content["seconds"])
+        # A file of before has no losses.
+        list_of(number() | null, "losses", 2).check("losses", content.get("losses", [None, None]))
         stations = [_station(row, k, tensors) for k, row in enumerate(content["stations"])]
     except FileNotFoundError:
         raise InputError(f"There is no family at {path}.") from None
@@ -159,6 +179,7 @@ def _station(row: dict[str, Any], k: int, tensors: dict[str, Any]) -> Station:
 
 def _take(family: Family, path: str | Path, content: dict[str, Any], stations: list[Station]) -> None:
     expected = json.loads(json.dumps(_described(family)))
+    losses = expected.pop("losses")
     if missing := expected.keys() - content.keys():
         raise InputError(f"{path} is no family of this program: it has no {min(missing)}.")
     if content["network"] != expected["network"]:
@@ -176,6 +197,12 @@ def _take(family: Family, path: str | Path, content: dict[str, Any], stations: l
     ):
         if content[key] != expected[key]:
             raise InputError(f"{path} is of another family: {said} there: {content[key]}, here: {expected[key]}.")
+    for here, there in zip(losses, content.get("losses", losses), strict=True):
+        if None not in (here, there) and not math.isclose(here, there, rel_tol=CLOSE):
+            raise InputError(
+                f"{path} is of another equation: the pretrained network has a loss of {there:.6g} there, and of "
+                f"{here:.6g} here, at an end of the ranges."
+            )
     for station in stations:
         shapes = {name: tuple(x.shape) for name, x in station.weights.items()}
         if shapes != {name: tuple(p.shape) for name, p in family.parametric.trained.items()}:
