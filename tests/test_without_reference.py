@@ -297,7 +297,7 @@ def test_the_unseen_loss_decides_where_no_error_is_known():
     looked = itertools.chain([1.0, 0.5], itertools.repeat(0.49))
     seen = SimpleNamespace(step=0)
     training = SimpleNamespace(progress=seen, stalled=False, sampler=SimpleNamespace(fresh=False))
-    training.objective = SimpleNamespace(snapshot=lambda: seen.step, restore=None)
+    training.objective = SimpleNamespace(snapshot=lambda: seen.step, restore=lambda snapshot: None)
     records = (SimpleNamespace(loss=0.5**k, step=k) for k in itertools.count())
 
     def steps(_, __):
