@@ -235,7 +235,7 @@ def test_a_state_is_plain_and_has_the_form(tmp_path):
     state = optimizer.state_dict()
     assert loaded["param_groups"] == state["param_groups"]
     saved, again = (x["state"][0]["integrator"] for x in (state, loaded))
-    assert saved.keys() == again.keys() == {"mu", "last"}
+    assert saved.keys() == again.keys() == {"mu", "last", "at_least"}
     assert saved["mu"] == again["mu"]
     assert len(saved["last"]) == len(groups)
     assert all(torch.equal(again["last"][name], x) for name, x in saved["last"].items())

@@ -127,7 +127,7 @@ class Pretraining:
             raise InputError(f"Pretraining by Adam failed: {refused or first.failure}{advice}")
         # An error that a constant can make as large as it likes tells nothing of the training, and nothing of the
         # target that of a reference which is less accurate itself.
-        blind = free or system.problem.accuracy > self.target
+        blind = free or system.problem.accuracy > max(self.target, Problem.accuracy)
         error = (lambda: math.nan) if blind else unseen_error(system, self.seed)
         unseen = without_reference(system, self.seed)
         done = self.second_stage != "lbfgs" and self._natural_gradient(system, error, say, unseen, wall)
