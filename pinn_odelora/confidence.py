@@ -176,6 +176,8 @@ def _first_columns(linearised: Linearisation, columns: int) -> Iterator[tuple[st
 def _interval(x: float, above: float | None, deviation: float, quantile: float, step: float) -> Interval:
     """The interval; ``deviation`` and ``step`` are those of log(x - above), or of x itself without a bound."""
     half = quantile * deviation + abs(step)
+    if math.isinf(deviation):
+        return Interval(x, -math.inf if above is None else above, math.inf, math.inf, step)
     if above is None:
         return Interval(x, x - half, x + half, deviation, step)
     size = x - above

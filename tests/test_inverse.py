@@ -229,6 +229,9 @@ def test_an_interval_above_a_bound_is_one_of_the_logarithm():
     assert tuple(found) == pytest.approx(expected)
     assert not found.settled
     assert found._replace(ahead=0.09).settled
+    # Of a coefficient that the measurements leave open.
+    assert tuple(_interval(3.0, 1.0, math.inf, 2.0, 0.3))[:4] == (3.0, 1.0, math.inf, math.inf)
+    assert tuple(_interval(3.0, None, math.inf, 2.0, 0.3))[:4] == (3.0, -math.inf, math.inf, math.inf)
 
 
 @pytest.mark.parametrize("freedom", [0.3, 1.0, 2.0, 7.5, 30.0, 1e9])
