@@ -396,10 +396,10 @@ def test_steps_at_the_largest_h_are_those_of_the_accelerated_proximal_point_meth
 def test_momentum_begins_again_after_a_rejected_trial_and_above_the_least_damping():
     flow, y = soft()
     scheme = LinearlyImplicit()
-    momenta = [scheme.momentum_after(k, None) for k in (0, 7, 8, 97)]
+    momenta = [scheme._momentum_after(k, None) for k in (0, 7, 8, 97)]
     assert momenta == [0.7, 0.7, 8 / 11, 0.97]
-    assert scheme.momentum_after(97, h=0.1) == 0.0
-    assert LinearlyImplicit(momentum=0.7).momentum_after(97, None) == 0.7
+    assert scheme._momentum_after(97, h=0.1) == 0.0
+    assert LinearlyImplicit(momentum=0.7)._momentum_after(97, None) == 0.7
     after = lambda mu, last: scheme.step(flow, y, ImplicitState(mu, last, at_least=50)).state.at_least
     assert after(1e-30, None) == 51
     assert after(2 * LEAST, None) == 0

@@ -154,7 +154,7 @@ class LinearlyImplicit:
             raise FloatingPointError("The residuals where the step starts are not finite.")
         solver = solver_for(local.J, self.gram_dtype == "float32")
         check_jacobian(solver)
-        beta = self.momentum_after(state.at_least, h)
+        beta = self._momentum_after(state.at_least, h)
         here = _Here(flow, local, solver, before, self.correction)
         carried = None if state.last is None or not beta else beta * local.coordinates(state.last)
         if h is not None:
@@ -174,7 +174,7 @@ class LinearlyImplicit:
         report = Report(1 / mu, before, before, TRIALS, solver=here.solver.used, dimension=local.J.shape[1])
         return Step(y, ImplicitState(here.solver.largest), report)
 
-    def momentum_after(self, at_least: int, h: float | None) -> float:
+    def _momentum_after(self, at_least: int, h: float | None) -> float:
         """β of a step after so many at the least damping; ``h`` is None where it is controlled."""
         if self.momentum is not None:
             return self.momentum
