@@ -18,6 +18,8 @@ from test_problems import CLASSES
 from torch import nn
 from torch.func import functional_call, grad, jacrev, vmap
 
+from pinn_odelora.derivatives.jet import Adjoint, Passage
+from pinn_odelora.derivatives.products import Products
 from pinn_odelora.errors import InputError
 from pinn_odelora.formulation import Term
 from pinn_odelora.geometry import Box, Cloud
@@ -178,10 +180,11 @@ def tangent(case):
     return frames, torch.block_diag(*blocks)
 
 
+@pytest.mark.parametrize("derivatives", ["jets", "autograd"])
 @pytest.mark.parametrize("activation", [torch.tanh, torch.sin])
 @pytest.mark.parametrize("problem", PROBLEMS, ids=label)
-def test_the_linearisation_is_the_dense_jacobian(problem, activation, generator):
-    case = make(problem, generator, activation)
+def test_the_linearisation_is_the_dense_jacobian(problem, activation, derivatives, generator):
+    case = make(problem, generator, activation, derivatives=derivatives)
     r, J = case.dense()
     a = case.linearised()
     assert_linearises(a, r, J, generator)
@@ -312,9 +315,10 @@ def periodic(f):
     return f.u - away.u, f.u_x - away.u_x
 
 
-def test_a_row_may_read_two_evaluations_of_its_own(generator):
+@pytest.mark.parametrize("derivatives", ["jets", "autograd"])
+def test_a_row_may_read_two_evaluations_of_its_own(derivatives, generator):
     term = Term(LINEAR.face(x=-1.0), periodic, 1.7)
-    case = make(weighted(Burgers(conditions="soft")), generator, extra={"periodic": term})
+    case = make(weighted(Burgers(conditions="soft")), generator, extra={"periodic": term}, derivatives=derivatives)
     a = case.linearised()
     assert a._sweep.paired("periodic")
     assert_linearises(a, *case.dense(), generator)
@@ -362,9 +366,68 @@ def test_a_network_without_jet_rules_has_the_same_linearisation(activation, chun
     case = make(weighted(Burgers(conditions="soft")), generator, activation, derivatives="auto")
     a = case.linearised(chunk=chunk)
     assert all(case.system.engine(name).plan is None for name in case.points)
+    assert all(a._sweep.paired(name) for name in case.points)
     assert_linearises(a, *case.dense(), generator)
     frames, basis = tangent(case)
     assert_near(a.columns(frames), a.columns() @ basis)
+
+
+def conserved(f):
+    """A flux that depends on u and u_x, differentiated as an expression."""
+    flux = (1 + f.u**2) * f.u_x + f.x * torch.exp(f.u)
+    return f.u_t - grad_of(flux, f.x), grad_of(grad_of(flux, f.t), f.x)
+
+
+def grad_of(u, x):
+    return torch.autograd.grad(u, x, torch.ones_like(u), create_graph=True)[0]
+
+
+def test_an_expression_that_is_differentiated_has_its_rows_at_once(generator):
+    extra = {"conserved": Term(LINEAR, conserved, 1.7)}
+    case = make(weighted(Burgers(conditions="soft")), generator, extra=extra, derivatives="auto")
+    assert case.system.engine("conserved").by_rows.plan is None
+    a = case.linearised()
+    assert a._sweep.paired("conserved")
+    assert_linearises(a, *case.dense(), generator)
+
+
+def test_a_tape_ends_with_its_evaluation(generator):
+    """What is differentiated later is not recorded, nor is a layer whose weight is not trained."""
+    a, b = (nn.Linear(3, 4).double(), nn.Linear(4, 1).double().requires_grad_(False))
+    x = torch.randn(5, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    tape = []
+    with Products(tape):
+        u = b(torch.tanh(a(x)))
+        (u_x,) = torch.autograd.grad(u.sum(), x, create_graph=True)
+    assert [type(entry) for entry in tape] == [Passage, Adjoint]
+    torch.autograd.grad(u_x.square().sum(), x, create_graph=True)
+    assert len(tape) == 2
+    assert torch.allclose(u, b(torch.tanh(x @ a.weight.mT + a.bias)), atol=1e-15)
+
+
+def test_many_numbers_outside_layers_are_differentiated_row_by_row(generator):
+    """Reverse mode takes a sweep for each of them, jets none."""
+
+    class Scaled(Net):
+        def __init__(self, *args):
+            super().__init__(*args)
+            self.a = nn.Parameter(torch.randn(5, 7, generator=generator, dtype=torch.float64))
+
+        def forward(self, x):
+            first, *hidden, last = self.linears
+            x = (self.activation(first(x))[..., None] * self.a).sum(dim=1)
+            for linear in hidden[1:]:
+                x = self.activation(linear(x))
+            return last(x)
+
+    for derivatives, paired in (("jets", True), ("autograd", False)):
+        case = make(PROBLEMS[0], generator, net=Scaled, data=False, derivatives=derivatives)
+        a = case.linearised(others=case.others | {"a": case.net.a})
+        assert {a._sweep.paired(name) for name in case.points} == {paired}
+        r, J = case.dense(case.plain.a)
+        assert_linearises(a, r, J, generator)
+        few = case.linearised(others=case.others)
+        assert all(few._sweep.paired(name) for name in case.points)
 
 
 def test_jets_that_cost_more_than_a_gradient_still_give_the_rows_at_once(generator):
@@ -413,10 +476,13 @@ class Shared(Net):
         return e(self.activation(d(x)))
 
 
+@pytest.mark.parametrize("derivatives", ["jets", "autograd"])
 @pytest.mark.parametrize("net", [Transposed, Shared])
-def test_weights_used_in_other_ways_are_seen(net, generator):
-    case = make(weighted(Burgers(conditions="soft")), generator, net=net)
-    assert_linearises(case.linearised(), *case.dense(), generator)
+def test_weights_used_in_other_ways_are_seen(net, derivatives, generator):
+    case = make(weighted(Burgers(conditions="soft")), generator, net=net, derivatives=derivatives)
+    a = case.linearised()
+    assert {a._sweep.paired(name) for name in case.points} == {net is Shared}
+    assert_linearises(a, *case.dense(), generator)
 
 
 def test_a_bias_used_beside_its_layer_is_seen(generator):

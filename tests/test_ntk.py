@@ -669,15 +669,23 @@ def test_losses_that_are_not_convex_and_targets_that_do_not_fit_are_refused():
         linearised(net, Examples(x, normal(14, 2), "squared"))
 
 
-def test_a_term_without_jets_is_linearised_row_by_row_and_that_is_said(caplog):
+def test_reverse_mode_gives_the_same_linearisation():
     net = Net(2, 1, torch.tanh, generator(1))
-    fast = linearised(net, Poisson(), interior=5)
+    jets, reverse = (linearised(net, Poisson(), interior=5, derivatives=way) for way in ("jets", "autograd"))
+    assert (jets.slower, reverse.slower) == ((), ())
+    assert torch.allclose(jets.matrix(), reverse.matrix(), atol=1e-10)
+
+
+def test_what_is_linearised_row_by_row_is_said(caplog):
+    class Apart(Net):
+        def forward(self, x):
+            return super().forward(x) + self.linears[1].weight.sum() / 100
+
+    net = Apart(2, 1, torch.tanh, generator(1))
     with caplog.at_level("INFO", logger="pinn_odelora.ntk.linearise"):
-        slow = linearised(net, Poisson(), interior=5, derivatives="autograd")
-    assert fast.slower == ()
+        slow = linearised(net, Poisson(), interior=5)
     assert slow.slower == tuple(slow.terms)
-    assert "row by row" in caplog.text
-    assert torch.allclose(fast.matrix(), slow.matrix(), atol=1e-10)
+    assert "row by row: weights are used outside linear layers" in caplog.text
 
 
 def test_a_run_is_one_of_the_loop():

@@ -234,7 +234,7 @@ def test_a_line_is_of_the_iterate_that_has_been_reached(generator):
 
 
 class Squashed(nn.Module):
-    """A network with a function that has no jet rule, so that its Jacobian comes row by row."""
+    """A network with a function that has no jet rule, so that its derivatives come by reverse mode."""
 
     def __init__(self):
         super().__init__()
@@ -242,6 +242,13 @@ class Squashed(nn.Module):
 
     def forward(self, x):
         return self.two(torch.erf(self.one(x)) + torch.cumsum(self.one(x), dim=1) / 100)
+
+
+class Apart(Squashed):
+    """The same with a weight that is used outside its layer, so that the Jacobian comes row by row."""
+
+    def forward(self, x):
+        return super().forward(x) + self.one.weight.sum() / 100
 
 
 class Mixed(nn.Module):
@@ -280,11 +287,12 @@ def test_natural_gradient_follows_where_the_network_has_the_structure_for_it(mon
     assert chosen(net(), monkeypatch, second_stage="lbfgs", lbfgs_evals=9) == ([("L-BFGS", 9)], [])
     assert chosen(net(), monkeypatch, natural_gradient_steps=0) == ([], [])
     assert chosen(net(), monkeypatch, second_stage="lbfgs", lbfgs_evals=0) == ([], [])
-    assert chosen(Squashed(), monkeypatch, lbfgs_evals=9) == (
+    assert chosen(Squashed(), monkeypatch, natural_gradient_steps=7) == ([("Natural gradient", 7)], [])
+    assert chosen(Apart(), monkeypatch, lbfgs_evals=9) == (
         [("L-BFGS", 9)],
-        ["L-BFGS follows, since the network has no jet rules, or a term is coupled."],
+        ["L-BFGS follows, since a term is coupled, or a weight of a linear layer is used in other ways, too."],
     )
-    taken, _ = chosen(Squashed(), monkeypatch, second_stage="natural_gradient", natural_gradient_steps=7)
+    taken, _ = chosen(Apart(), monkeypatch, second_stage="natural_gradient", natural_gradient_steps=7)
     assert taken == [("Natural gradient", 7)]
     taken, said = chosen(Mixed(alone=40), monkeypatch, lbfgs_evals=9)
     assert taken == [("L-BFGS", 9)]
@@ -300,7 +308,11 @@ def test_l_bfgs_follows_where_the_memory_does_not_suffice(generator):
     assert unsuitable(natural_gradient(system, 1000, 8, 0)) is None
 
 
-@pytest.mark.parametrize("net", [Mixed, lambda: Mixed(alone=3), Squashed], ids=["tied", "alone", "row by row"])
+@pytest.mark.parametrize(
+    "net",
+    [Mixed, lambda: Mixed(alone=3), Squashed, Apart],
+    ids=["tied", "alone", "reverse mode", "row by row"],
+)
 @pytest.mark.parametrize("second_stage", ["natural_gradient", "lbfgs"])
 def test_networks_of_all_kinds_are_trained_and_what_is_frozen_stays(net, second_stage):
     torch.manual_seed(0)

@@ -167,7 +167,7 @@ def test_the_advice_is_about_the_ranks_that_fit_and_their_prices(advised):
     assert 1 > residuals[0] > residuals[1] > residuals[2] >= advice.residual > 0
     assert advice.rank == min(advice.predictions, key=lambda x: x.price).rank
     assert 0 < advice.effective_dimension < advice.residuals == 800
-    assert advice.by_jets
+    assert advice.one_sweep
 
 
 @pytest.mark.parametrize(("seconds", "best"), [((1e-4, 1, 1), 1), ((1, 1e-4, 1), 2), ((1, 1, 1), 4)])
@@ -289,16 +289,28 @@ def test_what_the_first_and_slow_steps_take_does_not_count(monkeypatch):
         advising._seconds(Run([]), None)
 
 
-def test_without_jets_the_slower_way_is_named_and_predicts_the_same(generator):
-    net = Erf(2, 1, generator, sizes=(4, 5, 4))
-    said = []
+class Apart(Net):
+    """A weight that is used outside its layer, too."""
+
+    def forward(self, x):
+        return super().forward(x) + 0.01 * self.linears[1].weight.sum()
+
+
+@pytest.mark.parametrize(("net", "one_sweep"), [(Apart, False), (Erf, True)])
+def test_a_jacobian_that_is_formed_row_by_row_is_named(net, one_sweep, generator):
+    said, net = [], net(2, 1, generator, sizes=(4, 5, 4))
     advice = suggest_rank(net, Burgers(nu=0.03), points=FEW, ranks=[1], say=said.append)
-    assert not advice.by_jets
-    assert said == ["Without jets for all residuals their Jacobian is formed row by row, which takes longer."]
+    assert advice.one_sweep == one_sweep
+    slower = "The Jacobian of some residuals is formed row by row, which takes longer."
+    assert said == ([] if one_sweep else [slower])
+
+
+def test_jets_and_reverse_mode_predict_the_same(generator):
     tanh = Net(2, 1, generator, sizes=(4, 5, 4))
     a = suggest_rank(tanh, Burgers(nu=0.03), points=FEW, ranks=[1], derivatives="autograd")
     b = suggest_rank(tanh, Burgers(nu=0.03), points=FEW, ranks=[1])
-    assert (a.by_jets, b.by_jets) == (False, True)
+    assert a.one_sweep
+    assert b.one_sweep
     assert a.predictions[0].residual == pytest.approx(b.predictions[0].residual, rel=1e-4)
 
 

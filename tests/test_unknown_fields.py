@@ -71,7 +71,7 @@ def test_residual_and_jacobian_are_those_of_reverse_mode(generator):
         system = System(Flow(), solution, derivatives=engine)
         points = draw_points(system.terms, 7, 3, seed=1)
         sweep = Sweep(system, *known)
-        assert sweep.paired("pde") == (engine == "jets")
+        assert sweep.paired("pde")
         around = Linearisation(sweep, points)
         J[engine] = torch.cat([around.r[:, None], Coordinates(around, {}).dense()], dim=1)
     torch.testing.assert_close(J["jets"], J["autograd"], rtol=1e-9, atol=1e-11)

@@ -61,7 +61,15 @@ class Trained(NamedTuple):
     Z: dict[Channel, Tensor]
 
 
-Tape = list[Passage | Trained]
+class Adjoint(NamedTuple):
+    """A product D = E W (N, n) of nested reverse mode with a weight W (m, n), E (N, m) the gradient of a column."""
+
+    weight: Tensor
+    E: Tensor
+    D: Tensor
+
+
+Tape = list[Passage | Trained | Adjoint]
 
 
 AS_IN_NUMPY = {"axis": "dim", "keepdims": "keepdim"}

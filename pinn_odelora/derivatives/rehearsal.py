@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,6 +21,7 @@ from pinn_odelora.derivatives.field import Field
 from pinn_odelora.derivatives.jet import NoJetRule, Tape
 from pinn_odelora.derivatives.jets import JetField, Solved
 from pinn_odelora.derivatives.plan import Blank, Operator, Plan, Recorder, Unknown, Unsolved, order, plan, reverse_cost
+from pinn_odelora.derivatives.products import Products
 from pinn_odelora.errors import InputError, unknown
 from pinn_odelora.points import Points
 
@@ -60,7 +62,8 @@ class Engine:
     def by_rows(self) -> Engine:
         """The engine where every row is differentiated by the weights.
 
-        Jets allow that in one sweep, reverse mode in one for each row, so that jets cost less wherever they apply.
+        With jets the sweep that does it tells of trained tensors that multiply or are added, too, which in reverse mode
+        take one for each of their numbers.
         """
         return self if self.expensive is None else replace(self, plan=self.expensive, reason="", expensive=None)
 
@@ -74,8 +77,7 @@ class Engine:
 
         Args:
             p: evaluation points, columns (N, 1).
-            tape: receives what is evaluated of trained layers and tensors, if given, see ``Channels``; used by jets
-                alone.
+            tape: receives what jets evaluate of trained layers and tensors, if given, see ``Channels``.
         """
         if self.plan is None:
             return AutogradField(self.solution, p, self.fields, self.coords)
@@ -86,13 +88,18 @@ class Engine:
         return JetField(self.solution, p, self.fields, self.coords, self.plan, asked, tape)
 
     def residual(self, p: Points, tape: Tape | None = None) -> Tensor:
-        """The residual at p, (N, components); arguments as for ``field``."""
+        """The residual at p, (N, components).
+
+        Args:
+            p: evaluation points, columns (N, 1).
+            tape: receives what is evaluated of trained layers, and by jets of trained tensors, if given.
+        """
         if self.plan is not None:
             return self.rows(self.field(p, tape))
         wanted = torch.is_grad_enabled()
         # A residual may differentiate expressions of its own, which need a graph also where the caller wants none.
-        with torch.enable_grad():
-            found = self.rows(self.field(p, tape))
+        with torch.enable_grad(), nullcontext() if tape is None else Products(tape):
+            found = self.rows(self.field(p))
         return found if wanted else found.detach()
 
 

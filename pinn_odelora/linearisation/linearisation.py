@@ -111,9 +111,10 @@ class Linearisation:
             return p.number
         if not self._sweep.paired(name):
             return min(self.chunk or BATCH, BATCH)
-        # A sweep holds about 40 values per point and unit.
+        # A sweep holds about 40 values per point and unit, and by reverse mode 10 for each product with a weight.
+        values = max(40, 10 * self._sweep.system.engine(name).by_rows.products)
         width = sum(sum(layer.weight.shape) for layer in self.layers.values()) or 1
-        return self.chunk or max(64, min(p.number, int(self.memory / (8 * 40 * width))))
+        return self.chunk or max(64, min(p.number, int(self.memory / (8 * values * width))))
 
     def groups(self) -> Iterable[Group]:
         """Residuals and Jacobian, group by group."""

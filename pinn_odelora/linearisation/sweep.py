@@ -1,13 +1,15 @@
-"""The residuals of a system with their Jacobian, by one forward jet and one reverse sweep.
+"""The residuals of a system with their Jacobian, by one evaluation and one reverse sweep.
 
-The residuals of term k are √(2 w_k / N_k) · r_k(x_i), component by component, so that the loss is ½‖r‖². The forward
-pass of the jets records the inputs and outputs of every linear layer on a tape (``tape``). One reverse sweep of the sum
-of a component's residuals then gives G_c = ∂(Σ_i r_i)/∂Z_c for all points at once, because residual i depends on
-evaluation i alone. No gradient of a weight is formed. Trained tensors that multiply or are added are on the tape too;
-any other variable takes a sweep for each of its numbers.
+The residuals of term k are √(2 w_k / N_k) · r_k(x_i), component by component, so that the loss is ½‖r‖². Their
+evaluation, by jets or by nested reverse mode, records every product with the weight of a linear layer on a tape
+(``tape``). One reverse sweep of the sum of a component's residuals then gives G = ∂(Σ_i r_i)/∂Z for all of these
+products Z and all points at once, because residual i depends on evaluation i alone. No gradient of a weight is formed.
+With jets, trained tensors that multiply or are added are on the tape too; any other variable takes a sweep for each of
+its numbers.
 
-Without a tape (nested reverse mode), with coupled points, or if a weight is also used outside a linear layer, the
-Jacobian is formed row by row, ``BATCH`` rows at a time. The two are compared at a few points to decide which applies.
+With coupled points, if a weight is also used outside a linear layer, or where nested reverse mode would take a sweep
+for each of more than ``BATCH`` numbers, the Jacobian is formed row by row, ``BATCH`` rows at a time. The two are
+compared at a few points to decide which applies.
 """
 
 from __future__ import annotations
@@ -140,8 +142,11 @@ class Sweep:
         return self._paired[name]
 
     def alone(self, name: str) -> int:
-        """How many numbers take a reverse sweep each in term ``name``, since the tape does not tell of them."""
-        return self._alone.get(name, 0) if self.paired(name) else 0
+        """How many numbers would take a reverse sweep each in term ``name``, since the tape does not tell of them; 0
+        where its Jacobian has no pairs whatever their number.
+        """
+        self.paired(name)
+        return self._alone.get(name, 0)
 
     def _groups(self, name: str, p: Points, number: int, first: int, start: int, paired: bool) -> list[Group]:
         with self.variables.alive() as W:
@@ -156,8 +161,9 @@ class Sweep:
                 rows = slice(first + j * number + start, first + j * number + start + len(r))
                 blocks, columns = self._pairs(r[:, j], where) if paired else self._arrays(r[:, j], W)
                 found.append(Group(name, rows, r[:, j].detach(), blocks, columns))
-            known = {key for place in where if place.constant for key in place.constant.derivatives}
-            self._alone[name] = sum(x.numel() for key, x in self.variables.others.items() if key not in known)
+            if paired:
+                known = {key for place in where if place.constant for key in place.constant.derivatives}
+                self._alone[name] = sum(x.numel() for key, x in self.variables.others.items() if key not in known)
         return found
 
     def _pairs(self, r: Tensor, where: Sequence[Place]) -> tuple[dict[str, Block], dict[str, Tensor]]:
@@ -168,7 +174,8 @@ class Sweep:
             if G is None:
                 continue
             if place.layer is not None:
-                pairs[place.layer] += map(Pair, _parts(G), _parts(place.H.detach()))
+                left, right = (place.H.detach(), G) if place.adjoint else (G, place.H.detach())
+                pairs[place.layer] += map(Pair, _parts(left), _parts(right))
             if place.constant is not None:
                 for name, x in place.constant.columns(G if place.factor is None else G * place.factor.detach()):
                     values[name] = values[name] + x if name in values else x
@@ -188,7 +195,7 @@ class Sweep:
 
         A variable other than a layer of which the tape does not tell all is differentiated apart from then on.
         """
-        if self.system.terms[name].coupled or self.system.engine(name).by_rows.plan is None:
+        if self.system.terms[name].coupled:
             return False
         few = self.system.sample(name)
         try:
@@ -202,9 +209,12 @@ class Sweep:
             }
             if self._apart[name]:
                 paired = self._groups(name, few, few.number, 0, 0, True)
-            return all(map(_agree, paired, exact))
         except RuntimeError:  # The pairs have other shapes if the rows of a layer's input are not points.
             return False
+        if not all(map(_agree, paired, exact)):
+            self._alone[name] = 0
+            return False
+        return self.system.engine(name).by_rows.plan is not None or self._alone[name] <= BATCH
 
 
 def _gathered(groups: list[Group], processes: Processes, before: int, number: int) -> list[Group]:

@@ -1,7 +1,9 @@
-"""Where the Jacobian is read off the tape of a forward pass, from the gradients G_c of a summed residual.
+"""Where the Jacobian is read off the tape of an evaluation, from the gradients of a summed residual.
 
-A linear layer Z_c = H_c Wᵀ + b gives the pairs (G_c, H_c) of W, and the column block ∂r_i/∂b = G[i] of its bias, with G
-that of the value. A trained tensor a, the same at all points, that multiplies channels, Z_c = a ⊙ H_c, gives
+With G_c = ∂(Σ_i r_i)/∂Z_c a linear layer Z_c = H_c Wᵀ + b gives the pairs (G_c, H_c) of W, and the column block
+∂r_i/∂b = G[i] of its bias, with G that of the value. Nested reverse mode has the channel of the value alone, and a
+product D = E W there gives the pair (E, ∂(Σ_i r_i)/∂D). A trained tensor a, the same at all points, that multiplies
+channels of jets, Z_c = a ⊙ H_c, gives
 
     ∂r_i/∂a = Σ_c G_c[i] ⊙ H_c[i] ,
 
@@ -17,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pinn_odelora.derivatives.jet import Passage, Tape
+from pinn_odelora.derivatives.jet import Adjoint, Passage, Tape
 
 
 class Constant(NamedTuple):
@@ -39,14 +41,15 @@ class Constant(NamedTuple):
 
 
 class Place(NamedTuple):
-    """A channel on the tape at which G is wanted.
+    """A tensor on the tape at which the gradient G is wanted.
 
     Attributes:
-        Z: the channel.
+        Z: the tensor.
         layer: name of the layer that it comes from, whose weight is a variable; None if there is none.
-        H: its input in the layer.
+        H: what the layer multiplied.
         constant: the bias of the layer, or another tensor that is added or multiplies.
         factor: what that multiplies; None for a sum.
+        adjoint: whether Z is H W, of which the pair is (H, G), and not H Wᵀ, of which it is (G, H).
     """
 
     Z: Tensor
@@ -54,13 +57,14 @@ class Place(NamedTuple):
     H: Tensor | None
     constant: Constant | None
     factor: Tensor | None = None
+    adjoint: bool = False
 
 
 def places(tape: Tape, W: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> list[Place]:
     """All places that tell of the variables.
 
     Args:
-        tape: of one forward pass.
+        tape: of one evaluation.
         W: the weights of the layers by name.
         others: further variables by name, leaves of the graph.
     """
@@ -70,6 +74,8 @@ def places(tape: Tape, W: Mapping[str, Tensor], others: Mapping[str, Tensor]) ->
         if isinstance(x, Passage):
             layer, bias = layers.get(id(x.weight)), _constant(x.bias, names, others)
             found += [Place(z, layer, x.H[c], bias if c == "" else None) for c, z in x.Z.items()]
+        elif isinstance(x, Adjoint):
+            found.append(Place(x.D, layers.get(id(x.weight)), x.E, None, adjoint=True))
         elif (a := _constant(x.a, names, others)) is not None:
             found += [Place(x.Z[""], None, None, a)] if x.H is None else []
             found += [Place(x.Z[c], None, None, a, H) for c, H in (x.H or {}).items()]

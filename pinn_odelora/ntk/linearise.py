@@ -91,7 +91,8 @@ def linearised(
     sweep = Sweep(system, layers)
     slower = tuple(name for name in system.terms if not sweep.paired(name))
     for name in slower:
-        log.info("The term %s is linearised row by row: %s.", name, system.engine(name).reason or "its points couple")
+        why = "its points are coupled" if system.terms[name].coupled else "weights are used outside linear layers"
+        log.info("The term %s is linearised row by row: %s.", name, why)
     around = Linearisation(sweep, points, memory=LARGEST)
     shapes = {name: tuple(layer.weight.shape) for name, layer in around.layers.items()}
     start = around.r.detach().clone()

@@ -39,7 +39,7 @@ class Linearised:
         loss: φ.
         terms: rows by term of the loss.
         outputs: K, the outputs for each example; 1 for the residuals of an equation.
-        slower: terms whose Jacobian was formed row by row, because their derivatives have no jets.
+        slower: terms whose Jacobian was formed row by row, since one reverse sweep does not give it.
     """
 
     start: Tensor

@@ -101,7 +101,7 @@ class RankAdvice:
             to that at the pretrained network; the model holds that far only if it is about ``residual``.
         effective_dimension: tr K (K + μ)⁻¹ of the neural tangent kernel.
         residuals: R, the rows of the kernel.
-        by_jets: whether derivatives are propagated as jets; otherwise the Jacobian is formed row by row, more slowly.
+        one_sweep: whether the Jacobian follows from one reverse sweep; otherwise it is formed row by row, more slowly.
     """
 
     rank: int
@@ -113,7 +113,7 @@ class RankAdvice:
     reached: float
     effective_dimension: float
     residuals: int
-    by_jets: bool
+    one_sweep: bool
 
     def __str__(self) -> str:
         return "\n".join([_HEAD, *map(self._line, self.predictions), *self.conclusions()])
@@ -238,7 +238,7 @@ def suggest_rank(
         reached,
         effective_dimension(model.spectrum, model.mu),
         len(model.kernels.r),
-        model.by_jets,
+        model.one_sweep,
     )
 
 
@@ -268,9 +268,9 @@ class _Model:
         training = adaptation.training
         self.objective, self.sampler, self.settings = training.objective, training.sampler, adaptation.points
         sweep = self.objective.sweep
-        self.by_jets = all(map(sweep.paired, sweep.system.terms))
-        if not self.by_jets:
-            say("Without jets for all residuals their Jacobian is formed row by row, which takes longer.")
+        self.one_sweep = all(map(sweep.paired, sweep.system.terms))
+        if not self.one_sweep:
+            say("The Jacobian of some residuals is formed row by row, which takes longer.")
         self.points = self.sampler.validation(RESIDUALS)
         self.linearised = Linearisation(sweep, self.points)
         size = float(self.linearised.r.norm())

@@ -159,9 +159,9 @@ def unsuitable(stage: Stage) -> str | None:
     """
     objective = stage.training.objective
     sweep, terms = objective.sweep, objective.system.terms
-    if not all(sweep.paired(name) for name in terms):
-        return "the network has no jet rules, or a term is coupled"
     if (alone := max(map(sweep.alone, terms))) > ALONE:
         return f"{alone} numbers are trained neither in linear layers nor as factors or summands"
+    if not all(map(sweep.paired, terms)):
+        return "a term is coupled, or a weight of a linear layer is used in other ways, too"
     form = stage.training.optimizer.plan(stage.training.sampler.largest).form
     return "the linear algebra of a step does not fit the memory" if form == "cg" else None
