@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from problems.kovasznay import Kovasznay
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import jacobian
+import reverse_jacobian
 
 
 # Importing jvp's rules, torch calls what it calls deprecated.
@@ -33,3 +36,22 @@ def test_the_benchmark_says_what_is_short():
         "width 40: sweep costs 1.20 gradients, above 1.1.",
         "width 40: sweep and columns are 5.0 times as fast as vmap_reverse, not 6.",
     ]
+
+
+def test_four_ways_form_the_same_jacobian():
+    for ways in (reverse_jacobian.of_problem(Kovasznay, 6, 15), reverse_jacobian.of_conservation_form(15)):
+        assert reverse_jacobian.differences(ways) < 1e-11
+        assert set(reverse_jacobian.measure(ways, 1)) == {*ways, *(f"{way}, MiB" for way in ways)}
+
+
+def test_the_benchmark_of_reverse_mode_says_what_is_short():
+    costs = {"autograd": 1.0, "autograd, MiB": 20.0}
+    found = {
+        "a": costs | {"jets": 0.2, "jets, MiB": 10.0},
+        "b": costs | {"row by row": 9.0, "row by row, MiB": 3.0, "vmap(jacrev)": 2.5, "vmap(jacrev), MiB": 2.0},
+    }
+    assert reverse_jacobian.short(found) == [
+        "a: 5.0 times the seconds of jets, above 4.",
+        "b: 9.0 times as fast as row by row, not 10.",
+    ]
+    assert "| b | 1.000, 20 MiB |  | 9.000, 3 MiB | 2.500, 2 MiB |" in reverse_jacobian.markdown(found)
