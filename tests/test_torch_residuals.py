@@ -183,6 +183,39 @@ def test_an_equation_in_conservation_form_is_adapted(of):
     assert result.history[-1]["loss"] < result.history[0]["loss"]
 
 
+class Encoder(torch.nn.Module):
+    """A point as a short sequence, through an encoder with attention."""
+
+    def __init__(self):
+        super().__init__()
+        options = {"dropout": 0.0, "batch_first": True, "activation": torch.tanh}
+        self.embedding = torch.nn.Linear(2, 12)
+        self.encoder = torch.nn.TransformerEncoderLayer(4, 2, 6, **options)
+        self.last = torch.nn.Linear(12, 1)
+
+    def forward(self, x):
+        return self.last(self.encoder(torch.tanh(self.embedding(x)).view(-1, 3, 4)).flatten(1))
+
+
+def test_a_network_with_attention_is_adapted():
+    """Torch's fused attention has no second derivatives."""
+
+    def heat(net, x):
+        u = net(x)
+        g = grad(u, x, ones(u), create_graph=True)[0]
+        return g[:, 1:] - grad(g[:, :1], x, ones(u), create_graph=True)[0][:, :1]
+
+    torch.manual_seed(0)
+    network = Encoder().double()
+    mine = system(po.torch_problem(network, heat, X), network).engine("residual")
+    h = 1e-3
+    u = lambda a, b: network(X + torch.tensor([a, b], dtype=X.dtype)).detach()
+    wanted = (u(0, h) - u(0, -h)) / (2 * h) - (u(h, 0) - 2 * u(0, 0) + u(-h, 0)) / h**2
+    assert torch.allclose(mine.residual(Points(x=X[:, :1], y=X[:, 1:])), wanted, atol=1e-5)
+    result = po.adapt(network, residuals=heat, points=X, rank=2, budget=po.Budget(steps=2))
+    assert result.history[-1]["loss"] < result.history[0]["loss"] / 2
+
+
 READINGS = {
     "slice": lambda h: h[:, 0:1],
     "index": lambda h: h[..., [0]],

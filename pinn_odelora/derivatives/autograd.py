@@ -1,7 +1,8 @@
 """Derivatives of any differentiable solution by nested reverse mode: ∂/∂c of Σ_i u(p_i), whose rows are independent.
 
 Layer normalisation is evaluated by its parts, since torch's own has wrong third derivatives, without an error
-(pytorch/pytorch issue 175754): the gradient of a residual with second derivatives would be wrong.
+(pytorch/pytorch issue 175754): the gradient of a residual with second derivatives would be wrong. Attention is
+evaluated by its formula, since torch's fused forms have no second derivatives.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from pinn_odelora.derivatives.field import Field
@@ -37,7 +39,7 @@ class AutogradField(Field):
     ) -> None:
         super().__init__(points.tracked(coords), fields, coords)
         self.solution = solution
-        with torch.enable_grad(), _ByParts():
+        with torch.enable_grad(), _ByParts(), sdpa_kernel(SDPBackend.MATH):
             values = solution(self.points)
             self._known = {(name, ""): values[:, i : i + 1] for i, name in enumerate(self.fields)}
 
