@@ -115,7 +115,7 @@ def problem(
     )
     _check_names(declaration)
     _check_arguments(declaration)
-    posed = declaration.cls(conditions=conditions, weights=dict(weights or {}))
+    posed = declaration.cls(conditions=conditions, weights={} if weights is None else weights)
     check_reference(posed)
     for case in (posed, posed.at_source()):
         for kind in posed.supports:

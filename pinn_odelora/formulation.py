@@ -29,7 +29,7 @@ from pinn_odelora.derivatives.field import Field
 from pinn_odelora.errors import InputError, unknown
 from pinn_odelora.geometry import Cloud, Region
 from pinn_odelora.points import Points
-from pinn_odelora.rules import Rule, number, one_of, whole
+from pinn_odelora.rules import Rule, instance_of, number, one_of, whole
 from pinn_odelora.units import Unit
 from pinn_odelora.unknown_fields import UnknownField
 
@@ -246,6 +246,7 @@ class Problem(ABC):
         for name, declared in self.parameters().items():
             declared.check(name, getattr(self, name))
         terms = check_declaration(self)
+        instance_of(Mapping, "{'ic': 10.0}").check("weights", self.weights)
         for name, weight in self.weights.items():
             number(above=0).check(f"weights.{name}", weight)
         for name, term in terms.items():

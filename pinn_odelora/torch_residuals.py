@@ -65,8 +65,10 @@ def torch_problem(
     """
     functions = residuals if isinstance(residuals, Mapping) else {ONE: residuals}
     wheres = points if isinstance(points, Mapping) else dict.fromkeys(functions, points)
-    for name in wheres.keys() ^ functions.keys():
-        raise unknown("residual with points:" if name in wheres else "points of a residual:", name, sorted(functions))
+    for name in wheres.keys() - functions.keys():
+        raise unknown("residual with points:", name, sorted(functions))
+    for name in functions.keys() - wheres.keys():
+        raise InputError(f"points has no entry for the residual {name}, but every residual needs points of its own.")
     for name, function in functions.items():
         if not callable(function):
             raise InputError(f"The residual {name} is {function!r}, but it must be a function of network and points.")

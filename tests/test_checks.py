@@ -222,6 +222,7 @@ def test_a_list_of_columns_is_a_tuple_of_columns():
     ("make", "sentence"),
     [
         (lambda: Box(x=(1, 0)), r"^The interval of x is \(1, 0\), but it must be a pair of finite numbers, the lower"),
+        (lambda: Box(x="01"), r"^The interval of x is '01', but it must be a pair of finite numbers, the lower first"),
         (lambda: Box(x=(0, math.nan)), r"^The interval of x is \(0, nan\)"),
         (lambda: Box(x=(0, math.inf)), r"^The interval of x is \(0, inf\)"),
         (lambda: Box(x=1), r"^The interval of x is 1,"),

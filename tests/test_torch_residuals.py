@@ -327,14 +327,28 @@ def test_a_network_is_adapted_to_them():
     assert np.abs(result.solution(line[:, 0]) - np.sin(2 * line[:, 0])).max() < 1e-3
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+def test_a_compiled_network_hides_its_layers():
+    compiled = torch.jit.script(torch.nn.Sequential(torch.nn.Linear(2, 2)).double())
+    with pytest.raises(InputError, match=r"^[Tt]he network is compiled by torch.jit, which hides its linear layers"):
+        po.adapt(compiled, residuals=by_rows, points=X)
+
+
 def test_what_is_wrong_is_a_sentence():
     network = net(1)
     with pytest.raises(InputError, match="either a problem, or residuals"):
         po.adapt(network)
     with pytest.raises(InputError, match="residuals need points"):
         po.adapt(network, residuals=by_rows)
-    with pytest.raises(InputError, match=r"Unknown points of a residual: 'pde'|'ic'"):
+    with pytest.raises(InputError, match=r"^Unknown residual with points: 'ic'; allowed: pde\.$"):
         po.torch_problem(network, {"pde": by_rows}, {"ic": X})
+    with pytest.raises(InputError, match=r"^points has no entry for the residual ic, but every residual needs"):
+        po.torch_problem(network, {"pde": by_rows, "ic": by_rows}, {"pde": X})
+    with pytest.raises(InputError, match=r"weights is \(1, 2\), but it must be a Mapping, such as {'ic': 10.0}"):
+        po.torch_problem(network, by_rows, X, weights=(1, 2))
+    with pytest.raises(InputError, match=r"'residual' has other values when it is asked again; it must not draw"):
+        system(po.torch_problem(net(1), lambda net, x: net(x) + torch.rand(len(x), 1), X), net(1)).engine("residual")
     with pytest.raises(InputError, match=r"shape \(40,\); they must be finite, of shape \(N, d\)"):
         po.torch_problem(network, by_rows, X[:, 0])
     with pytest.raises(InputError, match="as many columns; they have: a 2, b 1"):

@@ -229,11 +229,14 @@ def _check_rows(name: str, engine: Engine, p: Points, r: Tensor, coupled: bool) 
         values, others = engine.solution(p)[1:], engine.solution(moved)[1:]
     if not _same(values, others):
         raise InputError(_mixing(name, engine.solution, p))
-    if not coupled and not _same(r[1:], engine.residual(moved).detach()[1:]):
-        raise InputError(
-            f"A row of the residual {name!r} depends on points other than its own; read two points by f.at(...), or "
-            "declare the term coupled=True."
-        )
+    if coupled or _same(r[1:], engine.residual(moved).detach()[1:]):
+        return
+    if not _same(r, engine.residual(p).detach()):
+        raise InputError(f"The residual {name!r} has other values when it is asked again; it must not draw at random.")
+    raise InputError(
+        f"A row of the residual {name!r} depends on points other than its own; read two points by f.at(...), or "
+        "declare the term coupled=True."
+    )
 
 
 def _mixing(name: str, solution: Solved, p: Points) -> str:

@@ -167,6 +167,8 @@ class Box(Solid):
 
 def _is_interval(interval: object) -> bool:
     try:
+        if any(isinstance(x, str) for x in interval):  # type: ignore[attr-defined]
+            return False
         low, high = map(float, interval)  # type: ignore[call-overload]
     except (TypeError, ValueError):
         return False

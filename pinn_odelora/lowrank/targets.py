@@ -36,6 +36,11 @@ def linear_targets(
             adapted.
     """
     linears = linear_layers(net)
+    if not linears and any(isinstance(module, torch.jit.ScriptModule) for module in net.modules()):
+        raise InputError(
+            "The network is compiled by torch.jit, which hides its linear layers; give the module that it was compiled "
+            "from."
+        )
     if not linears:
         raise InputError(
             "The network has no torch.nn.Linear, whose weight low-rank factors could change; train all of its weights, "
