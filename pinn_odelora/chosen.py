@@ -78,6 +78,8 @@ def derivatives_line(engines: Mapping[str, Engine]) -> str:
 
 
 def _how(engine: Engine) -> str:
+    if engine.transformed:
+        return "by the residual's own transforms of torch.func, its Jacobian row by row"
     if not engine.order:
         return ""
     cost = f"order {engine.order}, {engine.products} products a layer"

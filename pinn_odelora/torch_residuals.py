@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from pinn_odelora.derivatives.field import Field
-from pinn_odelora.derivatives.gradients import Derivatives, Gradients
+from pinn_odelora.derivatives.gradients import Derivatives, Gradients, transformed
 from pinn_odelora.equation import coordinate_names, field_names
 from pinn_odelora.equation import problem as equation
 from pinn_odelora.errors import InputError, unknown
@@ -129,6 +129,9 @@ def _evaluated(function: Function, f: Field) -> Tensor:
     seen = [Derivatives(f)]
 
     def net(x: Tensor) -> Tensor:
+        if transformed(x):
+            rows = x.reshape(-1, x.shape[-1])
+            return f.values(rows).reshape(*x.shape[:-1], len(f.fields))
         if not isinstance(x, Tensor) or x.shape != seen[0].x.shape:
             raise InputError(
                 f"A residual evaluates the network at {tuple(getattr(x, 'shape', ()))}, but its points are "

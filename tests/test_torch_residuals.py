@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 import torch
 from test_linearisation import assert_linearises, make
+from torch import func
+from torch.func import vmap
 
 import pinn_odelora as po
 from pinn_odelora.errors import InputError
 from pinn_odelora.geometry import sobol
 from pinn_odelora.geometry.pool import Pool
+from pinn_odelora.linearisation import Linearisation, Sweep
 from pinn_odelora.nets import MLP
 from pinn_odelora.points import Points
 from pinn_odelora.system import Solution, System
@@ -181,6 +184,47 @@ def test_an_equation_in_conservation_form_is_adapted(of):
         result = po.adapt(net(1), problem, rank=2, budget=budget, points=po.Sampling.even(30, 10))
     assert not result.diverged
     assert result.history[-1]["loss"] < result.history[0]["loss"]
+
+
+def point_by_point(net, x):
+    """Of ``by_rows``, by transforms of a function of one point."""
+    u, v = (lambda p, k=k: net(p)[k] for k in (0, 1))
+    g, w = vmap(func.grad(u))(x), vmap(func.grad(v))(x)
+    h = vmap(func.hessian(u))(x)
+    y = net(x)
+    first = g[:, 1] + y[:, 0] * g[:, 0] - h[:, 0, 0] / 10 + y[:, 1]
+    return torch.stack([first, h[:, 0, 1] * w[:, 0]], dim=1)
+
+
+def along_axes(net, x):
+    """The same, by derivatives along the axes of all points together."""
+    e = torch.eye(2, dtype=x.dtype)
+    along = lambda function, k: lambda x: func.jvp(function, (x,), (e[k].expand_as(x),))[1]
+    y, y_x, y_t = net(x), along(net, 0)(x), along(net, 1)(x)
+    u_xx, u_xt = along(along(net, 0), 0)(x)[:, :1], along(along(net, 0), 1)(x)[:, :1]
+    first = y_t[:, :1] + y[:, :1] * y_x[:, :1] - u_xx / 10 + y[:, 1:]
+    return torch.cat([first, u_xt * y_x[:, 1:]], dim=1)
+
+
+# Importing jvp's rules, torch calls what it calls deprecated.
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("function", [point_by_point, along_axes])
+def test_transforms_of_torch_func_are_residuals(function):
+    network = net()
+    own, same = (system(po.torch_problem(network, f, X), network) for f in (function, by_rows))
+    p = Points(x=X[:, :1], y=X[:, 1:])
+    assert own.engine("residual").transformed
+    assert torch.allclose(own.engine("residual").residual(p), same.engine("residual").residual(p), atol=1e-12)
+    layers = {"linears.1": network.linears[1]}
+    columns = [Linearisation(Sweep(s, layers), {"residual": p}).columns() for s in (own, same)]
+    assert torch.allclose(*columns, atol=1e-12)
+    run = po.steps(net(), residuals=function, points=X, rank=2, budget=po.Budget(steps=2))
+    assert "residual by the residual's own transforms of torch.func" in run.chosen
+    first, *_, last = run
+    assert last.loss < first.loss / 2
+    jets = System(own.problem, Solution(own.problem, network), derivatives="jets")
+    with pytest.raises(InputError, match=r"the residual is written with transforms of torch.func"):
+        jets.engine("residual")
 
 
 class Encoder(torch.nn.Module):

@@ -104,6 +104,9 @@ class Asked(Field):
         self.quantities.append((name, value))
         return value
 
+    def values(self, rows: Tensor) -> Tensor:
+        return self.inner.values(rows)
+
     def at(self, **columns: Tensor) -> Asked:
         self.moved.append(Asked(self.inner.at(**columns)))
         return self.moved[-1]

@@ -43,6 +43,10 @@ class AutogradField(Field):
             values = solution(self.points)
             self._known = {(name, ""): values[:, i : i + 1] for i, name in enumerate(self.fields)}
 
+    def values(self, rows: Tensor) -> Tensor:
+        with torch.enable_grad(), _ByParts(), sdpa_kernel(SDPBackend.MATH):
+            return self.solution(Points.from_rows(self.coords, rows))
+
     def at(self, **columns: Tensor) -> AutogradField:
         return AutogradField(self.solution, Points({**self.points, **columns}), self.fields, self.coords)
 

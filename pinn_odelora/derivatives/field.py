@@ -51,6 +51,21 @@ class Field(ABC):
             columns: new values of coordinates or other columns, each (N, 1).
         """
 
+    def values(self, rows: Tensor) -> Tensor:
+        """The fields at other points, by operations of torch alone, so that transforms such as ``torch.func.grad`` of a
+        function that calls this are possible.
+
+        Args:
+            rows: coordinates (N', d), of one point or several.
+
+        Returns:
+            (N', fields).
+
+        Raises:
+            NotImplementedError: by fields that are not evaluated elsewhere.
+        """
+        raise NotImplementedError
+
     def __getattr__(self, name: str) -> Tensor:
         if name.startswith("__"):
             raise AttributeError(name)

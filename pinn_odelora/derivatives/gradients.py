@@ -114,6 +114,8 @@ class Derivatives:
         """
         if isinstance(y, Row):
             return None if y.written() else y.columns
+        if transformed(y):
+            return None
         for total, columns in self._sums:
             if y is total:
                 return columns
@@ -280,6 +282,11 @@ class Gradients(TorchFunctionMode):
 def several(given: Any) -> Sequence[Tensor]:
     """A sequence of tensors, also of a single one."""
     return [given] if isinstance(given, Tensor) else list(given)
+
+
+def transformed(x: Any) -> bool:
+    """Whether x is what a function sees inside a transform of torch.func, ``vmap`` for instance."""
+    return isinstance(x, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
 def _matrix(x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pinn_odelora.derivatives.autograd import AutogradField
 from pinn_odelora.derivatives.field import Field
-from pinn_odelora.derivatives.jet import Channels, Coefficient, Jet, Tape
+from pinn_odelora.derivatives.jet import Channels, Coefficient, Jet, NoJetRule, Tape
 from pinn_odelora.derivatives.multiindex import Word, word
 from pinn_odelora.derivatives.plan import Operator, Plan, Recorder, operator
 from pinn_odelora.errors import InputError
@@ -98,6 +98,9 @@ class JetField(Field):
                 "order and their constant coefficients must not depend on values."
             )
         return self.plan.channel[place]
+
+    def values(self, rows: Tensor) -> Tensor:
+        raise NoJetRule("the residual is written with transforms of torch.func")
 
     def at(self, **columns: Tensor) -> JetField:
         place = self._moved

@@ -61,7 +61,11 @@ def operator(field: str, coefficients: Mapping[str, Coefficient]) -> Operator:
 
 
 class Recorder(Field):
-    """A field that records every request and passes it on to ``inner``."""
+    """A field that records every request and passes it on to ``inner``.
+
+    Attributes:
+        transformed: whether it was evaluated elsewhere, inside transforms of torch.func.
+    """
 
     def __init__(self, inner: Field) -> None:
         super().__init__(inner.points, inner.fields, inner.coords)
@@ -69,6 +73,11 @@ class Recorder(Field):
         self.words: dict[tuple[str, Word], None] = {}
         self.operators: list[Operator] = []
         self.moved: list[Recorder] = []
+        self.transformed = False
+
+    def values(self, rows: Tensor) -> Tensor:
+        self.transformed = True
+        return self.inner.values(rows)
 
     def derivative(self, field: str, along: str) -> Tensor:
         self.words[field, word(along)] = None
@@ -88,6 +97,9 @@ class Blank(Field):
 
     def derivative(self, field: str, along: str) -> Tensor:
         return torch.ones_like(self.points[self.coords[0]])
+
+    def values(self, rows: Tensor) -> Tensor:
+        return self.derivative(self.fields[0], "")[:1].expand(len(rows), len(self.fields))
 
     def at(self, **columns: Tensor) -> Blank:
         return Blank(Points({**self.points, **columns}), self.fields, self.coords)

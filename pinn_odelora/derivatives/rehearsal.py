@@ -46,6 +46,7 @@ class Engine:
         order: of the highest derivative.
         reverse: products of a point with a hidden weight by nested reverse mode.
         expensive: the plan of jets that apply, but cost more than reverse mode does.
+        transformed: whether the residual differentiates the solution by transforms of torch.func.
     """
 
     solution: Solved
@@ -57,6 +58,7 @@ class Engine:
     order: int = 0
     reverse: int = 1
     expensive: Plan | None = None
+    transformed: bool = False
 
     @property
     def by_rows(self) -> Engine:
@@ -136,7 +138,7 @@ def rehearse(
     recorder = Recorder(reverse.field(p))
     with torch.enable_grad():
         r = rows(recorder)
-    reverse = replace(reverse, order=order(recorder), reverse=reverse_cost(recorder))
+    reverse = replace(reverse, order=order(recorder), reverse=reverse_cost(recorder), transformed=recorder.transformed)
     _check_rows(name, reverse, p, r.detach(), coupled)
     if engine == "autograd":
         return reverse
