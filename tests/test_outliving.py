@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from pinn_odelora.config import program
+
 ROOT = Path(__file__).parent.parent
 PROGRAM = """
 import sys
@@ -115,6 +117,23 @@ def test_a_signal_ends_a_program_without_a_traceback(number, code, sentence, tmp
         process.send_signal(number)
         _, said = process.communicate(timeout=20)
     assert (process.returncode, said) == (code, sentence)
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["in the run", "in Hydra"])
+def test_what_an_interruption_leaves_behind_is_no_error_of_its_own(inside, monkeypatch):
+    """Ctrl-C in the middle of a library's context, whose end then fails."""
+
+    def cleared(*_):
+        try:
+            raise KeyboardInterrupt
+        finally:
+            None.missing  # noqa: B018
+
+    monkeypatch.setattr(sys, "argv", ["train.py", "problem=heat"])
+    if not inside:
+        monkeypatch.setattr(program, "register", cleared)
+    with pytest.raises(KeyboardInterrupt):
+        program.run(cleared, ROOT / "configs")
 
 
 @posix

@@ -97,10 +97,21 @@ def run(main: Task, configs: str | Path = "configs") -> int:
     except Exception as raised:  # Outside of a run there is only Hydra, reading what was typed.
         error = raised
         said = sentences.of_run(raised) or sentences.of_composition(raised)
+    if _interrupted(error):
+        raise KeyboardInterrupt from None
     if said is None or os.environ.get(FULL_ERROR) == "1":
         raise error
     print(arguments.unspelled(said), file=sys.stderr)
     return DIVERGED if isinstance(error, NonFiniteError) else REFUSED
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether an error came of Ctrl-C, which can leave what it interrupts, a library's clean-up say, with errors of its
+    own.
+    """
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 class Ended(BaseException):
