@@ -290,7 +290,7 @@ def test_natural_gradient_follows_where_the_network_has_the_structure_for_it(mon
     assert chosen(Squashed(), monkeypatch, natural_gradient_steps=7) == ([("Natural gradient", 7)], [])
     assert chosen(Apart(), monkeypatch, lbfgs_evals=9) == (
         [("L-BFGS", 9)],
-        ["L-BFGS follows, since a term is coupled, or a weight of a linear layer is used in other ways, too."],
+        ["L-BFGS follows, since the Jacobian of pde is formed row by row: weights are used outside linear layers."],
     )
     taken, _ = chosen(Apart(), monkeypatch, second_stage="natural_gradient", natural_gradient_steps=7)
     assert taken == [("Natural gradient", 7)]

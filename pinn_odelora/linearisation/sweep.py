@@ -141,6 +141,18 @@ class Sweep:
             self._paired[name] = self._has_pairs(name)
         return self._paired[name]
 
+    def unpaired(self, name: str) -> str | None:
+        """Why the Jacobian of term ``name`` is not given by pairs, in words; None where it is."""
+        if self.paired(name):
+            return None
+        if self.system.terms[name].coupled:
+            return "its points are coupled"
+        if self.system.engine(name).transformed:
+            return "it is written with transforms of torch.func"
+        if alone := self.alone(name):
+            return f"{alone} numbers are trained outside linear layers"
+        return "weights are used outside linear layers"
+
     def alone(self, name: str) -> int:
         """How many numbers would take a reverse sweep each in term ``name``, since the tape does not tell of them; 0
         where its Jacobian has no pairs whatever their number.
@@ -210,6 +222,7 @@ class Sweep:
             if self._apart[name]:
                 paired = self._groups(name, few, few.number, 0, 0, True)
         except RuntimeError:  # The pairs have other shapes if the rows of a layer's input are not points.
+            self._alone[name] = 0
             return False
         if not all(map(_agree, paired, exact)):
             self._alone[name] = 0

@@ -91,8 +91,7 @@ def linearised(
     sweep = Sweep(system, layers)
     slower = tuple(name for name in system.terms if not sweep.paired(name))
     for name in slower:
-        why = "its points are coupled" if system.terms[name].coupled else "weights are used outside linear layers"
-        log.info("The term %s is linearised row by row: %s.", name, why)
+        log.info("The term %s is linearised row by row: %s.", name, sweep.unpaired(name))
     around = Linearisation(sweep, points, memory=LARGEST)
     shapes = {name: tuple(layer.weight.shape) for name, layer in around.layers.items()}
     start = around.r.detach().clone()

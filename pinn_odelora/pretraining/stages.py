@@ -161,7 +161,7 @@ def unsuitable(stage: Stage) -> str | None:
     sweep, terms = objective.sweep, objective.system.terms
     if (alone := max(map(sweep.alone, terms))) > ALONE:
         return f"{alone} numbers are trained neither in linear layers nor as factors or summands"
-    if not all(map(sweep.paired, terms)):
-        return "a term is coupled, or a weight of a linear layer is used in other ways, too"
+    if (name := next((name for name in terms if not sweep.paired(name)), None)) is not None:
+        return f"the Jacobian of {name} is formed row by row: {sweep.unpaired(name)}"
     form = stage.training.optimizer.plan(stage.training.sampler.largest).form
     return "the linear algebra of a step does not fit the memory" if form == "cg" else None
