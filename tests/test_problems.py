@@ -14,10 +14,12 @@ import scipy.linalg
 import torch
 from scipy.integrate import solve_ivp
 
+import pinn_odelora as po
 import problems
 from pinn_odelora.contract.quantities import Quantities, generic_points, indifferent, left_at_reference
 from pinn_odelora.contract.report import check
 from pinn_odelora.derivatives import AutogradField
+from pinn_odelora.derivatives.jet import EXPRESSION
 from pinn_odelora.errors import InputError
 from pinn_odelora.formulation import Problem
 from pinn_odelora.geometry import Box, sobol
@@ -114,6 +116,25 @@ def test_quantities_are_the_summands_of_operators_and_of_moved_points():
     assert field.largest_summand(r) == pytest.approx(problem.beta, rel=1e-3)
     wrong = Quantities(problem, field.points, flipped=[("u", "", "here.0")])
     assert float((wrong.u - wrong.at(x=wrong.x + 2 * math.pi).u).detach().abs().max()) > 1.9
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_flux_that_is_differentiated_is_checked_at_the_reference(sign):
+    """x / (1 + t) is a rarefaction of Burgers' equation in conservation form; it is none of the other sign."""
+
+    def conserved(f):
+        flux = sign * f.u**2 / 2
+        return f.u_t + torch.autograd.grad(flux, f.x, torch.ones_like(flux), create_graph=True)[0]
+
+    box = po.Box(x=(0, 1), t=(0, 1))
+    start = (box.face(t=0.0), lambda f: f.u - f.x)
+    found = po.check(
+        po.problem(coords="xt", region=box, pde=conserved, start=start, reference=lambda p: p.x / (1 + p.t))
+    )
+    verdicts = {row.what: row.verdict for row in found.rows}
+    assert verdicts["pde at the reference"] == ("holds" if sign > 0 else "fails")
+    engine = next(row for row in found.rows if row.what == "derivatives in pde")
+    assert engine.said == f"reverse mode, since {EXPRESSION}"
 
 
 def test_navier_stokes_is_symmetric_in_x_and_y():

@@ -8,7 +8,7 @@ matters if the residual no longer vanishes when its sign is flipped.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,9 +29,19 @@ Quantity = tuple[str, str, str]
 """Field, derivative along, and place: here, or at the n-th points that ``at`` was asked for."""
 
 
+class Scaled(NamedTuple):
+    """A quantity q of the reference, and the c = 1 at every point that a residual sees it multiplied by.
+
+    ∂r/∂c = q ∂r/∂q is then the summand of a residual r that q is in, and ∂(c q)/∂x that of q itself.
+    """
+
+    q: Tensor
+    c: Tensor
+
+
 class Quantities(Field):
-    """The reference, with unknown fields at their guess, as a field whose every quantity is a leaf of its own; those in
-    ``flipped`` have the wrong sign.
+    """The reference, with unknown fields at their guess, as a field whose every quantity is multiplied by a leaf of its
+    own; those in ``flipped`` have the wrong sign.
 
     Args:
         problem: it has the reference.
@@ -46,13 +56,13 @@ class Quantities(Field):
         problem: Problem,
         points: Points,
         flipped: Collection[Quantity] = (),
-        asked: dict[Quantity, Tensor] | None = None,
+        asked: dict[Quantity, Scaled] | None = None,
         place: str = "here",
     ) -> None:
-        super().__init__(points, problem.readable, problem.coords)
-        self.problem = problem
         known = extended(problem.reference, problem.unknown_fields())
         self.exact = AutogradField(known, points, problem.readable, problem.coords)
+        super().__init__(self.exact.points, problem.readable, problem.coords)
+        self.problem = problem
         self.flipped = flipped
         self.asked = {} if asked is None else asked
         self.place = place
@@ -62,9 +72,13 @@ class Quantities(Field):
         along = "".join(sorted(along))
         key = (field, along, self.place)
         if key not in self.asked:
-            sign = -1 if key in self.flipped else 1
-            self.asked[key] = (sign * self.exact.derivative(field, along)).detach().requires_grad_()
-        return self.asked[key]
+            q = self.exact.derivative(field, along)
+            self.asked[key] = Scaled(-q if key in self.flipped else q, torch.ones_like(q).requires_grad_())
+        q, c = self.asked[key]
+        return c * q
+
+    def values(self, rows: Tensor) -> Tensor:
+        return self.exact.values(rows)
 
     def at(self, **columns: Tensor) -> Quantities:
         place = f"{self.place}.{self.moved}"
@@ -72,13 +86,12 @@ class Quantities(Field):
         return Quantities(self.problem, Points({**self.points, **columns}), self.flipped, self.asked, place)
 
     def largest_summand(self, component: Tensor) -> float:
-        """Of one component of a residual that was evaluated with this field."""
-        slopes = torch.autograd.grad(
-            component.sum(), list(self.asked.values()), retain_graph=True, materialize_grads=True
-        )
-        return max(
-            float((q * slope).detach().abs().max()) for q, slope in zip(self.asked.values(), slopes, strict=True)
-        )
+        """Of one component of a residual that was evaluated with this field; 0 where it asked for none."""
+        if not component.requires_grad:
+            return 0.0
+        factors = [c for _, c in self.asked.values()]
+        summands = torch.autograd.grad(component.sum(), factors, retain_graph=True, materialize_grads=True)
+        return max((float(x.detach().abs().max()) for x in summands), default=0.0)
 
 
 def generic_points(problem: Problem) -> dict[str, Points]:
@@ -125,7 +138,7 @@ def indifferent(problem: Problem, name: str, points: Points, enough: float = SEE
     field = Quantities(problem, points)
     term.rows(field)
     found = []
-    for quantity in [q for q, values in field.asked.items() if values.any()]:
+    for quantity in [q for q, (values, _) in field.asked.items() if values.any()]:
         wrong = Quantities(problem, points, flipped=[quantity])
         rows = term.rows(wrong).unbind(dim=1)
         if not any(float(r.detach().abs().max()) > enough * wrong.largest_summand(r) for r in rows):

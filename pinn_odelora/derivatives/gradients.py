@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from pinn_odelora.derivatives.field import Field
-from pinn_odelora.derivatives.jet import NoJetRule
+from pinn_odelora.derivatives.jet import EXPRESSION, NoJetRule
 from pinn_odelora.errors import InputError
 
 
@@ -144,7 +144,7 @@ class Derivatives:
         """
         leaves = [self.field.points[c] for c in self.coords]
         if not all(leaf.requires_grad for leaf in leaves):
-            raise NoJetRule("the equation differentiates an expression, and not the solution or a derivative of it")
+            raise NoJetRule(EXPRESSION)
         with torch.enable_grad():
             found = torch.autograd.grad(outputs, leaves, weights, create_graph=True, materialize_grads=True)
         return torch.cat(found, dim=1)

@@ -41,6 +41,10 @@ class NoJetRule(NotImplementedError):  # noqa: N818  usually caught, and then no
     """A computation uses a function without a jet rule."""
 
 
+EXPRESSION = "the equation differentiates an expression, and not the solution or a derivative of it"
+"""Why jets do not apply."""
+
+
 class Passage(NamedTuple):
     """One evaluation of a linear layer: weight W (m, n), bias, channels H_c (N, n) in and Z_c (N, m) out."""
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pinn_odelora.derivatives.autograd import AutogradField
 from pinn_odelora.derivatives.field import Field
-from pinn_odelora.derivatives.jet import NoJetRule, Tape
+from pinn_odelora.derivatives.jet import EXPRESSION, NoJetRule, Tape
 from pinn_odelora.derivatives.jets import JetField, Solved
 from pinn_odelora.derivatives.plan import Blank, Operator, Plan, Recorder, Unknown, Unsolved, order, plan, reverse_cost
 from pinn_odelora.derivatives.products import Products
@@ -149,6 +149,8 @@ def rehearse(
         raise
     except Exception as failure:  # Code written for tensors can fail on jets in any way.
         missing = next(iter(str(failure).splitlines()), type(failure).__name__)
+        if "does not require grad" in missing or "not have been used in the graph" in missing:
+            missing = EXPRESSION
         if engine == "jets":
             raise InputError(f"derivatives=jets cannot differentiate the solution in {name!r}: {missing}.") from failure
         log.info("%s: derivatives by nested reverse mode, since %s.", name, missing)
