@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from torch import nn
 
 from pinn_odelora.derivatives import Engine
+from pinn_odelora.derivatives.jet import EXPRESSION
 from pinn_odelora.lowrank.wiring import Wiring
 
 SHOWN = 12
@@ -80,6 +81,8 @@ def derivatives_line(engines: Mapping[str, Engine]) -> str:
 def _how(engine: Engine) -> str:
     if engine.transformed:
         return "by the residual's own transforms of torch.func, its Jacobian row by row"
+    if engine.reason == EXPRESSION:  # whose own derivatives nobody counts
+        return f"by nested reverse mode, since {EXPRESSION}"
     if not engine.order:
         return ""
     cost = f"order {engine.order}, {engine.products} products a layer"

@@ -10,6 +10,7 @@ from torch import func
 from torch.func import vmap
 
 import pinn_odelora as po
+from pinn_odelora.derivatives.jet import EXPRESSION
 from pinn_odelora.errors import InputError
 from pinn_odelora.geometry import sobol
 from pinn_odelora.geometry.pool import Pool
@@ -176,12 +177,15 @@ def test_an_equation_in_conservation_form_is_adapted(of):
 
     budget = po.Budget(steps=2)
     if of == "torch":
-        result = po.adapt(net(1), residuals=from_torch, points=X, rank=2, budget=budget)
+        run = po.steps(net(1), residuals=from_torch, points=X, rank=2, budget=budget)
     else:
         box = po.Box(x=(0, 1), y=(0, 1))
         ic = (box.face(y=0.0), lambda f: f.u - f.x)
         problem = po.problem(coords="xy", region=box, k=po.parameter(1.0, 2.0), flow=written, ic=ic)
-        result = po.adapt(net(1), problem, rank=2, budget=budget, points=po.Sampling.even(30, 10))
+        run = po.steps(net(1), problem, rank=2, budget=budget, points=po.Sampling.even(30, 10))
+    assert f"by nested reverse mode, since {EXPRESSION}" in run.chosen
+    assert len([*run]) == 2
+    result = run.result()
     assert not result.diverged
     assert result.history[-1]["loss"] < result.history[0]["loss"]
 
