@@ -393,6 +393,8 @@ def test_what_is_wrong_is_a_sentence():
         po.torch_problem(network, {"pde": by_rows}, {"ic": X})
     with pytest.raises(InputError, match=r"^points has no entry for the residual ic, but every residual needs"):
         po.torch_problem(network, {"pde": by_rows, "ic": by_rows}, {"pde": X})
+    with pytest.raises(InputError, match=r"double != float; give tensors of your own the dtype of the points"):
+        po.torch_problem(network, lambda net, x: net(x) @ torch.ones(1, 1), X)
     with pytest.raises(InputError, match=r"weights is \(1, 2\), but it must be a Mapping, such as {'ic': 10.0}"):
         po.torch_problem(network, by_rows, X, weights=(1, 2))
     with pytest.raises(InputError, match=r"'residual' has other values when it is asked again; it must not draw"):

@@ -337,6 +337,8 @@ def evaluating(what: str) -> Iterator[None]:
             raise InputError(_decides(what)) from error
         if isinstance(error, InputError) and said.startswith(what):
             raise
+        if "same dtype" in said:
+            said += "; give tensors of your own the dtype of the points, dtype=x.dtype"
         raise InputError(f"{what} cannot be evaluated: {said}.") from error
 
 
