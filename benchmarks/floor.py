@@ -1,7 +1,7 @@
 """How far errors fall: this code beside a former one and all weights, up to five minutes, and where they come to rest.
 
     python benchmarks/floor.py --former CHECKOUT [--cases burgers heat] [--seeds 20 21 22] [--seconds 300]
-                               [--contenders former now weights] [--cache networks] [--runs floor]
+                               [--contenders former now first weights] [--cache networks] [--runs floor]
                                [--record docs/results/floor.jsonl] [--page docs/results/floor.md] [--report]
 
 The fifteen cases of the race and five jumps that are not in it, from the networks of the race, with its clock: the CPU
@@ -9,6 +9,7 @@ time of one thread. Contenders:
 
 * ``former``: the default of the code in ``CHECKOUT``, a folder of this project at an earlier commit;
 * ``now``: the default of this code;
+* ``first``: the same with the first layer trained whole, too;
 * ``weights``: natural gradient on all weights of this code, with the same points, batches and best iterate.
 
 Every run is a process and a file under ``--runs``. ``--record`` has the errors of all runs so far, a line for each:
@@ -36,7 +37,12 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).parents[1]
 MARKS = (10, 20, 30, 40, 60, 80, 100, 120, 140, 160, 180, 200, 220, 240, 260, 280, 300)
 SHOWN = (10, 30, 60, 120, 300)
-CONTENDERS: dict[str, tuple[str, ...]] = {"former": (), "now": (), "weights": ("method=full_implicit",)}
+CONTENDERS: dict[str, tuple[str, ...]] = {
+    "former": (),
+    "now": (),
+    "first": ("lora.also=[first,last]",),
+    "weights": ("method=full_implicit",),
+}
 """What is set beside the defaults."""
 OUTSIDE = {
     "burgers_0.008": ("problem=burgers", "problem.nu=0.008"),

@@ -208,15 +208,15 @@ class Adaptation:
         if rank == AUTO:
             interior, boundary = self.points.interior, self.points.boundary
             drawn = drawn_residuals(self.system.terms, self.components, interior, boundary)
-            ends = [self.net.get_submodule(name) for name in self._thawed()]
-            beside = sum(p.numel() for layer in ends for p in layer.parameters())
+            ends = {name for word in ("first", "last") for name in self._thawed(word)}
+            beside = sum(p.numel() for name in ends for p in self.net.get_submodule(name).parameters())
             return initial_rank(self.targets, beside, sufficient_size(drawn, interior))
         check_rank(rank, self.targets, "rank" if rule is None else "adaptive.start")
         return int(rank)
 
-    def _thawed(self) -> list[str]:
-        """The layers that are trained whole beside the factors."""
-        return [name for name in self.wiring.last if name not in self.targets] if "last" in self.lora.also else []
+    def _thawed(self, word: str) -> list[str]:
+        """The first or the last layers, by that word, that are trained whole beside the factors."""
+        return [name for name in self.wiring.ends[word] if word in self.lora.also and name not in self.targets]
 
     @property
     def adaptive(self) -> AdaptiveRank | None:
@@ -262,7 +262,9 @@ class Adaptation:
         if self.method.trains == "weights":
             return chosen.weights_line(self.net)
         own = lambda name: own_name(self.net, name)
-        whole = chosen.whole_layers([*map(own, self._thawed())]) + ["all biases"] * ("biases" in self.lora.also)
+        whole = chosen.whole_layers([*map(own, self._thawed("first"))], "input")
+        whole += chosen.whole_layers([*map(own, self._thawed("last"))], "output")
+        whole += ["all biases"] * ("biases" in self.lora.also)
         targets, ranks = ({own(name): x for name, x in part.items()} for part in (self.targets, self.ranks))
         wiring = replace(self.wiring, unused=tuple(map(own, self.wiring.unused)))
         return chosen.layers_line(targets, ranks, self.rank, whole, wiring, self.adaptive is not None)
@@ -317,7 +319,7 @@ class Adaptation:
         gradients = self._gradients() if self.lora.start in OF_GRADIENT else None
         settings = {"gradients": gradients, "subtracted": self.lora.start not in KEPT, "layer": layer}
         layers = put_factors(self.net, self.targets, self.rank, scale, start, generator, **settings)
-        thaw(self.net, self.lora.also, self.wiring.last)
+        thaw(self.net, self.lora.also, self.wiring.ends)
         return layers
 
     def _gradients(self) -> dict[str, Tensor]:

@@ -58,9 +58,9 @@ def _remarks(wiring: Wiring) -> str:
     return unused + ("; first and last by module order, since calls do not tell" if wiring.by_order else "")
 
 
-def whole_layers(names: Sequence[str]) -> list[str]:
-    """Layers that are trained whole, as one entry of ``layers_line``."""
-    return [f"{listed(names)} ({'output' if len(names) == 1 else 'outputs'})"] if names else []
+def whole_layers(names: Sequence[str], what: str) -> list[str]:
+    """Layers that are trained whole, inputs or outputs (``what``), as one entry of ``layers_line``."""
+    return [f"{listed(names)} ({what if len(names) == 1 else f'{what}s'})"] if names else []
 
 
 def weights_line(net: nn.Module) -> str:

@@ -318,6 +318,8 @@ def test_what_can_be_thawed_and_what_not():
     thaw(net, ["biases"])
     assert all(p.requires_grad for name, p in net.named_parameters() if name.endswith("bias"))
     assert not net.linears[0].weight.requires_grad
+    thaw(net, ["first"])
+    assert net.linears[0].weight.requires_grad
     net = adapted()
     factors = adapters(net)["linears.1"].factors._replace(B=torch.ones(1, 2))
     net.linears[3] = LowRankLinear(net.linears[3], factors, 1.0)
@@ -360,7 +362,11 @@ def test_words_that_do_not_go_together_are_refused_before_training(words, senten
 
 @pytest.mark.parametrize(
     "words",
-    [("lora.also=[biases,last]",), ("lora.also=[last]", "lora.targets=*", "lora.rank=1"), ("method=full_implicit",)],
+    [
+        ("lora.also=[biases,first,last]",),
+        ("lora.also=[last]", "lora.targets=*", "lora.rank=1"),
+        ("method=full_implicit",),
+    ],
 )
 def test_words_that_do_are_rehearsed(words, compose):
     from pinn_odelora.config import build

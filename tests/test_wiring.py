@@ -270,7 +270,7 @@ def test_all_last_layers_are_thawed_unless_they_are_adapted(generator):
     net = per_unknown()
     wiring = Wiring.of(net, X)
     put_factors(net, linear_targets(net, ["nets.?.linears.[12]", "nets.v.linears.3"]), 2, 1.0, pissa, generator)
-    thaw(net, ["last"], wiring.last)
+    thaw(net, ["last"], wiring.ends)
     whole = [name for name, p in net.named_parameters() if p.requires_grad and "lora" not in name]
     assert whole == ["nets.u.linears.3.weight", "nets.u.linears.3.bias"]
 
@@ -283,7 +283,7 @@ def test_peft_reads_ranks_and_whole_layers_of_every_kind(generator, tmp_path):
     fresh, wiring = copy.deepcopy(net), Wiring.of(net, X)
     targets = linear_targets(net, ["a", "b", "hidden.*"], wiring)
     layers = put_factors(net, targets, 4, lora.scale_at, pissa, generator)
-    thaw(net, ["last"], wiring.last)
+    thaw(net, ["last"], wiring.ends)
     disturbed(net, generator)
     save_adapter(net, tmp_path, base="b")
     load_adapter(loaded := copy.deepcopy(fresh), tmp_path)

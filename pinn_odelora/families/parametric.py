@@ -83,7 +83,7 @@ class Parametric:
         self.layers: dict[str, LowRankLinear] = put_factors(
             self.net, targets, self.rank, self.lora.scale_at, start, torch.Generator().manual_seed(seed)
         )
-        thaw(self.net, self.lora.also, wiring.last)
+        thaw(self.net, self.lora.also, wiring.ends)
         self.trained = {name: p for name, p in self.net.named_parameters() if p.requires_grad}
         self.solution = Solution(problem, self.net, names)
         for coefficient in self.solution.coefficients.values():

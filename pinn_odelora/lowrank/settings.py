@@ -24,7 +24,7 @@ OF_GRADIENT = ("lora_ga", "lora_one")
 """Starts made from the gradient of the loss where the network begins."""
 KEPT = ("lora_one",)
 """Starts whose product stays in the weight: the function changes."""
-THAWED = ("biases", "last")
+THAWED = ("biases", "first", "last")
 """What else can be trained besides the factors."""
 SCALINGS = ("standard", "rslora")
 """How s follows from alpha."""
@@ -43,8 +43,8 @@ class LoRA:
             speed of training does not fall with the rank (Kalajdzievski, 2023, arXiv 2312.03732).
         targets: names of the adapted layers, as a shell pattern or a list of patterns; None for all hidden layers, by
             the wiring of the network, see ``lowrank.wiring``.
-        also: what is trained besides the factors: ``biases`` of all linear layers; ``last``, whole last layers unless
-            they are adapted.
+        also: what is trained besides the factors: ``biases`` of all linear layers; ``first`` and ``last``, whole first
+            and last layers unless they are adapted.
         start: initial factors, ``zero``, ``orthonormal``, ``pissa``, ``olora``, ``nora``, ``lora_ga`` or ``lora_one``;
             see ``lowrank.start``. The last two cost a gradient; with ``lora_one`` B₀ A₀ is not subtracted.
         start_size: the singular values of s B₀ A₀ for an orthonormal start.

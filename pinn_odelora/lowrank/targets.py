@@ -115,13 +115,14 @@ def put_factors(
     return layers
 
 
-def thaw(net: nn.Module, also: Sequence[str], last: Sequence[str] | None = None) -> None:
+def thaw(net: nn.Module, also: Sequence[str], ends: Mapping[str, Sequence[str]] | None = None) -> None:
     """Make further parameters of an adapted network trainable.
 
     Args:
         net: an adapted network.
-        also: ``biases`` for those of all linear layers, ``last`` for whole last layers unless they are adapted.
-        last: names of the last layers; None for the last one in module order.
+        also: ``biases`` for those of all linear layers, ``first`` and ``last`` for whole first and last layers unless
+            they are adapted.
+        ends: names of the first and the last layers by these words; None for those in module order.
 
     Raises:
         InputError: for any other word, or if the linear layers have no biases.
@@ -129,14 +130,13 @@ def thaw(net: nn.Module, also: Sequence[str], last: Sequence[str] | None = None)
     named = {name: x for name, x in net.named_modules() if isinstance(x, nn.Linear | LowRankLinear)}
     inner = {id(y) for x in named.values() if isinstance(x, LowRankLinear) for y in x.modules() if y is not x}
     linears = {name: x for name, x in named.items() if id(x) not in inner}
-    ends = [*linears][-1:] if last is None else last
+    ends = {"first": [*linears][:1], "last": [*linears][-1:]} if ends is None else ends
     for word in also:
         if word not in THAWED:
             raise unknown("word in also:", word, THAWED)
-        if word == "last":
-            found = [
-                p for name in ends if not isinstance(linears[name], LowRankLinear) for p in linears[name].parameters()
-            ]
+        if word in ends:
+            whole = [linears[name] for name in ends[word] if not isinstance(linears[name], LowRankLinear)]
+            found = [p for layer in whole for p in layer.parameters()]
         else:
             found = [b for b in map(_bias, linears.values()) if b is not None]
             if not found:

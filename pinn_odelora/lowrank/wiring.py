@@ -64,6 +64,11 @@ class Wiring:
     unused: tuple[str, ...] = ()
     by_order: bool = False
 
+    @property
+    def ends(self) -> dict[str, tuple[str, ...]]:
+        """The first and the last layers by these words."""
+        return {"first": self.first, "last": self.last}
+
     @classmethod
     def of(cls, net: nn.Module, inputs: Tensor | None = None) -> Wiring:
         """The wiring of an unadapted network, which is called once and remains as it is.
