@@ -66,6 +66,19 @@ def program() -> Iterator[None]:
         raise SystemExit(INTERRUPTED) from None
 
 
+def reveal_interruption(error: BaseException) -> None:
+    """Raise the Ctrl-C that an error came of: what it interrupts, a library's clean-up say, can have errors of its own.
+
+    Raises:
+        KeyboardInterrupt: if there was one.
+    """
+    earlier: BaseException | None = error
+    while earlier is not None:
+        if isinstance(earlier, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        earlier = earlier.__cause__ or earlier.__context__
+
+
 class _Lasting(io.FileIO):
     """A descriptor that takes everything; what cannot be written is lost."""
 

@@ -30,7 +30,7 @@ from pinn_odelora.errors import NonFiniteError
 from pinn_odelora.runs.configuration import find_method, saved_config
 from pinn_odelora.runs.leader import leaders_folder
 from pinn_odelora.runs.location import new_folder
-from pinn_odelora.streams import escape_what_cannot_be_encoded
+from pinn_odelora.streams import escape_what_cannot_be_encoded, reveal_interruption
 
 REFUSED, DIVERGED = 2, 3
 FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -95,23 +95,12 @@ def run(main: Task, configs: str | Path = "configs") -> int:
     except Ended as ended:
         error, said = ended.error, ended.said
     except Exception as raised:  # Outside of a run there is only Hydra, reading what was typed.
-        error = raised
-        said = sentences.of_run(raised) or sentences.of_composition(raised)
-    if _interrupted(error):
-        raise KeyboardInterrupt from None
+        error, said = raised, sentences.of_run(raised) or sentences.of_composition(raised)
+    reveal_interruption(error)
     if said is None or os.environ.get(FULL_ERROR) == "1":
         raise error
     print(arguments.unspelled(said), file=sys.stderr)
     return DIVERGED if isinstance(error, NonFiniteError) else REFUSED
-
-
-def _interrupted(error: BaseException | None) -> bool:
-    """Whether an error came of Ctrl-C, which can leave what it interrupts, a library's clean-up say, with errors of its
-    own.
-    """
-    while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__cause__ or error.__context__
-    return error is not None
 
 
 class Ended(BaseException):
