@@ -276,7 +276,7 @@ REFUSED = [
         "lora_gd, lora_pro, odelora, scaled_gd.",
     ),
     ("method=full_adam lora.also=[biases]", "lora.also is given, but full_adam trains all weights"),
-    ("lora.also=[bias]", "lora.also is [bias], but it must be a list of words, each biases or first or last."),
+    ("lora.also=[bias]", "lora.also is [bias], but it must be a list of words, each biases, first or last."),
     ("points.batch_size=0", "points.batch_size is 0"),
     ("method=full_lbfgs lora.rank=2", "lora.rank is given, but full_lbfgs trains all weights"),
     ("method=full_adam lora.targets=a lora.start=zero", "has no factors; lora.targets alone can be set"),

@@ -175,7 +175,7 @@ def test_python_and_the_command_line_refuse_the_same_value_each_in_its_own_words
         (lambda: LoRA(scaling="rs"), "scaling is 'rs', but it must be standard or rslora."),
         (lambda: LoRA(alpha=16, scale=2.0), "scale is 2.0, but it must be 1, its default, where alpha is given"),
         (lambda: LoRA(scaling="rslora"), "alpha is None, but it must be a number where scaling is rslora."),
-        (lambda: LoRA(also="last"), "also is 'last', but it must be a list of words, each biases or last."),
+        (lambda: LoRA(also="last"), "also is 'last', but it must be a list of words, each biases, first or last."),
         (lambda: LoRA(rank="adaptive", start="zero"), "start is 'zero', but it must be pissa or orthonormal if"),
         (lambda: MLP(2, 1, width=0), "width is 0, but it must be a whole number of at least 1."),
         (lambda: MLP(2, 1, depth=1.5), "depth is 1.5, but it must be a whole number of at least 1."),

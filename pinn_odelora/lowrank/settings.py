@@ -68,7 +68,7 @@ class LoRA:
     def __post_init__(self) -> None:
         check(self, rank=whole(1) | one_of(AUTO, ADAPTIVE), scale=number(above=0), start=one_of(*STARTS))
         check(self, targets=text | list_of(text, "patterns") | null, start_size=number(above=0))
-        check(self, also=list_of(one_of(*THAWED), f"words, each {' or '.join(THAWED)}"))
+        check(self, also=list_of(one_of(*THAWED), f"words, each {', '.join(THAWED[:-1])} or {THAWED[-1]}"))
         check(self, alpha=number(above=0) | null, scaling=one_of(*SCALINGS))
         if self.alpha is not None and self.scale != 1:
             raise RefusedValueError("scale", self.scale, "1, its default, where alpha is given, from which it follows")
