@@ -208,7 +208,7 @@ class Adaptation:
         if rank == AUTO:
             interior, boundary = self.points.interior, self.points.boundary
             drawn = drawn_residuals(self.system.terms, self.components, interior, boundary)
-            ends = {name for word in ("first", "last") for name in self._thawed(word)}
+            ends = {name for word in self.wiring.ends for name in self._thawed(word)}
             beside = sum(p.numel() for name in ends for p in self.net.get_submodule(name).parameters())
             return initial_rank(self.targets, beside, sufficient_size(drawn, interior))
         check_rank(rank, self.targets, "rank" if rule is None else "adaptive.start")

@@ -29,7 +29,7 @@ Quantity = tuple[str, str, str]
 """Field, derivative along, and place: here, or at the n-th points that ``at`` was asked for."""
 
 
-class Scaled(NamedTuple):
+class Multiplied(NamedTuple):
     """A quantity q of the reference, and the c = 1 at every point that a residual sees it multiplied by.
 
     ∂r/∂c = q ∂r/∂q is then the summand of a residual r that q is in, and ∂(c q)/∂x that of q itself.
@@ -56,7 +56,7 @@ class Quantities(Field):
         problem: Problem,
         points: Points,
         flipped: Collection[Quantity] = (),
-        asked: dict[Quantity, Scaled] | None = None,
+        asked: dict[Quantity, Multiplied] | None = None,
         place: str = "here",
     ) -> None:
         known = extended(problem.reference, problem.unknown_fields())
@@ -73,7 +73,7 @@ class Quantities(Field):
         key = (field, along, self.place)
         if key not in self.asked:
             q = self.exact.derivative(field, along)
-            self.asked[key] = Scaled(-q if key in self.flipped else q, torch.ones_like(q).requires_grad_())
+            self.asked[key] = Multiplied(-q if key in self.flipped else q, torch.ones_like(q).requires_grad_())
         q, c = self.asked[key]
         return c * q
 

@@ -39,13 +39,17 @@ class AutogradField(Field):
     ) -> None:
         super().__init__(points.tracked(coords), fields, coords)
         self.solution = solution
-        with torch.enable_grad(), _ByParts(), sdpa_kernel(SDPBackend.MATH):
-            values = solution(self.points)
+        with torch.enable_grad():
+            values = self._solved(self.points)
             self._known = {(name, ""): values[:, i : i + 1] for i, name in enumerate(self.fields)}
 
     def values(self, rows: Tensor) -> Tensor:
+        return self._solved(Points.from_rows(self.coords, rows))
+
+    def _solved(self, p: Points) -> Tensor:
+        """The solution, (N, fields), by functions whose higher derivatives are right."""
         with torch.enable_grad(), _ByParts(), sdpa_kernel(SDPBackend.MATH):
-            return self.solution(Points.from_rows(self.coords, rows))
+            return self.solution(p)
 
     def at(self, **columns: Tensor) -> AutogradField:
         return AutogradField(self.solution, Points({**self.points, **columns}), self.fields, self.coords)
