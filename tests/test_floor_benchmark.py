@@ -1,6 +1,7 @@
 """What ``benchmarks/floor.py`` makes of runs."""
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -18,14 +19,22 @@ def table(tmp_path):
         for (case, who, seed), errors in runs.items():
             marks = [{"seconds": float(t), "rel_l2": e} for t, e in errors.items()]
             (tmp_path / f"{case}-{who}-{seed}.json").write_text(json.dumps({"until": max(errors), "marks": marks}))
-        return floor.medians(floor.known(tmp_path, None))
+        return floor.by_seed(floor.known(tmp_path, None))
 
     return write
 
 
-def test_errors_are_medians_over_seeds_at_the_marks_that_all_have(table):
+def test_errors_are_medians_over_the_seeds_that_were_run_for_so_long(table):
     found = table({("heat", "now", 20): {10: 1e-5, 60: 1e-6}, ("heat", "now", 21): {10: 3e-5}})
-    assert found == {("heat", "now"): {10: pytest.approx(2e-5)}}
+    assert floor.error(found, "heat", "now", 10) == pytest.approx(2e-5)
+    assert floor.error(found, "heat", "now", 60) == 1e-6
+    assert math.isnan(floor.error(found, "heat", "now", 300))
+
+
+def test_ratios_are_over_the_seeds_that_both_have(table):
+    runs = {("heat", "now", 20): {10: 1e-5}, ("heat", "now", 21): {10: 9e-5}, ("heat", "former", 20): {10: 4e-5}}
+    assert floor.ratios(table(runs), "now", "former", 10) == {"heat": pytest.approx(0.25)}
+    assert floor.ratios(table(runs), "now", "former", 60) == {}
 
 
 def test_a_record_is_continued_by_new_and_by_longer_runs(tmp_path, monkeypatch, capsys):
@@ -67,12 +76,14 @@ def test_each_target_that_is_missed_has_a_sentence(table):
 def test_a_stretch_without_a_better_point_is_seen(table):
     still = {10: 1e-6, 20: 2e-6, 60: 3e-6, 80: 1e-6, 100: 9e-7, 120: 1e-5}
     assert floor.stretch(still) == 70
-    assert "burgers: no better point for 70 s" in floor.short(table({("burgers", "now", 20): still}))
+    falling = {t: 1e-6 / t for t in still}
+    runs = {("burgers", "now", 20): still, ("burgers", "now", 21): falling}
+    assert "burgers: no better point for 70 s" in floor.short(table(runs))
 
 
 def test_a_row_for_each_code_and_the_medians_of_the_ratios(table):
     found = table({("heat", "former", 20): {10: 4e-5, 30: 1e-5}, ("heat", "now", 20): {10: 1e-5, 30: 1e-6}})
     lines = floor.markdown(found).splitlines()
     assert lines[2].startswith("| heat | former | 4.0e-05 | 1.0e-05 |")
-    assert lines[3] == "| heat | now | 1.0e-05 | 1.0e-06 |  |  |  | 0.25 |  |  |"
+    assert lines[3] == "| heat | now | 1.0e-05 | 1.0e-06 |  |  |  | 0.25 |  |  | 1, 0 |"
     assert lines[-1] == "Now by former, medians over cases: 0.25 after 10 s (1 cases), 0.1 after 30 s (1 cases)."
