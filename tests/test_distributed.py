@@ -48,7 +48,7 @@ CASES = {
     "conjugate gradients": lambda: {"method": po.methods.odelora(po.LinearlyImplicit(memory=2e5))},
     "reverse mode": lambda: {
         "derivatives": "autograd",
-        "points": po.Sampling(interior=40, boundary=7, best_iterate=False),
+        "points": po.Sampling(interior=301, best_iterate=False),
     },
     "adaptive rank": lambda: {"rank": "adaptive"},
     "three components": lambda: {"problem": Kovasznay(re=30.0)},
@@ -60,10 +60,12 @@ CASES = {
         "weighting": po.Weighting("gradnorm", every=3),
     },
     "a coupled term": lambda: {"problem": Sector(), "points": po.Sampling(interior=60, boundary=1)},
-    # Here and below more points than coordinates: steps that interpolate them amplify rounding errors a thousand times.
+    # Here and below more points than coordinates: steps that interpolate them amplify rounding errors a thousand times,
+    # and here first layers do.
     "measurements": lambda: {
         "data": measured(),
         "unknown": ["nu"],
+        "lora": po.LoRA(rank=3, also=["last"]),
         "points": po.Sampling(interior=301, best_iterate=False),
     },
     # On the same points 1/h falls at every step, and the amplification grows with h: it is fixed.
@@ -78,7 +80,7 @@ def adaptation(problem=None, points=None, budget=None, **settings):
     problem = problem or Burgers(nu=0.02)
     few = po.Sampling(interior=301, boundary=20, batch_size=300, initial_batch_size=75)
     net = po.MLP(problem.inputs, len(problem.fields), width=12)
-    rank = {} if "rank" in settings else {"rank": 3}
+    rank = {} if {"rank", "lora"} & settings.keys() else {"rank": 3}
     own = {"points": points or few, "log": po.Log(every=2, heldout=32, test=32), "budget": budget or po.Budget(steps=6)}
     return po.steps(net, problem, **rank, **own, **settings)
 

@@ -54,6 +54,7 @@ class Erf(Net):
 
 
 ADAPTED = ["linears.1", "linears.2", "linears.3"]
+ENDS = ("linears.0", "linears.4")
 
 
 class Case:
@@ -159,7 +160,7 @@ def test_the_advice_is_about_the_ranks_that_fit_and_their_prices(advised):
     _, advice = advised
     assert [x.rank for x in advice.predictions] == [1, 2, 4]  # the smallest side is 5
     for x in advice.predictions:
-        assert x.dimension == sum(x.rank * (a + b - x.rank) for a, b in ((6, 8), (8, 7), (7, 5))) + 6
+        assert x.dimension == sum(x.rank * (a + b - x.rank) for a, b in ((6, 8), (8, 7), (7, 5))) + 18 + 6
         assert x.fraction == pytest.approx(math.log(x.residual) / math.log(advice.residual))
         assert x.price == pytest.approx(x.seconds * math.exp(8 * (1 - x.fraction)))
         assert x.seconds > 0
@@ -212,8 +213,8 @@ def model_residual(net, ranks):
     problem = Burgers(nu=0.03)
     system = System(problem, Solution(problem, net))
     sampler = Sampler(system.terms, FEW, {name: system.components(name) for name in system.terms}, 0)
-    layers = {name: net.get_submodule(name) for name in (*ADAPTED, "linears.4")}
-    sweep = Sweep(system, layers, {"linears.4.bias": net.linears[4].bias})
+    layers = {name: net.get_submodule(name) for name in (*ENDS, *ADAPTED)}
+    sweep = Sweep(system, layers, {f"{name}.bias": net.get_submodule(name).bias for name in ENDS})
     linearised = Linearisation(sweep, sampler.validation(800))
     J = linearised.columns()
     mu = 1e-12 * float(torch.linalg.matrix_norm(J @ J.mT, 2))
@@ -265,8 +266,8 @@ def test_a_step_is_timed_on_a_batch_as_large_as_its_rank_needs(generator):
     ticks = itertools.count()
     advice = suggest_rank(net, Burgers(nu=0.03), ranks=[1, 4, 12], clock=lambda: float(next(ticks)), points=Sampling())
     batches = {x.dimension: x.batch for x in advice.predictions}
-    assert [*batches] == [2 * 63 + 79 + 25, 4 * (2 * 60 + 76) + 25, 12 * (2 * 52 + 68) + 25]
-    assert [*batches.values()] == [5 * 230, 4000, 800]
+    assert [*batches] == [2 * 63 + 79 + 97, 4 * (2 * 60 + 76) + 97, 12 * (2 * 52 + 68) + 97]
+    assert [*batches.values()] == [5 * 302, 4000, 800]
     assert all(x.seconds >= 1 for x in advice.predictions)
     assert all(
         x.batch == 60 for x in suggest_rank(net, Burgers(nu=0.03), points=Sampling.fixed(60), ranks=[1, 2]).predictions

@@ -462,7 +462,8 @@ def test_a_run_keeps_the_units_and_is_loaded_and_continued_with_them(compose, ru
     assert whole.result.summary["scales"]["units"]["t"] == [1800.0, 1800.0]
     assert whole.result.ranks.keys() == whole.result.summary["ranks"].keys() == {"linears.2"}
     assert whole.result.history[-1]["lora/linears.2/rank"] == 4
-    assert whole.result.summary["layers"].startswith("Adapted: linears.2 (12 x 12) at rank 4; trained whole: linears.4")
+    said = "Adapted: linears.2 (12 x 12) at rank 4; trained whole: linears.0 (input), linears.4 (output)"
+    assert whole.result.summary["layers"].startswith(said)
     u = po.load(tmp_path / "whole", trust="test_scales")
     t = np.array([0.0, 1000.0])
     assert u(t) == pytest.approx(whole.result.solution(t), rel=1e-6)

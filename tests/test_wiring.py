@@ -346,7 +346,7 @@ def test_a_run_says_what_was_chosen_and_its_summary_keeps_it():
     run = few(two((W, 3)), rank=5)
     assert run.chosen.splitlines() == [
         "Adapted: nets.u.linears.1, .2 (6 x 6) at rank 5, nets.v.linears.1, .2 (3 x 3) at rank 3, the largest there; "
-        "trained whole: nets.u.linears.3, nets.v.linears.3 (outputs).",
+        "trained whole: nets.u.linears.0, nets.v.linears.0 (inputs), nets.u.linears.3, nets.v.linears.3 (outputs).",
         "Derivatives: swing by jets (order 1, 2 products a layer).",
     ]
     for _ in run:
@@ -354,7 +354,7 @@ def test_a_run_says_what_was_chosen_and_its_summary_keeps_it():
     summary = run.result().summary
     assert [summary["layers"], summary["derivatives"]] == run.chosen.splitlines()
     whole = [name for name, p in run.net.named_parameters() if p.requires_grad and "lora" not in name]
-    assert whole == [f"{name}.linears.3.{kind}" for name in UV for kind in ("weight", "bias")]
+    assert whole == [f"{name}.linears.{i}.{kind}" for name in UV for i in (0, 3) for kind in ("weight", "bias")]
     assert summary["ranks"] == run.ranks == {**dict.fromkeys(of_mlps(UV[:1], 1, 2).split(), 5), **V_AT_3}
 
 
@@ -410,7 +410,7 @@ def test_an_adaptive_rank_begins_and_ends_at_most_where_the_layer_does():
 def test_a_family_has_a_rank_for_each_layer():
     made = Parametric(two((W, 3)), rotation(), ("c",), po.LoRA(rank=5))
     assert {name: x.rank for name, x in made.layers.items()} == {n: 3 if ".v." in n else 5 for n in made.layers}
-    ends = (W + 1) + (3 + 1)
+    ends = 2 * W + 2 * 3 + (W + 1) + (3 + 1)
     assert made.dimension == 2 * 5 * (2 * W - 5) + 2 * 3 * 3 + ends
     points = made.points(60, 0, "test")
     around = Linearisation(made.objective.sweep, points)
@@ -423,7 +423,7 @@ def test_a_family_has_a_rank_for_each_layer():
 
 def test_advice_and_linearised_runs_have_layers_of_several_ranks():
     advice = po.suggest_rank(two((W, 3)), rotation(), ranks=[2, 5], points=SMALL["points"])
-    ends = (W + 1) + (3 + 1)
+    ends = 2 * W + 2 * 3 + (W + 1) + (3 + 1)
     assert [x.dimension for x in advice.predictions] == [
         2 * r * (2 * W - r) + 2 * min(r, 3) * (6 - min(r, 3)) + ends for r in (2, 5)
     ]

@@ -60,7 +60,7 @@ class LoRA:
     alpha: float | None = None
     scaling: Literal["standard", "rslora"] = "standard"
     targets: str | Sequence[str] | None = None
-    also: Sequence[str] = ("last",)
+    also: Sequence[str] = ("first", "last")
     start: Literal["zero", "orthonormal", "pissa", "olora", "nora", "lora_ga", "lora_one"] = "pissa"
     start_size: float = 0.1
     adaptive: AdaptiveRank | None = None

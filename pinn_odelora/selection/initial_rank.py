@@ -2,10 +2,10 @@
 
     4 , or 8 where the smallest sufficient batch is under-determined with 8 and not with 4  (``sampling.batch_size``).
 
-At width 40 a scalar equation has 953 coordinates at rank 4 and 1,769 at rank 8, the last layer included; at width 128
-3,153 at rank 4. The three components of Kovasznay flow have 2,520 residuals at 800 points: at width 40 too many for
-both ranks, and 4 is the better one for the largest batch; at width 128 the 6,339 coordinates of rank 8 keep the batch
-under-determined. The ranks 4 and 8 were chosen on the problems of the race (docs/results/defaults.md).
+At width 40 a scalar equation has 1,073 coordinates at rank 4 and 1,889 at rank 8, the first and last layers included;
+at width 128 3,537 at rank 4. The three components of Kovasznay flow have 2,520 residuals at 800 points: at width 40 too
+many for both ranks, and 4 is the better one for the largest batch; at width 128 the 6,723 coordinates of rank 8 keep
+the batch under-determined. The ranks 4 and 8 were chosen on the problems of the race (docs/results/defaults.md).
 """
 
 from __future__ import annotations
