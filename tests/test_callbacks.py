@@ -29,7 +29,8 @@ ROW = {
 
 def adaptation(evals=0, best=False):
     """What the callbacks ask of an adaptation."""
-    training = SimpleNamespace(progress=Progress(gradient_evals=evals), returns_best=best, room=Room())
+    progress = Progress(gradient_evals=evals, seconds=evals / 50)
+    training = SimpleNamespace(progress=progress, returns_best=best, room=Room())
     return SimpleNamespace(budget=Budget(gradient_evals=400), training=training)
 
 
@@ -45,7 +46,7 @@ def shown(terminal, width=120):
     [
         ({}, 100, "step 20  loss 1.250e-02  rel. L2 3.200e-04  50 evals/s  6 s left"),
         ({}, 400, "step 20  loss 1.250e-02  rel. L2 3.200e-04  50 evals/s  0 s left"),
-        ({"cost/seconds": 0.0}, 0, "step 20  loss 1.250e-02  rel. L2 3.200e-04  …  …"),
+        ({}, 0, "step 20  loss 1.250e-02  rel. L2 3.200e-04  …  …"),
         (
             {"coefficient/nu": 0.02, "coefficient/[a]": 1 / 3},
             100,
@@ -67,6 +68,11 @@ def test_a_line_has_step_loss_error_speed_and_what_is_left(changes, evals, line)
 def test_a_line_says_that_the_error_is_of_the_best_iterate_where_the_run_returns_that(changes, best):
     line = ProgressLine(adaptation(100, best=True)).line(ROW | changes)
     assert line == f"step 20  loss 1.250e-02  {best}  50 evals/s  6 s left"
+
+
+def test_speed_and_what_is_left_are_those_of_now_where_the_row_is_earlier():
+    early = ROW | {"step": 0.0, "cost/seconds": 0.1, "cost/gradient_evals": 9.0}
+    assert ProgressLine(adaptation(100)).line(early).endswith("50 evals/s  6 s left")
 
 
 def test_what_is_left_ends_with_the_time_of_the_process(monkeypatch):

@@ -124,10 +124,11 @@ class ProgressLine:
 
     def line(self, row: Row) -> str:
         """Step and loss of the iterate at hand, error or estimates of the one that would be returned, which is the best
-        one where it is not the same; speed, and how long the budget will last.
+        one where it is not the same; speed, and how long the budget will last, both of now, where the row has waited
+        for the end of its batch.
         """
-        seconds, evals = row["cost/seconds"], row["cost/gradient_evals"]
-        used = self.adaptation.budget.used(self.adaptation.training.progress)
+        progress = self.adaptation.training.progress
+        seconds, evals, used = progress.seconds, progress.gradient_evals, self.adaptation.budget.used(progress)
         ahead = seconds * max(1 / used - 1, 0) if used > 0 and seconds > 0 else math.inf
         if (wall := self.adaptation.budget.wall) is not None:
             ahead = min(ahead, max(wall - elapsed(), 0))
