@@ -48,7 +48,7 @@ CASES = {
     "conjugate gradients": lambda: {"method": po.methods.odelora(po.LinearlyImplicit(memory=2e5))},
     "reverse mode": lambda: {
         "derivatives": "autograd",
-        "points": po.Sampling(interior=301, best_iterate=False),
+        "points": po.Sampling(interior=40, boundary=7, best_iterate=False),
     },
     "adaptive rank": lambda: {"rank": "adaptive"},
     "three components": lambda: {"problem": Kovasznay(re=30.0)},
