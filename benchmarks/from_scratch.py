@@ -62,7 +62,8 @@ def adapting(problem, least, seed, cap):
     net = po.pretrain(source, network(source, seed), settings=po.Pretraining(seed=seed), say=lambda line: None)
     before, error = clock.clock(), error_at(problem)
     trace = Trace(lambda: error(run.solution), least, cap)
-    run = po.steps(net, problem, seed=seed, budget=po.Budget(seconds=cap), log=po.Log(every=10**6, estimate=False))
+    # The trace ends it: seconds of a budget are not CPU seconds.
+    run = po.steps(net, problem, seed=seed, budget=po.Budget(steps=10**6), log=po.Log(every=10**6, estimate=False))
     for _ in run:
         if trace.look():
             break
