@@ -171,7 +171,10 @@ def test_it_agrees_with_the_gauss_newton_interval_of_an_unknown_coefficient():
     assert other["settled"]
     assert abs(found.mean["nu"] - other["estimate"]) < 0.4 * other["std"]
     assert found.std["nu"] == pytest.approx(other["std"], rel=0.1)
-    assert np.allclose(found.interval["nu"], (other["low"], other["high"]), rtol=0, atol=0.4 * other["std"])
+    # Its own interval has the wider quantile of Student's t.
+    normal = [other["estimate"] + z * other["std"] for z in (-1.96, 1.96)]
+    assert np.allclose(found.interval["nu"], normal, rtol=0, atol=0.4 * other["std"])
+    assert other["low"] < normal[0] < normal[1] < other["high"]
 
 
 # Calibration (Talts et al., 2018, arXiv 1804.06788): the rank of the truth among independent draws is uniform.
@@ -488,7 +491,9 @@ def test_a_family_of_networks_gives_the_posterior_of_the_exact_solutions():
         assert found.answers <= 60
         assert abs(found.mode["nu"] - exact.mode["nu"]) < 0.2 * exact.std["nu"]
         assert found.std["nu"] == pytest.approx(exact.std["nu"], rel=0.06)
-        budget = po.Budget(gradient_evals=200)
-        other = po.adapt(net, Burgers(nu=0.05), data=data, unknown=("nu",), budget=budget).coefficients["nu"]
+        # The noise hides what is left of the equation, so that the best iterate may not be settled.
+        settings = {"budget": po.Budget(gradient_evals=200), "points": po.Sampling(best_iterate=False)}
+        other = po.adapt(net, Burgers(nu=0.05), data=data, unknown=("nu",), **settings).coefficients["nu"]
+        assert other["settled"]
         assert abs(found.mean["nu"] - other["estimate"]) < 0.5 * other["std"]
         assert found.std["nu"] == pytest.approx(other["std"], rel=0.12)
