@@ -145,7 +145,7 @@ def seeds_at(table: Table, case: str, contender: str, seconds: float) -> set[int
     return {seed for seed, errors in table.get((case, contender), {}).items() if seconds in errors}
 
 
-def error(table: Table, case: str, contender: str, seconds: float, seeds: set[int] | None = None) -> float:
+def median_error(table: Table, case: str, contender: str, seconds: float, seeds: set[int] | None = None) -> float:
     """The median over seeds, over all that were run for so long where none are given; NaN where there is none."""
     seeds = seeds_at(table, case, contender, seconds) if seeds is None else seeds
     return statistics.median(table[case, contender][seed][seconds] for seed in seeds) if seeds else math.nan
@@ -154,7 +154,7 @@ def error(table: Table, case: str, contender: str, seconds: float, seeds: set[in
 def ratios(table: Table, first: str, second: str, seconds: float) -> dict[str, float]:
     """Errors of one contender by those of another, on the cases and over the seeds that have both."""
     both = {c: seeds_at(table, c, first, seconds) & seeds_at(table, c, second, seconds) for c, _ in table}
-    at = lambda case, who: error(table, case, who, seconds, both[case])
+    at = lambda case, who: median_error(table, case, who, seconds, both[case])
     return {case: at(case, first) / at(case, second) for case in both if both[case]}
 
 
@@ -181,7 +181,7 @@ def short(table: Table) -> list[str]:
         if found and (middle := statistics.median(found.values())) > most:
             said.append(f"{middle:.2f} times the former error after {seconds} s in the median, not {most}")
     for case, most in FLOORS.items():
-        found = error(table, case, "now", 300)
+        found = median_error(table, case, "now", 300)
         said += [f"{case}: {found:.1e} after 300 s, not {most:.0e}"] if found > most else []
     found = ratios(table, "weights", "now", 300)
     if found and (middle := statistics.median(found.values())) < TWICE:
@@ -200,7 +200,7 @@ def markdown(table: Table) -> str:
     known = lambda case: [who for who in CONTENDERS if (case, who) in table]
     for case in dict.fromkeys(case for case, _ in table):
         for who in known(case):
-            errors = [error(table, case, who, t) for t in SHOWN]
+            errors = [median_error(table, case, who, t) for t in SHOWN]
             cells = ["" if math.isnan(e) else f"{e:.1e}" for e in errors]
             quotients = [ratios(table, who, "former", t).get(case) for t in (10, 60, 300)] if who != "former" else []
             shown = ["" if q is None else f"{q:.2g}" for q in quotients or [None] * 3]

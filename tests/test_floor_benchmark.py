@@ -26,9 +26,9 @@ def table(tmp_path):
 
 def test_errors_are_medians_over_the_seeds_that_were_run_for_so_long(table):
     found = table({("heat", "now", 20): {10: 1e-5, 60: 1e-6}, ("heat", "now", 21): {10: 3e-5}})
-    assert floor.error(found, "heat", "now", 10) == pytest.approx(2e-5)
-    assert floor.error(found, "heat", "now", 60) == 1e-6
-    assert math.isnan(floor.error(found, "heat", "now", 300))
+    assert floor.median_error(found, "heat", "now", 10) == pytest.approx(2e-5)
+    assert floor.median_error(found, "heat", "now", 60) == 1e-6
+    assert math.isnan(floor.median_error(found, "heat", "now", 300))
 
 
 def test_ratios_are_over_the_seeds_that_both_have(table):
