@@ -166,15 +166,13 @@ def test_it_agrees_with_the_gauss_newton_interval_of_an_unknown_coefficient():
     data = in_the_layer(1)
     found = posterior(ExactFamily(Burgers(), nu=(0.006, 0.05)), data, steps=4000)
     net = po.pretrain(Burgers(nu=0.05))
-    budget = po.Budget(gradient_evals=150)
-    other = po.adapt(net, Burgers(nu=0.05), data=data, unknown=("nu",), budget=budget).coefficients["nu"]
+    # The interval is wider by the step that is left, which of the best iterate is more than of the last one.
+    settings = {"budget": po.Budget(gradient_evals=150), "points": po.Sampling(best_iterate=False)}
+    other = po.adapt(net, Burgers(nu=0.05), data=data, unknown=("nu",), **settings).coefficients["nu"]
     assert other["settled"]
     assert abs(found.mean["nu"] - other["estimate"]) < 0.4 * other["std"]
     assert found.std["nu"] == pytest.approx(other["std"], rel=0.1)
-    # Its own interval has the wider quantile of Student's t.
-    normal = [other["estimate"] + z * other["std"] for z in (-1.96, 1.96)]
-    assert np.allclose(found.interval["nu"], normal, rtol=0, atol=0.4 * other["std"])
-    assert other["low"] < normal[0] < normal[1] < other["high"]
+    assert np.allclose(found.interval["nu"], (other["low"], other["high"]), rtol=0, atol=0.4 * other["std"])
 
 
 # Calibration (Talts et al., 2018, arXiv 1804.06788): the rank of the truth among independent draws is uniform.
@@ -491,9 +489,13 @@ def test_a_family_of_networks_gives_the_posterior_of_the_exact_solutions():
         assert found.answers <= 60
         assert abs(found.mode["nu"] - exact.mode["nu"]) < 0.2 * exact.std["nu"]
         assert found.std["nu"] == pytest.approx(exact.std["nu"], rel=0.06)
-        # The noise hides what is left of the equation, so that the best iterate may not be settled.
-        settings = {"budget": po.Budget(gradient_evals=200), "points": po.Sampling(best_iterate=False)}
-        other = po.adapt(net, Burgers(nu=0.05), data=data, unknown=("nu",), **settings).coefficients["nu"]
-        assert other["settled"]
-        assert abs(found.mean["nu"] - other["estimate"]) < 0.5 * other["std"]
-        assert found.std["nu"] == pytest.approx(other["std"], rel=0.12)
+        settings = {"data": data, "unknown": ("nu",), "budget": po.Budget(gradient_evals=200)}
+        best, last = (
+            po.adapt(net, Burgers(nu=0.05), points=po.Sampling(best_iterate=choice), **settings).coefficients["nu"]
+            for choice in (True, False)
+        )
+        # Noise can hide from the best iterate what is left of the equation; it says so then.
+        assert last["settled"]
+        for other in [last, *([best] if best["settled"] else [])]:
+            assert abs(found.mean["nu"] - other["estimate"]) < 0.5 * other["std"]
+            assert found.std["nu"] == pytest.approx(other["std"], rel=0.12)
