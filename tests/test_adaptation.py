@@ -29,7 +29,7 @@ from pinn_odelora.integrators import tableau
 from pinn_odelora.lowrank.layer import LowRankLinear
 from pinn_odelora.runs.compare import compare, summaries
 from pinn_odelora.runs.history import History
-from pinn_odelora.sampling.batch_size import TRIED
+from pinn_odelora.sampling.batch_size import AdaptiveBatchSize
 from pinn_odelora.threads import set_threads
 from problems.burgers import Burgers
 from problems.heat import Heat
@@ -233,16 +233,22 @@ def test_a_result_can_be_asked_for_before_the_budget_is_spent():
     assert [row["step"] for row in result.history] == [0, 1]
 
 
-def test_a_state_without_the_count_of_first_steps_continues_by_the_rule_of_before():
+@pytest.mark.parametrize(
+    "counted", [{}, {"tried": 9, "excess": 0.1}, {"tried": 9, "excess": 0.1, "level": -2.0, "former": None}]
+)
+def test_a_state_in_which_steps_at_a_batch_were_counted_otherwise_counts_them_anew(counted):
     run = begun(3)
     list(run)
     state = run.state_dict()
     batch = state["training"]["batch_size"]
-    del batch["tried"], batch["excess"], batch["level"], batch["former"], state["sha256"]
+    for name in ("tried", "excess", "level", "gaps", "levels"):
+        del batch[name]
+    del state["sha256"]
+    batch.update(counted)
     continued = begun(3)
     continued.load_state_dict(state)
-    size = continued.training.batch_size
-    assert (size.tried, size.excess, size.size) == (TRIED + 1, 0.0, batch["size"])
+    kept = {name: batch[name] for name in ("size", "gap", "progress", "began", "ended")}
+    assert continued.training.batch_size == AdaptiveBatchSize(**kept)
 
 
 @pytest.mark.parametrize("settings", METHODS.values(), ids=METHODS)

@@ -8,7 +8,7 @@ from torch import nn
 
 from pinn_odelora.config.build import experiment
 from pinn_odelora.objective import Objective
-from pinn_odelora.sampling.batch_size import AdaptiveBatchSize, price, serves, under_determined
+from pinn_odelora.sampling.batch_size import AdaptiveBatchSize, fall_exponent, price, serves, under_determined
 from pinn_odelora.sampling.sampler import Sampler
 from pinn_odelora.sampling.settings import Sampling
 from pinn_odelora.selection.initial_rank import initial_rank
@@ -65,59 +65,63 @@ def test_the_batch_stays_below_the_interpolation_threshold_where_a_sufficient_on
     assert size_after(size, [2.3], largest=largest, sufficient=800) == 2 * size  # P not known
 
 
+@pytest.mark.parametrize("s", [0.0, 0.4, 2.0])
+@pytest.mark.parametrize("n", [2, 3, 7, 64])
+def test_the_exponent_of_a_power_law_is_found_from_means_of_its_logarithm(s, n):
+    integral = lambda x: x * math.log(x) - x if x else 0.0
+    levels = [3.7 - s * (integral(i + 1) - integral(i)) for i in range(n)]
+    assert fall_exponent(levels) == pytest.approx(s, abs=1e-12)
+    assert fall_exponent([-x for x in levels]) == pytest.approx(0, abs=1e-12)
+
+
+def sizes_of_a_power_law(s, gap, dimension, largest=4000):
+    """After each of 480 steps of a batch of 800 whose loss falls like k⁻ˢ; its gap is log 3 up to the 160th."""
+    batch, ahead, sizes = AdaptiveBatchSize(800, began=1.0, ended=1 / 3), 3.0, []
+    for k in range(1, 481):
+        ahead = gap if k > 160 else ahead
+        batch.update(k**-s, k**-s / ahead, 11.0, dimension, largest, sufficient=800)
+        sizes.append(batch.size)
+    return sizes
+
+
+@pytest.mark.parametrize("s", [0.3, 1.1, 2.0])
 @pytest.mark.parametrize(
-    ("gaps", "dimension", "largest", "expected"),
-    [
-        ([4.1] * 17, 1769, 4000, 4000),
-        ([3.9] * 17, 1769, 4000, 800),
-        ([4.1] * 16, 1769, 4000, 800),  # fifteen steps of its own, and the last one before
-        ([1e9] + [3.9] * 16, 1769, 4000, 800),  # the first gap is that of the smaller batch
-        ([2.0, 7.9] * 9, 1769, 4000, 800),  # the mean is a little less than log 4
-        ([2.0, 8.1] * 9, 1769, 4000, 4000),
-        ([4.1] * 17, 1600, 16000, 3200),  # the first that is past the peak
-        ([4.1] * 17, 2390, 4000, 4000),
-        ([4.1] * 17, 2410, 4000, 800),  # 4,000 would leave as large a gap
-    ],
+    ("dimension", "largest", "larger"),
+    [(1769, 4000, 4000), (1600, 16000, 3200), (2390, 16000, 6400), (3281, 4000, 4000)],  # the last one at the peak
 )
-def test_a_batch_below_the_threshold_is_left_where_its_first_steps_do_not_carry_over_to_other_points(
-    gaps, dimension, largest, expected
+def test_a_batch_below_the_threshold_is_left_where_its_noise_outweighs_the_steps_that_a_larger_one_takes_less(
+    s, dimension, largest, larger
 ):
-    assert size_after(800, gaps, largest=largest, dimension=dimension, sufficient=800) == expected
+    """After 8 k steps, or k and 7 k/c larger ones with c = P R⁺/R²."""
+    fewer = 8 / (1 + 7 * 800**2 / (dimension * larger))
+    least = (larger + dimension) / (larger - dimension) * fewer**s
+    above, below = (sizes_of_a_power_law(s, times * least, dimension, largest) for times in (1.2, 0.83))
+    assert next(size for size in above if size > 800) == larger
+    assert set(below) == {800}
 
 
 @pytest.mark.parametrize(
-    ("gap", "fall", "dimension", "expected"),
+    ("gap", "steps", "dimension", "expected"),
     [
-        # c = 5000 · 12800 / 800² = 100, so that the gap has to exceed 198 times the fall: 1.01¹⁹⁸ = 7.17.
-        (7.3, 1.01, 5000, 12800),
-        (7.0, 1.01, 5000, 800),
-        # c = 2000 · 6400 / 800² = 20 is cheap, 2001 is not.
-        (4.1, 1.2, 2000, 6400),
-        (4.1, 1.2, 2001, 800),
+        (2.7, 17, 1769, 4000),  # (4000 + P)/(4000 - P) = 2.59
+        (2.7, 16, 1769, 800),  # two times eight steps, and one before them
+        (2.5, 480, 1769, 800),
+        (1e9, 480, 4000, 800),  # the largest batch would leave as large a gap
     ],
 )
-def test_a_batch_that_costs_much_more_has_to_pay_from_the_first_on(gap, fall, dimension, expected):
-    found = size_after(800, [gap] * 17, fall, largest=12800, dimension=dimension, sufficient=800)
-    assert found == expected
-
-
-@pytest.mark.parametrize(
-    ("gap", "fall", "steps", "dimension", "expected"),
-    [
-        (1.6, 1.0, 33, 1769, 4000),
-        (1.6, 1.0, 32, 1769, 800),  # two times sixteen steps, and one before them
-        (1.4, 1.0, 80, 1769, 800),
-        # c = 1769 · 4000 / 800² = 11.06, so that the gap has to exceed 20.1 times the fall: 1.05²⁰·¹ = 2.67.
-        (2.75, 1.05, 80, 1769, 4000),
-        (2.6, 1.05, 80, 1769, 800),
-        (1.6, 1.0, 80, 2100, 800),  # 4,000 are no more than 2 P
-    ],
-)
-def test_a_batch_below_the_threshold_is_left_where_the_loss_no_longer_falls_by_what_a_larger_one_costs(
-    gap, fall, steps, dimension, expected
+def test_a_batch_below_the_threshold_whose_loss_no_longer_falls_is_left_for_one_of_less_noise(
+    gap, steps, dimension, expected
 ):
-    found = size_after(800, [gap] * steps, fall, largest=4000, dimension=dimension, sufficient=800)
-    assert found == expected
+    assert size_after(800, [gap] * steps, largest=4000, dimension=dimension, sufficient=800) == expected
+    rising = size_after(800, [gap] * steps, 1 / 1.01, largest=4000, dimension=dimension, sufficient=800)
+    assert rising == expected
+
+
+def test_the_last_two_fifths_of_the_steps_tell_the_gap():
+    """Of ten times eight, the last four."""
+    sizes_after = lambda gaps: size_after(800, gaps, largest=4000, dimension=1769, sufficient=800)
+    assert [sizes_after([2.0] * 49 + [gap] * 32) for gap in (2.5, 2.7)] == [800, 4000]
+    assert [sizes_after([2.0] * 64 + [gap] * 17) for gap in (3.2, 3.5)] == [800, 4000]
 
 
 @pytest.mark.parametrize("first", [125, 1000, None])

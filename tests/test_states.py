@@ -46,6 +46,10 @@ CHANGES = {
     "a draw of before": (lambda s: s["adaptation"].update(draw=-2), "a counter in it is -2"),
     "no best iterate": (lambda s: s["adaptation"]["best"].pop("best"), "best has no best"),
     "a short iterate": (lambda s: s["adaptation"]["best"]["best"]["parameters"].pop(), r"it has 9 parameters of best"),
+    "levels of a batch": (
+        lambda s: s["adaptation"]["batch_size"].update(levels=[-3.0, "a"]),
+        "levels of batch_size is list",
+    ),
     "no batch size": (lambda s: s["adaptation"].update(batch_size={}), "batch_size has no size"),
     "loss weights": (lambda s: s["adaptation"].update(loss_weights=None), "it has no loss_weights"),
     "ranks": (lambda s: s["adaptation"].update(ranks={}), "it has ranks"),

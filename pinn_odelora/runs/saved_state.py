@@ -197,6 +197,8 @@ def _check_fields(cls: type, found: Any, where: str) -> None:
         value = found[name]
         numbers = {int: int, float: int | float, bool: bool, float | None: int | float | None}.get(kind, object)
         wrong = isinstance(value, bool) != (kind is bool) and kind in (int, float, bool)
+        if kind == list[float]:
+            wrong = not isinstance(value, list) or not all(type(x) in (int, float) for x in value)
         if wrong or not isinstance(value, numbers) or (kind is int and value < 0):
             raise OtherError(f"{name} of {where} is {_kind(value)}")
 

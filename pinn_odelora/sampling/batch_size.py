@@ -26,23 +26,20 @@ others: the peak of double descent (Belkin, Hsu, Ma and Mandal, 2019, arXiv 1812
     most P/2: smaller batches see too little of an equation, and with larger ones errors at equal seconds were larger.
     The number 800 was chosen on the problems of the race (docs/results/defaults.md).
 
-Whether it is sufficient for the network at hand, its first 16 steps tell. A network that varies much between the points
-that it interpolates, such as one on Fourier features, has a large gap there and makes no progress, however long it
-stays. So the batch leaves for one of R⁺ ≥ 2 P residuals, or the largest, where the mean of g over these steps, all with
-the same weight, is above log 4, and a least-squares fit at the largest batch would have less: R_max > 5P/3. The 4 was
-chosen on Allen-Cahn with three networks (docs/results/defaults.md), where the price c below is 11; above 20 the
-inequality there has to hold, too, with the present f.
+There two things hold the loss. One is what is left along soft directions, of which no single step takes much, so that
+it hardly adds to g; it falls like a power of the number of steps. The other is noise: what the points of a step do not
+determine, which that step removes at its own points and leaves at all others, a part 1 - e⁻ᵍ of the loss. Let L fall
+like k⁻ˢ after k steps at such a batch, s = 2 if they are accelerated. At 8k it is at 8⁻ˢ of what it is now. A batch of
+R⁺ ≥ 2 P residuals, or the largest, takes 7k/c steps in that time, with c = P R⁺/R² for a P × P matrix from R⁺ rows
+where it was an R × R matrix from P columns, and of noise it leaves g⁺ = log (R⁺ + P)/(R⁺ - P), so that there L comes
+to (1 + 7/c)⁻ˢ exp (g⁺ - g). Every 8 steps, from the second time on, the lower one decides:
 
-Near the solution no batch below the threshold suffices: what its points do not determine is noise, and the loss comes
-to rest above it. Every further 16 steps decide by the inequality above, with the price c = P R⁺/R² of a step that
-forms a P × P matrix from R⁺ rows where it was an R × R matrix from P columns, and with f the fall of the mean of log L
-from the 16 steps before, for each step:
+    the batch leaves  where  g - g⁺ > s log (8 / (1 + 7/c)) ,
 
-    the batch leaves for R⁺ ≥ 2 P  where  g > 2 (c - 1) f  and  g > log 1.5 .
-
-There is no way back. A batch is left when its loss had hardly fallen for 16 steps, so that its noise is near the loss
-at hand, and the loss of the larger batch is below that: to return is to return to the noise. Where that is lower than
-it seemed, since damping held the loss rather than noise, returning gains as much as a half (docs/results/floor.md).
+with s from the mean of log L over the last two fifths of these steps and that over the two fifths before, g the mean
+over the former, and 0 for s where the loss rises. Where noise is all there is, s tends to 0, as for a network that
+varies much between the points that it interpolates, such as one on Fourier features. There is no way back: to return is
+to return to the noise.
 
 Sample sizes chosen by a test on the sample itself are known from stochastic optimisation (Byrd, Chin, Nocedal and Wu,
 2012, Math. Program. 134); this test is our own, since it needs a step that is judged on its own points.
@@ -51,9 +48,9 @@ Sample sizes chosen by a test on the sample itself are known from stochastic opt
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from pinn_odelora.formulation import Term
@@ -63,13 +60,12 @@ FACTOR = 2
 LEAST_GAP = math.log(1.5)
 SUFFICIENT = 800
 """Interior points of the smallest sufficient batch."""
-TRIED = 16
-"""Steps after each of which a batch that stays is sufficient, or not."""
-MOST_GAP = math.log(4)
-"""Mean gap of the first of them above which it is not."""
-CHEAP = 20.0
-"""The price of a larger batch up to which that decides alone."""
-NO_LEVEL: Mapping[str, float | None] = MappingProxyType({"level": 0.0, "former": None})
+TRIED = 8
+"""Steps after each of which a batch stays, or does not."""
+HORIZON = 8.0
+"""After so many times as many steps both batches are compared."""
+LOOK_BACK = 0.6
+"""The fall of the loss is that from the steps between 0.36 k and 0.6 k to those after."""
 
 
 def drawn_residuals(terms: Mapping[str, Term], components: Mapping[str, int], interior: int, boundary: int) -> int:
@@ -105,6 +101,25 @@ def noise_gap(size: int, dimension: int) -> float:
     return math.log((size + dimension) / (size - dimension)) if size > dimension else math.inf
 
 
+def fall_exponent(levels: Sequence[float]) -> float:
+    """s of a loss that falls like k⁻ˢ, from the means of its logarithm over equally many steps each; 0 if it rises.
+
+    Args:
+        levels: n ≥ 2 of them.
+    """
+    later = _recent(len(levels))
+    earlier = min(round(LOOK_BACK * later), later - 1)
+    antiderivative = lambda x: x * (math.log(x) - 1) if x else 0.0
+    log_steps = [antiderivative(i + 1) - antiderivative(i) for i in range(len(levels))]
+    rise = lambda values: statistics.fmean(values[later:]) - statistics.fmean(values[earlier:later])
+    return max(0.0, -rise(levels) / rise(log_steps))
+
+
+def _recent(n: int) -> int:
+    """Where the last two fifths of n windows begin."""
+    return min(round(LOOK_BACK * n), n - 1)
+
+
 def beyond(size: int, largest: int, dimension: int) -> int:
     """The residuals doubled until a step with so many coordinates is past the peak, or the largest batch."""
     while size < min(2 * dimension, largest):
@@ -113,10 +128,11 @@ def beyond(size: int, largest: int, dimension: int) -> int:
 
 
 def completed(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """Saved fields of an ``AdaptiveBatchSize`` with those that were not there before all steps were counted: such a run
-    keeps its batch where it stays.
-    """
-    return dict(saved) if "level" in saved else {"excess": 0.0} | dict(saved) | {"tried": TRIED + 1, **NO_LEVEL}
+    """Saved fields of an ``AdaptiveBatchSize``; steps that were counted otherwise, or not at all, are counted anew."""
+    if "gaps" in saved:
+        return dict(saved)
+    anew = {"tried": 0, "excess": 0.0, "level": 0.0, "gaps": [], "levels": []}
+    return {name: value for name, value in saved.items() if name != "former"} | anew
 
 
 def serves(dimension: int, largest: int, sufficient: int, residuals_each: float) -> bool:
@@ -140,9 +156,9 @@ class AdaptiveBatchSize:
         size: R; 0 before it is set.
         gap, progress: g and f; f is None before the second step.
         began, ended: of the last step, the loss on its own points at both ends; None where it is not known.
-        tried, excess, level: steps at a batch that stays below the peak, of the last 16 and one before them, and the
-            means of g and log L over these.
-        former: the mean of log L over the 16 before; None for the first ones.
+        tried, excess, level: steps at a batch that stays below the peak, of the 8 under way and one before them, and
+            the sums of g/8 and log L/8 over these.
+        gaps, levels: their means over each 8 steps before.
     """
 
     size: int = 0
@@ -153,7 +169,8 @@ class AdaptiveBatchSize:
     tried: int = 0
     excess: float = 0.0
     level: float = 0.0
-    former: float | None = None
+    gaps: list[float] = field(default_factory=list)
+    levels: list[float] = field(default_factory=list)
 
     def update(
         self,
@@ -211,18 +228,23 @@ class AdaptiveBatchSize:
             self.level += log_loss / TRIED
         self.tried += 1
         if self.tried == TRIED + 1:
-            if self._leaves(beyond(self.size, largest, dimension), largest, dimension):
-                self.size, self.gap = beyond(self.size, largest, dimension), 0.0
+            self.gaps.append(self.excess)
+            self.levels.append(self.level)
+            larger = beyond(self.size, largest, dimension)
+            if self._leaves(larger, dimension):
+                self.size, self.gap = larger, 0.0
             else:
-                self.tried, self.excess, self.level, self.former = 1, 0.0, 0.0, self.level
+                self.tried, self.excess, self.level = 1, 0.0, 0.0
 
-    def _leaves(self, larger: int, largest: int, dimension: int) -> bool:
-        """Whether the last 16 steps speak for a batch past the peak."""
+    def _leaves(self, larger: int, dimension: int) -> bool:
+        """Whether the steps so far, a multiple of 8, speak for a batch past the peak."""
+        if len(self.levels) < 2:
+            return False
         price = dimension * larger / self.size**2
-        pays = lambda fall: self.excess > 2 * (price - 1) * fall
-        if self.former is None:
-            return self.excess > MOST_GAP > noise_gap(largest, dimension) and (price <= CHEAP or pays(self.progress))
-        return larger >= 2 * dimension and self.excess > LEAST_GAP and pays((self.former - self.level) / TRIED)
+        gap = statistics.fmean(self.gaps[_recent(len(self.gaps)) :])
+        return gap - noise_gap(larger, dimension) > fall_exponent(self.levels) * math.log(
+            HORIZON / (1 + (HORIZON - 1) / price)
+        )
 
     def _known(self, began: float, measured: float) -> bool:
         """Whether all three losses are known and have a logarithm, also without the part that stays."""
