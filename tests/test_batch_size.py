@@ -117,6 +117,15 @@ def test_a_batch_below_the_threshold_whose_loss_no_longer_falls_is_left_for_one_
     assert rising == expected
 
 
+@pytest.mark.parametrize("loss", [1e-9, 1e9])
+def test_the_level_of_a_loss_at_rest_does_not_matter(loss):
+    batch = AdaptiveBatchSize(800, began=loss, ended=loss / 2.7)
+    for _ in range(17):
+        assert batch.size == 800
+        batch.update(loss, loss / 2.7, 11.0, 1769, 4000, sufficient=800)
+    assert batch.size == 4000
+
+
 def test_the_last_two_fifths_of_the_steps_tell_the_gap():
     """Of ten times eight, the last four."""
     sizes_after = lambda gaps: size_after(800, gaps, largest=4000, dimension=1769, sufficient=800)

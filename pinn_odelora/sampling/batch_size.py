@@ -128,11 +128,11 @@ def beyond(size: int, largest: int, dimension: int) -> int:
 
 
 def completed(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """Saved fields of an ``AdaptiveBatchSize``; steps that were counted otherwise, or not at all, are counted anew."""
+    """Saved fields of an ``AdaptiveBatchSize``; steps that were counted otherwise count no more."""
     if "gaps" in saved:
         return dict(saved)
-    anew = {"tried": 0, "excess": 0.0, "level": 0.0, "gaps": [], "levels": []}
-    return {name: value for name, value in saved.items() if name != "former"} | anew
+    begun = {"tried": 0, "excess": 0.0, "level": 0.0, "gaps": [], "levels": []}
+    return {name: value for name, value in saved.items() if name != "former"} | begun
 
 
 def serves(dimension: int, largest: int, sufficient: int, residuals_each: float) -> bool:
