@@ -36,7 +36,7 @@ def test_the_batch_doubles_where_the_next_points_keep_showing_more_than_half_as_
     # Means of log q with weights 1/2, 1/4, …: once 1.5² = 2.25, or 1.6 three times; 1.4 never suffices.
     assert [size_after(100, [q]) for q in (2.2, 2.3)] == [100, 200]
     assert [size_after(100, [1.6] * n) for n in (2, 3)] == [100, 200]
-    assert size_after(100, [1.4] * 50) == 100
+    assert size_after(100, [1.4] * 50, 1.004) == 100
     assert size_after(100, [0.5, 2.3]) == 100
     # From zero again after a doubling, but the next gap is still that of the step before it.
     assert size_after(100, [9.0, 2.2]) == 200
@@ -63,6 +63,17 @@ def test_the_batch_stays_below_the_interpolation_threshold_where_a_sufficient_on
 ):
     assert size_after(size, [2.3], largest=largest, dimension=dimension, sufficient=800) == expected
     assert size_after(size, [2.3], largest=largest, sufficient=800) == 2 * size  # P not known
+
+
+@pytest.mark.parametrize(("fall", "expected"), [(1.0028, 200), (1.0038, 100), (0.9, 200)])
+def test_the_batch_doubles_where_the_loss_has_not_fallen_by_a_tenth_in_forty_steps(fall, expected):
+    """The last eight of them are 32 steps after the first eight: 0.9⁻¹ = 1.0033³²."""
+    assert size_after(100, [1.1] * 40, fall) == 100  # the first step is still that of the size before
+    assert size_after(100, [1.1] * 41, fall) == expected
+    assert size_after(100, [1.1] * 81, fall) == expected
+    assert size_after(100, [1.1] * 82, fall) == {100: 100, 200: 400}[expected]
+    assert size_after(1000, [1.1] * 82, fall) == 1000
+    assert size_after(800, [1.1] * 82, fall, largest=4000, dimension=2000, sufficient=800) == 800
 
 
 @pytest.mark.parametrize("s", [0.0, 0.4, 2.0])

@@ -19,6 +19,10 @@ first gap after a doubling is still that of the smaller batch: where it is above
 points follow the residual, L is larger on the next points for that reason too, by up to log 1.1 to log 1.5 for three
 tenths of them.
 
+On a plateau steps on few points undo each other: they hardly move, so that g stays small, and the loss does not fall.
+So the batch is also enlarged where in 40 steps at one size the mean of log L over eight of them has not fallen by a
+tenth of L, as in pretraining.
+
 Between P/2 and 2 P residuals a step interpolates its points nearly, whatever they are, and is at its worst on all
 others: the peak of double descent (Belkin, Hsu, Ma and Mandal, 2019, arXiv 1812.11118). Below it every step
     interpolates its points, and what it knew of those before is in its momentum: the price of a step, R² P, decides
@@ -62,6 +66,8 @@ SUFFICIENT = 800
 """Interior points of the smallest sufficient batch."""
 TRIED = 8
 """Steps after each of which a batch stays, or does not."""
+STILL, TENTH = 4, math.log(0.9)
+"""A batch is enlarged where none of so many means of log L lies so far below the one before them."""
 HORIZON = 8.0
 """After so many times as many steps both batches are compared."""
 LOOK_BACK = 0.6
@@ -156,8 +162,8 @@ class AdaptiveBatchSize:
         size: R; 0 before it is set.
         gap, progress: g and f; f is None before the second step.
         began, ended: of the last step, the loss on its own points at both ends; None where it is not known.
-        tried, excess, level: steps at a batch that stays below the peak, of the 8 under way and one before them, and
-            the sums of g/8 and log L/8 over these.
+        tried, excess, level: steps at this size, of the 8 under way and one before them, and the sums of g/8 and
+            log L/8 over these.
         gaps, levels: their means over each 8 steps before.
     """
 
@@ -205,9 +211,12 @@ class AdaptiveBatchSize:
             self.gap = (self.gap + gap) / 2
             progress = math.log(self.began / began)
             self.progress = progress if self.progress is None else (3 * self.progress + progress) / 4
+            full = self.size < largest and self._count(gap, math.log(began))
             if enlarged(self.size, largest, sufficient, dimension) == self.size < largest:
-                self._try(gap, math.log(began), largest, dimension)
-            elif self.gap > max(LEAST_GAP, 2 * (price - 1) * self.progress):
+                larger = beyond(self.size, largest, dimension)
+                if full and self._leaves(larger, dimension):
+                    self._take(larger)
+            elif self.gap > max(LEAST_GAP, 2 * (price - 1) * self.progress) or (full and self._stands_still()):
                 self.enlarge(largest, sufficient, dimension)
         self.began, self.ended = now, ended
 
@@ -216,25 +225,30 @@ class AdaptiveBatchSize:
         size = enlarged(self.size, largest, sufficient, dimension)
         if size <= self.size:
             return False
-        self.size, self.gap = size, 0.0
+        self._take(size)
         return True
 
-    def _try(self, gap: float, log_loss: float, largest: int, dimension: int) -> None:
-        """Count a step at a batch that stays, and leave that where it is not sufficient, or no longer."""
-        if self.tried > TRIED:
-            return
-        if self.tried:  # the first gap is still that of the smaller batch
+    def _take(self, size: int) -> None:
+        """Another size, at which steps are counted from the next one on: the first gap is still that of this one."""
+        self.size, self.gap = size, 0.0
+        self.tried, self.excess, self.level, self.gaps, self.levels = 0, 0.0, 0.0, [], []
+
+    def _count(self, gap: float, log_loss: float) -> bool:
+        """Count a step; whether another eight of this size are complete."""
+        if self.tried:
             self.excess += gap / TRIED
             self.level += log_loss / TRIED
         self.tried += 1
-        if self.tried == TRIED + 1:
-            self.gaps.append(self.excess)
-            self.levels.append(self.level)
-            larger = beyond(self.size, largest, dimension)
-            if self._leaves(larger, dimension):
-                self.size, self.gap = larger, 0.0
-            else:
-                self.tried, self.excess, self.level = 1, 0.0, 0.0
+        if self.tried <= TRIED:
+            return False
+        self.gaps.append(self.excess)
+        self.levels.append(self.level)
+        self.tried, self.excess, self.level = 1, 0.0, 0.0
+        return True
+
+    def _stands_still(self) -> bool:
+        """Whether the loss has not fallen by a tenth for a while."""
+        return len(self.levels) > STILL and min(self.levels[-STILL:]) > self.levels[-STILL - 1] + TENTH
 
     def _leaves(self, larger: int, dimension: int) -> bool:
         """Whether the steps so far, a multiple of 8, speak for a batch past the peak."""
