@@ -30,10 +30,10 @@ others: the peak of double descent (Belkin, Hsu, Ma and Mandal, 2019, arXiv 1812
     most P/2: smaller batches see too little of an equation, and with larger ones errors at equal seconds were larger.
     The number 800 was chosen on the problems of the race (docs/results/defaults.md).
 
-There two things hold the loss. One is what is left along soft directions, of which no single step takes much, so that
-it hardly adds to g; it falls like a power of the number of steps. The other is noise: what the points of a step do not
-determine, which that step removes at its own points and leaves at all others, a part 1 - e⁻ᵍ of the loss. Let L fall
-like k⁻ˢ after k steps at such a batch, s = 2 if they are accelerated. At 8k it is at 8⁻ˢ of what it is now. A batch of
+At such a batch two things hold the loss. One is what is left along soft directions, of which no single step takes
+much, so that it hardly adds to g; it falls like a power of the number of steps. The other is noise: what the points of
+a step do not determine, which that step removes at its own points and leaves at all others, a part 1 - e⁻ᵍ of the loss.
+Let L fall like k⁻ˢ after k steps there, s = 2 if they are accelerated. At 8k it is at 8⁻ˢ of what it is now. A batch of
 R⁺ ≥ 2 P residuals, or the largest, takes 7k/c steps in that time, with c = P R⁺/R² for a P × P matrix from R⁺ rows
 where it was an R × R matrix from P columns, and of noise it leaves g⁺ = log (R⁺ + P)/(R⁺ - P), so that there L comes
 to (1 + 7/c)⁻ˢ exp (g⁺ - g). Every 8 steps, from the second time on, the lower one decides:
