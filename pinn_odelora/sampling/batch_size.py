@@ -40,10 +40,10 @@ to (1 + 7/c)⁻ˢ exp (g⁺ - g). Every 8 steps, from the second time on, the lo
 
     the batch leaves  where  g - g⁺ > s log (8 / (1 + 7/c)) ,
 
-with s from the mean of log L over the last two fifths of these steps and that over the two fifths before, g the mean
-over the former, and 0 for s where the loss rises. Where noise is all there is, s tends to 0, as for a network that
-varies much between the points that it interpolates, such as one on Fourier features. There is no way back: to return is
-to return to the noise.
+with s from the means of log L over the last two fifths of these steps and from 0.36 k to 0.6 k, g the mean over the
+former, and 0 for s where the loss rises. Where noise is all there is, s tends to 0, as for a network that varies much
+between the points that it interpolates, such as one on Fourier features. There is no way back: to return is to return
+to the noise.
 
 Sample sizes chosen by a test on the sample itself are known from stochastic optimisation (Byrd, Chin, Nocedal and Wu,
 2012, Math. Program. 134); this test is our own, since it needs a step that is judged on its own points.
@@ -255,10 +255,9 @@ class AdaptiveBatchSize:
         if len(self.levels) < 2:
             return False
         price = dimension * larger / self.size**2
+        fewer = HORIZON / (1 + (HORIZON - 1) / price)
         gap = statistics.fmean(self.gaps[_recent(len(self.gaps)) :])
-        return gap - noise_gap(larger, dimension) > fall_exponent(self.levels) * math.log(
-            HORIZON / (1 + (HORIZON - 1) / price)
-        )
+        return gap - noise_gap(larger, dimension) > fall_exponent(self.levels) * math.log(fewer)
 
     def _known(self, began: float, measured: float) -> bool:
         """Whether all three losses are known and have a logarithm, also without the part that stays."""
