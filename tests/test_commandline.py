@@ -464,7 +464,7 @@ def test_the_method_of_an_earlier_version_is_found_where_it_is_now(former, now, 
 def test_a_run_folder_of_an_earlier_version_is_refused(typed, tmp_path):
     typed("output_dir=here")
     file = tmp_path / "here/config.yaml"
-    file.write_text(file.read_text().replace("initial_batch_size: 125", "first: 125"))
+    file.write_text(file.read_text().replace("initial_batch_size: 250", "first: 250"))
     ran = typed("resume=here")
     assert ran.code == 2
     assert ran.said == (

@@ -168,7 +168,7 @@ def test_python_and_the_command_line_refuse_the_same_value_each_in_its_own_words
         (lambda: Log(every=0), "every is 0, but it must be a whole number of at least 1."),
         (lambda: Sampling(residual=2), "residual is 2, but it must be a number from 0 to 1."),
         (lambda: Sampling(fresh=False), "residual is 0.3, but it must be 0 where points are fixed"),
-        (lambda: Sampling(fresh=False, residual=0), "initial_batch_size is 125, but it must be None where points are"),
+        (lambda: Sampling(fresh=False, residual=0), "initial_batch_size is 250, but it must be None where points are"),
         (lambda: Sampling(fresh=None), "fresh is None, but it must be True or False."),
         (lambda: LoRA(rank=0), "rank is 0, but it must be a whole number of at least 1 or auto or adaptive."),
         (lambda: LoRA(alpha=0), "alpha is 0, but it must be a finite number above 0 or None."),

@@ -39,8 +39,6 @@ from pinn_odelora.system import System
 
 MEMORY = 2.0**31
 """Bytes for the linear algebra of a step of natural gradient: 12,000 residuals of a network with 5,000 weights."""
-RESIDUAL, FIRST = 0.3, 125
-"""As of ``points=residual``: the part of the points that follows the residual, and the first batch, in residuals."""
 WIDTH, LR = 40, 5e-3
 """Units of a layer, and the learning rate of Adam up to there."""
 HALF, RISEN = 0.5, 4.0
@@ -140,14 +138,7 @@ def natural_gradient(system: System, interior: int, boundary: int, seed: int) ->
             residuals.
         seed: of the points.
     """
-    points = Sampling(
-        interior=interior,
-        boundary=boundary,
-        residual=RESIDUAL,
-        batch_size=interior,
-        initial_batch_size=FIRST,
-        best_iterate=False,
-    )
+    points = Sampling(interior=interior, boundary=boundary, batch_size=interior, best_iterate=False)
     training = _training(system, full_implicit(LinearlyImplicit(memory=MEMORY)), points, seed)
     way = lambda budget: halve(system, boundary, seed, budget)
     return Stage("Natural gradient", training, 40, 20, lambda training: training.progress.step, way)

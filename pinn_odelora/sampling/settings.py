@@ -34,7 +34,7 @@ class Sampling:
     boundary: int = 200
     residual: float = 0.3
     batch_size: int | None = 4000
-    initial_batch_size: int | None = 125
+    initial_batch_size: int | None = 250
     best_iterate: bool = True
 
     @classmethod
