@@ -37,23 +37,36 @@ def followed(monkeypatch):
     restored = []
 
     def run(
-        errors, losses=None, most=100, patience=5, cost=1, every=10**6, target=1e-3, moves=True, sizes=None, halve=None
+        errors,
+        losses=None,
+        most=100,
+        patience=5,
+        cost=1,
+        every=10**6,
+        target=1e-3,
+        moves=True,
+        sizes=None,
+        fresh=True,
+        halve=None,
     ):
         training, said = SimpleNamespace(progress=Progress(), stalled=not moves), []
         training.objective = SimpleNamespace(snapshot=lambda: training.progress.step, restore=restored.append)
         training.over = lambda budget: budget.used(training.progress) >= 1
-        training.sampler = SimpleNamespace(fresh=sizes is not None, largest=1000, sufficient=1120)
+        training.sampler = SimpleNamespace(fresh=fresh, largest=1000, sufficient=1120)
         training.optimizer = SimpleNamespace(report=Report(dimension=4961))
         training.batch_size = run.batch_size = AdaptiveBatchSize(125, began=2.0, ended=1.0)
-        losses, errors = iter(losses or itertools.repeat(1.0)), iter(errors)
+        losses, errors, sizes = (
+            iter(losses or itertools.repeat(1.0)),
+            iter(errors),
+            iter(sizes or itertools.repeat(1000)),
+        )
 
         def steps(training, budget):
             p = training.progress
             while moves and budget.used(p) < 1:
                 p.step, p.gradient_evals = p.step + 1, p.gradient_evals + cost
-                if sizes is not None:
-                    sizes.append(training.batch_size.size)
-                yield loop.StepRecord(p.step - 1, next(losses), {}, Report(), p.gradient_evals, 0.0, 1)
+                training.batch_size.size = size = next(sizes)
+                yield loop.StepRecord(p.step - 1, next(losses), {}, Report(), p.gradient_evals, 0.0, size)
 
         monkeypatch.setattr(loop, "steps", steps)
         stage = Stage("Descent", training, patience, every, lambda training: training.progress.gradient_evals, halve)
@@ -86,14 +99,18 @@ def test_a_stage_leaves_the_best_of_its_iterates_unless_it_has_reached_its_targe
     assert followed.restored == [3, 5, 2]
 
 
-def test_a_standstill_on_few_points_gets_more_of_them_before_it_ends_the_stage(followed):
-    sizes = []
-    still = followed(itertools.repeat(1.0), patience=8, sizes=sizes)
-    assert sizes == [125] * 8 + [250] * 8 + [500] * 8 + [1000] * 8
-    assert still == (32, ["Descent 32/100: no further progress"])
-    sizes.clear()
-    followed(falling(0.8), patience=8, most=20, sizes=sizes)
-    assert sizes == [125] * 20
+def test_a_standstill_ends_a_stage_once_its_batch_cannot_grow(followed):
+    still = lambda sizes, **settings: followed(itertools.repeat(1.0), patience=8, sizes=sizes, **settings)
+    forever = lambda size: itertools.repeat(size)
+    assert still(itertools.chain([250] * 20, [500] * 10, forever(1000)))[0] == 31 + 8
+    assert still(forever(500))[0] == 100
+    assert still(forever(1000)) == (8, ["Descent 8/100: no further progress"])
+    assert still(forever(500), fresh=False)[0] == 8
+
+
+def test_a_larger_batch_begins_another_while(followed):
+    sizes = itertools.chain([1000] * 5, [1200] * 100)
+    assert followed(itertools.repeat(1.0), patience=8, sizes=sizes)[0] == 6 + 8
 
 
 def test_a_stage_ends_at_its_budget(followed):

@@ -5,10 +5,8 @@ neither the error nor the loss at points that no step has has fallen by a tenth 
 first. Where there is no reference the target is compared with an estimate of the error (``error_estimate``), now and
 then. Unless the target is reached, the network is left at the iterate with the smallest loss.
 
-Steps on few points can undo each other while they hardly move, so that the gap stays too small for the batch to grow
-(``sampling.batch_size``): a standstill that is none of the solution. After a while the batch is enlarged, and the while
-begins again, until it is the largest. It is not enlarged sooner, since a plateau is crossed by many steps, and those on
-few points are cheap.
+Steps on few points can undo each other: a standstill that is none of the solution. The batch grows where its loss
+stands still (``sampling.batch_size``), so a stage does not end while it can, and a larger batch begins another while.
 
 Where a network has far to go before it has any waves, a plateau is wider than natural gradient gets in a minute: its
 linearisation holds only for steps that hardly change the loss. A stage that has not brought the loss to a quarter after
@@ -120,6 +118,7 @@ class _Following:
         known: whether there is a reference.
         kept: the iterate with the smallest loss.
         best, least: the error and the loss at the last fall; None before the first loss.
+        size: the batch of the last step, in residuals; 0 before the first one.
         spent, reported, fell: the cost so far, at the last message, and at the last fall.
         reached: whether the target is.
     """
@@ -134,6 +133,7 @@ class _Following:
     kept: Best
     best: float
     least: float | None
+    size: int = 0
     spent: int = 0
     reported: int = 0
     fell: int = 0
@@ -146,7 +146,7 @@ class _Following:
         # Of the iterate that the step has led to, as the error is; record.loss is of the one before.
         loss = self.unseen.loss() if self.unseen else record.loss
         self.kept.consider(loss)
-        self._compare(error, loss)
+        self._compare(error, loss, record.batch_size)
         self.reached = self._reports(error, loss) or error <= self.target
         if self.reached:
             return True
@@ -163,15 +163,17 @@ class _Following:
         """Say so."""
         self.tell(self.spent, "no further progress")
 
-    def _compare(self, error: float, loss: float) -> None:
-        """Whether either has fallen; where neither has for a while, a larger batch gives them another."""
+    def _compare(self, error: float, loss: float, size: int) -> None:
+        """Whether either has fallen, or a larger batch gives them another while."""
         self.least = loss if self.least is None else self.least
         falls = loss < FALLEN * self.least or (self.known and error < FALLEN * self.best)
-        if falls or (self._waited() and _more_points(self.stage.training)):
+        if falls or 0 < self.size < size:
             self.best, self.least, self.fell = min(self.best, error), min(self.least, loss), self.spent
+        self.size = size
 
     def _waited(self) -> bool:
-        return self.spent - self.fell >= self.stage.patience
+        """Whether neither has fallen for a while, with a batch that will not grow because of it."""
+        return self.spent - self.fell >= self.stage.patience and not _grows(self.stage.training)
 
     def _reports(self, error: float, loss: float) -> bool:
         """Say how far it is, now and then; whether an estimate of the error says that the target is reached."""
@@ -245,12 +247,10 @@ class Plateau:
         return halved
 
 
-def _more_points(training: Training) -> bool:
-    """Enlarge the batch, if points are fresh at every step; whether that was possible."""
-    if not (sampler := training.sampler).fresh:
-        return False
-    dimension = report_of(training.optimizer).dimension
-    return training.batch_size.enlarge(sampler.largest, sampler.sufficient, dimension)
+def _grows(training: Training) -> bool:
+    """Whether the batch grows where its loss stands still."""
+    sampler, dimension = training.sampler, report_of(training.optimizer).dimension
+    return sampler.fresh and training.batch_size.grows(sampler.largest, sampler.sufficient, dimension)
 
 
 def _figures(loss: float, error: float, guess: float | None) -> str:

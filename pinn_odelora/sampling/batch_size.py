@@ -21,14 +21,14 @@ tenths of them.
 
 On a plateau steps on few points undo each other: they hardly move, so that g stays small, and the loss does not fall.
 So the batch is also enlarged where in 40 steps at one size the mean of log L over eight of them has not fallen by a
-tenth of L, as in pretraining.
+tenth of L.
 
 Between P/2 and 2 P residuals a step interpolates its points nearly, whatever they are, and is at its worst on all
 others: the peak of double descent (Belkin, Hsu, Ma and Mandal, 2019, arXiv 1812.11118). Below it every step
-    interpolates its points, and what it knew of those before is in its momentum: the price of a step, R² P, decides
-    then, not its gap. So the batch stays at the smallest sufficient size, that of 800 interior points, where this is at
-    most P/2: smaller batches see too little of an equation, and with larger ones errors at equal seconds were larger.
-    The number 800 was chosen on the problems of the race (docs/results/defaults.md).
+interpolates its points, and what it knew of those before is in its momentum: the price of a step, R² P, decides then,
+not its gap. So the batch stays at the smallest sufficient size, that of 800 interior points, where this is at most P/2:
+smaller batches see too little of an equation, and with larger ones errors at equal seconds were larger. The number 800
+was chosen on the problems of the race (docs/results/defaults.md).
 
 At such a batch two things hold the loss. One is what is left along soft directions, of which no single step takes
 much, so that it hardly adds to g; it falls like a power of the number of steps. The other is noise: what the points of
@@ -212,21 +212,17 @@ class AdaptiveBatchSize:
             progress = math.log(self.began / began)
             self.progress = progress if self.progress is None else (3 * self.progress + progress) / 4
             full = self.size < largest and self._count(gap, math.log(began))
-            if enlarged(self.size, largest, sufficient, dimension) == self.size < largest:
+            if not self.grows(largest, sufficient, dimension):
                 larger = beyond(self.size, largest, dimension)
                 if full and self._leaves(larger, dimension):
                     self._take(larger)
             elif self.gap > max(LEAST_GAP, 2 * (price - 1) * self.progress) or (full and self._stands_still()):
-                self.enlarge(largest, sufficient, dimension)
+                self._take(enlarged(self.size, largest, sufficient, dimension))
         self.began, self.ended = now, ended
 
-    def enlarge(self, largest: int, sufficient: int, dimension: int) -> bool:
-        """Take the next size; whether there is one. Arguments as for ``update``."""
-        size = enlarged(self.size, largest, sufficient, dimension)
-        if size <= self.size:
-            return False
-        self._take(size)
-        return True
+    def grows(self, largest: int, sufficient: int, dimension: int) -> bool:
+        """Whether it is enlarged where the loss stands still. Arguments as for ``update``."""
+        return self.size < enlarged(self.size, largest, sufficient, dimension)
 
     def _take(self, size: int) -> None:
         """Another size, at which steps are counted from the next one on: the first gap is still that of this one."""
