@@ -144,6 +144,37 @@ def test_a_part_of_a_boundary_is_chosen_from_its_points():
         plate.boundary(lambda q: q.x > 5).sample(5, uniform)
 
 
+@pytest.mark.parametrize("shape", [(-1, 1), (-1,)])
+def test_truth_values_of_the_points_are_a_column_or_a_row(shape):
+    right = lambda q: (q.x > 0.5).reshape(shape)
+    for region in (SQUARE, SQUARE - Ball(0.5, x=1.0, y=0.0)):
+        assert float(region.boundary(right).sample(50, uniform).x.min()) > 0.5
+
+
+@pytest.mark.parametrize(
+    ("keep", "said"),
+    [
+        (lambda q: q.x, r"returned torch\.float64, \(7, 1\) for 7 points"),
+        (lambda q: True, "returned True for 7 points"),
+        (lambda q: (q.x > 0).T, r"returned torch\.bool, \(1, 7\) for 7 points"),
+    ],
+)
+def test_other_than_truth_values_of_the_points_is_one_sentence(keep, said):
+    for region in (SQUARE, SQUARE - Ball(0.5, x=1.0, y=0.0)):
+        with pytest.raises(InputError, match=rf"{said}, but it must return a truth value for each"):
+            region.boundary(keep).sample(7, uniform)
+
+
+def test_a_part_of_the_boundary_of_a_box_is_chosen_from_all_its_faces():
+    p = SQUARE.boundary(lambda q: q.x + q.y > 0.5).sample(400, uniform)
+    assert bool((p.x + p.y > 0.5).all())
+    assert {tuple(row) for row in normal(p, "xy").tolist()} <= {(1, 0), (0, 1), (-1, 0), (0, -1)}
+    from_centre = p.rows("xy") - torch.tensor([[1.0, 0.0]])
+    assert torch.allclose((from_centre * normal(p, "xy")).sum(dim=1), torch.ones(400, dtype=torch.float64))
+    with pytest.raises(InputError, match="but not from that of a face"):
+        SQUARE.face(x=1.0).boundary(lambda q: q.y > 0)
+
+
 def test_a_product_has_the_normal_in_space_alone():
     tube = (SQUARE - Ball(0.5, x=1.0, y=0.0)) * Box(t=(0, 3))
     assert tube.interior

@@ -20,7 +20,7 @@ from torch import Tensor, linalg
 
 from pinn_odelora.errors import InputError
 from pinn_odelora.geometry.spatial import Spatial, Uniform, accepted
-from pinn_odelora.geometry.surfaces import Keep, chosen, with_normals
+from pinn_odelora.geometry.surfaces import Keep, chosen, kept, with_normals
 from pinn_odelora.points import Points
 
 SIMPLICES = {
@@ -97,7 +97,7 @@ class MeshBoundary(Spatial):
     def _candidates(self, unit: Tensor) -> tuple[Points, Tensor]:
         which, places = _placed(self.mesh.facets, unit)
         p = with_normals(self.coords, places, self.mesh.normals[which])
-        return p, torch.ones(len(unit), dtype=torch.bool) if self.keep is None else self.keep(p)[:, 0]
+        return p, kept(self.keep, p)
 
 
 def _placed(corners: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from pinn_odelora.errors import InputError, unknown
 from pinn_odelora.geometry.solids import Solid
 from pinn_odelora.geometry.spatial import Uniform
-from pinn_odelora.geometry.surfaces import Patch
+from pinn_odelora.geometry.surfaces import Keep, Patch, Surface
 from pinn_odelora.points import Points
 
 
@@ -117,12 +117,18 @@ class Box(Solid):
             raise unknown("coordinate of the box:", name, self.bounds)
         return self.bounds[name]
 
-    def boundary(self, *names: str) -> Union:
+    def boundary(self, *names: str | Keep) -> Union | Surface:
         """The faces at both ends of each named coordinate (of all that are not fixed if none is named).
 
+        A function in place of names chooses from the points of all faces, ``boundary(lambda p: p.x + p.y < 1)``.
+
         Raises:
-            InputError: if there is no such coordinate.
+            InputError: if there is no such coordinate, or a coordinate is fixed where a function chooses.
         """
+        if len(names) == 1 and callable(keep := names[0]):
+            if not self.interior:
+                raise InputError("A function chooses from the boundary of a box, but not from that of a face.")
+            return Surface(self, keep)
         free = [name for name, (low, high) in self.bounds.items() if low < high]
         return Union(*(self.face(**{name: end}) for name in names or free for end in self._interval(name)))
 

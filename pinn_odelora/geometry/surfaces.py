@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from pinn_odelora.errors import InputError
 from pinn_odelora.geometry.spatial import Spatial, Uniform, accepted
 from pinn_odelora.points import Points
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from pinn_odelora.geometry.solids import Solid
 
 Keep = Callable[[Points], Tensor]
-"""Which of n points belong: a column (n, 1) of truth values."""
+"""Which of n points belong: truth values, (n, 1) or (n,)."""
 
 STEP = 1e-6
 """ε, relative to the largest extent."""
@@ -65,7 +66,7 @@ class Pieces(Spatial):
             places[which == i], normals[which == i] = patch.place(unit[which == i, : patch.numbers])
         normals, belongs = self.oriented(places, normals, which)
         p = with_normals(self.coords, places, normals)
-        return p, belongs if self.keep is None else belongs & self.keep(p)[:, 0]
+        return p, belongs & kept(self.keep, p)
 
     def oriented(self, places: Tensor, normals: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
         """The outward normals of candidates, and which of these belong to the surface."""
@@ -108,6 +109,25 @@ def _reordered(patch: Patch, given: Sequence[str], wanted: Sequence[str]) -> Pat
 def with_normals(coords: Sequence[str], places: Tensor, normals: Tensor) -> Points:
     """Points of a surface from positions and normals, (N, d) each."""
     return Points(Points.from_rows(coords, places) | Points.from_rows([f"n{c}" for c in coords], normals))
+
+
+def kept(keep: Keep | None, p: Points) -> Tensor:
+    """Which of n points a function chooses, (n,); all of them if there is none.
+
+    Raises:
+        InputError: if it does not return a truth value for each of them.
+    """
+    n = p.number
+    if keep is None:
+        return torch.ones(n, dtype=torch.bool)
+    found = keep(p)
+    if not isinstance(found, Tensor) or found.dtype != torch.bool or found.shape not in ((n, 1), (n,)):
+        said = f"{found.dtype}, {tuple(found.shape)}" if isinstance(found, Tensor) else repr(found)
+        raise InputError(
+            f"What chooses from the points of a boundary returned {said} for {n} points, but it must return a truth "
+            f"value for each, as lambda p: p.x > 0 does: a tensor of torch.bool, ({n}, 1) or ({n},)."
+        )
+    return found.reshape(n)
 
 
 def chosen(measures: Sequence[float] | Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
