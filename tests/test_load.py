@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from pinn_odelora.adapted_solution import AdaptedSolution
 from pinn_odelora.checkpoints import save_network
-from pinn_odelora.config.load import load
+from pinn_odelora.config.load import family, load
 from pinn_odelora.errors import InputError
 from pinn_odelora.lowrank.adapter_files import save_adapter
 from pinn_odelora.lowrank.start import pissa
@@ -190,6 +190,27 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
     for given in ({}, {"net": mine(), "problem": Burgers(nu=0.03)}):
         with pytest.raises(InputError, match=r"holds no run: there is no config.yaml in it"):
             load(tmp_path, **given)
+
+
+def test_a_part_of_a_run_is_refused_with_the_folder_to_load(folder, tmp_path):
+    for part in ("config.yaml", "pretrained.safetensors"):
+        with pytest.raises(
+            InputError, match=rf"{part} is not the folder of a run, but a part of one: load {folder}\.$"
+        ):
+            load(folder / part)
+    (folder / "code").mkdir()
+    with pytest.raises(InputError, match=rf"code is not the folder of a run, but a part of one: load {folder}\.$"):
+        family(folder / "code")
+    (alone := tmp_path / "alone.safetensors").touch()
+    with pytest.raises(InputError, match=r"alone\.safetensors is not the folder of a run, but a file\.$"):
+        load(alone)
+
+
+def test_a_run_inside_another_one_is_no_part_of_it(folder):
+    inner = shutil.copytree(folder, folder / "inner")
+    assert np.array_equal(load(inner)(X, T), load(folder)(X, T))
+    (inner / "config.yaml").unlink()
+    assert np.array_equal(load(inner, mine(), Burgers(nu=0.03))(X, T), load(folder)(X, T))
 
 
 def test_with_network_and_problem_neither_hydra_nor_lightning_is_imported(folder, tmp_path):

@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 
 READ = (PROVENANCE, BASE, ADAPTER, WEIGHTS, COEFFICIENTS, UNKNOWN_FIELDS)
 """What is read of a run besides its configuration."""
+OWN = (ADAPTER, WEIGHTS, FAMILY)
+"""One of which a finished run has."""
 
 
 def load(
@@ -75,7 +77,7 @@ def load(
     Warns:
         ChangedWarning: if the source of problem or network, or a file that the run has read, has changed since.
     """
-    folder = Path(run)
+    folder = _folder(run)
     if (folder / FAMILY).exists():
         raise InputError(
             f"{folder} holds a family of solutions; ask for one: python -m pinn_odelora family {quote(str(folder))}"
@@ -102,7 +104,7 @@ def family(run: str | Path, *, trust: str | Sequence[str] = ()) -> Family:
     """
     from pinn_odelora.families.files import load_family
 
-    folder = Path(run)
+    folder = _folder(run)
     if not (folder / FAMILY).exists():
         raise InputError(f"{folder} holds no family: there is no {FAMILY} in it.")
     problem, net = base(folder, trust=trust)
@@ -147,6 +149,16 @@ def base(
     if said := kept_units(net, problem):
         warnings.warn(said, ChangedWarning, stacklevel=3)
     return problem, net
+
+
+def _folder(run: str | Path) -> Path:
+    """The folder of a run; refuses a file, and what is a part of a run."""
+    folder = Path(run)
+    part = (folder.parent / CONFIG).exists() and not any((folder / own).exists() for own in (CONFIG, *OWN))
+    if folder.is_file() or (folder.is_dir() and part):
+        whole = f"a part of one: load {folder.parent}" if part else "a file"
+        raise InputError(f"{folder} is not the folder of a run, but {whole}.")
+    return folder
 
 
 def _unfinished(folder: Path) -> InputError:
