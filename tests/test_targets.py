@@ -213,3 +213,32 @@ def test_shared_and_computed_weights_are_refused(generator):
     with pytest.raises(InputError, match=r"layer linears.2 is computed by a parametrization"):
         adapted(net, generator)
     assert not adapters(net)
+
+
+class Sine(nn.Linear):
+    def forward(self, x):
+        return torch.sin(super().forward(x))
+
+
+class Named(nn.Linear):
+    """A subclass that computes nothing else."""
+
+
+def test_a_layer_that_computes_something_else_is_refused(generator):
+    net = nn.Sequential(nn.Linear(2, 5), Sine(5, 5), nn.Linear(5, 1))
+    with pytest.raises(InputError, match=r"^Layer 1 is a Sine, a torch.nn.Linear with a forward of its own"):
+        adapted(net, generator)
+    assert not adapters(net)
+    assert all(p.requires_grad for p in net.parameters())
+    net[1] = Named(5, 5)
+    assert [*adapted(net, generator)] == ["1"]
+
+
+@pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
+def test_a_layer_with_a_hook_is_refused(register, generator):
+    net = nn.Sequential(nn.Linear(2, 5), nn.Linear(5, 5), nn.Linear(5, 1))
+    hook = getattr(net[1], register)(lambda *_: None)
+    with pytest.raises(InputError, match=r"^Layer 1 has a forward hook, which would be lost"):
+        adapted(net, generator)
+    hook.remove()
+    assert [*adapted(net, generator)] == ["1"]

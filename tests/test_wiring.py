@@ -516,6 +516,41 @@ class ByFunction(nn.Module):
         return self.last(h.reshape(-1, self.last.in_features))
 
 
+class AsksItsLayers(nn.Module):
+    def __init__(self, gain):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(2, 6), nn.Linear(6, 6), nn.Linear(6, 1)])
+        self.layers[1].gain = 2.0
+        self.gain = gain
+
+    def forward(self, x):
+        x = torch.tanh(self.layers[0](x))
+        x = self.gain(self.layers[1]) * torch.tanh(self.layers[1](x))
+        return self.layers[2](x)
+
+
+@pytest.mark.parametrize(
+    ("gain", "said"),
+    [
+        (lambda layer: 1 + isinstance(layer, nn.Linear), r"computes something else \(other by \d"),
+        (
+            lambda layer: layer.gain,
+            r"cannot be called \(AttributeError: 'LowRankLinear' object has no attribute 'gain'",
+        ),
+    ],
+)
+def test_a_network_that_asks_its_layers_for_what_factors_have_not_is_refused(gain, said):
+    few = {"rank": 2, "budget": po.Budget(steps=1), "points": po.Sampling.even(20, 5)}
+    with pytest.raises(InputError, match=rf"^With low-rank factors in the layers layers.1 the network {said}"):
+        po.adapt(AsksItsLayers(gain), Heat(), **few)
+
+
+@pytest.mark.parametrize("method", [None, po.methods.dora()], ids=["odelora", "dora"])
+def test_a_network_is_the_same_function_with_factors_in_it(method):
+    few = {"rank": 2, "budget": po.Budget(steps=1), "points": po.Sampling.even(20, 5)}
+    assert po.adapt(ByFunction(), Heat(), method=method, **few).ranks == {"hidden": 2}
+
+
 def test_a_network_that_reads_its_layers_is_adapted():
     result = po.adapt(ByFunction(), Heat(), rank=2, budget=po.Budget(steps=3), points=po.Sampling.even(60, 10))
     assert result.ranks == {"hidden": 2}

@@ -9,7 +9,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor, nn
 
-from pinn_odelora.errors import InputError, RefusedValueError, unknown
+from pinn_odelora.errors import InputError, RefusedValueError, cause, unknown
 from pinn_odelora.lowrank.layer import LowRankLinear
 from pinn_odelora.lowrank.settings import THAWED
 from pinn_odelora.lowrank.start import Start
@@ -97,12 +97,14 @@ def put_factors(
         The adapted layers by module name.
 
     Raises:
-        InputError: if rank or scale is invalid, or a target's weight is shared or computed; ``net`` is then unchanged.
+        InputError: if rank or scale is invalid, a target computes something else than W x + b, or its weight is shared
+            or computed; ``net`` is then unchanged.
     """
     check_rank(rank, targets)
     ranks = ranks_at(rank, targets)
     scales = {name: scale_of(scale, r) for name, r in ranks.items()}
     for name, base in targets.items():
+        _check_forward(name, base)
         _check_weight(net, name, base)
     given = gradients or {name: base.weight for name, base in targets.items()}
     net.requires_grad_(False)
@@ -113,6 +115,33 @@ def put_factors(
     for name, adapted in layers.items():
         net.set_submodule(name, adapted)
     return layers
+
+
+def check_same_function(net: nn.Module, inputs: Tensor, before: Tensor, names: Sequence[str]) -> None:
+    """Check that a network computes with adapted layers what it computed without them.
+
+    Args:
+        net: the adapted network.
+        inputs, before: some inputs, (N, inputs), and its outputs there without the factors, (N, outputs).
+        names: of the layers, for the message.
+
+    Raises:
+        InputError: if it cannot be called, or the outputs differ by more than the root of the rounding unit.
+    """
+    try:
+        difference = float((net(inputs).detach() - before).abs().max())
+    except Exception as error:
+        raise _foreign(names, f"cannot be called ({cause(error)})") from error
+    if not difference <= torch.finfo(before.dtype).eps ** 0.5 * float(before.abs().max()):
+        raise _foreign(names, f"computes something else (other by {difference:.1e})")
+
+
+def _foreign(names: Sequence[str], how: str) -> InputError:
+    return InputError(
+        f"With low-rank factors in the layers {', '.join(names)} the network {how}: it seems to ask for the class or "
+        "an attribute of its layers, as isinstance(layer, torch.nn.Linear) does. Let it call them without asking, or "
+        "leave them out of targets."
+    )
 
 
 def thaw(net: nn.Module, also: Sequence[str], ends: Mapping[str, Sequence[str]] | None = None) -> None:
@@ -179,6 +208,21 @@ def scale_of(scale: Scale, rank: int) -> float:
         InputError: if it is not a finite number above 0.
     """
     return float(number(above=0).check("scale", scale(rank) if callable(scale) else scale))
+
+
+def _check_forward(name: str, layer: nn.Linear) -> None:
+    """Reject a layer that computes something else than W x + b, which would be lost."""
+    if type(layer).forward is not nn.Linear.forward or "forward" in vars(layer):
+        raise InputError(
+            f"Layer {name} is a {type(layer).__name__}, a torch.nn.Linear with a forward of its own, which would be "
+            "lost with low-rank factors in its place: leave it out of targets, or write it as a module that holds a "
+            "plain torch.nn.Linear."
+        )
+    if layer._forward_hooks or layer._forward_pre_hooks:
+        raise InputError(
+            f"Layer {name} has a forward hook, which would be lost with low-rank factors in its place: remove it, or "
+            "leave the layer out of targets."
+        )
 
 
 def _check_weight(net: nn.Module, name: str, layer: nn.Linear) -> None:
