@@ -22,6 +22,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,11 +63,17 @@ def measured_term(data: str | Path | Mapping[str, ArrayLike] | Term, problem: Pr
         term.check("data")
         return term._replace(weight=float(weight))
     if isinstance(data, Mapping):
-        columns = {str(name): np.asarray(values) for name, values in data.items()}
+        columns = {str(name): _array(values) for name, values in data.items()}
         term = _term("data", columns, problem.coords, problem.fields, "weight")
     else:
         term = read_measurements(data, problem.coords, problem.fields)
     return term._replace(weight=float(weight))
+
+
+def _array(values: Any) -> NDArray:
+    """An array of what the caller gives; masked values are blank."""
+    values = values.detach() if isinstance(values, Tensor) else values
+    return np.ma.filled(values.astype(float), np.nan) if isinstance(values, np.ma.MaskedArray) else np.asarray(values)
 
 
 def read_measurements(

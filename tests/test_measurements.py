@@ -14,7 +14,7 @@ from pinn_odelora.formulation import Problem, Term, parameter
 from pinn_odelora.geometry import Box
 from pinn_odelora.integrators import LinearlyImplicit
 from pinn_odelora.linearisation import Coordinates, Linearisation, Sweep
-from pinn_odelora.measurements import read_measurements
+from pinn_odelora.measurements import measured_term, read_measurements
 from pinn_odelora.nets import MLP
 from pinn_odelora.objective import Objective
 from pinn_odelora.optim.methods import full_implicit
@@ -372,3 +372,19 @@ def test_blanks_that_are_refused(text, reason, tmp_path):
     (tmp_path / "data.csv").write_text(text)
     with pytest.raises(InputError, match=reason):
         read_measurements(tmp_path / "data.csv", COORDS, FIELDS)
+
+
+def test_masked_values_are_blank():
+    table, hidden = columns("x y u p"), np.arange(N) % 3 == 0
+    masked = np.ma.masked_array(np.where(hidden, -9999.0, table["u"]), hidden)
+    blank = np.where(hidden, np.nan, table["u"])
+    found, expected = (measured_term(table | {"u": u}, Bare()).where.points for u in (masked, blank))
+    assert found.keys() == expected.keys()
+    for name, column in expected.items():
+        torch.testing.assert_close(found[name], column, rtol=0, atol=0, equal_nan=True)
+
+
+def test_tensors_that_are_differentiated_are_measurements_too():
+    table = columns("x y u p")
+    tracked = table | {"u": torch.from_numpy(table["u"]).requires_grad_()}
+    assert measured_term(tracked, Bare()).where.points["measured_u"].tolist() == table["u"][:, None].tolist()
