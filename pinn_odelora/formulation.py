@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pinn_odelora.checks.declaration import check_declaration, check_supports
 from pinn_odelora.checks.evaluation import check_values
@@ -115,7 +115,7 @@ class Parameter:
         Raises:
             InputError: if it is not allowed.
         """
-        self.rule.check(name, value.item() if isinstance(value, Tensor) else value)
+        self.rule.check(name, value.item() if isinstance(value, Tensor) and value.numel() == 1 else value)
 
 
 def parameter(
@@ -244,7 +244,10 @@ class Problem(ABC):
             raise unknown(f"conditions of {type(self).__name__}:", self.conditions, self.supports)
         one_of(SOURCE, TARGET).check("role", self.role)
         for name, declared in self.parameters().items():
-            declared.check(name, getattr(self, name))
+            value = getattr(self, name)
+            declared.check(name, value)
+            if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):  # which an unknown one is
+                object.__setattr__(self, name, value.item())
         terms = check_declaration(self)
         instance_of(Mapping, "{'ic': 10.0}").check("weights", self.weights)
         for name, weight in self.weights.items():

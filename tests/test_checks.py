@@ -414,3 +414,14 @@ def test_the_units_that_pretraining_finds_are_shown_and_numbers_are_rounded():
     assert said["units for pretraining"].startswith("t 1e+03 ± 1e+03, u 500, residual start ")
     assert said["parameter E"] == "2.31e+11 in the place of 2.1e+11 makes a difference"
     assert "units for pretraining" not in {row.what for row in check(Heat()).rows}
+
+
+def test_a_parameter_may_be_a_tensor_of_one_number():
+    problem = Heat(kappa=torch.tensor(0.25))
+    assert problem == Heat(kappa=0.25)
+    assert problem.unknown == ()
+    assert Heat().at_source(kappa=torch.tensor([0.25])).kappa == 0.25
+    with pytest.raises(InputError, match=r"^kappa is "):
+        Heat(kappa=torch.tensor([0.25, 0.5]))
+    with pytest.raises(InputError, match=r"^kappa is -1"):
+        Heat(kappa=torch.tensor(-1.0))
