@@ -30,7 +30,7 @@ def by_autograd(function: Callable[..., Tensor]) -> Derivatives:
         graph = torch.is_grad_enabled() and z.requires_grad
         with torch.enable_grad():
             z = z if graph else z.detach().requires_grad_()
-            s = [function(z, *args, **kwargs)]
+            s = [function(z.clone(), *args, **kwargs)]  # which may write its values there
             while len(s) <= k and s[-1].requires_grad:
                 s += torch.autograd.grad(s[-1].sum(), z, create_graph=True, materialize_grads=True)
             s += [torch.zeros_like(z)] * (k + 1 - len(s))
