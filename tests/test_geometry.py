@@ -318,3 +318,22 @@ def test_normals_of_a_deepxde_shape_are_its_own(make):
     assert np.abs(ours - known)[there].max() < 1e-7
     assert np.allclose(np.linalg.norm(ours, axis=1), 1)
     assert "nt" not in p
+
+
+@pytest.mark.parametrize(
+    ("points", "said"),
+    [
+        (torch.zeros(3, 1), "are a Tensor, but they must be columns"),
+        (Points(), "are a Points, but they must be columns"),
+        (
+            Points(x=torch.zeros(3)),
+            r"Column x of a cloud is a tensor \(3,\), but every column must be a tensor \(3, 1\)",
+        ),
+        (Points(x=torch.zeros(3, 1), t=torch.zeros(2, 1)), r"Column t of a cloud is a tensor \(2, 1\)"),
+        (Points(x=torch.zeros(0, 1)), r"Column x of a cloud is a tensor \(0, 1\), but .* \(N, 1\)"),
+        (Points(x=[[0.0]]), "Column x of a cloud is a list"),
+    ],
+)
+def test_a_cloud_has_columns_of_one_length(points, said):
+    with pytest.raises(InputError, match=said):
+        Cloud(points)

@@ -154,14 +154,16 @@ def test_truth_values_of_the_points_are_a_column_or_a_row(shape):
 @pytest.mark.parametrize(
     ("keep", "said"),
     [
-        (lambda q: q.x, r"returned torch\.float64, \(7, 1\) for 7 points"),
-        (lambda q: True, "returned True for 7 points"),
-        (lambda q: (q.x > 0).T, r"returned torch\.bool, \(1, 7\) for 7 points"),
+        (lambda q: q.x, r"returned torch\.float64, \(7, 1\) for 7 points, but it must return a truth value for each"),
+        (lambda q: True, "returned True for 7 points, but it must"),
+        (lambda q: (q.x > 0).T, r"returned torch\.bool, \(1, 7\) for 7 points, but it must"),
+        (lambda q: q.z > 0, r"cannot be called with points \(AttributeError: these points have no column 'z'"),
+        (lambda x, y: x > 0, r"cannot be called with points \(TypeError: .* missing 1 required"),
     ],
 )
-def test_other_than_truth_values_of_the_points_is_one_sentence(keep, said):
+def test_what_is_no_choice_of_points_is_one_sentence(keep, said):
     for region in (SQUARE, SQUARE - Ball(0.5, x=1.0, y=0.0)):
-        with pytest.raises(InputError, match=rf"{said}, but it must return a truth value for each"):
+        with pytest.raises(InputError, match=said):
             region.boundary(keep).sample(7, uniform)
 
 

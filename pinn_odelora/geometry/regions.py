@@ -213,10 +213,28 @@ class Cloud:
     Args:
         points: columns (N, 1), the coordinates and any others that a residual reads.
         interior: whether they fill the domain, and thus count as interior points.
+
+    Raises:
+        InputError: if the columns are not tensors (N, 1) with the same N ≥ 1.
     """
 
     points: Points
     interior: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.points, Points) or not self.points:
+            raise InputError(
+                f"The points of a cloud are a {type(self.points).__name__}, but they must be columns, "
+                "po.Points(x=..., t=...)."
+            )
+        n = max(len(x) if isinstance(x, Tensor) and x.ndim else 0 for x in self.points.values())
+        for name, x in self.points.items():
+            if not isinstance(x, Tensor) or x.shape != (n, 1) or not n:
+                said = f"a tensor {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+                raise InputError(
+                    f"Column {name} of a cloud is {said}, but every column must be a tensor ({n or 'N'}, 1), with one "
+                    "row for each point."
+                )
 
     def sample(self, n: int, uniform: Uniform) -> Points:
         """All N points, for any n."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from pinn_odelora.errors import InputError
+from pinn_odelora.errors import InputError, cause
 from pinn_odelora.geometry.spatial import Spatial, Uniform, accepted
 from pinn_odelora.points import Points
 
@@ -115,12 +115,18 @@ def kept(keep: Keep | None, p: Points) -> Tensor:
     """Which of n points a function chooses, (n,); all of them if there is none.
 
     Raises:
-        InputError: if it does not return a truth value for each of them.
+        InputError: if it cannot be called with them, or does not return a truth value for each.
     """
     n = p.number
     if keep is None:
         return torch.ones(n, dtype=torch.bool)
-    found = keep(p)
+    try:
+        found = keep(p)
+    except Exception as error:
+        raise InputError(
+            f"What chooses from the points of a boundary cannot be called with points ({cause(error)}), but it must be "
+            "a function of them, as lambda p: p.x > 0 is."
+        ) from error
     if not isinstance(found, Tensor) or found.dtype != torch.bool or found.shape not in ((n, 1), (n,)):
         said = f"{found.dtype}, {tuple(found.shape)}" if isinstance(found, Tensor) else repr(found)
         raise InputError(
