@@ -55,8 +55,8 @@ def torch_problem(
         net: the network, (N, d) -> (N, fields), which tells how many coordinates and fields there are.
         residuals: a function of network and points, (N, d), or several by name; each is a term of the loss.
         points: where each must vanish, (N, d), of which every step takes some; by the same names for several functions.
-            A region, ``po.Box(x=(0, 1), y=(0, 1))``, is possible, too, its coordinates x, y, z or, where there are more
-            than three, a, b, c, ….
+            A region, ``po.Box(x=(0, 1), t=(0, 1))``, its face or boundary is possible, too; the columns are its
+            coordinates in their order.
         reference: the solution at points (N, d), (N, fields), which errors are measured against.
         weights: w of each term, 1 if not given.
 
@@ -64,6 +64,8 @@ def torch_problem(
         InputError: if names or columns do not fit, or a function does not give a row for each point.
     """
     functions = residuals if isinstance(residuals, Mapping) else {ONE: residuals}
+    if not functions:
+        raise InputError("residuals is empty, but there must be one residual at least.")
     wheres = points if isinstance(points, Mapping) else dict.fromkeys(functions, points)
     for name in wheres.keys() - functions.keys():
         raise unknown("residual with points:", name, sorted(functions))
@@ -107,12 +109,23 @@ def _region(where: Tensor | Region, coords: tuple[str, ...]) -> Region:
 
 
 def _coordinates(rows: Mapping[str, Tensor | Region]) -> tuple[str, ...]:
-    one = lambda _, d: torch.full((1, max(d, 1)), 0.5, dtype=torch.float64)
-    numbers = {name: x.shape[1] if isinstance(x, Tensor) else len(x.sample(1, one)) for name, x in rows.items()}
+    """The names of the coordinates: those of the regions, if there are any."""
+    regions = {name: _names(x) for name, x in rows.items() if not isinstance(x, Tensor)}
+    if len({frozenset(names) for names in regions.values()}) > 1:
+        said = "; ".join(f"{name} {', '.join(names)}" for name, names in regions.items())
+        raise InputError(f"The regions of all residuals must have the same coordinates; they have: {said}.")
+    numbers = {name: x.shape[1] if isinstance(x, Tensor) else len(regions[name]) for name, x in rows.items()}
     if len(set(numbers.values())) > 1:
         said = ", ".join(f"{name} {k}" for name, k in numbers.items())
         raise InputError(f"The points of all residuals must have as many columns; they have: {said}.")
-    return coordinate_names(next(iter(numbers.values())))
+    return next(iter(regions.values()), None) or coordinate_names(next(iter(numbers.values())))
+
+
+def _names(region: Region) -> tuple[str, ...]:
+    """The coordinates of a region."""
+    p = region.sample(1, lambda n, d: torch.full((n, max(d, 1)), 0.5, dtype=torch.float64))
+    normals = {f"n{name}" for name in p.normals}
+    return tuple(name for name in p if name not in normals)
 
 
 def _outputs(net: nn.Module, region: Region, coords: Sequence[str]) -> int:

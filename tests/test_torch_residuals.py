@@ -409,3 +409,26 @@ def test_what_is_wrong_is_a_sentence():
         po.torch_problem(network, lambda net, x: net(x[:1]), X)
     with pytest.raises(InputError, match="must be a function of network and points"):
         po.torch_problem(network, {"pde": 3}, X)
+
+
+@pytest.mark.parametrize("last", ["t", "y"])
+def test_columns_are_the_coordinates_of_the_regions(last):
+    """Faces have a normal, which is no coordinate; given rows have the order of the region."""
+    box = po.Box(x=(-1, 1), **{last: (0, 1)})
+    points = {"pde": box, "start": box.face(**{last: 0.0}), "sides": box.boundary("x"), "known": X}
+    residuals = {name: lambda net, x: net(x) - x[:, :1] - 3 * x[:, 1:] for name in points}
+    problem = po.torch_problem(net(1), residuals, points)
+    assert problem.coords == ("x", last)
+    drawn = po.Points({"x": X[:, :1], last: X[:, 1:]})
+    r = system(problem, net(1)).residuals(dict.fromkeys(points, drawn))
+    assert all(torch.equal(r[name], r["known"]) for name in points)
+
+
+def test_regions_of_other_coordinates_are_refused():
+    box = po.Box(x=(0, 1), t=(0, 1))
+    with pytest.raises(InputError, match=r"the same coordinates; they have: a x, t; b x, y\.$"):
+        po.torch_problem(net(1), {"a": by_rows, "b": by_rows}, {"a": box, "b": po.Box(x=(0, 1), y=(0, 1))})
+    with pytest.raises(InputError, match="as many columns; they have: a 2, b 3"):
+        po.torch_problem(net(1), {"a": by_rows, "b": by_rows}, {"a": box, "b": torch.rand(5, 3)})
+    with pytest.raises(InputError, match=r"^residuals is empty"):
+        po.torch_problem(net(1), {}, {})
