@@ -583,3 +583,17 @@ def test_a_loss_that_rises_is_no_plateau(generator):
     assert not halved
     assert cost.step < 10
     assert all(torch.equal(p, was) for p, was in zip(net.parameters(), before, strict=True))
+
+
+def test_a_frozen_network_is_refused(generator):
+    net, _ = small(generator)
+    with pytest.raises(InputError, match=r"^All weights of the network are frozen"):
+        pretrain(Poisson(), net.requires_grad_(False))
+
+
+def test_pretraining_differentiates_where_its_caller_does_not(generator):
+    net, _ = small(generator)
+    few = Pretraining(adam_steps=3, natural_gradient_steps=2, interior=40, boundary=10)
+    with torch.no_grad():
+        trained = pretrain(Poisson(), net, settings=few)
+    assert not torch.equal(trained(torch.ones(1, 2).double()), net.double()(torch.ones(1, 2).double()))

@@ -167,6 +167,7 @@ def _check_time(training: Training) -> None:
         raise OutOfTimeError
 
 
+@torch.enable_grad()
 def pretrain(
     problem: Problem,
     net: nn.Module | None = None,
@@ -194,7 +195,8 @@ def pretrain(
         The trained network, float64, on the device of ``net``.
 
     Raises:
-        InputError: if the network does not fit the problem, or training left the finite numbers.
+        InputError: if the network does not fit the problem, all its weights are frozen, or training left the finite
+            numbers.
     """
     instance_of(Problem, "Burgers(nu=0.05)").check("problem", problem)
     (instance_of(Pretraining, "Pretraining(target=1e-3)") | null).check("settings", settings)
@@ -206,6 +208,8 @@ def pretrain(
     if settings.scales:
         net = in_units(net, problem, None if data is None else measured_term(data, problem))
     net = check_network(net, problem)
+    if not any(p.requires_grad for p in net.parameters()):
+        raise InputError("All weights of the network are frozen (requires_grad is False): there are none to pretrain.")
     if isinstance(net, Scaled):
         say(str(net.scales))
     system = System(problem, Solution(problem, net))
