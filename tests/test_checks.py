@@ -416,6 +416,9 @@ def test_the_units_that_pretraining_finds_are_shown_and_numbers_are_rounded():
     assert "units for pretraining" not in {row.what for row in check(Heat()).rows}
 
 
+LINE = Box(x=(0, 1), t=(0, 1))
+
+
 def test_a_parameter_may_be_a_tensor_of_one_number():
     problem = Heat(kappa=torch.tensor(0.25))
     assert problem == Heat(kappa=0.25)
@@ -425,3 +428,15 @@ def test_a_parameter_may_be_a_tensor_of_one_number():
         Heat(kappa=torch.tensor([0.25, 0.5]))
     with pytest.raises(InputError, match=r"^kappa is -1"):
         Heat(kappa=torch.tensor(-1.0))
+
+
+@pytest.mark.parametrize("size", [1e-9, 1.0, 1e10, 1e17])
+def test_prescribed_values_of_any_size_determine_a_field(size):
+    pde, start = (lambda f: f.op("u", {"t": 1, "xx": -1})), LINE.face(t=0.0)
+    given = (start, lambda f: f.u - size * torch.sin(math.pi * f.x))
+    insulated = (LINE.boundary("x"), lambda f: f.nx * f.u_x - size)
+    periodic = po.conditions.periodic(LINE, "x")
+    assert free_constants(po.problem(coords="xt", region=LINE, pde=pde, ic=given, walls=insulated)) == ()
+    slope = (start, lambda f: f.u_x - size)
+    for sides in (insulated, periodic):
+        assert free_constants(po.problem(coords="xt", region=LINE, pde=pde, ic=slope, walls=sides)) == ("u",)

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from pinn_odelora.points import Points
 
 EQUAL = 1e-9
-"""Changes that are rounding, relative to one plus the size of a component; 100 ε of the precision if that is more."""
+"""Changes that are rounding, relative to the constant plus the size of a component; 100 ε of the precision if that is
+more."""
+CONSTANTS = (1.0, 1e9, 1e18)
+"""What is added: beside a density of 10¹⁷ one is rounding."""
 
 
 def free_constants(
@@ -35,7 +38,8 @@ def free_constants(
         like: a tensor of the dtype and on the device of the solution; float64 on the CPU if not given.
     """
     terms = problem.loss_terms() if terms is None else terms
-    return tuple(name for j, name in enumerate(problem.fields) if _is_free(problem, terms, j, like))
+    free = lambda j: all(_is_free(problem, terms, j, constant, like) for constant in CONSTANTS)
+    return tuple(name for j, name in enumerate(problem.fields) if free(j))
 
 
 def said(fields: Sequence[str]) -> str:
@@ -49,29 +53,29 @@ def said(fields: Sequence[str]) -> str:
     )
 
 
-def _is_free(problem: Problem, terms: Mapping[str, Term], j: int, like: Tensor | None) -> bool:
+def _is_free(problem: Problem, terms: Mapping[str, Term], j: int, constant: float, like: Tensor | None) -> bool:
     here = some(problem.region, like=like)
-    if not _differ(*(trial(here) for trial in _pair(problem, here, j))):
+    if not _differ(*(trial(here) for trial in _pair(problem, here, j, constant)), constant):
         return False  # the ansatz takes a constant off again, as one of mean zero
     for term in terms.values():
         # Of measurements every one, since each may be of another field.
         p = some(term.where, sys.maxsize, like) if isinstance(term.where, Cloud) else some(term.where, like=like)
         with torch.enable_grad():
-            rows = [term.rows(trial.field(p)) for trial in _pair(problem, p, j)]
-        if _differ(*rows):
+            rows = [term.rows(trial.field(p)) for trial in _pair(problem, p, j, constant)]
+        if _differ(*rows, constant):
             return False
     return True
 
 
-def _pair(problem: Problem, p: Points, j: int) -> tuple[Trial, Trial]:
-    """A solution, and that of the network with one more in its output number j."""
+def _pair(problem: Problem, p: Points, j: int, constant: float) -> tuple[Trial, Trial]:
+    """A solution, and that of the network with a constant added to its output number j."""
     like = p[problem.coords[0]]
-    one = torch.zeros(len(problem.fields)).to(like)
-    one[j] = 1
-    return Trial(problem, like), Trial(problem, like, shift=one)
+    shift = torch.zeros(len(problem.fields)).to(like)
+    shift[j] = constant
+    return Trial(problem, like), Trial(problem, like, shift=shift)
 
 
-def _differ(a: Tensor, b: Tensor) -> bool:
+def _differ(a: Tensor, b: Tensor, constant: float) -> bool:
     # Each column by itself: beside a traction in pascals the displacement of a wall is rounding.
     tolerance = max(EQUAL, 100 * torch.finfo(a.dtype).eps)
-    return not bool(((a - b).abs() <= tolerance * (1 + a.abs().amax(dim=0))).all())  # so that NaN differs
+    return not bool(((a - b).abs() <= tolerance * (constant + a.abs().amax(dim=0))).all())  # so that NaN differs
