@@ -471,7 +471,7 @@ def test_an_unknown_coefficient_is_found_with_its_interval_and_loaded(run, tmp_p
         "unknown": ["kappa"],
         "data": data,
         "data_weight": 10.0,
-        "points": po.Sampling(interior=200, boundary=40, best_iterate=False),
+        "points": po.Sampling(interior=200, boundary=40, initial_batch_size=125, best_iterate=False),
     }
     result = finished(begun(100, guess, **settings))
     found = result.coefficients["kappa"]

@@ -136,7 +136,7 @@ def test_grids_of_one_two_and_three_coordinates_of_systems_and_of_matrices():
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Scattered(Wave3):
-        region = po.Cloud(None)
+        region = po.Cloud(po.Points(x=torch.zeros(1, 1), y=torch.zeros(1, 1), t=torch.zeros(1, 1)))
 
     with pytest.raises(InputError, match="its region is no box"):
         grid(Scattered(), 100)

@@ -17,6 +17,7 @@ from pinn_odelora.families.page import Page, dashboard, quantised, symbol
 from pinn_odelora.families.ranges import Interval, Ranges
 from pinn_odelora.formulation import Problem, Term, parameter
 from pinn_odelora.geometry import Box, Cloud
+from pinn_odelora.points import Points
 from problems.burgers import Burgers
 from problems.kovasznay import Kovasznay
 
@@ -197,7 +198,7 @@ def test_invalid_input_is_refused_in_one_sentence(tmp_path):
         dashboard(family)
 
     class Scattered(Drift):
-        region = Cloud(None)
+        region = Cloud(Points(x=torch.zeros(1, 1), t=torch.zeros(1, 1)))
 
     with pytest.raises(InputError, match="on a box, but Scattered has another region"):
         dashboard(ExactFamily(Scattered(), c=(0.0, 1.0)))

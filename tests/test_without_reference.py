@@ -298,7 +298,7 @@ def test_the_unseen_loss_decides_where_no_error_is_known():
     seen = SimpleNamespace(step=0)
     training = SimpleNamespace(progress=seen, stalled=False, sampler=SimpleNamespace(fresh=False))
     training.objective = SimpleNamespace(snapshot=lambda: seen.step, restore=lambda snapshot: None)
-    records = (SimpleNamespace(loss=0.5**k, step=k) for k in itertools.count())
+    records = (SimpleNamespace(loss=0.5**k, step=k, batch_size=400) for k in itertools.count())
 
     def steps(_, __):
         for record in records:

@@ -249,8 +249,10 @@ class Plateau:
 
 def _grows(training: Training) -> bool:
     """Whether the batch grows where its loss stands still."""
-    sampler, dimension = training.sampler, report_of(training.optimizer).dimension
-    return sampler.fresh and training.batch_size.grows(sampler.largest, sampler.sufficient, dimension)
+    if not (sampler := training.sampler).fresh:
+        return False
+    dimension = report_of(training.optimizer).dimension
+    return training.batch_size.grows(sampler.largest, sampler.sufficient, dimension)
 
 
 def _figures(loss: float, error: float, guess: float | None) -> str:
