@@ -543,6 +543,8 @@ def test_a_network_that_asks_its_layers_for_what_factors_have_not_is_refused(gai
     few = {"rank": 2, "budget": po.Budget(steps=1), "points": po.Sampling.even(20, 5)}
     with pytest.raises(InputError, match=rf"^With low-rank factors in the layers layers.1 the network {said}"):
         po.adapt(AsksItsLayers(gain), Heat(), **few)
+    with pytest.raises(InputError, match=said):
+        po.family(AsksItsLayers(gain), Heat(), kappa=(0.05, 0.1), budget=po.Budget(steps=1))
 
 
 @pytest.mark.parametrize("method", [None, po.methods.dora()], ids=["odelora", "dora"])

@@ -76,12 +76,12 @@ class Parametric:
         self.names = names
         self.lora = lora or LoRA()
         self.net = copy.deepcopy(self.base)
-        wiring = Wiring.of(self.net, few_inputs(problem))
+        wiring = Wiring.of(self.net, inputs := few_inputs(problem))
         targets = linear_targets(self.net, self.lora.targets, wiring)
         self.rank = _rank(self.lora, targets)
         start = named(self.lora.start, self.lora.start_size)
         self.layers: dict[str, LowRankLinear] = put_factors(
-            self.net, targets, self.rank, self.lora.scale_at, start, torch.Generator().manual_seed(seed)
+            self.net, targets, self.rank, self.lora.scale_at, start, torch.Generator().manual_seed(seed), inputs=inputs
         )
         thaw(self.net, self.lora.also, wiring.ends)
         self.trained = {name: p for name, p in self.net.named_parameters() if p.requires_grad}

@@ -79,6 +79,7 @@ def put_factors(
     gradients: Mapping[str, Tensor] | None = None,
     subtracted: bool = True,
     layer: type[LowRankLinear] = LowRankLinear,
+    inputs: Tensor | None = None,
 ) -> dict[str, LowRankLinear]:
     """Replace the targets in ``net`` by adapted layers and freeze everything else; ``net`` remains the same function.
 
@@ -92,13 +93,14 @@ def put_factors(
         gradients: G0 (m, n) by layer, for a start that is made from it instead of the weight.
         subtracted: whether the initial product is subtracted; else the function changes.
         layer: what takes the place of a target.
+        inputs: a few rows, (N, inputs), at which the network is called before and after where its function remains.
 
     Returns:
         The adapted layers by module name.
 
     Raises:
         InputError: if rank or scale is invalid, a target computes something else than W x + b, or its weight is shared
-            or computed; ``net`` is then unchanged.
+            or computed, and ``net`` is then unchanged; or if it computes something else with the adapted layers.
     """
     check_rank(rank, targets)
     ranks = ranks_at(rank, targets)
@@ -107,6 +109,8 @@ def put_factors(
         _check_forward(name, base)
         _check_weight(net, name, base)
     given = gradients or {name: base.weight for name, base in targets.items()}
+    inputs = inputs.to(next(net.parameters())) if inputs is not None and subtracted else None
+    before = None if inputs is None else net(inputs).detach()
     net.requires_grad_(False)
     layers = {
         name: layer(base, start(given[name], ranks[name], scales[name], generator), scales[name], subtracted)
@@ -114,29 +118,22 @@ def put_factors(
     }
     for name, adapted in layers.items():
         net.set_submodule(name, adapted)
+    if inputs is not None:
+        _check_same_function(net, inputs, before, [own_name(net, name) for name in layers])
     return layers
 
 
-def check_same_function(net: nn.Module, inputs: Tensor, before: Tensor, names: Sequence[str]) -> None:
-    """Check that a network computes with adapted layers what it computed without them.
-
-    Args:
-        net: the adapted network.
-        inputs, before: some inputs, (N, inputs), and its outputs there without the factors, (N, outputs).
-        names: of the layers, for the message.
-
-    Raises:
-        InputError: if it cannot be called, or the outputs differ by more than the root of the rounding unit.
-    """
+def _check_same_function(net: nn.Module, inputs: Tensor, before: Tensor, names: Sequence[str]) -> None:
+    """Refuse a network that cannot be called with adapted layers, or whose outputs differ by more than √ε then."""
     try:
         difference = float((net(inputs).detach() - before).abs().max())
     except Exception as error:
-        raise _foreign(names, f"cannot be called ({cause(error)})") from error
+        raise _refused(names, f"cannot be called ({cause(error)})") from error
     if not difference <= torch.finfo(before.dtype).eps ** 0.5 * float(before.abs().max()):
-        raise _foreign(names, f"computes something else (other by {difference:.1e})")
+        raise _refused(names, f"computes something else (other by {difference:.1e})")
 
 
-def _foreign(names: Sequence[str], how: str) -> InputError:
+def _refused(names: Sequence[str], how: str) -> InputError:
     return InputError(
         f"With low-rank factors in the layers {', '.join(names)} the network {how}: it seems to ask for the class or "
         "an attribute of its layers, as isinstance(layer, torch.nn.Linear) does. Let it call them without asking, or "
